@@ -1,0 +1,274 @@
+"""A cell over time in plain XLA, with a backward pass written by hand.
+
+Automatic differentiation of a scan saves every intermediate and adds up dW_h inside the reverse loop,
+once per step. Here the forward scan keeps the activated gates and the states and nothing else, the
+reverse scan runs only the recurrent chain
+
+    dgx^t    = d(gates' inputs)                     [B, G], elementwise
+    dh^{t-1} = dgx^t W_h^T + elementwise terms      [B, H], the one matrix product per step
+
+and dW_h (with the peepholes' and b_h's gradients) is one large product over all T * B rows after it.
+The gradients of w_x, b and the inputs follow from dgx, outside, through `cell.project`.
+
+The rules below are the derivatives of the equations in the docstrings of `jaxrnn.cells`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn.cells import ACTIVATIONS, GRU, LSTM, RNN, add, product, rows, split, wide
+from jaxrnn.shapes import Array, Bool, Float
+
+
+class Masks(NamedTuple):
+    """Where a row starts afresh and where it stands still; None where no row ever does."""
+
+    reset: Bool[Array, "T B"] | None
+    active: Bool[Array, "T B"] | None
+
+
+def supports(cell: Any) -> bool:
+    """Whether there is a hand-written backward pass for this cell."""
+    return type(cell) in _RULES
+
+
+def run(
+    cell: Any, params: Any, gx: Float[Array, "T B G"], state: Any, masks: Masks, reverse: bool
+) -> tuple[Any, Float[Array, "T B H"]]:
+    """The final state and every output [T, B, H], in the wide dtype, differentiable by hand.
+
+    Args:
+      cell: an `rnn`, `lstm` or `gru`.
+      params: the cell's parameters; only the recurrent ones are used here.
+      gx: the projected inputs, `cell.project(params, xs)`.
+      state: the state before the first step taken.
+      masks: see `Masks`; a row that stands still puts out zeros.
+      reverse: run from the last step to the first.
+    """
+    weights = params._replace(w_x=None, b=None)
+    return _run(cell, reverse, weights, gx, state, masks)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(
+    cell: Any, reverse: bool, weights: Any, gx: Array, state: Any, masks: Masks
+) -> tuple[Any, Array]:
+    final, (_, states, _) = _forward_scan(cell, reverse, weights, gx, state, masks)
+    return final, _outputs(states, masks)
+
+
+def _forward(
+    cell: Any, reverse: bool, weights: Any, gx: Array, state: Any, masks: Masks
+) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
+    final, (previous, states, gates) = _forward_scan(cell, reverse, weights, gx, state, masks)
+    return (final, _outputs(states, masks)), (weights, previous, states, gates, masks)
+
+
+def _backward(
+    cell: Any, reverse: bool, saved: tuple[Any, ...], cotangents: tuple[Any, Array]
+) -> tuple[Any, Array, Any, Masks]:
+    weights, previous, states, gates, masks = saved
+    d_final, d_ys = cotangents
+    rule = _RULES[type(cell)]
+
+    def body(d_state: Any, slices: Any) -> tuple[Any, Array]:
+        before, after, activated, d_y, (reset, active) = slices
+        d_y = d_y if active is None else jnp.where(active[:, None], d_y, 0)
+        d_after = d_state._replace(hidden=d_state.hidden + d_y)
+        d_before, d_gx = rule.backward(cell, weights, before, after, activated, d_after)
+        if active is not None:
+            d_before = _choose(active, d_before, d_state)
+            d_gx = jnp.where(active[:, None], d_gx, 0)
+        if reset is not None:
+            d_before = _choose(reset, jax.tree.map(jnp.zeros_like, d_before), d_before)
+        return d_before, d_gx
+
+    slices = (previous, states, gates, d_ys, masks)
+    d_state, d_gx = lax.scan(body, d_final, slices, reverse=not reverse)
+    d_weights = rule.weights(cell, weights, previous, states, gates, d_gx)
+    return d_weights, d_gx, d_state, Masks(None, None)
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _forward_scan(
+    cell: Any, reverse: bool, weights: Any, gx: Array, state: Any, masks: Masks
+) -> tuple[Any, tuple[Any, Any, Any]]:
+    """The final state, and for every step the state before it, the state after it, the gates."""
+    forward = _RULES[type(cell)].forward
+
+    def body(state: Any, slices: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+        gx_t, (reset, active) = slices
+        if reset is not None:
+            state = _choose(reset, jax.tree.map(jnp.zeros_like, state), state)
+        after, gates = forward(cell, weights, state, gx_t)
+        if active is not None:
+            after = _choose(active, after, state)
+        return after, (state, after, gates)
+
+    return lax.scan(body, state, (gx, masks), reverse=reverse)
+
+
+def _outputs(states: Any, masks: Masks) -> Array:
+    if masks.active is None:
+        return states.hidden
+    return jnp.where(masks.active[..., None], states.hidden, 0)
+
+
+def _choose(rows: Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), yes, no)
+
+
+class _Rules(NamedTuple):
+    """A cell's derivatives.
+
+    forward(cell, weights, before, gx) -> after, gates
+    backward(cell, weights, before, after, gates, d_after) -> d_before, d_gx
+    weights(cell, weights, before, after, gates, d_gx) -> d_weights, over all steps at once
+    """
+
+    forward: Any
+    backward: Any
+    weights: Any
+
+
+def _outer(x: Float[Array, "T B K"], y: Float[Array, "T B N"], like: Array) -> Float[Array, "K N"]:
+    """Sum over t, b of x y^T with operands in the weights' dtype, accumulated wide."""
+    x, y = x.reshape(-1, x.shape[-1]).astype(like.dtype), y.reshape(-1, y.shape[-1])
+    total = jnp.matmul(x.T, y.astype(like.dtype), preferred_element_type=wide(like.dtype))
+    return total.astype(like.dtype)
+
+
+# --- plain RNN ----------------------------------------------------------------------------------
+
+_SLOPES = {
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (h > 0).astype(h.dtype),
+    "sigmoid": lambda h: h * (1 - h),
+}
+
+
+def _rnn_forward(cell: RNN, weights: Any, before: Any, gx: Array) -> tuple[Any, None]:
+    hidden = ACTIVATIONS[cell.activation](gx + product(before.hidden, weights.w_h))
+    return before._replace(hidden=hidden), None
+
+
+def _rnn_backward(
+    cell: RNN, weights: Any, before: Any, after: Any, gates: None, d_after: Any
+) -> tuple[Any, Array]:
+    d_gx = d_after.hidden * _SLOPES[cell.activation](after.hidden)
+    return before._replace(hidden=product(d_gx, weights.w_h.T)), d_gx
+
+
+def _rnn_weights(
+    cell: RNN, weights: Any, before: Any, after: Any, gates: None, d_gx: Array
+) -> Any:
+    return weights._replace(w_h=_outer(before.hidden, d_gx, weights.w_h))
+
+
+# --- LSTM ---------------------------------------------------------------------------------------
+
+
+def _lstm_forward(cell: LSTM, weights: Any, before: Any, gx: Array) -> tuple[Any, Array]:
+    a_i, a_f, a_g, a_o = split(gx + product(before.hidden, weights.w_h), 4)
+    if weights.w_c is not None:
+        p_i, p_f, p_o = rows(weights.w_c)
+        a_i, a_f = a_i + p_i * before.cell, a_f + p_f * before.cell
+    i, f, g = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g)
+    c = f * before.cell + i * g
+    o = jax.nn.sigmoid(a_o if weights.w_c is None else a_o + p_o * c)
+    return before._replace(hidden=o * jnp.tanh(c), cell=c), (i, f, g, o)
+
+
+def _lstm_backward(
+    cell: LSTM, weights: Any, before: Any, after: Any, gates: Any, d_after: Any
+) -> tuple[Any, Array]:
+    i, f, g, o = gates
+    tanh_c = jnp.tanh(after.cell)
+    d_ao = d_after.hidden * tanh_c * o * (1 - o)
+    d_c = d_after.cell + d_after.hidden * o * (1 - tanh_c * tanh_c)
+    if weights.w_c is not None:
+        p_i, p_f, p_o = rows(weights.w_c)
+        d_c = d_c + p_o * d_ao
+    d_ai = d_c * g * i * (1 - i)
+    d_af = d_c * before.cell * f * (1 - f)
+    d_ag = d_c * i * (1 - g * g)
+    d_gx = jnp.concatenate([d_ai, d_af, d_ag, d_ao], axis=-1)
+    d_c = d_c * f
+    if weights.w_c is not None:
+        d_c = d_c + p_i * d_ai + p_f * d_af
+    return before._replace(hidden=product(d_gx, weights.w_h.T), cell=d_c), d_gx
+
+
+def _lstm_weights(
+    cell: LSTM, weights: Any, before: Any, after: Any, gates: Any, d_gx: Array
+) -> Any:
+    d_w_c = None
+    if weights.w_c is not None:
+        d_ai, d_af, _, d_ao = split(d_gx, 4)
+        seen = (before.cell, d_ai), (before.cell, d_af), (after.cell, d_ao)
+        d_w_c = jnp.stack([jnp.einsum("tbh,tbh->h", c, d) for c, d in seen])
+        d_w_c = d_w_c.astype(weights.w_c.dtype)
+    return weights._replace(w_h=_outer(before.hidden, d_gx, weights.w_h), w_c=d_w_c)
+
+
+# --- GRU ----------------------------------------------------------------------------------------
+
+
+def _gru_forward(cell: GRU, weights: Any, before: Any, gx: Array) -> tuple[Any, Any]:
+    h, w_h, size = before.hidden, weights.w_h, cell.hidden
+    if cell.reset == "after":
+        recurrent = product(h, w_h)
+        z, r = split(jax.nn.sigmoid(gx[:, : 2 * size] + recurrent[:, : 2 * size]), 2)
+        q = add(recurrent[:, 2 * size :], weights.b_h)
+        n = jnp.tanh(gx[:, 2 * size :] + r * q)
+    else:
+        z, r = split(jax.nn.sigmoid(gx[:, : 2 * size] + product(h, w_h[:, : 2 * size])), 2)
+        q = None
+        n = jnp.tanh(gx[:, 2 * size :] + product(r * h, w_h[:, 2 * size :]))
+    return before._replace(hidden=(1 - z) * n + z * h), (z, r, n, q)
+
+
+def _gru_backward(
+    cell: GRU, weights: Any, before: Any, after: Any, gates: Any, d_after: Any
+) -> tuple[Any, Array]:
+    (z, r, n, q), h, d_h = gates, before.hidden, d_after.hidden
+    w_h, size = weights.w_h, cell.hidden
+    d_an = d_h * (1 - z) * (1 - n * n)
+    d_az = d_h * (h - n) * z * (1 - z)
+    if cell.reset == "after":
+        d_ar = d_an * q * r * (1 - r)
+        d_recurrent = jnp.concatenate([d_az, d_ar, d_an * r], axis=-1)
+        d_before = d_h * z + product(d_recurrent, w_h.T)
+    else:
+        d_rh = product(d_an, w_h[:, 2 * size :].T)
+        d_ar = d_rh * h * r * (1 - r)
+        d_azr = jnp.concatenate([d_az, d_ar], axis=-1)
+        d_before = d_h * z + d_rh * r + product(d_azr, w_h[:, : 2 * size].T)
+    return before._replace(hidden=d_before), jnp.concatenate([d_az, d_ar, d_an], axis=-1)
+
+
+def _gru_weights(cell: GRU, weights: Any, before: Any, after: Any, gates: Any, d_gx: Array) -> Any:
+    (_, r, _, _), h, size = gates, before.hidden, cell.hidden
+    d_zr, d_n = d_gx[..., : 2 * size], d_gx[..., 2 * size :]
+    if cell.reset == "after":
+        d_q = d_n * r
+        d_b_h = d_q.sum((0, 1)).astype(weights.b_h.dtype)
+        d_w_h = _outer(h, jnp.concatenate([d_zr, d_q], axis=-1), weights.w_h)
+        return weights._replace(w_h=d_w_h, b_h=d_b_h)
+    d_w_zr, d_w_n = _outer(h, d_zr, weights.w_h), _outer(r * h, d_n, weights.w_h)
+    return weights._replace(w_h=jnp.concatenate([d_w_zr, d_w_n], axis=1))
+
+
+_RULES = {
+    RNN: _Rules(_rnn_forward, _rnn_backward, _rnn_weights),
+    LSTM: _Rules(_lstm_forward, _lstm_backward, _lstm_weights),
+    GRU: _Rules(_gru_forward, _gru_backward, _gru_weights),
+}
