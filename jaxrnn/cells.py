@@ -22,7 +22,7 @@ projection, zero at the start (but for the LSTM's forget gate), and `gru(reset="
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ RecurrentInit = Literal["orthogonal", "glorot"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
+@runtime_checkable
 class Cell(Protocol):
     """What `unroll` needs of a cell. Bring your own: any hashable object with these members."""
 

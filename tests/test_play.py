@@ -121,15 +121,15 @@ def test_mean_loss_is_the_entropy_rate() -> None:
 
 
 def test_entropy_rate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit says 1 + (1/4 + 1/4 + 2/2)/2 characters and decides 1 + (3/2)/2 bits."""
-    monkeypatch.setattr(play, "GRAMMAR", {"unit": ["a", "b{x}"], "x": ["c", "d", "ef", "ef"]})
-    assert math.isclose(entropy_rate(), math.log(2), rel_tol=1e-12)
+    """A unit decides 1 + (3/2)/2 bits and says 1 + (1/4 + 1/4 + 4/2)/2 characters."""
+    monkeypatch.setattr(play, "GRAMMAR", {"unit": ["a", "b{x}"], "x": ["c", "d", "efgh", "efgh"]})
+    assert math.isclose(entropy_rate(), 7 / 9 * math.log(2), rel_tol=1e-12)
 
 
 def test_entropy_rate_of_a_recursive_grammar_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopping with probability 1/4 makes four choices of one character each."""
-    monkeypatch.setattr(play, "GRAMMAR", {"unit": ["a{unit}", "b{unit}", "c{unit}", "."]})
-    assert math.isclose(entropy_rate(), math.log(4), rel_tol=1e-12)
+    """Stopping with probability 1/4 makes four choices, and says three letters and three dots."""
+    monkeypatch.setattr(play, "GRAMMAR", {"unit": ["a{unit}", "b{unit}", "c{unit}", "..."]})
+    assert math.isclose(entropy_rate(), 4 / 6 * math.log(4), rel_tol=1e-12)
 
 
 # The words that templates spell out: one syllable, of either stress, unless listed here.

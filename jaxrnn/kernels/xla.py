@@ -76,12 +76,13 @@ def _backward(
     weights, previous, states, gates, masks = saved
     d_final, d_ys = cotangents
     rule = _RULES[type(cell)]
+    w_t = lax.optimization_barrier(weights.w_h.T)  # laid out once, or every step pays for it
 
     def body(d_state: Any, slices: Any) -> tuple[Any, Array]:
         before, after, activated, d_y, (reset, active) = slices
         d_y = d_y if active is None else jnp.where(active[:, None], d_y, 0)
         d_after = d_state._replace(hidden=d_state.hidden + d_y)
-        d_before, d_gx = rule.backward(cell, weights, before, after, activated, d_after)
+        d_before, d_gx = rule.backward(cell, weights, w_t, before, after, activated, d_after)
         if active is not None:
             d_before = _choose(active, d_before, d_state)
             d_gx = jnp.where(active[:, None], d_gx, 0)
@@ -130,7 +131,7 @@ class _Rules(NamedTuple):
     """A cell's derivatives.
 
     forward(cell, weights, before, gx) -> after, gates
-    backward(cell, weights, before, after, gates, d_after) -> d_before, d_gx
+    backward(cell, weights, w_t, before, after, gates, d_after) -> d_before, d_gx, w_t = w_h^T
     weights(cell, weights, before, after, gates, d_gx) -> d_weights, over all steps at once
     """
 
@@ -141,9 +142,28 @@ class _Rules(NamedTuple):
 
 def _outer(x: Float[Array, "T B K"], y: Float[Array, "T B N"], like: Array) -> Float[Array, "K N"]:
     """Sum over t, b of x y^T with operands in the weights' dtype, accumulated wide."""
-    x, y = x.reshape(-1, x.shape[-1]).astype(like.dtype), y.reshape(-1, y.shape[-1])
-    total = jnp.matmul(x.T, y.astype(like.dtype), preferred_element_type=wide(like.dtype))
+    x, y = x.astype(like.dtype), y.astype(like.dtype)
+    total = lax.platform_dependent(x, y, cpu=_outer_cpu, default=_outer_anywhere)
     return total.astype(like.dtype)
+
+
+def _outer_anywhere(x: Array, y: Array) -> Array:
+    contract = (((0, 1), (0, 1)), ((), ()))
+    return lax.dot_general(x, y, contract, preferred_element_type=wide(x.dtype))
+
+
+def _outer_cpu(x: Array, y: Array) -> Array:
+    """The same with x^T laid out first: XLA's fast CPU product takes no transposed operand.
+
+    In two steps, since one [T B, K] transpose strides through memory: first each step's [B, K] in
+    cache, then rows of B numbers.
+    """
+    if x.dtype != jnp.bfloat16:
+        return _outer_anywhere(x, y)
+    steps, batch, width = x.shape
+    x = lax.optimization_barrier(x.swapaxes(1, 2))
+    x = lax.optimization_barrier(x.swapaxes(0, 1).reshape(width, steps * batch))
+    return product(x, y.reshape(steps * batch, -1))
 
 
 # --- plain RNN ----------------------------------------------------------------------------------
@@ -161,10 +181,10 @@ def _rnn_forward(cell: RNN, weights: Any, before: Any, gx: Array) -> tuple[Any, 
 
 
 def _rnn_backward(
-    cell: RNN, weights: Any, before: Any, after: Any, gates: None, d_after: Any
+    cell: RNN, weights: Any, w_t: Array, before: Any, after: Any, gates: None, d_after: Any
 ) -> tuple[Any, Array]:
     d_gx = d_after.hidden * _SLOPES[cell.activation](after.hidden)
-    return before._replace(hidden=product(d_gx, weights.w_h.T)), d_gx
+    return before._replace(hidden=product(d_gx, w_t)), d_gx
 
 
 def _rnn_weights(
@@ -188,7 +208,7 @@ def _lstm_forward(cell: LSTM, weights: Any, before: Any, gx: Array) -> tuple[Any
 
 
 def _lstm_backward(
-    cell: LSTM, weights: Any, before: Any, after: Any, gates: Any, d_after: Any
+    cell: LSTM, weights: Any, w_t: Array, before: Any, after: Any, gates: Any, d_after: Any
 ) -> tuple[Any, Array]:
     i, f, g, o = gates
     tanh_c = jnp.tanh(after.cell)
@@ -204,7 +224,7 @@ def _lstm_backward(
     d_c = d_c * f
     if weights.w_c is not None:
         d_c = d_c + p_i * d_ai + p_f * d_af
-    return before._replace(hidden=product(d_gx, weights.w_h.T), cell=d_c), d_gx
+    return before._replace(hidden=product(d_gx, w_t), cell=d_c), d_gx
 
 
 def _lstm_weights(
@@ -237,21 +257,21 @@ def _gru_forward(cell: GRU, weights: Any, before: Any, gx: Array) -> tuple[Any, 
 
 
 def _gru_backward(
-    cell: GRU, weights: Any, before: Any, after: Any, gates: Any, d_after: Any
+    cell: GRU, weights: Any, w_t: Array, before: Any, after: Any, gates: Any, d_after: Any
 ) -> tuple[Any, Array]:
     (z, r, n, q), h, d_h = gates, before.hidden, d_after.hidden
-    w_h, size = weights.w_h, cell.hidden
+    size = cell.hidden
     d_an = d_h * (1 - z) * (1 - n * n)
     d_az = d_h * (h - n) * z * (1 - z)
     if cell.reset == "after":
         d_ar = d_an * q * r * (1 - r)
         d_recurrent = jnp.concatenate([d_az, d_ar, d_an * r], axis=-1)
-        d_before = d_h * z + product(d_recurrent, w_h.T)
+        d_before = d_h * z + product(d_recurrent, w_t)
     else:
-        d_rh = product(d_an, w_h[:, 2 * size :].T)
+        d_rh = product(d_an, w_t[2 * size :])
         d_ar = d_rh * h * r * (1 - r)
         d_azr = jnp.concatenate([d_az, d_ar], axis=-1)
-        d_before = d_h * z + d_rh * r + product(d_azr, w_h[:, : 2 * size].T)
+        d_before = d_h * z + d_rh * r + product(d_azr, w_t[: 2 * size])
     return before._replace(hidden=d_before), jnp.concatenate([d_az, d_ar, d_an], axis=-1)
 
 

@@ -1,0 +1,219 @@
+"""The char-RNN: characters → embedding → stacked cells → logits → loss (lecture rows 2, 9 and 10).
+
+`Params` carries its own `Config` and `Vocabulary`, so it is all that `jaxrnn.sample` needs. The
+first cell's input product is never computed per character: a character can be only one of V, so
+`project` runs once over the V embeddings, and each step looks up its row of that table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrnn import cells
+from jaxrnn.errors import InputError
+from jaxrnn.shapes import Array, Float, Int, Key, Scalar
+from jaxrnn.text import Vocabulary
+from jaxrnn.unroll import Implementation, unroll_projected
+
+Carry = tuple[Any, ...]  # one recurrent state per layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of the model."""
+
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Recurrent cell."""
+    layers: int = 1
+    """Cells stacked on one another."""
+    hidden: int = 256
+    """Width of each cell, in units."""
+    embed: int = 64
+    """Width of the character embedding; 0 feeds the characters one-hot."""
+    dropout: float = 0.0
+    """Share of each layer's outputs dropped in training, 0 to 1."""
+    tie: bool = False
+    """Use the embedding as the output weights too (needs embed = hidden)."""
+    activation: cells.Activation = "tanh"
+    """Of the rnn cell."""
+    peephole: bool = False
+    """Let the lstm's gates see its cell."""
+    forget_bias: float = 1.0
+    """Of the lstm's forget gate at the start."""
+    reset: cells.Reset = "before"
+    """Where the gru's reset gate acts: before the product (the lecture) or after it (cuDNN)."""
+    recurrent_init: cells.RecurrentInit = "orthogonal"
+    """First recurrent weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products; parameters, states and sums stay float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.embed < 0:
+            raise InputError(f"--embed must be 0 (one-hot) or more, not {self.embed}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.tie and self.embed != self.hidden:
+            raise InputError(
+                f"--tie needs --embed equal to --hidden, not {self.embed} and {self.hidden}"
+            )
+
+    def make_cell(self) -> cells.Cell:
+        """The cell of every layer."""
+        if self.cell == "rnn":
+            return cells.rnn(self.hidden, self.activation, self.recurrent_init)
+        if self.cell == "gru":
+            return cells.gru(self.hidden, self.reset, self.recurrent_init)
+        return cells.lstm(self.hidden, self.peephole, self.forget_bias, self.recurrent_init)
+
+
+@flax.struct.dataclass
+class Params:
+    """A char-RNN: its arrays, and as static parts what they mean.
+
+    embedding: [V, E], None where the characters go in one-hot.
+    layers: the cells' parameters, from the input upwards.
+    w_out: [H, V], None where tied to the embedding.
+    b_out: [V].
+    """
+
+    embedding: Float[Array, "V E"] | None
+    layers: tuple[Any, ...]
+    w_out: Float[Array, "H V"] | None
+    b_out: Float[Array, "V"]
+    config: Config = flax.struct.field(pytree_node=False)
+    vocabulary: Vocabulary = flax.struct.field(pytree_node=False)
+
+
+def init(config: Config, vocabulary: Vocabulary, seed: int = 0) -> Params:
+    """A fresh model: float32 parameters drawn from `seed`."""
+    keys = iter(jax.random.split(jax.random.key(seed), config.layers + 2))
+    size = len(vocabulary)
+    # a token's embedding feeds wide sums: unit rows times 1/sqrt(E) keep them near one
+    embedding = (
+        jax.random.normal(next(keys), (size, config.embed)) * config.embed**-0.5
+        if config.embed
+        else None
+    )
+    cell = config.make_cell()
+    widths = [config.embed or size] + [config.hidden] * (config.layers - 1)
+    layers = tuple(cell.init(next(keys), width) for width in widths)
+    w_out = None
+    if not config.tie:
+        w_out = jax.nn.initializers.glorot_uniform()(next(keys), (config.hidden, size))
+    return Params(embedding, layers, w_out, jnp.zeros(size), config, vocabulary)
+
+
+def initial_carry(config: Config, batch: int) -> Carry:
+    """The zero state of every layer for `batch` rows."""
+    return (config.make_cell().initial_state(batch),) * config.layers
+
+
+def count(params: Params) -> int:
+    """How many numbers the model learns."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+class Prepared(NamedTuple):
+    """The parameters as the steps use them: in the products' dtype, the first layer as a table.
+
+    table: [V, G] `project` of every character.
+    layers: the cells' parameters.
+    w_out: [H, V], b_out: [V].
+    """
+
+    table: Float[Array, "V G"]
+    layers: tuple[Any, ...]
+    w_out: Float[Array, "H V"]
+    b_out: Float[Array, "V"]
+
+
+def prepare(params: Params) -> Prepared:
+    """Cast the parameters once and look ahead at every character the first layer can meet."""
+    config = params.config
+    dtype = jnp.dtype(config.dtype)
+    layers = jax.tree.map(lambda a: a.astype(dtype), params.layers)
+    if params.embedding is None:  # one-hot: the product with the identity is w_x itself
+        table = cells.add(layers[0].w_x.astype(jnp.float32), layers[0].b)
+    else:
+        table = config.make_cell().project(layers[0], params.embedding.astype(dtype))
+    w_out = params.w_out if params.w_out is not None else params.embedding.T  # type: ignore[union-attr]
+    return Prepared(table, layers, w_out.astype(dtype), params.b_out)
+
+
+def forward(
+    params: Params,
+    tokens: Int[Array, "T B"],
+    carry: Carry,
+    *,
+    dropout_key: Key | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[Carry, Float[Array, "T B V"]]:
+    """Logits for the character after each of `tokens`, and the state after the last.
+
+    Args:
+      params: the model.
+      tokens: [T, B] integers.
+      carry: from `initial_carry` or from the call before.
+      dropout_key: drops units where given (training); None keeps them all.
+      implementation: as in `jaxrnn.unroll`.
+    """
+    config, prepared = params.config, prepare(params)
+    cell = config.make_cell()
+    after = []
+    hidden = None
+    for layer, (weights, state) in enumerate(zip(prepared.layers, carry, strict=True)):
+        gx = prepared.table[tokens] if hidden is None else cell.project(weights, hidden)
+        state, ys = unroll_projected(cell, weights, gx, state, implementation=implementation)
+        after.append(state)
+        hidden = ys.astype(weights.w_h.dtype)
+        if dropout_key is not None and config.dropout:
+            hidden = _dropout(hidden, config.dropout, jax.random.fold_in(dropout_key, layer))
+    assert hidden is not None
+    return tuple(after), output(prepared, hidden)
+
+
+def step(
+    config: Config, prepared: Prepared, carry: Carry, tokens: Int[Array, "B"]
+) -> tuple[Carry, Float[Array, "B V"]]:
+    """One character further: the state after `tokens` [B] and the logits of what follows."""
+    cell = config.make_cell()
+    after = []
+    hidden = None
+    for weights, state in zip(prepared.layers, carry, strict=True):
+        gx = prepared.table[tokens] if hidden is None else cell.project(weights, hidden)
+        state, y = cell.step(weights, state, gx)
+        after.append(state)
+        hidden = y.astype(weights.w_h.dtype)
+    assert hidden is not None
+    return tuple(after), output(prepared, hidden)
+
+
+def output(prepared: Prepared, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
+    """The output layer: logits, whose softmax is the distribution of the next character."""
+    return cells.add(cells.product(hidden, prepared.w_out), prepared.b_out)
+
+
+def loss(
+    params: Params, tokens: Int[Array, "T1 B"], carry: Carry, *, dropout_key: Key | None = None
+) -> tuple[Scalar, Carry]:
+    """Mean cross-entropy in nats per character; the target is the input shifted by one.
+
+    tokens: [T + 1, B]; characters 0..T-1 go in, 1..T are to be predicted.
+    """
+    carry, logits = forward(params, tokens[:-1], carry, dropout_key=dropout_key)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:])
+    return nats.mean(), carry
+
+
+def _dropout(x: Array, rate: float, key: Key) -> Array:
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)

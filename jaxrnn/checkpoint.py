@@ -1,0 +1,256 @@
+"""The run directory: what is written there, and how it is read back.
+
+    config.json     everything needed to build the run again
+    vocab.json      what the tokens mean
+    checkpoints/    orbax: parameters, and beside them the rest of the training state
+    metrics.jsonl, samples.txt, loss.png      written by `jaxrnn.report`
+
+Nothing that is loaded can run code: JSON, and arrays by name. Every checkpoint carries a digest of its
+arrays; one that is damaged or half-written is passed over for the newest good one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxrnn import charlm
+from jaxrnn.errors import InputError
+from jaxrnn.text import Vocabulary
+
+Which = Literal["best", "latest"]
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of its own there
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back: the tree, the step it was saved at, and what was noted beside it."""
+
+    tree: Any
+    step: int
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving is asynchronous; the best and the two latest are kept."""
+
+    def __init__(self, run: Path, warn: Callable[[str], None] = lambda line: None) -> None:
+        self.directory = run.absolute() / "checkpoints"
+        self._warn = warn
+        latest = ocp.checkpoint_managers.LatestN(2)
+        best = ocp.checkpoint_managers.BestN(get_metric_fn=_score, reverse=True, n=1)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(self, step: int, params: Any, rest: Any, notes: dict[str, Any]) -> None:
+        """Start to save; returns once the arrays are copied and may be overwritten.
+
+        Args:
+          step: the number of steps taken.
+          params: all that sampling needs; any pytree of arrays.
+          rest: the rest of the training state; any pytree of arrays.
+          notes: JSON, with the "validation" loss if there is one.
+
+        Raises:
+          OSError: where the disk is full or the folder cannot be written (also for the save before).
+        """
+        items = {"params": _named(params), "rest": _named(rest)}
+        digest = {name: _digest(arrays) for name, arrays in items.items()}
+        with _disk(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    notes=ocp.args.JsonSave(notes | {"digest": digest}),
+                    # copies: the originals are donated to the next step while these are written
+                    **{n: ocp.args.StandardSave(jax.tree.map(jnp.copy, a)) for n, a in items.items()},
+                ),
+                metrics={"validation": notes.get("validation")},
+            )
+
+    def wait(self) -> None:
+        """Until everything is on the disk. Raises OSError as `save` does."""
+        with _disk(self.directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def steps(self, which: Which = "latest") -> list[int]:
+        """The steps saved, from the one asked for down: newest first, or best first."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if which == "best":
+            score = {i.step: _score(i.metrics) for i in self._manager._checkpoints}
+            steps.sort(key=lambda step: score.get(step, math.inf))
+        return steps
+
+    def restore(
+        self,
+        params: Any,
+        rest: Any = None,
+        which: Which = "latest",
+        accept: Callable[[dict[str, Any]], bool] = lambda notes: True,
+    ) -> Restored | None:
+        """The newest (or best) good checkpoint, or None if there is none.
+
+        A damaged one is told through `warn` and removed from the list by the next save of its step.
+
+        Args:
+          params, rest: pytrees of arrays or ShapeDtypeStructs of the shapes saved; `rest=None` leaves
+            it on the disk.
+          which: "latest" or "best".
+          accept: passes over checkpoints by their notes.
+
+        Returns:
+          tree = (params, rest) on the default device.
+        """
+        for step in self.steps(which):
+            try:
+                notes = self._read(step, notes=ocp.args.JsonRestore())["notes"]
+                if not accept(notes):
+                    continue
+                trees = {"params": params} if rest is None else {"params": params, "rest": rest}
+                arguments = {n: ocp.args.StandardRestore(_abstract(t)) for n, t in trees.items()}
+                found = self._read(step, **arguments)
+                for name, tree in trees.items():
+                    if _digest(found[name]) != notes["digest"][name]:
+                        raise ValueError(f"the {name} differ from their digest")
+            except Exception as error:  # whatever orbax meets in a damaged file
+                self._warn(
+                    f"checkpoint {step} in {self.directory} is damaged and passed over "
+                    f"({_first_line(error)})"
+                )
+                continue
+            built = {name: _rebuilt(tree, found[name]) for name, tree in trees.items()}
+            return Restored((built["params"], built.get("rest")), step, notes)
+        return None
+
+    def drop_after(self, step: int) -> None:
+        """Remove every checkpoint later than `step`, so that its steps can be saved again."""
+        for later in self.steps():
+            if later > step:
+                self._manager.wait_until_finished()
+                shutil.rmtree(self.directory / str(later), ignore_errors=True)
+        self._manager.reload()
+
+    def _read(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+
+def load(run: str | os.PathLike[str], which: Which = "best") -> charlm.Params:
+    """The model of a run directory, on whatever device there is here.
+
+    Args:
+      run: the folder that `python -m jaxrnn.train` wrote.
+      which: "best" (lowest validation loss) or "latest".
+
+    Raises:
+      InputError: for a folder that is none, is no run, or holds no good checkpoint.
+    """
+    config, vocabulary = read_description(Path(run))
+    model = charlm.Config(**config["training"]["model"])
+    shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
+    lines: list[str] = []
+    checkpoints = Checkpoints(Path(run), lines.append)
+    restored = checkpoints.restore(shapes, which=which)
+    checkpoints.close()
+    if restored is None:
+        raise InputError("; ".join([f"{run} holds no good checkpoint yet", *lines]))
+    return restored.tree[0]
+
+
+def write_description(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Write config.json and vocab.json, each whole or not at all."""
+    _write(run / "vocab.json", json.dumps(dataclasses.asdict(vocabulary)))
+    _write(run / "config.json", json.dumps(config, indent=2))
+
+
+def read_description(run: Path) -> tuple[dict[str, Any], Vocabulary]:
+    """config.json and vocab.json of a run. Raises InputError for a folder that is no run."""
+    if not run.is_dir():
+        raise InputError(f"{run} is no folder; train first, or name the folder of a run")
+    try:
+        config = json.loads((run / "config.json").read_text())
+        vocabulary = Vocabulary(**json.loads((run / "vocab.json").read_text()))
+    except FileNotFoundError as error:
+        raise InputError(f"{run} is no run of jaxrnn: it has no {Path(error.filename).name}") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{run} has a damaged description: {error}") from None
+    return config, vocabulary
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+
+
+def _score(metrics: Any) -> float:
+    value = (metrics or {}).get("validation")
+    return math.inf if value is None else float(value)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """A pytree as a flat dict of arrays, named by their paths: nothing to import when it is read."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _abstract(tree: Any) -> dict[str, Any]:
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    here = jax.sharding.SingleDeviceSharding(device)
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        for name, leaf in _named(tree).items()
+    }
+
+
+def _rebuilt(tree: Any, named: dict[str, Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in _named(tree)])
+
+
+def _digest(named: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        array = np.asarray(named[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class _disk:
+    """Turns what orbax and tensorstore raise for a failed write into one OSError with one line."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            raise OSError(
+                f"could not save to {self._directory}: {_first_line(error)}; "
+                "the checkpoints before it are intact"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,277 @@
+"""Text from a char-RNN: one jitted loop that reads the prime, then draws (lecture row 13).
+
+    jaxrnn.sample(params, prime="ROMEO:")            # a string that begins with the prime
+    for piece in jaxrnn.stream(params, "ROMEO:"):    # the same text, as it is made
+        print(piece, end="", flush=True)
+
+Three ways to take the next character from the softmax of the logits: `"categorical"` draws from it,
+`"argmax"` takes the likeliest (and ends in loops), `"after-space"` draws the first character of a word
+and takes the likeliest inside it.
+
+The loop's trip count, temperature, top-k, top-p and seed are arguments of the compiled program and
+the prime is padded to the next power of two, so none of them compiles anything anew.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrnn import charlm
+from jaxrnn.errors import InputError
+from jaxrnn.shapes import Array, Bool, Float, Int, Key
+
+Mode = Literal["categorical", "argmax", "after-space"]
+
+CHUNK = 16  # characters that `stream` draws in one call of the device
+
+
+def sample(
+    params: charlm.Params,
+    prime: str,
+    length: int = 500,
+    temperature: float = 1.0,
+    mode: Mode = "categorical",
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    count: int = 1,
+) -> str | list[str]:
+    """Write on from `prime`.
+
+    Args:
+      params: from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training.
+      prime: how the text begins; at least one character.
+      length: characters to add; 0 gives back the prime. Tokens of a byte vocabulary are bytes.
+      temperature: divides the logits; below 1 bolder on the likely, above 1 wilder.
+      mode: "categorical", "argmax" or "after-space".
+      top_k: draw among the k likeliest only.
+      top_p: draw among the fewest characters whose probabilities reach p (Holtzman et al. 2020).
+      seed: 0 to 2^32 - 1; the same seed gives the same text on the same machine.
+      count: how many texts; each is the one that its place in the count always gives.
+
+    Returns:
+      The text, prime included; a list of texts where count > 1.
+
+    Raises:
+      InputError: for a value out of its range or a prime with characters that the model has never
+        seen; it says which.
+    """
+    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, count)
+    _check_length(length)
+    drawn = drawer.draw(length) if length else np.zeros((0, count), np.int32)
+    texts = [prime + params.vocabulary.decode(drawn[:, row]) for row in range(count)]
+    return texts if count > 1 else texts[0]
+
+
+def stream(
+    params: charlm.Params,
+    prime: str,
+    length: int | None = None,
+    temperature: float = 1.0,
+    mode: Mode = "categorical",
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The text of `sample` in pieces, the prime first, each as soon as it is made.
+
+    Arguments and errors are those of `sample`; `length=None` never ends.
+    """
+    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, 1)
+    if length is not None:
+        _check_length(length)
+    return _pieces(drawer, params, prime, length)
+
+
+def _pieces(
+    drawer: _Drawer, params: charlm.Params, prime: str, length: int | None
+) -> Iterator[str]:
+    yield prime
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    left = math.inf if length is None else length
+    while left > 0:
+        tokens = drawer.draw(int(min(CHUNK, left)))[:, 0]
+        left -= len(tokens)
+        if params.vocabulary.by_bytes:  # a character may be cut by the end of a piece
+            yield decoder.decode(tokens.astype(np.uint8).tobytes(), final=left <= 0)
+        else:
+            yield params.vocabulary.decode(tokens)
+
+
+class Settings(NamedTuple):
+    """What shapes the draw, as arrays: changing them compiles nothing."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    whitespace: Bool[Array, "V"]
+
+
+class State(NamedTuple):
+    """Where a text stands.
+
+    carry: the recurrent state of every layer.
+    logits: [B, V] of the next character.
+    last: [B] the character before it.
+    position: characters read and drawn so far.
+    keys: [B] one per row.
+    """
+
+    carry: Any
+    logits: Float[Array, "B V"]
+    last: Int[Array, "B"]
+    position: Int[Array, ""]
+    keys: Key
+
+
+class _Drawer:
+    """A text under way: checked arguments, the compiled loop's arguments, the state between calls."""
+
+    def __init__(
+        self,
+        params: charlm.Params,
+        prime: str,
+        temperature: float,
+        mode: Mode,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int,
+        count: int,
+    ) -> None:
+        size = len(params.vocabulary)
+        if not prime:
+            raise InputError("the prime is empty; give the text at least one character to begin with")
+        if mode not in get_args(Mode):
+            raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise InputError(f"temperature must be a number above 0, not {temperature}")
+        if top_k is not None and not 1 <= top_k <= size:
+            raise InputError(f"top_k must be from 1 to {size}, the vocabulary, not {top_k}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, not {top_p}")
+        if not 0 <= seed < 2**32:
+            raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
+        if count < 1:
+            raise InputError(f"count must be at least 1, not {count}")
+        self.config = params.config
+        self.prepared = _prepare(params)
+        self.mode = mode
+        self.truncate = top_k is not None or top_p is not None
+        self.settings = Settings(
+            jnp.float32(temperature),
+            jnp.int32(size if top_k is None else top_k),
+            jnp.float32(1.0 if top_p is None else top_p),
+            jnp.asarray(params.vocabulary.whitespace()),
+        )
+        self.prime = params.vocabulary.encode(prime).astype(np.int32)
+        self.state = _begin(self.config, size, count, jnp.uint32(seed))
+
+    def draw(self, length: int) -> np.ndarray:
+        """The next `length` tokens, [length, B]; the first call reads the prime before it draws."""
+        prime, self.prime = self.prime, self.prime[:0]
+        padded = np.zeros(_bucket(len(prime)), np.int32)
+        padded[: len(prime)] = prime
+        self.state, drawn = advance(
+            self.config,
+            self.prepared,
+            self.state,
+            padded,
+            np.int32(len(prime)),
+            np.int32(length),
+            self.settings,
+            mode=self.mode,
+            truncate=self.truncate,
+            size=_bucket(length),
+        )
+        return np.asarray(drawn)[:length]
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("mode", "truncate", "size"))
+def advance(
+    config: charlm.Config,
+    prepared: charlm.Prepared,
+    state: State,
+    prime: Int[Array, "P"],
+    prime_length: Int[Array, ""],
+    length: Int[Array, ""],
+    settings: Settings,
+    *,
+    mode: Mode,
+    truncate: bool,
+    size: int,
+) -> tuple[State, Int[Array, "N B"]]:
+    """Read prime[:prime_length], then draw `length` characters.
+
+    Returns the state after the last of them and the drawn tokens [size, B], of which the first
+    `length` (at most `size`) count.
+    """
+    batch = state.last.shape[0]
+
+    def body(i: Array, loop: tuple[State, Array]) -> tuple[State, Array]:
+        state, drawn = loop
+        keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.position)
+        own = _draw(state, keys, settings, mode, truncate)
+        read = prime[jnp.minimum(i, prime.shape[0] - 1)]
+        token = jnp.where(i < prime_length, read, own)
+        drawn = drawn.at[jnp.maximum(i - prime_length, 0)].set(token)
+        carry, logits = charlm.step(config, prepared, state.carry, token)
+        return State(carry, logits, token, state.position + 1, state.keys), drawn
+
+    drawn = jnp.zeros((size, batch), jnp.int32)
+    return lax.fori_loop(0, prime_length + length, body, (state, drawn))
+
+
+def _draw(state: State, keys: Key, settings: Settings, mode: Mode, truncate: bool) -> Array:
+    likeliest = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+    if mode == "argmax":
+        return likeliest
+    logits = state.logits / settings.temperature
+    if truncate:
+        logits = _truncate(logits, settings)
+    drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    if mode == "after-space":
+        return jnp.where(settings.whitespace[state.last], drawn, likeliest)
+    return drawn
+
+
+def _truncate(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:
+    """Minus infinity for all but the top k, and of those all but the top p. Equals stay together."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+    ordered = jnp.where(rank < settings.top_k, ordered, -jnp.inf)
+    probabilities = jax.nn.softmax(ordered)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept = (rank < settings.top_k) & (before < settings.top_p)
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+_prepare = jax.jit(charlm.prepare)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(config: charlm.Config, size: int, count: int, seed: Array) -> State:
+    key = jax.random.key(seed)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    last = jnp.zeros(count, jnp.int32)
+    logits = jnp.zeros((count, size), jnp.float32)
+    return State(charlm.initial_carry(config, count), logits, last, jnp.int32(0), keys)
+
+
+def _bucket(n: int) -> int:
+    """The next power of two, at least CHUNK: few sizes, few programs."""
+    return max(CHUNK, 1 << (n - 1).bit_length())
+
+
+def _check_length(length: int) -> None:
+    if not 0 <= length < 2**30:
+        raise InputError(f"length must be from 0 to 2^30 - 1, not {length}")

@@ -1,0 +1,225 @@
+"""Where the training text comes from: the embedded play, Tiny Shakespeare, standard input, files.
+
+    source = read()                                    # the play, with each character's exact loss
+    source = read(["shakespeare"])                     # downloaded once
+    source = read(["notes.txt", "linux"], glob="*.c")  # a file, then every C file in a folder
+
+Text is UTF-8 and comes through as it is: newlines are not translated, nothing is normalised, only a
+byte order mark at the start of a file is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn.errors import InputError
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_FILE = "tinyshakespeare.txt"  # 1,115,394 bytes
+NAMED = {"play": "play", "shakespeare": "shakespeare", "-": "stdin"}
+
+
+class Source(NamedTuple):
+    """A training text: `read` returns one.
+
+    name: a short name for it, see `name`.
+    content: the text, or its raw bytes where `as_bytes` was asked for.
+    nats: float64 [len(content)], the exact information of each character where it is known (the
+        play on its own), else None.
+    """
+
+    name: str
+    content: str | bytes
+    nats: np.ndarray | None
+
+
+def read(
+    data: Sequence[str] = ("play",), glob: str | None = None, as_bytes: bool = False
+) -> Source:
+    """Read a training text.
+
+    Args:
+      data: one or more of these, read in the order given:
+        "play", the embedded grammar (`jaxrnn.play`);
+        "shakespeare", Tiny Shakespeare, downloaded once into the user's cache folder or the folder
+        that the environment variable JAXRNN_CACHE names;
+        "-", standard input;
+        the path of a file or a folder ("./play" is the one that is called play).
+      glob: which files to take from the folders, "*.txt" if None. It is matched against the end of
+        each path, at every depth: "*.c" takes a/b/x.c and "src/*.c" takes a/src/x.c. The files come
+        sorted by their path inside the folder. Hidden files and folders are left out, and links to
+        folders are not followed.
+      as_bytes: give the bytes as they are, nothing decoded or dropped.
+
+    Files are joined with nothing in between, or with one newline after a file that ends without.
+
+    Raises:
+      InputError: what is named does not exist, cannot be read or downloaded, is empty or is not
+        UTF-8; a folder has no file that matches; or `glob` is given without a folder.
+    """
+    words = _words(data)
+    if glob is not None and not any(map(_is_folder, words)):
+        raise InputError(f'--glob "{glob}" chooses files from a folder, but --data names no folder')
+    if words == ["play"]:
+        from jaxrnn import play
+
+        text, nats = play.write()
+        return Source(name(words), text.encode("ascii") if as_bytes else text, nats)
+
+    parts: list[Any] = []  # all str, or all bytes
+    for word in words:
+        files = _files(word, "*.txt" if glob is None else glob)
+        contents = [raw if as_bytes else _decode(label, raw) for label, raw in files]
+        if not any(contents):
+            label = "standard input" if word == "-" else word
+            raise InputError(f"{label} is empty; give a text to train on")
+        parts += filter(None, contents)
+    newline: Any = b"\n" if as_bytes else "\n"
+    ended = [part if part.endswith(newline) else part + newline for part in parts[:-1]]
+    return Source(name(words), newline[:0].join([*ended, parts[-1]]), None)
+
+
+def name(data: Sequence[str]) -> str:
+    """A short name for `data`, found without reading it.
+
+    "play", "shakespeare", "stdin", or the stem of the file or folder; of several, the first one's
+    and how many more there are: "notes+2".
+    """
+    first, *more = _words(data)
+    # The absolute path, because "." and ".." are called something too; "/" is not.
+    short = NAMED.get(first) or Path(os.path.abspath(first)).stem or "root"
+    return f"{short}+{len(more)}" if more else short
+
+
+def _words(data: Sequence[str]) -> list[str]:
+    words = [data] if isinstance(data, str) else list(data)  # a str is one word, not its letters
+    if not words:
+        raise InputError("--data names nothing to read; leave it out for the embedded play")
+    return words
+
+
+def _is_folder(word: str) -> bool:
+    return word not in NAMED and os.path.isdir(word)
+
+
+def _files(word: str, pattern: str) -> list[tuple[str, bytes]]:
+    """What is behind a word: each file's name, for the errors, and its bytes."""
+    if word == "play":
+        from jaxrnn import play
+
+        return [(word, play.write().text.encode("ascii"))]
+    if word == "-":
+        return [("standard input", _read_stdin())]
+    if word == "shakespeare":
+        paths = [_fetch_shakespeare()]
+    else:
+        paths = _find(word, pattern) if _is_folder(word) else [word]
+    return [(path, _read_file(path)) for path in paths]
+
+
+def _find(folder: str, pattern: str) -> list[str]:
+    end = pattern.removeprefix("**/")  # which holds anyway
+    if not PurePosixPath(end).parts or "**" in end:
+        raise InputError(
+            f'--glob "{pattern}" is no pattern for files; write one such as "*.txt" or "src/*.c", '
+            "folders are searched at every depth without **"
+        )
+
+    def stop(error: OSError) -> None:  # else os.walk leaves the folder out in silence
+        raise error
+
+    found = []
+    try:
+        for place, folders, files in os.walk(folder, onerror=stop):
+            folders[:] = [inner for inner in folders if not inner.startswith(".")]
+            for path in (Path(place, file) for file in files if not file.startswith(".")):
+                inside = path.relative_to(folder).as_posix()
+                if PurePosixPath(inside).match(end) and stat.S_ISREG(path.stat().st_mode):
+                    found.append(inside)
+    except OSError as error:
+        raise _unreadable(error.filename, error) from error
+    if not found:
+        raise InputError(
+            f'no file in {folder} matches "{pattern}"; choose others with --glob "PATTERN"'
+        )
+    # Sorted as plain strings: the file system's own order differs from machine to machine.
+    return [os.path.join(folder, inside) for inside in sorted(found)]
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f'no file or folder "{path}"; --data takes play, shakespeare, - for standard input, or '
+            "a path"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    return InputError(f"cannot read {path}: {error.strerror}; make it readable or leave it out")
+
+
+def _read_stdin() -> bytes:
+    closed = sys.stdin is None or sys.stdin.closed
+    if closed or sys.stdin.isatty():
+        raise InputError(
+            f"standard input is {'closed' if closed else 'the terminal'}; pipe a text into it, or "
+            "name a file in --data"
+        )
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise _unreadable("standard input", error) from error
+
+
+def _decode(label: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{label} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
+            "read it as bytes with --bytes"
+        ) from error
+
+
+def _fetch_shakespeare() -> str:
+    """The path of Tiny Shakespeare in the cache folder, downloaded first unless it is there."""
+    import pooch  # here, because the library is to import without it
+
+    def download(url: str, output_file: str, pooch_object: Any) -> None:
+        print("downloading Tiny Shakespeare ...", file=sys.stderr)
+        # Not as a stream, which pooch would leave open when the server answers with an error.
+        pooch.HTTPDownloader(stream=False)(url, output_file, pooch_object)
+
+    pooch.get_logger().setLevel("WARNING")
+    folder = Path(os.environ.get("JAXRNN_CACHE") or pooch.os_cache("jaxrnn")).expanduser().resolve()
+    was_there = os.path.exists(folder / SHAKESPEARE_FILE)
+    try:
+        return pooch.retrieve(
+            SHAKESPEARE_URL,
+            known_hash=f"sha256:{SHAKESPEARE_SHA256}",
+            fname=SHAKESPEARE_FILE,
+            path=folder,
+            downloader=download,
+        )
+    except (OSError, ValueError) as error:  # network, disk or permission; pooch: a wrong checksum
+        why = "wrong checksum" if type(error) is ValueError else type(error).__name__
+        damaged = f"{SHAKESPEARE_FILE} in {folder} is damaged, and " if was_there else ""
+        raise InputError(
+            f"{damaged}Tiny Shakespeare could not be downloaded ({why}); put {SHAKESPEARE_FILE} "
+            f"into {folder} by hand, or use it from anywhere: --data path/to/{SHAKESPEARE_FILE}"
+        ) from error

@@ -1,0 +1,208 @@
+"""Text as numbers: the vocabulary, the corpus, and batches as a pure function of the step number.
+
+Nothing here remembers anything: batch n of a run is `batches.starts(n)`, the places in the text where
+its rows begin, so a resumed run reads exactly what the uninterrupted one would have read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Which token stands for which character.
+
+    Make one with `Vocabulary.of(text)` (the characters of a text, sorted) or `Vocabulary.of_bytes()`
+    (the 256 bytes of UTF-8, which can spell anything). Compares by value and is hashable.
+    """
+
+    characters: str = ""
+    by_bytes: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Vocabulary:
+        """The vocabulary of a text: each of its characters once, in the order of Unicode."""
+        return cls("".join(map(chr, np.unique(_code_points(text)))))
+
+    @classmethod
+    def of_bytes(cls) -> Vocabulary:
+        """The 256 bytes."""
+        return cls(by_bytes=True)
+
+    def __len__(self) -> int:
+        return 256 if self.by_bytes else len(self.characters)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest unsigned type that holds every token."""
+        return np.min_scalar_type(max(len(self) - 1, 0))
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Text to tokens [N] of `dtype`.
+
+        Raises:
+          InputError: for characters that the vocabulary does not have; it says which.
+        """
+        if self.by_bytes:
+            raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+            return np.frombuffer(raw, np.uint8)
+        if isinstance(text, bytes):
+            text = text.decode()
+        points, known = _code_points(text), self._known
+        tokens = np.searchsorted(known, points)
+        found = np.zeros(len(points), bool)
+        inside = tokens < len(known)
+        found[inside] = known[tokens[inside]] == points[inside]
+        if not found.all():
+            unknown = " ".join(repr(chr(p)) for p in np.unique(points[~found])[:10])
+            raise InputError(
+                f"characters that the model has never seen: {unknown}; it knows "
+                f"{len(self)} characters: {self.characters[:200]!r}"
+            )
+        return tokens.astype(self.dtype)
+
+    def decode(self, tokens: Any) -> str:
+        """Tokens [N] to text. Bytes that are not UTF-8 come out as U+FFFD."""
+        tokens = np.asarray(tokens)
+        if self.by_bytes:
+            return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+        return self._known[tokens].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def whitespace(self) -> np.ndarray:
+        """[V] bool: which tokens are white space."""
+        if self.by_bytes:
+            return np.array([chr(b).isspace() and b < 128 for b in range(256)])
+        return np.array([c.isspace() for c in self.characters])
+
+    @functools.cached_property
+    def _known(self) -> np.ndarray:
+        return _code_points(self.characters)
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+class Corpus(NamedTuple):
+    """A text ready to train on: its first part to learn from, the rest to be judged by.
+
+    tokens: [N] unsigned integers, in memory or memory-mapped.
+    split: where validation begins; tokens[:split] is for training.
+    vocabulary: what the tokens mean.
+    sha256: of the text, so that a run can be held against the text it was started with.
+    floor: the loss on the validation part that no model can beat, nats per character, where the text's
+      source knows it; else None.
+    """
+
+    tokens: np.ndarray
+    split: int
+    vocabulary: Vocabulary
+    sha256: str
+    floor: float | None = None
+
+    @property
+    def train_size(self) -> int:
+        return self.split
+
+    @property
+    def validation_size(self) -> int:
+        return len(self.tokens) - self.split
+
+
+VALIDATION_SHARE = 0.1  # the last tenth of the text, contiguous
+
+
+def corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
+    """Encode a text and set its last tenth aside.
+
+    Args:
+      content: characters, or bytes for a vocabulary of bytes.
+      nats: [N] -ln P(character | all before it) where the source knows it.
+
+    Raises:
+      InputError: for fewer than 20 characters.
+    """
+    if len(content) < 20:
+        raise InputError(f"the text has only {len(content)} characters; give at least 20")
+    by_bytes = isinstance(content, bytes)
+    raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
+    vocabulary = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
+    split = int(len(content) * (1 - VALIDATION_SHARE))
+    floor = None if nats is None else float(np.mean(nats[split:], dtype=np.float64))
+    tokens = vocabulary.encode(content)
+    return Corpus(tokens, split, vocabulary, hashlib.sha256(raw).hexdigest(), floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Where the rows of batch n begin in the training text. Each row is seq_len + 1 tokens.
+
+    Streams (the default): the text is cut into `batch` long streams, row b of batch n goes on where
+    row b of batch n - 1 ended, so the recurrent state can be carried over (truncated
+    backpropagation through time). After a pass the streams begin again, each shifted by the same few
+    characters, so that the cuts fall elsewhere.
+
+    Shuffled: windows of seq_len + 1 tokens side by side, in a new order each pass, every one from the
+    zero state.
+
+    Attributes:
+      size: tokens in the training text.
+      batch: rows, B.
+      seq_len: tokens predicted per row, T.
+      shuffle: windows in random order instead of streams.
+      seed: of the order and of the shifts.
+
+    Raises:
+      InputError: for a text too short for one batch; it says how long it must be.
+    """
+
+    size: int
+    batch: int
+    seq_len: int
+    shuffle: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        need = self.batch * (self.seq_len + 1)
+        if self.size < need:
+            whole = -(-need * 10 // 9) + 1  # the last tenth is set aside
+            raise InputError(
+                f"the text is too short for one batch of {self.batch} rows of {self.seq_len} "
+                f"characters: it must have at least {whole} characters; "
+                "lower --batch or --seq-len, or give more text"
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in one pass over the text."""
+        if self.shuffle:
+            return self.size // (self.seq_len + 1) // self.batch
+        return (self.size // self.batch - 1) // self.seq_len
+
+    def fresh(self, step: int) -> bool:
+        """Whether batch `step` begins from the zero state."""
+        return self.shuffle or step % self.per_epoch == 0
+
+    def starts(self, step: int) -> np.ndarray:
+        """[B] int64: where in the text each row of batch `step` begins."""
+        epoch, index = divmod(step, self.per_epoch)
+        if self.shuffle:
+            order = _order(self.size // (self.seq_len + 1), self.seed, epoch)
+            return order[index * self.batch : (index + 1) * self.batch] * (self.seq_len + 1)
+        stream = self.size // self.batch
+        slack = stream - 1 - self.per_epoch * self.seq_len
+        shift = np.random.default_rng((self.seed, epoch)).integers(slack + 1)
+        return np.arange(self.batch) * stream + shift + index * self.seq_len
+
+
+@functools.lru_cache(maxsize=2)
+def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(windows)

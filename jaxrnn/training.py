@@ -1,0 +1,441 @@
+"""Training as a function of the step number: TrainState, train_step, evaluate, fit.
+
+The state of a run is (params, optimizer state, recurrent carry, PRNG key, step, rate); batch n of the
+text and the dropout of step n follow from n. So a run that was stopped and resumed is the same run,
+to the bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxrnn import accelerator, charlm, checkpoint
+from jaxrnn.errors import InputError
+from jaxrnn.report import Report
+from jaxrnn.shapes import Array, Bool, Float, Int, Key, Scalar, UInt
+from jaxrnn.text import Batches, Corpus, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the model is trained."""
+
+    model: charlm.Config = dataclasses.field(default_factory=charlm.Config)
+    batch: int = 64
+    """Rows per batch."""
+    seq_len: int = 100
+    """Characters per row that gradients flow through."""
+    steps: int | None = None
+    """Length of the run in steps; None leaves it to epochs."""
+    epochs: float = 10.0
+    """Length of the run in passes over the training text."""
+    learning_rate: float = 2e-3
+    """Adam's, at its peak."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rate after the warm-up: down to 0 by a cosine, or constant."""
+    warmup: int = 100
+    """Steps over which the learning rate rises from 0."""
+    beta2: float = 0.99
+    """Adam's decay of the squared gradients."""
+    clip_norm: float = 1.0
+    """Longest gradient, as the global norm over all parameters; 0 does not clip."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    shuffle: bool = False
+    """Windows in random order from the zero state, not streams with the state carried over."""
+    seed: int = 0
+    """Of the first weights, the dropout and the order of the text."""
+    log_every: int = 10
+    """Steps per call of the device and per line of metrics.jsonl."""
+    eval_every: int = 250
+    """Steps between evaluations on the whole validation text, each with a checkpoint."""
+    sample_every: int = 500
+    """Steps between samples; 0 for none."""
+    memory_map: Literal["auto", "always", "never"] = "auto"
+    """Keep the text in a file of the run directory; auto does where the device has no room for it."""
+
+    def __post_init__(self) -> None:
+        least = {"batch": 1, "seq_len": 1, "accumulate": 1, "log_every": 1, "eval_every": 1}
+        least |= {"steps": 1, "warmup": 0, "clip_norm": 0, "sample_every": 0, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise InputError(f"{_flag(name)} must be at least {low}, not {value}")
+        for name in ("learning_rate", "epochs"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{_flag(name)} must be a number above 0, not {value}")
+        if not 0 <= self.beta2 < 1:
+            raise InputError(f"--beta2 must be at least 0 and below 1, not {self.beta2}")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed must be below 2^32, not {self.seed}")
+        if self.batch % self.accumulate:
+            raise InputError(
+                f"--batch {self.batch} cannot be computed in --accumulate {self.accumulate} equal parts"
+            )
+        for name in ("eval_every", "sample_every"):
+            if getattr(self, name) % self.log_every:
+                raise InputError(
+                    f"{_flag(name)} {getattr(self, name)} must be a multiple of "
+                    f"--log-every {self.log_every}"
+                )
+
+    def batches(self, corpus: Corpus) -> Batches:
+        """The batches of a text. Raises InputError for a text too short for one."""
+        return Batches(corpus.train_size, self.batch, self.seq_len, self.shuffle, self.seed)
+
+    def total_steps(self, batches: Batches) -> int:
+        """Length of the run in steps. Raises InputError for more than an int32 counts."""
+        steps = self.steps or max(1, round(self.epochs * batches.per_epoch))
+        if steps >= 2**31:
+            raise InputError(f"the run would take {steps} steps, more than an int32 counts (2^31 - 1)")
+        return steps
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run remembers.
+
+    params: the model, float32.
+    opt_state: optax's.
+    carry: the recurrent state at the end of each row's last characters, one per layer.
+    key: of the dropout, folded with the step.
+    step: steps taken, int32.
+    rate: factor on the learning rate, halved by each recovery from a loss that was not finite.
+    """
+
+    params: charlm.Params
+    opt_state: Any
+    carry: charlm.Carry
+    key: Key
+    step: Int[Array, ""]
+    rate: Float[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """Of one step: mean loss in nats per character, global norm of the gradient before clipping."""
+
+    loss: Scalar
+    grad_norm: Scalar
+
+
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """Adam behind global-norm clipping (lecture row 14), warm-up and cosine or constant rate."""
+    peak, warmup = config.learning_rate, min(config.warmup, steps - 1)
+    if config.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
+    else:
+        rate = optax.warmup_constant_schedule(0.0 if warmup else peak, peak, warmup)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optax.adam(rate, b2=config.beta2))
+
+
+def create(config: Config, optimizer: Any, vocabulary: Vocabulary) -> TrainState:
+    """The state before the first step."""
+    params = charlm.init(config.model, vocabulary, config.seed)
+    return TrainState(
+        params,
+        optimizer.init(params),
+        charlm.initial_carry(config.model, config.batch),
+        jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), 1)),
+        jnp.int32(0),
+        jnp.float32(1),
+    )
+
+
+def train_step(
+    optimizer: Any,
+    state: TrainState,
+    tokens: Int[Array, "T1 B"],
+    fresh: Bool[Array, ""],
+    accumulate: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      state: before the step.
+      tokens: [T + 1, B], characters and their successors.
+      fresh: start from the zero state instead of the carry.
+      accumulate: parts of the batch, computed one after the other.
+    """
+    params = state.params
+    carry = jax.tree.map(lambda s: jnp.where(fresh, 0, s), state.carry)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    value_and_grad = jax.value_and_grad(charlm.loss, has_aux=True)
+
+    def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
+        index, tokens, carry = slices
+        dropout_key = jax.random.fold_in(key, index) if params.config.dropout else None
+        (loss, carry), gradient = value_and_grad(params, tokens, carry, dropout_key=dropout_key)
+        return jax.tree.map(lambda t, p: t + p / accumulate, total, (loss, gradient)), carry
+
+    if accumulate == 1:
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+        (loss, gradient), carry = part(zero, (jnp.int32(0), tokens, carry))
+    else:
+        split = partial(_split_rows, parts=accumulate)
+        index = jnp.arange(accumulate, dtype=jnp.int32)
+        slices = (index, split(tokens, axis=1), jax.tree.map(partial(split, axis=0), carry))
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+        (loss, gradient), carries = lax.scan(part, zero, slices)
+        carry = jax.tree.map(lambda c: c.reshape(-1, *c.shape[2:]), carries)
+
+    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    updates = jax.tree.map(lambda u: u * state.rate, updates)
+    after = state.replace(  # type: ignore[attr-defined]
+        params=optax.apply_updates(params, updates),
+        opt_state=opt_state,
+        carry=carry,
+        step=state.step + 1,
+    )
+    return after, Metrics(loss, optax.global_norm(gradient))
+
+
+def _split_rows(x: Array, axis: int, parts: int) -> Array:
+    """[..., B, ...] → [parts, ..., B / parts, ...]."""
+    return jnp.stack(jnp.split(x, parts, axis=axis))
+
+
+class Feed(NamedTuple):
+    """The text as the device reads it: windows gathered there, or here from a file, by their starts.
+
+    tokens: [N] on the device; None where the text is memory-mapped.
+    text: [N] on the host.
+    """
+
+    tokens: UInt[Array, "N"] | None
+    text: np.ndarray
+
+    def windows(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
+        """What the compiled step is given for rows that begin at starts [..., B].
+
+        The starts themselves where the device holds the text, else the tokens [..., T + 1, B].
+        """
+        if self.tokens is not None:
+            return starts.astype(np.int32)
+        places = np.minimum(starts[..., None] + np.arange(seq_len + 1), len(self.text) - 1)
+        return np.moveaxis(self.text[places], -1, -2)
+
+
+def feed(config: Config, corpus: Corpus, run: Path | None = None) -> Feed:
+    """Put the text where the steps will read it (see `Config.memory_map`)."""
+    room = accelerator.memory() or 4 << 30
+    mapped = config.memory_map
+    if mapped == "never" or (mapped == "auto" and corpus.tokens.nbytes <= room // 4):
+        return Feed(jnp.asarray(corpus.tokens), corpus.tokens)
+    if run is None:
+        return Feed(None, corpus.tokens)
+    path = run / "tokens.npy"
+    np.save(path, corpus.tokens)
+    return Feed(None, np.load(path, mmap_mode="r"))
+
+
+def _gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 B"]:
+    """tokens [T + 1, B] from the starts [B] of rows on the device, or as they came."""
+    if tokens is None:
+        return window.astype(jnp.int32)
+    places = window[None, :] + jnp.arange(seq_len + 1, dtype=jnp.int32)[:, None]
+    return tokens[jnp.minimum(places, tokens.shape[0] - 1)].astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def run_steps(
+    config: Config,
+    optimizer: Any,
+    state: TrainState,
+    tokens: Array | None,
+    windows: Array,
+    fresh: Bool[Array, "K"],
+    count: Int[Array, ""],
+) -> tuple[TrainState, Metrics]:
+    """The first `count` of K steps in one call of the device.
+
+    The loop's trip count is an argument: a run cut off in the middle and resumed there goes through
+    the same program, whatever the number of steps to the next line of the log.
+    """
+    nothing = jnp.zeros(fresh.shape[0], jnp.float32)
+
+    def body(i: Array, loop: Any) -> Any:
+        state, metrics = loop
+        batch = _gather(tokens, windows[i], config.seq_len)
+        state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate)
+        return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
+
+    return lax.fori_loop(0, count, body, (state, Metrics(nothing, nothing)))
+
+
+WARM_UP = 256  # characters that each part of the validation text is read in with, not counted
+
+
+def evaluate(params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int) -> float:
+    """Mean loss over the whole validation text, nats per character, the state carried through.
+
+    The text is read in up to `batch` parts side by side, each from WARM_UP characters before its
+    begin, so every character is predicted once, with a state that knows what came before.
+    """
+    first, total = corpus.split, len(corpus.tokens)
+    parts = max(1, min(batch, (total - first) // (2 * WARM_UP)))
+    span = -(-(total - first) // parts)
+    begin = first + span * np.arange(parts)
+    end = np.minimum(begin + span, total)
+    read = np.maximum(begin - 1 - WARM_UP, 0)
+    carry, nats = charlm.initial_carry(params.config, parts), 0.0
+    for offset in range(0, int((end - 1 - read).max()), seq_len):
+        target = read + offset + 1 + np.arange(seq_len)[:, None]
+        counted = (begin <= target) & (target < end)
+        windows = source.windows(read + offset, seq_len)
+        carry, part = _evaluate(seq_len, params, source.tokens, windows, carry, counted)
+        nats += float(part)
+    return nats / (total - first)
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(
+    seq_len: int,
+    params: charlm.Params,
+    tokens: Array | None,
+    windows: Array,
+    carry: charlm.Carry,
+    counted: Bool[Array, "T B"],
+) -> tuple[charlm.Carry, Scalar]:
+    batch = _gather(tokens, windows, seq_len)
+    carry, logits = charlm.forward(params, batch[:-1], carry)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
+    return carry, jnp.sum(nats, where=counted)
+
+
+def fit(
+    config: Config,
+    corpus: Corpus,
+    run: Path,
+    report: Report,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[charlm.Params, int]:
+    """Train, or go on where the run directory stands, to the last step or until asked to stop.
+
+    Args:
+      config: how.
+      corpus: on what.
+      run: the run directory; it exists and its description is written.
+      report: told of everything as it happens.
+      should_stop: asked after every call of the device; on True the state is saved and fit returns.
+
+    Returns:
+      (params, step): the model as it stands, and the steps taken.
+
+    Raises:
+      Diverged: when the loss stays non-finite after RECOVERIES returns to a good state.
+      OSError: when a checkpoint cannot be written; the ones before it are intact.
+    """
+    batches = config.batches(corpus)
+    total = config.total_steps(batches)
+    optimizer = make_optimizer(config, total)
+    source = feed(config, corpus, run)
+    checkpoints = checkpoint.Checkpoints(run, report.note)
+
+    def start(restored: checkpoint.Restored | None) -> tuple[TrainState, float]:
+        if restored is None:
+            report.rewind({})
+            return create(config, optimizer, corpus.vocabulary), math.inf
+        report.rewind(restored.notes["report"])
+        checkpoints.drop_after(restored.step)
+        params, rest = restored.tree
+        best = restored.notes["best"]
+        return TrainState(params=params, **rest), math.inf if best is None else best
+
+    shapes = jax.eval_shape(lambda: create(config, optimizer, corpus.vocabulary))
+    state, best = start(checkpoints.restore(shapes.params, _rest(shapes)))
+
+    def save(scheduled: bool, validation: float | None) -> None:
+        notes = {
+            "validation": validation,
+            "best": best if math.isfinite(best) else None,
+            "scheduled": scheduled,
+            "report": report.position(),
+        }
+        checkpoints.save(int(state.step), state.params, _rest(state), notes)
+
+    step = int(state.step)
+    report.begin(step, total)
+    while step < total:
+        stop = min(total, step - step % config.log_every + config.log_every)
+        state, metrics = run_steps(
+            config, optimizer, state, source.tokens, *_plan(config, batches, source, step), stop - step
+        )
+        losses, norms = (np.asarray(m)[: stop - step] for m in metrics)
+        if not (np.isfinite(losses).all() and np.isfinite(norms).all()):
+            rate = float(state.rate) / 2
+            if rate < 0.5**RECOVERIES:
+                checkpoints.close()
+                raise Diverged(
+                    f"the loss is still not finite near step {stop} after {RECOVERIES} returns to a "
+                    "good state, each at half the learning rate; the last good checkpoint is intact; "
+                    "lower --learning-rate or --clip-norm"
+                )
+            good = checkpoints.restore(
+                shapes.params, _rest(shapes), accept=lambda notes: notes["scheduled"]
+            )
+            state, best = start(good)
+            state = state.replace(rate=jnp.float32(rate))  # type: ignore[attr-defined]
+            report.note(
+                f"the loss is not finite near step {stop}: back to step {int(state.step)} "
+                f"at {rate:g} of the learning rate"
+            )
+            step = int(state.step)
+            continue
+        step = stop
+        last = step == total
+        validation = None
+        if step % config.eval_every == 0 or last:
+            validation = evaluate(state.params, source, corpus, config.batch, config.seq_len)
+            best = min(best, validation)
+        report.steps(step, losses.mean(), norms.mean(), validation)
+        if config.sample_every and (step % config.sample_every == 0 or last):
+            report.sample(step, state.params)
+        if validation is not None:
+            save(scheduled=True, validation=validation)
+        elif should_stop():
+            save(scheduled=False, validation=None)
+        if should_stop():
+            break
+    checkpoints.wait()
+    checkpoints.close()
+    report.end()
+    return state.params, step
+
+
+RECOVERIES = 3  # returns to a good state, each at half the learning rate, before giving up
+
+
+class Diverged(RuntimeError):
+    """The loss stayed non-finite; the message says what was tried and what is left."""
+
+
+def _plan(config: Config, batches: Batches, source: Feed, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The windows and the fresh starts of the next `log_every` steps."""
+    ahead = range(step, step + config.log_every)
+    starts = np.stack([batches.starts(n) for n in ahead])
+    return source.windows(starts, config.seq_len), np.array([batches.fresh(n) for n in ahead])
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """The training state without the model, which a checkpoint holds apart."""
+    fields = dataclasses.fields(state)  # type: ignore[arg-type]
+    return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}

@@ -1,0 +1,232 @@
+"""The lecture's equations in plain numpy float64, one row and one step at a time.
+
+What the tests of the cells and of `unroll` share: this oracle, central finite differences of it (so
+that its gradients owe nothing to the library or to JAX), the list of cells, the tolerances, random
+problems, and one jitted call that gives the library's values and gradients.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+
+from jaxrnn import gru, lstm, rnn, unroll
+from jaxrnn.cells import wide
+
+HIDDEN = 4
+CELLS = {
+    "rnn-tanh": rnn(HIDDEN),
+    "rnn-relu": rnn(HIDDEN, activation="relu"),
+    "rnn-sigmoid": rnn(HIDDEN, activation="sigmoid"),
+    "lstm": lstm(HIDDEN),
+    "lstm-peephole": lstm(HIDDEN, peephole=True),
+    "gru-before": gru(HIDDEN, reset="before"),
+    "gru-after": gru(HIDDEN, reset="after"),
+}
+IMPLEMENTATIONS = ("scan", "xla")
+
+TOLERANCES = {  # largest error of an array, in units of its largest entry
+    "float64": 1e-13,
+    "float32": 3e-6,
+    "bfloat16": 4e-2,
+    "differences": 3e-9,  # central differences in float64
+    "torch": 1e-13,  # in float64
+    "keras": 3e-6,  # its matrix product rounds float64 to float32
+    "orthogonal": 1e-5,  # Q^T Q = I in float32
+    "variance": 0.1,  # of a few thousand uniform numbers
+}
+
+
+def assert_close(got: Any, want: Any, tolerance: float) -> None:
+    """Two trees of arrays agree leaf by leaf, to `tolerance` times the leaf's largest entry."""
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        g, w = np.asarray(g).astype(np.float64), np.asarray(w).astype(np.float64)
+        assert g.shape == w.shape
+        np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * np.abs(w).max(initial=0))
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Without the tests' check of annotations, so that the library's own errors are seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# --- the equations ------------------------------------------------------------------------------
+
+
+def sigmoid(a: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-a))
+
+
+def relu(a: np.ndarray) -> np.ndarray:
+    return np.maximum(a, 0)
+
+
+def gates(names: str, params: Any) -> list[dict[str, np.ndarray]]:
+    """W_x, W_h and b cut into the gates' blocks, by name."""
+    cut = [np.split(a, len(names), axis=-1) for a in (params.w_x, params.w_h, params.b)]
+    return [dict(zip(names, blocks, strict=True)) for blocks in cut]
+
+
+def rnn_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
+    """Lecture row 1."""
+    activation = {"tanh": np.tanh, "relu": relu, "sigmoid": sigmoid}[cell.activation]
+    return (activation(x @ params.w_x + state[0] @ params.w_h + params.b),)
+
+
+def lstm_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
+    """Lecture row 6; the output gate sees the new cell."""
+    (w, u, b), (h, c) = gates("ifgo", params), state
+    p_i, p_f, p_o = params.w_c if cell.peephole else np.zeros((3, cell.hidden))
+    i = sigmoid(x @ w["i"] + h @ u["i"] + p_i * c + b["i"])
+    f = sigmoid(x @ w["f"] + h @ u["f"] + p_f * c + b["f"])
+    g = np.tanh(x @ w["g"] + h @ u["g"] + b["g"])
+    c = f * c + i * g
+    o = sigmoid(x @ w["o"] + h @ u["o"] + p_o * c + b["o"])
+    return o * np.tanh(c), c
+
+
+def gru_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
+    """Lecture row 7 with the reset before the product, and cuDNN's with the reset after it."""
+    (w, u, b), (s,) = gates("zrn", params), state
+    z = sigmoid(x @ w["z"] + s @ u["z"] + b["z"])
+    r = sigmoid(x @ w["r"] + s @ u["r"] + b["r"])
+    if cell.reset == "before":
+        n = np.tanh(x @ w["n"] + (s * r) @ u["n"] + b["n"])
+    else:
+        n = np.tanh(x @ w["n"] + r * (s @ u["n"] + params.b_h) + b["n"])
+    return ((1 - z) * n + z * s,)
+
+
+STEPS = {rnn: rnn_step, lstm: lstm_step, gru: gru_step}
+
+
+def reference(
+    cell: Any,
+    params: Any,
+    xs: np.ndarray,
+    state: Any,
+    resets: np.ndarray | None = None,
+    lengths: np.ndarray | None = None,
+    reverse: bool = False,
+) -> tuple[Any, np.ndarray]:
+    """What `unroll` promises, row by row and step by step: the final state and ys [T, B, H]."""
+    step = STEPS[type(cell)]
+    total, batch, _ = xs.shape
+    ys = np.zeros((total, batch, cell.hidden))
+    final = jax.tree.map(np.copy, state)
+    for b in range(batch):
+        now = tuple(s[b] for s in state)
+        steps = range(total if lengths is None else lengths[b])
+        for t in reversed(steps) if reverse else steps:
+            if resets is not None and resets[t, b]:
+                now = tuple(np.zeros_like(s) for s in now)
+            now = step(cell, params, now, xs[t, b])
+            ys[t, b] = now[0]
+        for rows, s in zip(final, now, strict=True):
+            rows[b] = s
+    return final, ys
+
+
+def differences(function: Callable[[Any], float], tree: Any, epsilon: float = 1e-5) -> Any:
+    """The gradient of a number with respect to every entry of a tree, by central differences."""
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [leaf.copy() for leaf in leaves]
+    result = [np.zeros_like(leaf) for leaf in leaves]
+    for leaf, slope in zip(leaves, result, strict=True):
+        for at in np.ndindex(leaf.shape):
+            here = leaf[at]
+            leaf[at] = here + epsilon
+            above = function(jax.tree.unflatten(structure, leaves))
+            leaf[at] = here - epsilon
+            below = function(jax.tree.unflatten(structure, leaves))
+            leaf[at] = here
+            slope[at] = (above - below) / (2 * epsilon)
+    return jax.tree.unflatten(structure, result)
+
+
+# --- problems, and the library's answer to them -------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """Random float64 arrays: what goes into `unroll`, and the weights that make its results a loss.
+
+    loss = sum(final state * weights[0]) + sum(ys * weights[1])
+    """
+
+    params: Any
+    xs: np.ndarray
+    state: Any
+    weights: tuple[Any, np.ndarray]
+
+    def cast(self, dtype: str) -> "Problem":
+        """As JAX arrays: params and xs in `dtype`, the state and the weights in the wider dtype."""
+        narrow = partial(jax.tree.map, lambda a: jnp.asarray(a, dtype))
+        broad = partial(jax.tree.map, lambda a: jnp.asarray(a, wide(dtype)))
+        return Problem(
+            narrow(self.params), narrow(self.xs), broad(self.state), broad(self.weights)
+        )
+
+    def exact(self) -> "Problem":
+        """The arrays' own values, rounded as they are, in numpy float64."""
+        return jax.tree.map(lambda a: np.asarray(a).astype(np.float64), self)
+
+    @property
+    def inputs(self) -> tuple[Any, Any, Any]:
+        return self.params, self.xs, self.state
+
+
+def problem(
+    cell: Any, steps: int = 5, batch: int = 2, features: int = 3, seed: int = 0
+) -> Problem:
+    """No entry is zero: biases, peepholes and the initial state count too."""
+    rng = np.random.default_rng(seed)
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda: cell.init(key, features))
+    state = jax.eval_shape(lambda: cell.initial_state(batch))
+
+    def draw(tree: Any, scale: float) -> Any:
+        return jax.tree.map(lambda a: scale * rng.standard_normal(a.shape), tree)
+
+    xs, ys = (np.empty((steps, batch, width)) for width in (features, cell.hidden))
+    return Problem(draw(params, 0.6), draw(xs, 1), draw(state, 0.6), draw((state, ys), 1))
+
+
+@partial(jax.jit, static_argnames=("cell", "implementation", "reverse"))
+def library(
+    cell: Any, given: Problem, resets: Any = None, lengths: Any = None, *, reverse: bool = False,
+    implementation: Any = None,
+) -> tuple[Any, Any]:
+    """(final state, ys) of `unroll`, and the loss's gradients for params, xs and initial state."""
+
+    def loss(params: Any, xs: Any, state: Any) -> Any:
+        results = unroll(cell, params, xs, state, resets, lengths, reverse, implementation)
+        products = jax.tree.map(lambda w, r: (w * r.astype(w.dtype)).sum(), given.weights, results)
+        return sum(jax.tree.leaves(products)), results
+
+    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given.inputs)
+    return results, gradients
+
+
+def expected(cell: Any, given: Problem, **masks: Any) -> tuple[Any, Any]:
+    """What `library` should answer, from the equations and their finite differences alone."""
+
+    def loss(inputs: Any) -> float:
+        results = reference(cell, *inputs, **masks)
+        return sum(
+            float((w * r).sum())
+            for w, r in zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
+        )
+
+    return reference(cell, *given.inputs, **masks), differences(loss, given.inputs)

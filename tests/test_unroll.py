@@ -1,0 +1,484 @@
+"""`unroll`: its implementations against each other and against the numpy oracle, under every mix of
+resets, lengths and direction; its promises about state, padding and dtypes; its errors."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from oracle import (
+    CELLS,
+    HIDDEN,
+    IMPLEMENTATIONS,
+    TOLERANCES,
+    Problem,
+    assert_close,
+    differences,
+    expected,
+    library,
+    problem,
+    reference,
+    unchecked,
+)
+
+from jaxrnn import gru, lstm, rnn, unroll
+from jaxrnn.cells import RNNState
+from jaxrnn.unroll import pick, unroll_projected
+
+STEPS, BATCH, FEATURES = 5, 3, 3
+RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], bool)
+LENGTHS = np.array([STEPS, 0, 3], np.int32)  # whole, nothing, and a reset inside the padding
+MASKS = {
+    "plain": {},
+    "resets": {"resets": RESETS},
+    "lengths": {"lengths": LENGTHS},
+    "both": {"resets": RESETS, "lengths": LENGTHS},
+}
+FEW = ("rnn-tanh", "lstm-peephole", "gru-before", "gru-after")  # the others are special cases
+
+PRODUCT = [(name, mask) for name in CELLS for mask in MASKS if name in FEW or mask == "both"]
+
+few_cells = pytest.mark.parametrize("name", FEW)
+two_cells = pytest.mark.parametrize("name", ["lstm-peephole", "gru-after"])  # what is no cell's own
+both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+def on_device(masks: dict[str, Any]) -> dict[str, Any]:
+    return {name: jnp.asarray(mask) for name, mask in masks.items()}
+
+
+def in_float32(name: str, **sizes: int) -> tuple[Any, Problem]:
+    sizes = {"steps": STEPS, "batch": BATCH, "features": FEATURES} | sizes
+    return CELLS[name], problem(CELLS[name], **sizes).cast("float32")
+
+
+def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any:
+    """In float64: scan = xla, values and gradients, and both values = numpy's. Returns them."""
+    with jax.enable_x64(True):
+        given = exact.cast("float64")
+        reverse = masks.pop("reverse", False)
+        scan, xla = (
+            library(cell, given, **on_device(masks), reverse=reverse, implementation=implementation)
+            for implementation in IMPLEMENTATIONS
+        )
+    assert_close(xla, scan, TOLERANCES["float64"])
+    want = reference(cell, *exact.inputs, **masks, reverse=reverse)
+    assert_close(scan[0], want, TOLERANCES["float64"])
+    return scan
+
+
+# --- values and gradients -----------------------------------------------------------------------
+
+
+@both_ways
+@pytest.mark.parametrize(("name", "mask"), PRODUCT)
+def test_scan_is_xla_is_numpy(name: str, mask: str, reverse: bool) -> None:
+    given = problem(CELLS[name], STEPS, BATCH, FEATURES)
+    assert_implementations_agree(CELLS[name], given, **MASKS[mask], reverse=reverse)
+
+
+@both_ways
+@few_cells
+def test_gradients_under_masks_are_finite_differences(name: str, reverse: bool) -> None:
+    """With resets and lengths at once, against finite differences of the numpy oracle."""
+    given = problem(CELLS[name], STEPS, BATCH, FEATURES)
+    masks = MASKS["both"] | {"reverse": reverse}
+    _, gradients = assert_implementations_agree(CELLS[name], given, **masks)
+    assert_close(gradients, expected(CELLS[name], given, **masks)[1], TOLERANCES["differences"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "features", "hidden"), [(0, 2, 3, 4), (1, 1, 1, 1), (7, 1, 5, 3)]
+)
+@two_cells
+def test_odd_sizes(name: str, steps: int, batch: int, features: int, hidden: int) -> None:
+    """No step, one step, one row, one feature, odd widths: values and gradients against numpy."""
+    cell = dataclasses.replace(CELLS[name], hidden=hidden)
+    given = problem(cell, steps, batch, features)
+    _, gradients = assert_implementations_agree(cell, given)
+    assert_close(gradients, expected(cell, given)[1], TOLERANCES["differences"])
+
+
+@hypothesis.settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    kind=st.sampled_from(sorted(CELLS)),
+    sizes=st.tuples(*(st.integers(low, 6) for low in (0, 1, 1, 1))),
+    masked=st.tuples(st.booleans(), st.booleans()),
+    reverse=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_scan_is_xla_is_numpy_for_any_sizes_and_masks(
+    kind: str, sizes: tuple[int, ...], masked: tuple[bool, bool], reverse: bool, seed: int
+) -> None:
+    steps, batch, features, hidden = sizes
+    rng = np.random.default_rng(seed)
+    masks = {
+        "resets": rng.random((steps, batch)) < 0.3,
+        "lengths": rng.integers(0, steps + 1, batch, np.int32),
+    }
+    masks = {name: mask for (name, mask), on in zip(masks.items(), masked, strict=True) if on}
+    cell = dataclasses.replace(CELLS[kind], hidden=hidden)
+    given = problem(cell, steps, batch, features, seed)
+    assert_implementations_agree(cell, given, **masks, reverse=reverse)
+
+
+# --- state, resets, lengths, direction ------------------------------------------------------------
+
+
+@both_ways
+@two_cells
+def test_chunks_with_the_state_carried_are_the_whole(name: str, reverse: bool) -> None:
+    """Chunks of 2 and 3 steps (in reverse the later one first), values and gradients."""
+    cell, given = in_float32(name)
+    masks = on_device(MASKS["both"])
+
+    def chunked(params: Any, xs: Any, state: Any) -> Any:
+        ys: dict[int, Any] = {}
+        for start, stop in ((2, 5), (0, 2)) if reverse else ((0, 2), (2, 5)):
+            state, ys[start] = unroll(
+                cell,
+                params,
+                xs[start:stop],
+                state,
+                masks["resets"][start:stop],
+                jnp.clip(masks["lengths"] - start, 0, stop - start),
+                reverse,
+            )
+        return state, jnp.concatenate([ys[0], ys[2]])
+
+    @jax.jit
+    def values_and_gradients(given: Problem) -> Any:
+        results, pullback = jax.vjp(chunked, *given.inputs)
+        return results, pullback(given.weights)
+
+    whole = library(cell, given, **masks, reverse=reverse)
+    assert_close(values_and_gradients(given), whole, TOLERANCES["float32"])
+
+
+@implementations
+@two_cells
+def test_reverse_with_lengths_reverses_each_row_within_its_length(
+    name: str, implementation: str
+) -> None:
+    """Rows turned round in numpy, run forward and turned back are the reverse run."""
+    cell, given = in_float32(name)
+
+    def turn(a: Any) -> np.ndarray:
+        a = np.array(a)
+        for b, length in enumerate(LENGTHS):
+            a[:length, b] = a[:length, b][::-1]
+        return a
+
+    run = jax.jit(
+        partial(unroll, cell, implementation=implementation), static_argnames="reverse"
+    )
+    params, xs, state = given.inputs
+    lengths = jnp.asarray(LENGTHS)
+    got = run(params, xs, state, jnp.asarray(RESETS), lengths, reverse=True)
+    final, ys = run(params, jnp.asarray(turn(xs)), state, jnp.asarray(turn(RESETS)), lengths)
+    assert_close(got, (final, turn(ys)), TOLERANCES["float32"])
+
+
+@implementations
+@two_cells
+def test_a_reset_is_a_new_start_from_zeros(name: str, implementation: str) -> None:
+    """Reset at step 2 = steps 0-1 from the given state, then steps 2-4 run on their own."""
+    cell, given = in_float32(name)
+    params, xs, state = given.inputs
+    run = partial(unroll, cell, params, implementation=implementation)
+    got = run(xs, state, jnp.zeros((STEPS, BATCH), bool).at[2].set(True))
+    (_, first), (final, second) = run(xs[:2], state), run(xs[2:])
+    assert_close(got, (final, jnp.concatenate([first, second])), TOLERANCES["float32"])
+
+
+@implementations
+@both_ways
+@two_cells
+def test_padding_is_inert(name: str, reverse: bool, implementation: str) -> None:
+    """Outputs there are zero, gradients to it exactly zero, and what it holds changes nothing."""
+    cell, given = in_float32(name)
+    lengths = jnp.asarray(LENGTHS)
+    run = partial(library, cell, lengths=lengths, reverse=reverse, implementation=implementation)
+    (final, ys), (d_params, d_xs, d_state) = run(given)
+    padding = np.arange(STEPS)[:, None] >= LENGTHS
+    assert not np.asarray(ys)[padding].any()
+    assert np.asarray(ys)[~padding].all()
+    assert not np.asarray(d_xs)[padding].any()
+    for first, last, d_first, weight in zip(
+        given.state, final, d_state, given.weights[0], strict=True
+    ):
+        assert_close(last[1], first[1], 0)  # the row of length 0
+        assert_close(d_first[1], weight[1], 0)
+    other = given._replace(xs=jnp.where(jnp.asarray(padding)[..., None], 1e6, given.xs))
+    assert_close(run(other), ((final, ys), (d_params, d_xs, d_state)), 0)
+
+
+@implementations
+@both_ways
+def test_a_reset_in_the_padding_leaves_the_state_alone(reverse: bool, implementation: str) -> None:
+    """"Its state stands still": the same results as without that reset."""
+    cell, given = in_float32("lstm")
+    lengths = jnp.asarray(LENGTHS)
+    resets = jnp.asarray(np.arange(STEPS)[:, None] >= LENGTHS)
+    run = partial(library, cell, given, reverse=reverse, implementation=implementation)
+    assert_close(run(resets, lengths), run(None, lengths), TOLERANCES["float32"])
+
+
+@implementations
+@two_cells
+def test_no_state_means_zeros(name: str, implementation: str) -> None:
+    cell, given = in_float32(name)
+    run = partial(unroll, cell, given.params, given.xs, implementation=implementation)
+    assert_close(run(), run(cell.initial_state(BATCH)), 0)
+
+
+@implementations
+@two_cells
+def test_unroll_projected_after_project_is_unroll(name: str, implementation: str) -> None:
+    cell, given = in_float32(name)
+    params, xs, state = given.inputs
+    gx = cell.project(params, xs)
+    got = unroll_projected(cell, params, gx, state, implementation=implementation)
+    want = unroll(cell, params, xs, state, implementation=implementation)
+    assert_close(got, want, TOLERANCES["float32"])
+
+
+@implementations
+@few_cells
+def test_bfloat16_keeps_the_state_in_float32(name: str, implementation: str) -> None:
+    """ys come back in xs' dtype; from `unroll_projected` in gx', which is float32."""
+    cell = CELLS[name]
+    given = problem(cell).cast("bfloat16")
+    final, ys = unroll(cell, *given.inputs, implementation=implementation)
+    assert ys.dtype == jnp.bfloat16
+    assert {s.dtype for s in final} == {jnp.dtype("float32")}
+    assert any((s != s.astype(jnp.bfloat16).astype(s.dtype)).any() for s in final)
+    gx = cell.project(given.params, given.xs)
+    _, ys = unroll_projected(cell, given.params, gx, implementation=implementation)
+    assert ys.dtype == gx.dtype == jnp.float32
+
+
+# --- JAX's transformations ----------------------------------------------------------------------
+
+
+@implementations
+@two_cells
+def test_jit_changes_nothing(name: str, implementation: str) -> None:
+    """Also with the masks as constants of the jitted function."""
+    cell, given = in_float32(name)
+    run = partial(unroll, cell, implementation=implementation, **on_device(MASKS["both"]))
+    assert_close(jax.jit(run)(*given.inputs), run(*given.inputs), TOLERANCES["float32"])
+
+
+@implementations
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_vmap_is_a_loop(shared: bool, implementation: str) -> None:
+    """Over xs and state with the params shared or each its own: values and gradients."""
+    cell, first = in_float32("lstm-peephole")
+    second = problem(cell, STEPS, BATCH, FEATURES, seed=1).cast("float32")
+    if shared:
+        second = second._replace(params=first.params)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    axes = Problem(0, 0, 0, 0)
+    if shared:
+        both, axes = both._replace(params=first.params), axes._replace(params=None)
+    run = partial(library, cell, implementation=implementation, **on_device(MASKS["both"]))
+    loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), run(first), run(second))
+    assert_close(jax.vmap(run, in_axes=(axes,))(both), loop, TOLERANCES["float32"])
+
+
+@two_cells
+def test_jvp_and_checkpoint_through_scan(name: str) -> None:
+    """Forward mode is the gradient times the direction; rematerialising changes no gradient."""
+    exact = problem(CELLS[name])
+    with jax.enable_x64(True):
+        given, along = exact.cast("float64"), problem(CELLS[name], seed=1).cast("float64")
+
+        def loss(*inputs: Any) -> Any:
+            results = unroll(CELLS[name], *inputs, implementation="scan")
+            return sum(
+                (w * r).sum()
+                for w, r in zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
+            )
+
+        _, slope = jax.jit(partial(jax.jvp, loss))(given.inputs, along.inputs)
+        gradients = library(CELLS[name], given, implementation="scan")[1]
+        again = jax.jit(jax.grad(jax.checkpoint(loss), (0, 1, 2)))(*given.inputs)
+    pairs = zip(*map(jax.tree.leaves, (gradients, along.inputs)), strict=True)
+    assert_close(slope, sum(np.vdot(g, v) for g, v in pairs), 10 * TOLERANCES["float64"])
+    assert_close(again, gradients, TOLERANCES["float64"])
+
+
+@two_cells
+def test_hessian_through_scan(name: str) -> None:
+    """In the bias, against finite differences of the hand-written gradient."""
+    cell = CELLS[name]
+    with jax.enable_x64(True):
+        given = problem(cell, steps=3).cast("float64")
+
+        def outputs(b: Any) -> Any:
+            params = given.params._replace(b=b)
+            _, ys = unroll(cell, params, given.xs, given.state, implementation="scan")
+            return (ys * given.weights[1]).sum()
+
+        got = jax.jit(jax.hessian(outputs))(given.params.b)
+        only_ys = given._replace(
+            weights=(jax.tree.map(jnp.zeros_like, given.weights[0]), given.weights[1])
+        )
+
+        def slope(at: int, b: np.ndarray) -> float:
+            here = only_ys._replace(params=given.params._replace(b=jnp.asarray(b)))
+            return float(library(cell, here, implementation="xla")[1][0].b[at])
+
+        b = np.asarray(given.params.b)
+        want = np.stack([differences(partial(slope, at), b) for at in range(0, b.size, 3)])
+    assert_close(got[::3], want, TOLERANCES["differences"])
+
+
+def test_an_equal_cell_compiles_once() -> None:
+    """Cells compare by value: an equal one, made anew, finds the compiled function."""
+    traced = []
+
+    @partial(jax.jit, static_argnames="cell")
+    def run(cell: Any, params: Any, xs: Any) -> Any:
+        traced.append(cell)
+        return unroll(cell, params, xs)
+
+    _, given = in_float32("gru-after")
+    for _ in range(3):
+        run(gru(HIDDEN, reset="after"), given.params, given.xs)
+    assert traced == [gru(HIDDEN, reset="after")]
+    _, given = in_float32("gru-before")
+    run(gru(HIDDEN, reset="before"), given.params, given.xs)
+    assert len(traced) == 2
+
+
+# --- a cell of one's own ------------------------------------------------------------------------
+
+
+class LeakyParams(NamedTuple):
+    w_x: Any
+    w_h: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaky:
+    """h^t = (h^{t-1} + tanh(x^t W_x + h^{t-1} W_h)) / 2."""
+
+    hidden: int
+
+    def init(self, key: Any, input_size: int, dtype: Any = jnp.float32) -> LeakyParams:
+        w_x, w_h = (input_size, self.hidden), (self.hidden, self.hidden)
+        return LeakyParams(jax.random.normal(key, w_x, dtype), jax.random.normal(key, w_h, dtype))
+
+    def initial_state(self, batch: int, dtype: Any = jnp.float32) -> RNNState:
+        return RNNState(jnp.zeros((batch, self.hidden), dtype))
+
+    def project(self, params: LeakyParams, xs: Any) -> Any:
+        return xs @ params.w_x
+
+    def step(self, params: LeakyParams, state: RNNState, gx: Any) -> tuple[RNNState, Any]:
+        hidden = (state.hidden + jnp.tanh(gx + state.hidden @ params.w_h)) / 2
+        return RNNState(hidden), hidden
+
+
+@pytest.mark.parametrize("implementation", [None, "scan"])
+def test_a_cell_of_ones_own(implementation: Any) -> None:
+    """Against a plain loop in numpy float64."""
+    cell = Leaky(HIDDEN)
+    params = cell.init(jax.random.key(0), FEATURES)
+    xs = problem(rnn(HIDDEN), STEPS, BATCH, FEATURES).cast("float32").xs
+    final, ys = unroll(cell, params, xs, implementation=implementation)
+    w_x, w_h = (np.asarray(w, np.float64) for w in params)
+    h, want = np.zeros((BATCH, HIDDEN)), []
+    for x in np.asarray(xs, np.float64):
+        h = (h + np.tanh(x @ w_x + h @ w_h)) / 2
+        want.append(h)
+    assert_close((final, ys), (h, np.stack(want)), TOLERANCES["float32"])
+    assert pick(cell, implementation) == "scan"
+
+
+def test_a_cell_of_ones_own_is_refused_by_xla() -> None:
+    with pytest.raises(ValueError, match=r"'xla' has no backward pass for Leaky\(hidden=4\)"):
+        pick(Leaky(HIDDEN), "xla")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_cells_of_the_library_have_the_fast_backward_pass(name: str) -> None:
+    assert pick(CELLS[name]) == pick(CELLS[name], "xla") == "xla"
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+CELL = lstm(4)
+PARAMS = jax.eval_shape(lambda: CELL.init(jax.random.key(0), 3))  # all errors are found in shapes
+
+
+def zeros(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def state_of(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    return type(CELL.initial_state(1))(zeros(shape, dtype), zeros(shape, dtype))
+
+
+def refused(function: Any, message: str, arguments: dict[str, Any]) -> None:
+    """A call with arrays of these shapes and dtypes raises a ValueError whose message matches."""
+    arrays = {k: v for k, v in arguments.items() if k not in ("implementation", "lengths")}
+    rest = {k: v for k, v in arguments.items() if k not in arrays}
+    with unchecked(), pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda arrays: function(CELL, **arrays, **rest), arrays | {"params": PARAMS})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"xs": zeros((2, 3))}, r"xs must be \[T, B, D\] with D = 3 .*not of shape \(2, 3\)"),
+        ({"xs": zeros((5, 2, 7))}, r"D = 3 .*\(3, 16\), not of shape \(5, 2, 7\)"),
+        ({"xs": zeros((5, 2, 3), "bfloat16")}, "xs is bfloat16, params.w_x is float32"),
+        ({"state": (zeros((2, 4)), zeros((2, 4)))}, "state must be a LSTMState, not tuple"),
+        ({"state": RNNState(zeros((2, 4)))}, "state must be a LSTMState, not RNNState"),
+        ({"state": state_of((3, 4))}, r"\(2, 4\) float32, not \(3, 4\) float32"),
+        ({"state": state_of((2, 5))}, r"\(2, 4\) float32, not \(2, 5\) float32"),
+        ({"state": state_of((4,))}, r"\(2, 4\) float32, not \(4,\) float32"),
+        ({"state": state_of((2, 4), "bfloat16")}, r"\(2, 4\) float32, not \(2, 4\) bfloat16"),
+        ({"resets": zeros((2, 5), "bool")}, r"bool .*\[T, B\] = \(5, 2\), not bool .*\(2, 5\)"),
+        ({"resets": zeros((5,), "bool")}, r"bool .*\[T, B\] = \(5, 2\), not bool .*\(5,\)"),
+        ({"resets": zeros((5, 2), "int32")}, r"bool .*\(5, 2\), not int32 of shape \(5, 2\)"),
+        ({"lengths": np.zeros(3, np.int32)}, r"\[B\] = \(2,\), not int32 of shape \(3,\)"),
+        ({"lengths": np.zeros((2, 1), np.int32)}, r"\[B\] = \(2,\), not int32 .*\(2, 1\)"),
+        ({"lengths": np.zeros(2, np.float32)}, r"whole numbers .*not float32 of shape \(2,\)"),
+        ({"lengths": np.array([-1, 4])}, r"lengths must lie in 0\.\.5 \(T\), not in -1\.\.4"),
+        ({"lengths": np.array([1, 6])}, r"lengths must lie in 0\.\.5 \(T\), not in 1\.\.6"),
+        ({"implementation": "cuda"}, "one of scan, xla or None, not 'cuda'"),
+    ],
+)
+def test_unroll_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
+    refused(unroll, message, {"xs": zeros((5, 2, 3))} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("gx", "message"),
+    [
+        (zeros((2, 16)), r"\[T, B, 16\] float32 .*not \(2, 16\) float32"),
+        (zeros((5, 2, 12)), r"\[T, B, 16\] float32 .*\(4, 16\).*not \(5, 2, 12\) float32"),
+        (zeros((5, 2, 16), "bfloat16"), r"\[T, B, 16\] float32 .*not \(5, 2, 16\) bfloat16"),
+    ],
+)
+def test_unroll_projected_says_what_does_not_fit(gx: Any, message: str) -> None:
+    refused(unroll_projected, message, {"gx": gx})
+
+
+@pytest.mark.parametrize("lengths", [[-1, 4], [1, 6]])
+def test_lengths_out_of_range_are_found_outside_jit(lengths: list[int]) -> None:
+    """As in a plain call, where the arrays are at hand."""
+    params = CELL.init(jax.random.key(0), 3)
+    low, high = lengths
+    with pytest.raises(ValueError, match=rf"0\.\.5 \(T\), not in {low}\.\.{high}"):
+        unroll(CELL, params, jnp.zeros((5, 2, 3)), lengths=jnp.array(lengths))
