@@ -1,6 +1,31 @@
-"""jaxrnn: recurrent networks in JAX."""
-from jaxrnn.cells import Cell as Cell
-from jaxrnn.cells import gru as gru
-from jaxrnn.cells import lstm as lstm
-from jaxrnn.cells import rnn as rnn
-from jaxrnn.unroll import unroll as unroll
+"""Recurrent networks in JAX: pure-function cells, a fast unroll, and a char-RNN.
+
+cell = jaxrnn.lstm(512)                                   one of rnn, lstm, gru
+state, ys = jaxrnn.unroll(cell, params, xs)               a cell over time, in anybody's own model
+jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained run
+"""
+
+from jaxrnn.cells import Cell, gru, lstm, rnn
+from jaxrnn.charlm import Config, Params, init
+from jaxrnn.checkpoint import load
+from jaxrnn.errors import InputError
+from jaxrnn.sampling import sample, stream
+from jaxrnn.text import Vocabulary
+from jaxrnn.unroll import unroll, unroll_projected
+
+__all__ = [
+    "Cell",
+    "Config",
+    "InputError",
+    "Params",
+    "Vocabulary",
+    "gru",
+    "init",
+    "load",
+    "lstm",
+    "rnn",
+    "sample",
+    "stream",
+    "unroll",
+    "unroll_projected",
+]

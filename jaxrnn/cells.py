@@ -199,8 +199,8 @@ class LSTM(_Gated):
         return LSTMParams(w_x, w_h, b, jnp.zeros((3, self.hidden), dtype) if self.peephole else None)
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> LSTMState:
-        zeros = jnp.zeros((batch, self.hidden), dtype)
-        return LSTMState(zeros, zeros)
+        shape = (batch, self.hidden)
+        return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def step(
         self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B 4*H"]

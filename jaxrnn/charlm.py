@@ -97,12 +97,10 @@ def init(config: Config, vocabulary: Vocabulary, seed: int = 0) -> Params:
     """A fresh model: float32 parameters drawn from `seed`."""
     keys = iter(jax.random.split(jax.random.key(seed), config.layers + 2))
     size = len(vocabulary)
-    # a token's embedding feeds wide sums: unit rows times 1/sqrt(E) keep them near one
-    embedding = (
-        jax.random.normal(next(keys), (size, config.embed)) * config.embed**-0.5
-        if config.embed
-        else None
-    )
+    embedding = None
+    if config.embed:
+        scale = config.embed**-0.5 if config.tie else 1.0  # tied, it also makes the first logits
+        embedding = scale * jax.random.normal(next(keys), (size, config.embed))
     cell = config.make_cell()
     widths = [config.embed or size] + [config.hidden] * (config.layers - 1)
     layers = tuple(cell.init(next(keys), width) for width in widths)
@@ -114,7 +112,7 @@ def init(config: Config, vocabulary: Vocabulary, seed: int = 0) -> Params:
 
 def initial_carry(config: Config, batch: int) -> Carry:
     """The zero state of every layer for `batch` rows."""
-    return (config.make_cell().initial_state(batch),) * config.layers
+    return tuple(config.make_cell().initial_state(batch) for _ in range(config.layers))
 
 
 def count(params: Params) -> int:

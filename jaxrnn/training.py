@@ -348,77 +348,69 @@ def fit(
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
     source = feed(config, corpus, run)
+    shapes = jax.eval_shape(lambda: create(config, optimizer, corpus.vocabulary))
     checkpoints = checkpoint.Checkpoints(run, report.note)
 
-    def start(restored: checkpoint.Restored | None) -> tuple[TrainState, float]:
-        if restored is None:
-            report.rewind({})
-            return create(config, optimizer, corpus.vocabulary), math.inf
-        report.rewind(restored.notes["report"])
-        checkpoints.drop_after(restored.step)
-        params, rest = restored.tree
-        best = restored.notes["best"]
-        return TrainState(params=params, **rest), math.inf if best is None else best
-
-    shapes = jax.eval_shape(lambda: create(config, optimizer, corpus.vocabulary))
-    state, best = start(checkpoints.restore(shapes.params, _rest(shapes)))
-
-    def save(scheduled: bool, validation: float | None) -> None:
-        notes = {
-            "validation": validation,
-            "best": best if math.isfinite(best) else None,
-            "scheduled": scheduled,
-            "report": report.position(),
-        }
-        checkpoints.save(int(state.step), state.params, _rest(state), notes)
-
-    step = int(state.step)
-    report.begin(step, total)
-    while step < total:
-        stop = min(total, step - step % config.log_every + config.log_every)
-        state, metrics = run_steps(
-            config, optimizer, state, source.tokens, *_plan(config, batches, source, step), stop - step
+    def begin(scheduled: bool = False) -> tuple[TrainState, float]:
+        """The newest good state (of those saved by the plan alone) and the best loss until then."""
+        found = checkpoints.restore(
+            shapes.params, _rest(shapes), accept=lambda notes: notes["scheduled"] >= scheduled
         )
-        losses, norms = (np.asarray(m)[: stop - step] for m in metrics)
-        if not (np.isfinite(losses).all() and np.isfinite(norms).all()):
-            rate = float(state.rate) / 2
-            if rate < 0.5**RECOVERIES:
-                checkpoints.close()
-                raise Diverged(
-                    f"the loss is still not finite near step {stop} after {RECOVERIES} returns to a "
-                    "good state, each at half the learning rate; the last good checkpoint is intact; "
-                    "lower --learning-rate or --clip-norm"
+        checkpoints.drop_after(found.step if found else -1)
+        report.rewind(found.notes["report"] if found else {})
+        if found is None:
+            return create(config, optimizer, corpus.vocabulary), math.inf
+        params, rest = found.tree
+        return TrainState(params=params, **rest), float(found.notes["best"] or math.inf)
+
+    try:
+        state, best = begin()
+        step = int(state.step)
+        report.begin(step, total)
+        while step < total:
+            stop = min(total, step - step % config.log_every + config.log_every)
+            plan = _plan(config, batches, source, step)
+            state, metrics = run_steps(config, optimizer, state, source.tokens, *plan, stop - step)
+            losses, norms = (np.asarray(m)[: stop - step] for m in metrics)
+            if not (np.isfinite(losses).all() and np.isfinite(norms).all()):
+                rate = float(state.rate) / 2
+                if rate < 0.5**RECOVERIES:
+                    raise Diverged(
+                        f"the loss is not finite near step {stop}, even after {RECOVERIES} returns to "
+                        "a good state, each at half the learning rate; the last good checkpoint is "
+                        "intact; lower --learning-rate or --clip-norm"
+                    )
+                state, best = begin(scheduled=True)
+                state = state.replace(rate=jnp.float32(rate))  # type: ignore[attr-defined]
+                step = int(state.step)
+                report.note(
+                    f"the loss is not finite near step {stop}: back to step {step} "
+                    f"with {rate:g} of the learning rate"
                 )
-            good = checkpoints.restore(
-                shapes.params, _rest(shapes), accept=lambda notes: notes["scheduled"]
-            )
-            state, best = start(good)
-            state = state.replace(rate=jnp.float32(rate))  # type: ignore[attr-defined]
-            report.note(
-                f"the loss is not finite near step {stop}: back to step {int(state.step)} "
-                f"at {rate:g} of the learning rate"
-            )
-            step = int(state.step)
-            continue
-        step = stop
-        last = step == total
-        validation = None
-        if step % config.eval_every == 0 or last:
-            validation = evaluate(state.params, source, corpus, config.batch, config.seq_len)
-            best = min(best, validation)
-        report.steps(step, losses.mean(), norms.mean(), validation)
-        if config.sample_every and (step % config.sample_every == 0 or last):
-            report.sample(step, state.params)
-        if validation is not None:
-            save(scheduled=True, validation=validation)
-        elif should_stop():
-            save(scheduled=False, validation=None)
-        if should_stop():
-            break
-    checkpoints.wait()
-    checkpoints.close()
-    report.end()
-    return state.params, step
+                continue
+            step = stop
+            validation = None
+            if step % config.eval_every == 0 or step == total:
+                validation = evaluate(state.params, source, corpus, config.batch, config.seq_len)
+                best = min(best, validation)
+            report.steps(step, losses.mean(), norms.mean(), validation)
+            if config.sample_every and (step % config.sample_every == 0 or step == total):
+                report.sample(step, state.params)
+            if validation is not None or should_stop():
+                notes = {
+                    "validation": validation,
+                    "best": best if math.isfinite(best) else None,
+                    "scheduled": validation is not None,
+                    "report": report.position(),
+                }
+                checkpoints.save(step, state.params, _rest(state), notes)
+            if should_stop():
+                break
+        checkpoints.wait()
+        return state.params, step
+    finally:
+        report.end()
+        checkpoints.close()
 
 
 RECOVERIES = 3  # returns to a good state, each at half the learning rate, before giving up

@@ -44,7 +44,7 @@ FEW = ("rnn-tanh", "lstm-peephole", "gru-before", "gru-after")  # the others are
 PRODUCT = [(name, mask) for name in CELLS for mask in MASKS if name in FEW or mask == "both"]
 
 few_cells = pytest.mark.parametrize("name", FEW)
-two_cells = pytest.mark.parametrize("name", ["lstm-peephole", "gru-after"])  # what is no cell's own
+two_cells = pytest.mark.parametrize("name", TWO)
 both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -250,7 +250,7 @@ def test_unroll_projected_after_project_is_unroll(name: str, implementation: str
 
 
 @implementations
-@few_cells
+@two_cells
 def test_bfloat16_keeps_the_state_in_float32(name: str, implementation: str) -> None:
     """ys come back in xs' dtype; from `unroll_projected` in gx', which is float32."""
     cell = CELLS[name]
