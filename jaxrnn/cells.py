@@ -203,7 +203,7 @@ class LSTM(_Gated):
         return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def step(
-        self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B 4*H"]
+        self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B G"]
     ) -> tuple[LSTMState, Float[Array, "B H"]]:
         a_i, a_f, a_g, a_o = split(gx + product(state.hidden, params.w_h), 4)
         if params.w_c is not None:
@@ -251,7 +251,7 @@ class GRU(_Gated):
         return GRUState(jnp.zeros((batch, self.hidden), dtype))
 
     def step(
-        self, params: GRUParams, state: GRUState, gx: Float[Array, "B 3*H"]
+        self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
     ) -> tuple[GRUState, Float[Array, "B H"]]:
         h, size = state.hidden, self.hidden
         if self.reset == "after":

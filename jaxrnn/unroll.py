@@ -11,10 +11,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxrnn.cells import Cell, wide
 from jaxrnn.kernels import xla
+from jaxrnn.kernels.xla import Lookup
 from jaxrnn.shapes import Array, Bool, Float, Int
 
 Implementation = Literal["scan", "xla"]
@@ -63,7 +65,7 @@ def unroll(
 def unroll_projected(
     cell: Cell,
     params: Any,
-    gx: Float[Array, "T B G"],
+    gx: Float[Array, "T B G"] | Lookup,
     state: Any = None,
     resets: Bool[Array, "T B"] | None = None,
     lengths: Int[Array, "B"] | None = None,
@@ -72,17 +74,22 @@ def unroll_projected(
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """`unroll` for inputs that are projected already: gx [T, B, G] = `cell.project(params, xs)`.
 
-    For callers who get gx more cheaply, as from an embedding table. Arguments, errors and results are
-    those of `unroll`, but the outputs stay in gx' dtype.
+    Inputs that are one of V tokens need no projection at every step: project the V once and give
+    `Lookup(table, tokens)` for gx. Other arguments, errors and results are those of `unroll`, but the
+    outputs stay in gx' dtype.
     """
     _check_projected(params, gx)
     if state is None:
         state = cell.initial_state(gx.shape[1], gx.dtype)
     _check_state(cell, state, gx)
-    masks = xla.Masks(_check_resets(resets, gx), _active(lengths, gx))
+    resets, active = _check_resets(resets, gx), _active(lengths, gx)
+    if resets is not None and active is not None:
+        resets = resets & active  # in the padding a row stands still, whatever happens there
+    masks = xla.Masks(resets, active)
     if pick(cell, implementation) == "xla":
         return xla.run(cell, params, gx, state, masks, reverse)
-    return _scan(cell, params, gx, state, masks, reverse)
+    projected = gx.project() if isinstance(gx, Lookup) else gx
+    return _scan(cell, params, projected, state, masks, reverse)
 
 
 def pick(cell: Cell, implementation: Implementation | None = None) -> Implementation:
@@ -114,21 +121,20 @@ def _scan(
     return lax.scan(body, state, (gx, masks), reverse=reverse)
 
 
-def _active(lengths: Array | None, gx: Array) -> Array | None:
+def _active(lengths: Array | None, gx: Array | Lookup) -> Array | None:
     """[T, B]: whether step t is a real step of row b."""
     if lengths is None:
         return None
     steps, batch, _ = gx.shape
+    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
     lengths = jnp.asarray(lengths)
     if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
             f"lengths must be whole numbers of shape [B] = {(batch,)}, "
             f"not {lengths.dtype} of shape {lengths.shape}"
         )
-    if not isinstance(lengths, jax.core.Tracer) and batch:
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 0 or high > steps:
-            raise ValueError(f"lengths must lie in 0..{steps} (T), not in {low}..{high}")
+    if known is not None and batch and (known.min() < 0 or known.max() > steps):
+        raise ValueError(f"lengths must lie in 0..{steps} (T), not in {known.min()}..{known.max()}")
     return jnp.arange(steps, dtype=lengths.dtype)[:, None] < lengths[None, :]
 
 
@@ -144,27 +150,28 @@ def _check_inputs(params: Any, xs: Array) -> None:
                          f"{params.w_x.dtype}")
 
 
-def _check_projected(params: Any, gx: Array) -> None:
+def _check_projected(params: Any, gx: Array | Lookup) -> None:
     width = params.w_h.shape[1]
-    if gx.ndim != 3 or gx.shape[-1] != width or gx.dtype != wide(params.w_h.dtype):
+    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(params.w_h.dtype):
         raise ValueError(
             f"gx must be [T, B, {width}] {wide(params.w_h.dtype)} as params.w_h "
             f"{params.w_h.shape} {params.w_h.dtype} asks, not {gx.shape} {gx.dtype}"
         )
 
 
-def _check_state(cell: Cell, state: Any, gx: Array) -> None:
+def _check_state(cell: Cell, state: Any, gx: Array | Lookup) -> None:
     expected = jax.eval_shape(lambda: cell.initial_state(gx.shape[1], gx.dtype))
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise ValueError(f"state must be a {type(expected).__name__}, not {type(state).__name__}")
     for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
-        if got.shape != want.shape or got.dtype != want.dtype:
+        shape, dtype = jnp.shape(got), getattr(got, "dtype", type(got).__name__)
+        if shape != want.shape or dtype != want.dtype:
             raise ValueError(
-                f"state must be [B, H] = {want.shape} {want.dtype}, not {got.shape} {got.dtype}"
+                f"state must be [B, H] = {want.shape} {want.dtype}, not {shape} {dtype}"
             )
 
 
-def _check_resets(resets: Array | None, gx: Array) -> Array | None:
+def _check_resets(resets: Array | None, gx: Array | Lookup) -> Array | None:
     if resets is not None and (resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_):
         raise ValueError(
             f"resets must be bool of shape [T, B] = {gx.shape[:2]}, "

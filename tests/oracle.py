@@ -174,9 +174,7 @@ class Problem(NamedTuple):
         """As JAX arrays: params and xs in `dtype`, the state and the weights in the wider dtype."""
         narrow = partial(jax.tree.map, lambda a: jnp.asarray(a, dtype))
         broad = partial(jax.tree.map, lambda a: jnp.asarray(a, wide(dtype)))
-        return Problem(
-            narrow(self.params), narrow(self.xs), broad(self.state), broad(self.weights)
-        )
+        return Problem(narrow(self.params), narrow(self.xs), broad(self.state), broad(self.weights))
 
     def exact(self) -> "Problem":
         """The arrays' own values, rounded as they are, in numpy float64."""
@@ -187,9 +185,7 @@ class Problem(NamedTuple):
         return self.params, self.xs, self.state
 
 
-def problem(
-    cell: Any, steps: int = 5, batch: int = 2, features: int = 3, seed: int = 0
-) -> Problem:
+def problem(cell: Any, steps: int = 5, batch: int = 2, features: int = 3, seed: int = 0) -> Problem:
     """No entry is zero: biases, peepholes and the initial state count too."""
     rng = np.random.default_rng(seed)
     key = jax.random.key(0)
@@ -205,7 +201,12 @@ def problem(
 
 @partial(jax.jit, static_argnames=("cell", "implementation", "reverse"))
 def library(
-    cell: Any, given: Problem, resets: Any = None, lengths: Any = None, *, reverse: bool = False,
+    cell: Any,
+    given: Problem,
+    resets: Any = None,
+    lengths: Any = None,
+    *,
+    reverse: bool = False,
     implementation: Any = None,
 ) -> tuple[Any, Any]:
     """(final state, ys) of `unroll`, and the loss's gradients for params, xs and initial state."""

@@ -10,6 +10,10 @@ reverse scan runs only the recurrent chain
 and dW_h (with the peepholes' and b_h's gradients) is one large product over all T * B rows after it.
 The gradients of w_x, b and the inputs follow from dgx, outside, through `cell.project`.
 
+dgx leaves the loop in the weights' dtype, in which every product after it takes it anyway. Where the
+inputs are tokens (`Lookup`) each step reads its rows of the table, nothing of size [T, B, G] is built
+on the way forward, and the table's gradient is the sum of dgx over equal tokens, as one product.
+
 The rules below are the derivatives of the equations in the docstrings of `jaxrnn.cells`.
 """
 
@@ -23,7 +27,31 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.cells import ACTIVATIONS, GRU, LSTM, RNN, add, product, rows, split, wide
-from jaxrnn.shapes import Array, Bool, Float
+from jaxrnn.shapes import Array, Bool, Float, Int
+
+
+class Lookup(NamedTuple):
+    """Projected inputs that are rows of a table, as those of tokens are.
+
+    table: `cell.project` of every token.
+    tokens: which row goes in, at each step of each row.
+    """
+
+    table: Float[Array, "V G"]
+    tokens: Int[Array, "T B"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[T, B, G], of the projected inputs."""
+        return (*self.tokens.shape, self.table.shape[-1])
+
+    @property
+    def dtype(self) -> Any:
+        return self.table.dtype
+
+    def project(self) -> Float[Array, "T B G"]:
+        """The projected inputs themselves."""
+        return self.table[self.tokens]
 
 
 class Masks(NamedTuple):
@@ -39,14 +67,19 @@ def supports(cell: Any) -> bool:
 
 
 def run(
-    cell: Any, params: Any, gx: Float[Array, "T B G"], state: Any, masks: Masks, reverse: bool
+    cell: Any,
+    params: Any,
+    gx: Float[Array, "T B G"] | Lookup,
+    state: Any,
+    masks: Masks,
+    reverse: bool,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """The final state and every output [T, B, H], in the wide dtype, differentiable by hand.
 
     Args:
       cell: an `rnn`, `lstm` or `gru`.
       params: the cell's parameters; only the recurrent ones are used here.
-      gx: the projected inputs, `cell.project(params, xs)`.
+      gx: the projected inputs, `cell.project(params, xs)`, or where to look them up.
       state: the state before the first step taken.
       masks: see `Masks`; a row that stands still puts out zeros.
       reverse: run from the last step to the first.
@@ -57,23 +90,24 @@ def run(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(
-    cell: Any, reverse: bool, weights: Any, gx: Array, state: Any, masks: Masks
+    cell: Any, reverse: bool, weights: Any, gx: Array | Lookup, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
     final, (_, states, _) = _forward_scan(cell, reverse, weights, gx, state, masks)
     return final, _outputs(states, masks)
 
 
 def _forward(
-    cell: Any, reverse: bool, weights: Any, gx: Array, state: Any, masks: Masks
+    cell: Any, reverse: bool, weights: Any, gx: Array | Lookup, state: Any, masks: Masks
 ) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
     final, (previous, states, gates) = _forward_scan(cell, reverse, weights, gx, state, masks)
-    return (final, _outputs(states, masks)), (weights, previous, states, gates, masks)
+    saved = (weights, gx if isinstance(gx, Lookup) else None, previous, states, gates, masks)
+    return (final, _outputs(states, masks)), saved
 
 
 def _backward(
     cell: Any, reverse: bool, saved: tuple[Any, ...], cotangents: tuple[Any, Array]
-) -> tuple[Any, Array, Any, Masks]:
-    weights, previous, states, gates, masks = saved
+) -> tuple[Any, Any, Any, Masks]:
+    weights, lookup, previous, states, gates, masks = saved
     d_final, d_ys = cotangents
     rule = _RULES[type(cell)]
     w_t = lax.optimization_barrier(weights.w_h.T)  # laid out once, or every step pays for it
@@ -88,25 +122,31 @@ def _backward(
             d_gx = jnp.where(active[:, None], d_gx, 0)
         if reset is not None:
             d_before = _choose(reset, jax.tree.map(jnp.zeros_like, d_before), d_before)
-        return d_before, d_gx
+        return d_before, _packed(d_gx.astype(weights.w_h.dtype))
 
     slices = (previous, states, gates, d_ys, masks)
-    d_state, d_gx = lax.scan(body, d_final, slices, reverse=not reverse)
+    d_state, packed = lax.scan(body, d_final, slices, reverse=not reverse)
+    d_gx = _unpacked(packed)
     d_weights = rule.weights(cell, weights, previous, states, gates, d_gx)
-    return d_weights, d_gx, d_state, Masks(None, None)
+    if lookup is not None:
+        d_table = _sum_equal(lookup, d_gx)
+        return d_weights, Lookup(d_table, None), d_state, Masks(None, None)  # type: ignore[arg-type]
+    return d_weights, d_gx.astype(d_ys.dtype), d_state, Masks(None, None)
 
 
 _run.defvjp(_forward, _backward)
 
 
 def _forward_scan(
-    cell: Any, reverse: bool, weights: Any, gx: Array, state: Any, masks: Masks
+    cell: Any, reverse: bool, weights: Any, gx: Array | Lookup, state: Any, masks: Masks
 ) -> tuple[Any, tuple[Any, Any, Any]]:
     """The final state, and for every step the state before it, the state after it, the gates."""
     forward = _RULES[type(cell)].forward
 
     def body(state: Any, slices: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         gx_t, (reset, active) = slices
+        if isinstance(gx, Lookup):
+            gx_t = gx.table[gx_t]
         if reset is not None:
             state = _choose(reset, jax.tree.map(jnp.zeros_like, state), state)
         after, gates = forward(cell, weights, state, gx_t)
@@ -114,7 +154,8 @@ def _forward_scan(
             after = _choose(active, after, state)
         return after, (state, after, gates)
 
-    return lax.scan(body, state, (gx, masks), reverse=reverse)
+    inputs = gx.tokens if isinstance(gx, Lookup) else gx
+    return lax.scan(body, state, (inputs, masks), reverse=reverse)
 
 
 def _outputs(states: Any, masks: Masks) -> Array:
@@ -166,6 +207,28 @@ def _outer_cpu(x: Array, y: Array) -> Array:
     return product(x, y.reshape(steps * batch, -1))
 
 
+def _packed(x: Array) -> Array:
+    """bfloat16 as its bits: XLA's CPU backend stores those ten times faster in a loop."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _unpacked(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def _sum_equal(lookup: Lookup, d_gx: Float[Array, "T B G"]) -> Float[Array, "V G"]:
+    """The table's gradient: dgx summed over equal tokens."""
+    tokens, rows = lookup.tokens.reshape(-1), d_gx.reshape(-1, d_gx.shape[-1])
+    size, dtype = lookup.table.shape[0], lookup.table.dtype
+    if size > ONE_HOT_LIMIT:
+        return jnp.zeros_like(lookup.table).at[tokens].add(rows.astype(dtype))
+    one_hot = jnp.arange(size, dtype=tokens.dtype)[:, None] == tokens[None, :]
+    return product(one_hot.astype(rows.dtype), rows).astype(dtype)
+
+
+ONE_HOT_LIMIT = 1024  # tokens; beyond it a scatter costs less than a product with one-hot rows
+
+
 # --- plain RNN ----------------------------------------------------------------------------------
 
 _SLOPES = {
@@ -196,7 +259,7 @@ def _rnn_weights(
 # --- LSTM ---------------------------------------------------------------------------------------
 
 
-def _lstm_forward(cell: LSTM, weights: Any, before: Any, gx: Array) -> tuple[Any, Array]:
+def _lstm_forward(cell: LSTM, weights: Any, before: Any, gx: Array) -> tuple[Any, Any]:
     a_i, a_f, a_g, a_o = split(gx + product(before.hidden, weights.w_h), 4)
     if weights.w_c is not None:
         p_i, p_f, p_o = rows(weights.w_c)
@@ -232,7 +295,7 @@ def _lstm_weights(
 ) -> Any:
     d_w_c = None
     if weights.w_c is not None:
-        d_ai, d_af, _, d_ao = split(d_gx, 4)
+        d_ai, d_af, _, d_ao = split(d_gx.astype(after.cell.dtype), 4)
         seen = (before.cell, d_ai), (before.cell, d_af), (after.cell, d_ao)
         d_w_c = jnp.stack([jnp.einsum("tbh,tbh->h", c, d) for c, d in seen])
         d_w_c = d_w_c.astype(weights.w_c.dtype)
@@ -277,6 +340,7 @@ def _gru_backward(
 
 def _gru_weights(cell: GRU, weights: Any, before: Any, after: Any, gates: Any, d_gx: Array) -> Any:
     (_, r, _, _), h, size = gates, before.hidden, cell.hidden
+    d_gx = d_gx.astype(h.dtype)
     d_zr, d_n = d_gx[..., : 2 * size], d_gx[..., 2 * size :]
     if cell.reset == "after":
         d_q = d_n * r

@@ -1,0 +1,398 @@
+"""The char-RNN: its logits, loss and gradients against the equations, its dropout, its parameters as
+a pytree, and the lecture's HELLO."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracle import TOLERANCES as ORACLE
+from oracle import assert_close, reference
+
+from jaxrnn import Config, InputError, Params, Vocabulary, charlm, init, unroll
+
+VOCABULARY = Vocabulary.of("abcdefg")
+SIZE, STEPS, BATCH = len(VOCABULARY), 6, 3
+CONFIGS = {
+    "lstm": Config("lstm", hidden=5, embed=3),
+    "gru": Config("gru", hidden=5, embed=3),
+    "gru-after": Config("gru", hidden=5, embed=3, reset="after"),
+    "rnn-relu": Config("rnn", hidden=5, embed=3, activation="relu"),
+    "peephole, two layers": Config("lstm", layers=2, hidden=5, embed=3, peephole=True),
+    "gru, three layers": Config("gru", layers=3, hidden=5, embed=3),
+    "one-hot": Config("lstm", hidden=5, embed=0),
+    "one-hot, two layers": Config("gru", layers=2, hidden=5, embed=0),
+    "tied": Config("lstm", hidden=5, embed=5, tie=True),
+}
+TOLERANCES = {  # as in `oracle.assert_close`, but for the last four
+    "float32": ORACLE["float32"],
+    "bfloat16": ORACLE["bfloat16"],
+    "gradient": 2e-5,  # float32, summed over every character
+    "expectation": 0.08,  # of a mean over 4000 masks: 5 standard errors
+    "uniform": 1e-6,  # nats
+    "init": 0.25,  # nats by which the first loss may miss ln V
+    "learned": 0.01,  # nats above the floor
+}
+
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+two_layers = CONFIGS["peephole, two layers"]
+
+
+def model(config: Config, seed: int = 0) -> Params:
+    """Random parameters, none of them zero: biases and peepholes count too."""
+    rng = np.random.default_rng(seed)
+    params = init(config, VOCABULARY)
+    return jax.tree.map(lambda a: jnp.float32(0.6 * rng.standard_normal(a.shape)), params)
+
+
+def text(steps: int = STEPS, seed: int = 0) -> jax.Array:
+    """Tokens [T, B]."""
+    return jnp.asarray(np.random.default_rng(seed).integers(SIZE, size=(steps, BATCH)), jnp.int32)
+
+
+def random_carry(config: Config, seed: int = 0) -> charlm.Carry:
+    rng = np.random.default_rng(seed)
+    zeros = charlm.initial_carry(config, BATCH)
+    return jax.tree.map(lambda a: jnp.float32(0.6 * rng.standard_normal(a.shape)), zeros)
+
+
+def exact(tree: Any) -> Any:
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def by_hand(params: Params, tokens: jax.Array, carry: charlm.Carry) -> tuple[Any, np.ndarray]:
+    """The whole model in numpy float64: characters → embedding → cells → logits."""
+    cell, after = params.config.make_cell(), []
+    embedding = np.eye(SIZE) if params.embedding is None else exact(params.embedding)
+    hidden = embedding[np.asarray(tokens)]
+    for layer, state in zip(exact(params.layers), exact(carry), strict=True):
+        state, hidden = reference(cell, layer, hidden, state)
+        after.append(state)
+    w_out = embedding.T if params.w_out is None else exact(params.w_out)
+    return tuple(after), hidden @ w_out + exact(params.b_out)
+
+
+def embed_then_project(params: Params, tokens: jax.Array, carry: charlm.Carry) -> jax.Array:
+    """The logits by the way that `forward` saves: each character is embedded, then projected."""
+    cell = params.config.make_cell()
+    hidden = jax.nn.one_hot(tokens, SIZE)
+    if params.embedding is not None:
+        hidden = hidden @ params.embedding
+    for layer, state in zip(params.layers, carry, strict=True):
+        _, hidden = unroll(cell, layer, hidden, state, implementation="scan")
+    w_out = params.embedding.T if params.w_out is None else params.w_out
+    return hidden @ w_out + params.b_out[None, None]
+
+
+def number(logits: jax.Array) -> jax.Array:
+    """Something to differentiate: another weight for every logit."""
+    weights = np.random.default_rng(7).standard_normal(logits.shape)
+    return (logits * jnp.float32(weights)).sum()
+
+
+# --- values and gradients -----------------------------------------------------------------------
+
+
+@configs
+def test_forward_is_the_equations(config: Config) -> None:
+    """Logits and states, from a state that is not zero."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    got = jax.jit(charlm.forward)(params, tokens, carry)
+    assert_close(got, by_hand(params, tokens, carry), TOLERANCES["float32"])
+
+
+@configs
+def test_table_is_embed_then_project(config: Config) -> None:
+    """For one-hot characters: the rows of w_x are the product with the one-hot vectors."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+
+    def lookup(params: Params) -> jax.Array:
+        return number(charlm.forward(params, tokens, carry)[1])
+
+    def project(params: Params) -> jax.Array:
+        return number(embed_then_project(params, tokens, carry))
+
+    got, want = (jax.jit(jax.value_and_grad(f))(params) for f in (lookup, project))
+    assert_close(got, want, TOLERANCES["gradient"])
+
+
+def test_tied_gradient_is_the_sum_of_both_uses() -> None:
+    params, tokens = model(CONFIGS["tied"]), text()
+    carry = random_carry(params.config)
+    apart = params.replace(w_out=params.embedding.T, config=Config("lstm", hidden=5, embed=5))
+    assert params.w_out is None
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Params) -> jax.Array:
+        return charlm.loss(params, tokens, carry)[0]
+
+    tied, untied = gradient(params), gradient(apart)
+    both = untied.embedding + untied.w_out.T
+    assert_close(tied.embedding, both, TOLERANCES["gradient"])
+    assert_close((tied.layers, tied.b_out), (untied.layers, untied.b_out), TOLERANCES["gradient"])
+
+
+@configs
+def test_chunks_are_the_whole(config: Config) -> None:
+    """The state carried from one call to the next."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    whole = charlm.forward(params, tokens, carry)
+    pieces = []
+    for piece in jnp.split(tokens, [1, 4]):
+        carry, logits = charlm.forward(params, piece, carry)
+        pieces.append(logits)
+    assert_close((carry, jnp.concatenate(pieces)), whole, TOLERANCES["float32"])
+
+
+@configs
+def test_steps_are_forward(config: Config) -> None:
+    params, tokens, carry = model(config), text(), random_carry(config)
+    whole = charlm.forward(params, tokens, carry)
+    prepared, rows = charlm.prepare(params), []
+    for column in tokens:
+        carry, logits = charlm.step(config, prepared, carry, column)
+        rows.append(logits)
+    assert_close((carry, jnp.stack(rows)), whole, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "one-hot", "tied", "peephole, two layers"])
+def test_bfloat16_is_close(name: str) -> None:
+    """Its products are in bfloat16; logits, states and gradients stay float32."""
+    params, tokens = model(CONFIGS[name]), text()
+    carry = random_carry(params.config)
+    fields = vars(params.config) | {"dtype": "bfloat16"}
+    half = params.replace(config=Config(**fields))
+    assert charlm.prepare(half).w_out.dtype == jnp.bfloat16
+
+    @jax.jit
+    def run(params: Params) -> Any:
+        loss, gradient = jax.value_and_grad(lambda p: charlm.loss(p, tokens, carry)[0])(params)
+        return charlm.forward(params, tokens, carry), loss, jax.tree.leaves(gradient)
+
+    got, want = run(half), run(params)
+    assert_close(got, want, TOLERANCES["bfloat16"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+@configs
+def test_loss_is_the_mean_of_nats(config: Config) -> None:
+    """Of each character given those before it; the state that comes back has read all but the last."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    after, logits = by_hand(params, tokens[:-1], carry)
+    chance = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    target = np.take_along_axis(chance, np.asarray(tokens)[1:, :, None], axis=-1)
+    got = jax.jit(charlm.loss)(params, tokens, carry)
+    assert_close(got, (-np.log(target).mean(), after), TOLERANCES["float32"])
+
+
+def test_uniform_logits_cost_ln_of_the_vocabulary() -> None:
+    params = model(CONFIGS["lstm"])
+    params = params.replace(w_out=0 * params.w_out, b_out=0 * params.b_out + 3)
+    got, _ = charlm.loss(params, text(), charlm.initial_carry(params.config, BATCH))
+    assert float(got) == pytest.approx(math.log(SIZE), abs=TOLERANCES["uniform"])
+
+
+@pytest.mark.parametrize("size", [2, 65, 256])
+@pytest.mark.parametrize("name", ["lstm", "gru", "one-hot", "tied"])
+def test_first_loss_is_near_ln_of_the_vocabulary(name: str, size: int) -> None:
+    vocabulary = Vocabulary.of("".join(map(chr, range(size))))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(size, size=(51, 8)), jnp.int32)
+    carry = charlm.initial_carry(CONFIGS[name], 8)
+    got, _ = jax.jit(charlm.loss)(init(CONFIGS[name], vocabulary), tokens, carry)
+    assert float(got) == pytest.approx(math.log(size), abs=TOLERANCES["init"])
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_hello(cell: Any) -> None:
+    """The lecture's pairs (H,E) (E,L) (L,L) (L,O). What follows L is known only from the state, so
+    the floor is 0; without a state it would be ln(2) / 2."""
+    vocabulary = Vocabulary.of("HELLO")
+    config = Config(cell, hidden=8, embed=4)
+    tokens = jnp.asarray(vocabulary.encode("HELLO"), jnp.int32)[:, None]
+    carry = charlm.initial_carry(config, 1)
+    optimizer = optax.adam(0.03)
+
+    @jax.jit
+    def learn(params: Params) -> tuple[Params, jax.Array]:
+        def step(trained: Any, _: None) -> Any:
+            params, state = trained
+            value_and_grad = jax.value_and_grad(charlm.loss, has_aux=True)
+            (loss, _), gradient = value_and_grad(params, tokens, carry)
+            with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
+                updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=300)
+        return params, losses
+
+    params, losses = learn(init(config, vocabulary))
+    assert losses[0] > 1
+    assert losses[-1] < TOLERANCES["learned"]
+    _, logits = charlm.forward(params, tokens[:-1], carry)
+    assert vocabulary.decode(logits[:, 0].argmax(axis=-1)) == "ELLO"
+
+
+# --- dropout ------------------------------------------------------------------------------------
+
+
+def bare(rate: float) -> Params:
+    """One plain layer whose outputs are the logits: V = H, w_out = 1, b_out = 0."""
+    config = Config("rnn", hidden=SIZE, embed=3, dropout=rate)
+    params = model(config)
+    return params.replace(w_out=jnp.eye(SIZE), b_out=jnp.zeros(SIZE))
+
+
+def test_dropout_needs_a_key_and_a_rate() -> None:
+    params, tokens = bare(0.5), text()
+    carry = charlm.initial_carry(params.config, BATCH)
+    key = jax.random.key(0)
+    plain = bare(0.0)
+    want = charlm.forward(plain, tokens, carry)
+    assert_close(charlm.forward(params, tokens, carry), want, 0)
+    assert_close(charlm.forward(plain, tokens, carry, dropout_key=key), want, 0)
+    assert (charlm.forward(params, tokens, carry, dropout_key=key)[1] == 0).any()
+
+
+def test_dropout_drops_or_scales_outputs_alone() -> None:
+    """Each output is 0 or divided by what is kept; the state goes on whole."""
+    params, tokens = bare(0.25), text(40)
+    carry = charlm.initial_carry(params.config, BATCH)
+    state, outputs = charlm.forward(params, tokens, carry)
+    key = jax.random.key(0)
+    state_too, dropped = charlm.forward(params, tokens, carry, dropout_key=key)
+    assert_close(state_too, state, 0)
+    assert_close(dropped, jnp.where(dropped == 0, 0, outputs / 0.75), TOLERANCES["float32"])
+    standard_error = math.sqrt(0.25 * 0.75 / dropped.size)
+    assert float((dropped == 0).mean()) == pytest.approx(0.25, abs=5 * standard_error)
+
+
+def test_dropout_differs_by_key_place_and_layer() -> None:
+    params = bare(0.5)
+    carry = charlm.initial_carry(params.config, BATCH)
+    masks = [
+        np.asarray(charlm.forward(params, text(), carry, dropout_key=jax.random.key(seed))[1] == 0)
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert (masks[0] != masks[2]).any()
+    assert (masks[0][1:] != masks[0][:-1]).any()
+    assert (masks[0][:, 1:] != masks[0][:, :-1]).any()
+
+
+def test_dropout_of_two_layers_is_drawn_apart() -> None:
+    """A unit dropped in the first layer alone: its outputs reach the second layer as zeros there."""
+    config = Config("rnn", layers=2, hidden=SIZE, embed=3, activation="relu", dropout=0.5)
+    params, key = bare(0.5), jax.random.key(0)
+    eye, zero, one = jnp.eye(SIZE), jnp.zeros((SIZE, SIZE)), jnp.ones(SIZE)
+    layer = type(params.layers[0])
+    first = layer(jnp.zeros((3, SIZE)), zero, one)  # puts out ones
+    params = params.replace(config=config, layers=(first, layer(eye, zero, 0 * one)))
+    carry = charlm.initial_carry(config, BATCH)
+    (_, second), outputs = charlm.forward(params, text(1), carry, dropout_key=key)
+    below = np.asarray(second.hidden)  # what came through the first layer's dropout
+    assert set(np.unique(below)) == {0, 2}
+    above = np.asarray(outputs[0])[below > 0]
+    assert set(np.unique(above)) == {0, 4}  # other units fall in the second
+
+
+def test_dropout_keeps_the_expectation() -> None:
+    params, tokens = bare(0.5), text()
+    carry = charlm.initial_carry(params.config, BATCH)
+
+    @jax.jit
+    @jax.vmap
+    def run(key: jax.Array) -> jax.Array:
+        return charlm.forward(params, tokens, carry, dropout_key=key)[1]
+
+    mean = run(jax.random.split(jax.random.key(0), 4000)).mean(axis=0)
+    assert_close(mean, charlm.forward(params, tokens, carry)[1], TOLERANCES["expectation"])
+
+
+def test_no_gradient_through_dropped_units() -> None:
+    params = bare(0.5)
+    tokens, carry = text(1), charlm.initial_carry(params.config, BATCH)
+    forward = partial(charlm.forward, dropout_key=jax.random.key(0))
+    dropped = np.asarray(forward(params, tokens, carry)[1] == 0)[0]
+
+    def output(row: int, params: Params) -> jax.Array:
+        return forward(params, tokens, carry)[1][0, row].sum()
+
+    for row in range(BATCH):
+        gradient = jax.grad(partial(output, row))(params).layers[0].b
+        np.testing.assert_array_equal(gradient == 0, dropped[row])
+
+
+# --- config and parameters ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layers": 0}, "--layers must be at least 1, not 0"),
+        ({"layers": -1}, "--layers"),
+        ({"hidden": 0}, "--hidden must be at least 1, not 0"),
+        ({"embed": -1}, "--embed must be 0"),
+        ({"dropout": 1.0}, "--dropout .* not 1.0"),
+        ({"dropout": -0.1}, "--dropout .* not -0.1"),
+        ({"dropout": math.nan}, "--dropout .* not nan"),
+        ({"tie": True, "embed": 4, "hidden": 5}, "--tie needs .* not 4 and 5"),
+        ({"tie": True, "embed": 0, "hidden": 5}, "--tie needs .* not 0 and 5"),
+    ],
+)
+def test_config_refuses(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Config(**wrong)
+
+
+@configs
+def test_init_has_the_shapes_and_the_count(config: Config) -> None:
+    params = init(config, VOCABULARY)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    assert charlm.count(params) == sum(math.prod(shape) for shape in shapes)
+    assert (params.embedding is None) == (config.embed == 0)
+    assert (params.w_out is None) == config.tie
+    assert len(params.layers) == config.layers
+    widths = [config.embed or SIZE, *[config.hidden] * (config.layers - 1)]
+    assert [layer.w_x.shape[0] for layer in params.layers] == widths
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_count_of_a_known_model() -> None:
+    """7 embeddings of 3; an lstm of 4 gates * 5 units * (3 + 5 + 1); 5 * 7 + 7 of the output."""
+    assert charlm.count(init(CONFIGS["lstm"], VOCABULARY)) == 7 * 3 + 4 * 5 * (3 + 5 + 1) + 5 * 7 + 7
+
+
+def test_init_is_a_function_of_the_seed() -> None:
+    config = Config("rnn", layers=2, hidden=5, embed=5)
+    one, same, other = (init(config, VOCABULARY, seed) for seed in (0, 0, 1))
+    assert_close(one, same, 0)
+    for name in ("embedding", "w_out"):
+        assert (getattr(one, name) != getattr(other, name)).all()
+    assert (one.layers[0].w_x != one.layers[1].w_x).all()  # and no two parts are drawn alike
+
+
+@configs
+def test_params_are_a_pytree_that_knows_its_meaning(config: Config) -> None:
+    """Through map, jit and grad the config and the vocabulary stay as they are."""
+    params = model(config)
+    tokens, carry = text(), charlm.initial_carry(config, BATCH)
+
+    def loss(params: Params) -> jax.Array:
+        return charlm.loss(params, tokens, carry)[0]
+
+    doubled = jax.tree.map(lambda a: 2 * a, params)
+    through = [doubled, jax.jit(lambda p: p)(params), jax.jit(jax.grad(loss))(params)]
+    for result in through:
+        assert isinstance(result, Params)
+        assert (result.config, result.vocabulary) == (config, VOCABULARY)
+        assert jax.tree.structure(result) == jax.tree.structure(params)
+    assert_close(doubled.b_out, 2 * params.b_out, 0)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(through[-1]))

@@ -1,0 +1,282 @@
+"""`Vocabulary` against Python's own strings, `corpus` against its definition, and the promises of
+`Batches` over whole epochs of random sizes."""
+
+import hashlib
+import re
+from collections import Counter
+from itertools import pairwise
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from jaxrnn import InputError, Vocabulary
+from jaxrnn.text import Batches, corpus
+
+SCRIPTS = {
+    "ascii": "First Citizen:\nBefore we proceed",
+    "accents": "àéîõü ß ﬁ",
+    "combining": "e\u0301 a\u0308\u0323",  # a letter and its marks are characters of their own
+    "emoji": "👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈 👍🏽",
+    "astral": "𝕬 𐍈 🀄",
+    "korean": "한국어 \u1112\u1161\u11ab",
+    "arabic": "السلام عليكم",
+    "controls": "\x00\t\r\n\x85\u2028",
+}
+MANY = hypothesis.settings(max_examples=60, deadline=None)
+
+any_text = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
+utf8_text = st.text()
+scripts = pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+
+
+# --- vocabulary ---------------------------------------------------------------------------------
+
+
+def assert_spells(text: str) -> None:
+    vocabulary = Vocabulary.of(text)
+    tokens = vocabulary.encode(text)
+    assert vocabulary.characters == "".join(sorted(set(text)))
+    assert tokens.tolist() == [vocabulary.characters.index(c) for c in text]
+    assert vocabulary.decode(tokens) == text
+
+
+def assert_spells_bytes(text: str) -> None:
+    vocabulary = Vocabulary.of_bytes()
+    tokens = vocabulary.encode(text)
+    assert tokens.tobytes() == text.encode()
+    assert vocabulary.decode(tokens) == text
+    np.testing.assert_array_equal(vocabulary.encode(text.encode()), tokens)
+
+
+@scripts
+def test_scripts_come_back(text: str) -> None:
+    assert_spells(text)
+    assert_spells_bytes(text)
+
+
+@MANY
+@hypothesis.given(any_text)
+def test_any_text_comes_back(text: str) -> None:
+    """In the order of Unicode, each character once."""
+    assert_spells(text)
+
+
+@MANY
+@hypothesis.given(utf8_text)
+def test_bytes_spell_any_text(text: str) -> None:
+    assert_spells_bytes(text)
+
+
+@MANY
+@hypothesis.given(st.binary())
+def test_bytes_spell_any_bytes(raw: bytes) -> None:
+    """What is not UTF-8 comes out as U+FFFD."""
+    tokens = Vocabulary.of_bytes().encode(raw)
+    assert tokens.dtype == np.uint8
+    assert tokens.tobytes() == raw
+    assert Vocabulary.of_bytes().decode(tokens) == raw.decode(errors="replace")
+
+
+@scripts
+def test_characters_are_read_from_utf8_too(text: str) -> None:
+    vocabulary = Vocabulary.of(text)
+    np.testing.assert_array_equal(vocabulary.encode(text.encode()), vocabulary.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(1, "uint8"), (256, "uint8"), (257, "uint16"), (2**16, "uint16"), (2**16 + 1, "uint32")],
+)
+def test_tokens_take_the_smallest_dtype(size: int, dtype: str) -> None:
+    text = "".join(map(chr, range(size)))
+    vocabulary = Vocabulary.of(text[::-1])
+    tokens = vocabulary.encode(text)
+    assert len(vocabulary) == size
+    assert tokens.dtype == vocabulary.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(tokens, np.arange(size))
+    assert vocabulary.decode(tokens) == text
+
+
+@pytest.mark.parametrize("unknown", ["a", "m", "z", "\n", "é", "👍"])
+def test_unknown_characters_are_named(unknown: str) -> None:
+    """Below, between and above the known ones; the known ones are not accused."""
+    with pytest.raises(InputError) as error:
+        Vocabulary.of("bcdxy").encode("bcd" + unknown + "xy")
+    accused, known = str(error.value).split(";")
+    assert re.findall(r"'[^']+'", accused) == [repr(unknown)]
+    assert "'bcdxy'" in known
+
+
+def test_several_unknown_characters_are_all_named() -> None:
+    with pytest.raises(InputError, match="'X' 'Y' 'Z';"):
+        Vocabulary.of("abc").encode("aZXbYZ")
+
+
+def test_equal_by_value() -> None:
+    one, same = Vocabulary.of("ab"), Vocabulary.of("baab")
+    one.encode("a")  # what an instance has computed is no part of it
+    assert one == same and hash(one) == hash(same)
+    assert one != Vocabulary.of("abc")
+    assert Vocabulary.of_bytes() == Vocabulary.of_bytes()
+    assert Vocabulary.of_bytes() != Vocabulary.of("".join(map(chr, range(256))))
+
+
+def test_whitespace_of_characters() -> None:
+    vocabulary = Vocabulary.of("a \t\n\r\u00a0\u2003\u3000\u200b-é")
+    assert vocabulary.whitespace().tolist() == [c.isspace() for c in vocabulary.characters]
+    assert vocabulary.whitespace().sum() == 7  # neither the letters nor the zero-width space
+
+
+def test_whitespace_of_bytes() -> None:
+    """Only ASCII: 0x85 and 0xa0 are parts of other characters."""
+    white = np.flatnonzero(Vocabulary.of_bytes().whitespace())
+    assert bytes(white.tolist()).decode() == "\t\n\v\f\r\x1c\x1d\x1e\x1f "
+
+
+# --- corpus -------------------------------------------------------------------------------------
+
+
+@MANY
+@hypothesis.given(st.text(min_size=20), st.booleans())
+def test_the_last_tenth_validates(text: str, by_bytes: bool) -> None:
+    made = corpus(text.encode() if by_bytes else text)
+    size = len(text.encode()) if by_bytes else len(text)
+    assert made.vocabulary == (Vocabulary.of_bytes() if by_bytes else Vocabulary.of(text))
+    assert made.vocabulary.decode(made.tokens) == text
+    assert made.validation_size == -(-size // 10)
+    assert made.train_size + made.validation_size == len(made.tokens) == size
+    assert made.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert made.floor is None
+
+
+def test_floor_is_the_mean_of_the_validation_part() -> None:
+    nats = np.arange(50.0) ** 2
+    assert corpus("ab" * 25, nats).floor == np.mean(nats[45:])
+
+
+@pytest.mark.parametrize("content", ["x" * 19, b"x" * 19, ""])
+def test_corpus_needs_twenty_characters(content: str | bytes) -> None:
+    with pytest.raises(InputError, match=f"only {len(content)} characters.*at least 20"):
+        corpus(content)
+
+
+def test_twenty_characters_are_enough() -> None:
+    assert corpus("x" * 20).train_size == 18
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> dict[str, int]:
+    """Enough text for one batch, and up to a few batches more."""
+    batch, seq_len = draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    size = batch * (seq_len + 1) + draw(st.integers(0, 80))
+    return {"size": size, "batch": batch, "seq_len": seq_len, "seed": draw(st.integers(0, 9))}
+
+
+def epoch(batches: Batches, number: int) -> np.ndarray:
+    """[N, B]: the starts of one pass."""
+    first = number * batches.per_epoch
+    return np.stack([batches.starts(first + n) for n in range(batches.per_epoch)])
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_streams_go_on_where_they_ended(given: dict[str, int]) -> None:
+    """The last token of a row, a target, is the first input of the next; so the state carries on."""
+    batches = Batches(**given)
+    for step in range(1, 3 * batches.per_epoch + 1):
+        assert batches.fresh(step) == (step % batches.per_epoch == 0)
+        if not batches.fresh(step):
+            ended = batches.starts(step - 1) + batches.seq_len
+            np.testing.assert_array_equal(batches.starts(step), ended)
+    assert batches.fresh(0)
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_streams_predict_each_token_once(given: dict[str, int]) -> None:
+    """No token twice in a pass, and all but less than one batch of them."""
+    batches = Batches(**given)
+    for number in range(3):
+        places = epoch(batches, number)[..., None] + 1 + np.arange(batches.seq_len)
+        assert np.unique(places).size == places.size > batches.size - given["batch"] * (
+            batches.seq_len + 1
+        )
+
+
+@MANY
+@hypothesis.given(sizes(), st.booleans())
+def test_rows_stay_inside_the_text(given: dict[str, int], shuffle: bool) -> None:
+    batches = Batches(**given, shuffle=shuffle)
+    starts = np.stack([batches.starts(n) for n in range(3 * batches.per_epoch)])
+    assert starts.shape == (3 * batches.per_epoch, batches.batch)
+    assert starts.dtype == np.int64
+    assert starts.min() >= 0
+    assert starts.max() + batches.seq_len + 1 <= batches.size
+
+
+@MANY
+@hypothesis.given(sizes(), st.booleans(), st.randoms(use_true_random=False))
+def test_batches_are_a_function_of_the_step(given: dict[str, int], shuffle: bool, rng) -> None:
+    """Whatever was asked before."""
+    steps = list(range(3 * Batches(**given, shuffle=shuffle).per_epoch))
+    in_order = {n: Batches(**given, shuffle=shuffle).starts(n).tolist() for n in steps}
+    rng.shuffle(steps)
+    again = Batches(**given, shuffle=shuffle)
+    assert {n: again.starts(n).tolist() for n in steps} == in_order
+
+
+def test_epochs_are_shifted() -> None:
+    """By one number of characters for all streams, from 0 to what is left over at their ends."""
+    batches = Batches(size=4 * 27, batch=4, seq_len=10)  # 2 steps of 10, 1 target ahead, 6 left over
+    firsts = [epoch(batches, number)[0] for number in range(100)]
+    for first in firsts:
+        assert set(np.diff(first)) == {27}
+    assert {first[0] for first in firsts} == set(range(7))
+    other = Batches(size=4 * 27, batch=4, seq_len=10, seed=1)
+    assert any(a[0] != epoch(other, n)[0, 0] for n, a in enumerate(firsts))
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_shuffled_windows_come_once(given: dict[str, int]) -> None:
+    """Side by side, no window twice in a pass, and all but less than one batch of them."""
+    batches = Batches(**given, shuffle=True)
+    windows = batches.size // (batches.seq_len + 1)
+    for number in range(3):
+        starts = epoch(batches, number).ravel()
+        assert np.all(starts % (batches.seq_len + 1) == 0)
+        assert set(Counter(starts.tolist()).values()) == {1}
+        assert starts.size > windows - batches.batch
+    assert all(batches.fresh(n) for n in range(2 * batches.per_epoch))
+
+
+def test_shuffled_epochs_differ_in_order() -> None:
+    batches = Batches(size=60 * 11, batch=4, seq_len=10, shuffle=True)
+    orders = [epoch(batches, number).ravel() for number in range(4)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(60) * 11)
+    for one, other in pairwise([*orders, np.arange(60) * 11]):
+        assert (one != other).any()
+    seeded = Batches(size=60 * 11, batch=4, seq_len=10, shuffle=True, seed=1)
+    assert (epoch(seeded, 0).ravel() != orders[0]).any()
+
+
+@MANY
+@hypothesis.given(st.integers(1, 90), st.integers(1, 90), st.booleans())
+def test_too_short_a_text_is_told_how_long_it_must_be(
+    batch: int, seq_len: int, shuffle: bool
+) -> None:
+    """With as many characters as the message asks for, the training part makes one batch."""
+    hypothesis.assume(batch * (seq_len + 1) > 18)  # a shorter text is refused by `corpus`
+    with pytest.raises(InputError, match=f"{batch} rows of {seq_len}") as error:
+        Batches(batch * (seq_len + 1) - 1, batch, seq_len, shuffle)
+    asked = int(re.search(r"at least (\d+) characters", str(error.value))[1])
+    enough = Batches(corpus("x" * asked).train_size, batch, seq_len, shuffle)
+    assert enough.per_epoch == 1
+    with pytest.raises(InputError):
+        Batches(corpus("x" * (asked - 2)).train_size, batch, seq_len, shuffle)
