@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from jaxrnn.errors import InputError
 
@@ -42,16 +44,34 @@ def use(accelerator: Accelerator) -> None:
 
 def describe() -> str:
     """The device in use, as in "cpu, 2 cores" or "NVIDIA H200"."""
-    device = jax.config.jax_default_device or jax.devices()[0]
-    if device.platform == "cpu":
-        return f"cpu, {os.cpu_count()} cores"
-    return device.device_kind
+    here = device()
+    return f"cpu, {os.cpu_count()} cores" if here.platform == "cpu" else here.device_kind
 
 
 def memory() -> int | None:
     """Bytes that arrays may take on the device; None where it does not say (a CPU)."""
-    device = jax.config.jax_default_device or jax.devices()[0]
-    return (device.memory_stats() or {}).get("bytes_limit")
+    return (device().memory_stats() or {}).get("bytes_limit")
+
+
+def device() -> jax.Device:
+    """The device that new arrays go to."""
+    return next(iter(jnp.zeros(()).devices()))
+
+
+def fast_dtype() -> Literal["float32", "bfloat16"]:
+    """The dtype in which this device multiplies matrices fastest: bfloat16 where its hardware does.
+
+    TPUs, GPUs from NVIDIA's Ampere on (compute capability 8) and CPUs with AMX do; on other CPUs
+    bfloat16 is emulated and slow.
+    """
+    here = device()
+    if here.platform == "tpu":
+        return "bfloat16"
+    if here.platform == "cpu":
+        flags = Path("/proc/cpuinfo")
+        return "bfloat16" if flags.exists() and "amx_bf16" in flags.read_text() else "float32"
+    capability = str(getattr(here, "compute_capability", "0")).split(".")[0]
+    return "bfloat16" if not capability.isdigit() or int(capability) >= 8 else "float32"
 
 
 def _devices() -> list[jax.Device]:

@@ -60,7 +60,7 @@ class Cell(Protocol):
 class RNNParams(NamedTuple):
     w_x: Float[Array, "D H"]
     w_h: Float[Array, "H H"]
-    b: Float[Array, "H"]
+    b: Float[Array, H]
 
 
 class RNNState(NamedTuple):
@@ -70,7 +70,7 @@ class RNNState(NamedTuple):
 class LSTMParams(NamedTuple):
     w_x: Float[Array, "D 4*H"]
     w_h: Float[Array, "H 4*H"]
-    b: Float[Array, "4*H"]
+    b: Float[Array, 4 * H]
     w_c: Float[Array, "3 H"] | None = None  # peepholes of the gates i, f, o, in this order
 
 
@@ -82,8 +82,8 @@ class LSTMState(NamedTuple):
 class GRUParams(NamedTuple):
     w_x: Float[Array, "D 3*H"]
     w_h: Float[Array, "H 3*H"]
-    b: Float[Array, "3*H"]
-    b_h: Float[Array, "H"] | None = None  # the candidate's recurrent bias, only for reset="after"
+    b: Float[Array, 3 * H]
+    b_h: Float[Array, H] | None = None  # the candidate's recurrent bias, only for reset="after"
 
 
 class GRUState(NamedTuple):
@@ -125,7 +125,9 @@ class _Gated:
         keys = jax.random.split(key, (2, len(self.GATES)))
         w_x = [initial["glorot"](k, (input_size, self.hidden), wide(dtype)) for k in keys[0]]
         w_h = [initial[recurrent](k, (self.hidden, self.hidden), wide(dtype)) for k in keys[1]]
-        return jnp.concatenate(w_x, axis=1).astype(dtype), jnp.concatenate(w_h, axis=1).astype(dtype)
+        return jnp.concatenate(w_x, axis=1).astype(dtype), jnp.concatenate(w_h, axis=1).astype(
+            dtype
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +198,9 @@ class LSTM(_Gated):
     def init(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> LSTMParams:
         w_x, w_h = self._weights(key, input_size, dtype)
         b = jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.hidden)
-        return LSTMParams(w_x, w_h, b, jnp.zeros((3, self.hidden), dtype) if self.peephole else None)
+        return LSTMParams(
+            w_x, w_h, b, jnp.zeros((3, self.hidden), dtype) if self.peephole else None
+        )
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> LSTMState:
         shape = (batch, self.hidden)
@@ -254,13 +258,12 @@ class GRU(_Gated):
         self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
     ) -> tuple[GRUState, Float[Array, "B H"]]:
         h, size = state.hidden, self.hidden
-        if self.reset == "after":
-            assert params.b_h is not None
+        if params.b_h is not None:  # reset == "after"
             product_zr, product_n = jnp.split(product(h, params.w_h), [2 * size], axis=-1)
         else:
             product_zr = product(h, params.w_h[:, : 2 * size])
         z, r = split(jax.nn.sigmoid(gx[..., : 2 * size] + product_zr), 2)
-        if self.reset == "after":
+        if params.b_h is not None:
             recurrent = r * add(product_n, params.b_h)
         else:
             recurrent = product(r * h, params.w_h[:, 2 * size :])
@@ -288,7 +291,7 @@ def product(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, ".
     return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=wide(w.dtype))
 
 
-def add(x: Float[Array, "... N"], b: Float[Array, "N"]) -> Float[Array, "... N"]:
+def add(x: Float[Array, "... N"], b: Float[Array, N]) -> Float[Array, "... N"]:
     """x + b with the vector b in x's dtype."""
     return x + jnp.expand_dims(b.astype(x.dtype), tuple(range(x.ndim - 1)))
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxrnn import charlm
+from jaxrnn import accelerator, charlm
 from jaxrnn.errors import InputError
 from jaxrnn.text import Vocabulary
 
@@ -80,7 +80,10 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     notes=ocp.args.JsonSave(notes | {"digest": digest}),
                     # copies: the originals are donated to the next step while these are written
-                    **{n: ocp.args.StandardSave(jax.tree.map(jnp.copy, a)) for n, a in items.items()},
+                    **{
+                        n: ocp.args.StandardSave(jax.tree.map(jnp.copy, a))
+                        for n, a in items.items()
+                    },
                 ),
                 metrics={"validation": notes.get("validation")},
             )
@@ -129,7 +132,7 @@ class Checkpoints:
                 trees = {"params": params} if rest is None else {"params": params, "rest": rest}
                 arguments = {n: ocp.args.StandardRestore(_abstract(t)) for n, t in trees.items()}
                 found = self._read(step, **arguments)
-                for name, tree in trees.items():
+                for name in trees:
                     if _digest(found[name]) != notes["digest"][name]:
                         raise ValueError(f"the {name} differ from their digest")
             except Exception as error:  # whatever orbax meets in a damaged file
@@ -190,7 +193,9 @@ def read_description(run: Path) -> tuple[dict[str, Any], Vocabulary]:
         config = json.loads((run / "config.json").read_text())
         vocabulary = Vocabulary(**json.loads((run / "vocab.json").read_text()))
     except FileNotFoundError as error:
-        raise InputError(f"{run} is no run of jaxrnn: it has no {Path(error.filename).name}") from None
+        raise InputError(
+            f"{run} is no run of jaxrnn: it has no {Path(error.filename).name}"
+        ) from None
     except (ValueError, TypeError) as error:
         raise InputError(f"{run} has a damaged description: {error}") from None
     return config, vocabulary
@@ -214,8 +219,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _abstract(tree: Any) -> dict[str, Any]:
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    here = jax.sharding.SingleDeviceSharding(device)
+    here = jax.sharding.SingleDeviceSharding(accelerator.device())
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
         for name, leaf in _named(tree).items()

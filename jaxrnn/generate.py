@@ -103,7 +103,9 @@ def _prime(config: Config) -> str:
     try:
         return config.prime_file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{config.prime_file} is not UTF-8: {error.reason} at {error.start}") from None
+        raise InputError(
+            f"{config.prime_file} is not UTF-8: {error.reason} at {error.start}"
+        ) from None
     except OSError as error:
         raise InputError(f"cannot read {config.prime_file}: {error.strerror}") from None
 

@@ -82,7 +82,9 @@ class Report:
         if val_loss is not None:
             self._val_loss = val_loss
         with self._metrics.open("a") as file:
-            file.write(json.dumps({k: v for k, v in metric._asdict().items() if v is not None}) + "\n")
+            file.write(
+                json.dumps({k: v for k, v in metric._asdict().items() if v is not None}) + "\n"
+            )
         if self._board is not None:
             for name, value in metric._asdict().items():
                 if value is not None and name not in ("step", "seconds"):
@@ -140,9 +142,9 @@ class Report:
                 self.note('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
 
     def _describe(self, metric: Metric) -> str:
-        parts = [f"loss {_nats(metric.loss)}"]
+        parts = [f"loss {_both(metric.loss)}"]
         if self._val_loss is not None:
-            parts.append(f"val {_nats(self._val_loss)}")
+            parts.append(f"val {_both(self._val_loss)}")
         if self._floor is not None:
             parts.append(f"floor {self._floor:.3f}")
         return "  ".join([*parts, f"{metric.chars_per_second:,.0f} chars/s"])
@@ -181,7 +183,7 @@ def draw_losses(metrics: list[dict[str, Any]], floor: float | None, path: Path) 
     _label_lines(axes, labels, 1.6 * margin)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per character")
-    bits = axes.secondary_yaxis("right", (lambda n: n / math.log(2), lambda b: b * math.log(2)))
+    bits = axes.secondary_yaxis("right", (_bits, _nats))
     bits.set_ylabel("bits per character")
     axes.spines["top"].set_visible(False)
     figure.savefig(path, dpi=120)
@@ -193,13 +195,28 @@ def _label_lines(axes: Any, labels: list[tuple[float, str, str]], apart: float) 
     for value, text, color in sorted(labels):
         height = max(value + 0.3 * apart, height + apart)
         axes.annotate(
-            text, (1, height), (-4, 0), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", va="bottom", color=color, fontsize=9,
+            text,
+            (1, height),
+            (-4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            color=color,
+            fontsize=9,
         )
 
 
-def _nats(loss: float) -> str:
-    return f"{loss:.3f} nats ({loss / math.log(2):.3f} bits)"
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
+
+
+def _both(nats: float) -> str:
+    return f"{nats:.3f} nats ({_bits(nats):.3f} bits)"
 
 
 # --- the screen: a progress bar on a terminal, plain lines elsewhere ---

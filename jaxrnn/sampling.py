@@ -113,7 +113,7 @@ class Settings(NamedTuple):
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
-    whitespace: Bool[Array, "V"]
+    whitespace: Bool[Array, V]
 
 
 class State(NamedTuple):
@@ -128,7 +128,7 @@ class State(NamedTuple):
 
     carry: Any
     logits: Float[Array, "B V"]
-    last: Int[Array, "B"]
+    last: Int[Array, B]
     position: Int[Array, ""]
     keys: Key
 
@@ -149,7 +149,9 @@ class _Drawer:
     ) -> None:
         size = len(params.vocabulary)
         if not prime:
-            raise InputError("the prime is empty; give the text at least one character to begin with")
+            raise InputError(
+                "the prime is empty; give the text at least one character to begin with"
+            )
         if mode not in get_args(Mode):
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
         if not (math.isfinite(temperature) and temperature > 0):
@@ -200,7 +202,7 @@ def advance(
     config: charlm.Config,
     prepared: charlm.Prepared,
     state: State,
-    prime: Int[Array, "P"],
+    prime: Int[Array, P],
     prime_length: Int[Array, ""],
     length: Int[Array, ""],
     settings: Settings,

@@ -149,7 +149,11 @@ def _run(config: Config, workdir: Path) -> int:
 
     _introduce(config, workdir, source.name, corpus, total)
     prime = config.sample_prime
-    if prime == "\n" and not corpus.vocabulary.by_bytes and "\n" not in corpus.vocabulary.characters:
+    if (
+        prime == "\n"
+        and not corpus.vocabulary.by_bytes
+        and "\n" not in corpus.vocabulary.characters
+    ):
         prime = corpus.vocabulary.characters[0]
     corpus.vocabulary.encode(prime)  # a bad prime is told now, not at the first sample
     characters = config.training.batch * config.training.seq_len
@@ -223,14 +227,23 @@ def _make(workdir: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
+        raise InputError(
+            f"cannot write to {workdir}: {error.strerror}; choose another --workdir"
+        ) from None
 
 
 def _clear(workdir: Path) -> None:
     """Remove what a run wrote, and nothing else."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(workdir / name, ignore_errors=True)
-    for name in ("config.json", "vocab.json", "metrics.jsonl", "samples.txt", "loss.png", "tokens.npy"):
+    for name in (
+        "config.json",
+        "vocab.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "loss.png",
+        "tokens.npy",
+    ):
         (workdir / name).unlink(missing_ok=True)
 
 

@@ -100,7 +100,9 @@ class Config:
         """Length of the run in steps. Raises InputError for more than an int32 counts."""
         steps = self.steps or max(1, round(self.epochs * batches.per_epoch))
         if steps >= 2**31:
-            raise InputError(f"the run would take {steps} steps, more than an int32 counts (2^31 - 1)")
+            raise InputError(
+                f"the run would take {steps} steps, more than an int32 counts (2^31 - 1)"
+            )
         return steps
 
 
@@ -220,7 +222,7 @@ class Feed(NamedTuple):
     text: [N] on the host.
     """
 
-    tokens: UInt[Array, "N"] | None
+    tokens: UInt[Array, N] | None
     text: np.ndarray
 
     def windows(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
@@ -262,7 +264,7 @@ def run_steps(
     state: TrainState,
     tokens: Array | None,
     windows: Array,
-    fresh: Bool[Array, "K"],
+    fresh: Bool[Array, K],
     count: Int[Array, ""],
 ) -> tuple[TrainState, Metrics]:
     """The first `count` of K steps in one call of the device.
@@ -284,7 +286,9 @@ def run_steps(
 WARM_UP = 256  # characters that each part of the validation text is read in with, not counted
 
 
-def evaluate(params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int) -> float:
+def evaluate(
+    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
+) -> float:
     """Mean loss over the whole validation text, nats per character, the state carried through.
 
     The text is read in up to `batch` parts side by side, each from WARM_UP characters before its
@@ -420,7 +424,9 @@ class Diverged(RuntimeError):
     """The loss stayed non-finite; the message says what was tried and what is left."""
 
 
-def _plan(config: Config, batches: Batches, source: Feed, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _plan(
+    config: Config, batches: Batches, source: Feed, step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The windows and the fresh starts of the next `log_every` steps."""
     ahead = range(step, step + config.log_every)
     starts = np.stack([batches.starts(n) for n in ahead])

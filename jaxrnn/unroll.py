@@ -28,7 +28,7 @@ def unroll(
     xs: Float[Array, "T B D"],
     state: Any = None,
     resets: Bool[Array, "T B"] | None = None,
-    lengths: Int[Array, "B"] | None = None,
+    lengths: Int[Array, B] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:
@@ -68,7 +68,7 @@ def unroll_projected(
     gx: Float[Array, "T B G"] | Lookup,
     state: Any = None,
     resets: Bool[Array, "T B"] | None = None,
-    lengths: Int[Array, "B"] | None = None,
+    lengths: Int[Array, B] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:
@@ -146,8 +146,9 @@ def _check_inputs(params: Any, xs: Array) -> None:
             f"not of shape {xs.shape}"
         )
     if xs.dtype != params.w_x.dtype:
-        raise ValueError(f"xs and params must share a dtype: xs is {xs.dtype}, params.w_x is "
-                         f"{params.w_x.dtype}")
+        raise ValueError(
+            f"xs and params must share a dtype: xs is {xs.dtype}, params.w_x is {params.w_x.dtype}"
+        )
 
 
 def _check_projected(params: Any, gx: Array | Lookup) -> None:
@@ -161,7 +162,7 @@ def _check_projected(params: Any, gx: Array | Lookup) -> None:
 
 def _check_state(cell: Cell, state: Any, gx: Array | Lookup) -> None:
     expected = jax.eval_shape(lambda: cell.initial_state(gx.shape[1], gx.dtype))
-    if jax.tree.structure(state) != jax.tree.structure(expected):
+    if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]
         raise ValueError(f"state must be a {type(expected).__name__}, not {type(state).__name__}")
     for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         shape, dtype = jnp.shape(got), getattr(got, "dtype", type(got).__name__)

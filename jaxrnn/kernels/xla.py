@@ -250,9 +250,7 @@ def _rnn_backward(
     return before._replace(hidden=product(d_gx, w_t)), d_gx
 
 
-def _rnn_weights(
-    cell: RNN, weights: Any, before: Any, after: Any, gates: None, d_gx: Array
-) -> Any:
+def _rnn_weights(cell: RNN, weights: Any, before: Any, after: Any, gates: None, d_gx: Array) -> Any:
     return weights._replace(w_h=_outer(before.hidden, d_gx, weights.w_h))
 
 
