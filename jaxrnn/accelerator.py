@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxrnn.errors import InputError
 
@@ -38,8 +37,7 @@ def use(accelerator: Accelerator) -> None:
             f"no {accelerator} here: JAX sees {there}{why}; use --accelerator auto, "
             f"or install support for it with {_INSTALL[accelerator]}"
         ) from None
-    if jax.default_backend() != wanted[0].platform:
-        jax.config.update("jax_default_device", wanted[0])
+    jax.config.update("jax_platform_name", wanted[0].platform)
 
 
 def describe() -> str:
@@ -55,7 +53,7 @@ def memory() -> int | None:
 
 def device() -> jax.Device:
     """The device that new arrays go to."""
-    return next(iter(jnp.zeros(()).devices()))
+    return jax.devices()[0]
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:

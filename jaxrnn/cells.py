@@ -60,7 +60,7 @@ class Cell(Protocol):
 class RNNParams(NamedTuple):
     w_x: Float[Array, "D H"]
     w_h: Float[Array, "H H"]
-    b: Float[Array, H]
+    b: Float[Array, "H"]
 
 
 class RNNState(NamedTuple):
@@ -83,7 +83,7 @@ class GRUParams(NamedTuple):
     w_x: Float[Array, "D 3*H"]
     w_h: Float[Array, "H 3*H"]
     b: Float[Array, 3 * H]
-    b_h: Float[Array, H] | None = None  # the candidate's recurrent bias, only for reset="after"
+    b_h: Float[Array, "H"] | None = None  # the candidate's recurrent bias, only for reset="after"
 
 
 class GRUState(NamedTuple):
@@ -291,7 +291,7 @@ def product(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, ".
     return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=wide(w.dtype))
 
 
-def add(x: Float[Array, "... N"], b: Float[Array, N]) -> Float[Array, "... N"]:
+def add(x: Float[Array, "... N"], b: Float[Array, "N"]) -> Float[Array, "... N"]:
     """x + b with the vector b in x's dtype."""
     return x + jnp.expand_dims(b.astype(x.dtype), tuple(range(x.ndim - 1)))
 

@@ -38,6 +38,8 @@ class Config:
     """Width of the character embedding; 0 feeds the characters one-hot."""
     dropout: float = 0.0
     """Share of each layer's outputs dropped in training, 0 to 1."""
+    weight_dropout: float = 0.0
+    """Share of the recurrent weights dropped in each training step, 0 to 1 (Merity et al. 2018)."""
     tie: bool = False
     """Use the embedding as the output weights too (needs embed = hidden)."""
     activation: cells.Activation = "tanh"
@@ -60,8 +62,12 @@ class Config:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.embed < 0:
             raise InputError(f"--embed must be 0 (one-hot) or more, not {self.embed}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
+        for name in ("dropout", "weight_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be at least 0 and below 1, "
+                    f"not {getattr(self, name)}"
+                )
         if self.tie and self.embed != self.hidden:
             raise InputError(
                 f"--tie needs --embed equal to --hidden, not {self.embed} and {self.hidden}"
@@ -95,7 +101,7 @@ class Params:
     embedding: Float[Array, "V E"] | None
     layers: tuple[Any, ...]
     w_out: Float[Array, "H V"] | None
-    b_out: Float[Array, V]
+    b_out: Float[Array, "V"]
     config: Config = flax.struct.field(pytree_node=False)
     vocabulary: Vocabulary = flax.struct.field(pytree_node=False)
 
@@ -139,7 +145,7 @@ class Prepared(NamedTuple):
     table: Float[Array, "V G"]
     layers: tuple[Any, ...]
     w_out: Float[Array, "H V"]
-    b_out: Float[Array, V]
+    b_out: Float[Array, "V"]
 
 
 def prepare(params: Params) -> Prepared:
@@ -177,6 +183,9 @@ def forward(
     after = []
     hidden = None
     for layer, (weights, state) in enumerate(zip(prepared.layers, carry, strict=True)):
+        if dropout_key is not None and config.weight_dropout:
+            key = jax.random.fold_in(dropout_key, config.layers + layer)
+            weights = weights._replace(w_h=_dropout(weights.w_h, config.weight_dropout, key))
         gx = Lookup(prepared.table, tokens) if hidden is None else cell.project(weights, hidden)
         state, ys = unroll_projected(cell, weights, gx, state, implementation=implementation)
         after.append(state)
@@ -188,7 +197,7 @@ def forward(
 
 
 def step(
-    config: Config, prepared: Prepared, carry: Carry, tokens: Int[Array, B]
+    config: Config, prepared: Prepared, carry: Carry, tokens: Int[Array, "B"]
 ) -> tuple[Carry, Float[Array, "B V"]]:
     """One character further: the state after `tokens` [B] and the logits of what follows."""
     cell = config.make_cell()

@@ -113,7 +113,7 @@ class Settings(NamedTuple):
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
-    whitespace: Bool[Array, V]
+    whitespace: Bool[Array, "V"]
 
 
 class State(NamedTuple):
@@ -128,7 +128,7 @@ class State(NamedTuple):
 
     carry: Any
     logits: Float[Array, "B V"]
-    last: Int[Array, B]
+    last: Int[Array, "B"]
     position: Int[Array, ""]
     keys: Key
 
@@ -202,7 +202,7 @@ def advance(
     config: charlm.Config,
     prepared: charlm.Prepared,
     state: State,
-    prime: Int[Array, P],
+    prime: Int[Array, "P"],
     prime_length: Int[Array, ""],
     length: Int[Array, ""],
     settings: Settings,

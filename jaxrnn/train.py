@@ -54,12 +54,16 @@ class Config:
 
 
 PRESETS: dict[str, Config] = {
-    "small": Config(),
+    "small": Config(
+        training=training.Config(
+            model=charlm.Config(dtype="auto"), batch=32, epochs=6, learning_rate=5e-3
+        )
+    ),
     "lecture": Config(
         preset="lecture",
         data=("shakespeare",),
         training=training.Config(
-            model=charlm.Config(hidden=1024, embed=256, forget_bias=1.0, recurrent_init="glorot"),
+            model=charlm.Config(hidden=1024, embed=256, recurrent_init="glorot", dtype="auto"),
             batch=64,
             seq_len=100,
             shuffle=True,
@@ -75,8 +79,11 @@ PRESETS: dict[str, Config] = {
         preset="shakespeare",
         data=("shakespeare",),
         training=training.Config(
-            model=charlm.Config(hidden=512, embed=0, dropout=0.3, dtype="bfloat16"),
-            steps=4000,
+            model=charlm.Config(
+                hidden=512, embed=64, dropout=0.4, weight_dropout=0.3, dtype="auto"
+            ),
+            learning_rate=3e-3,
+            steps=3500,
         ),
     ),
 }
@@ -85,7 +92,7 @@ PRESETS: dict[str, Config] = {
 _FREE = {
     "preset", "workdir", "overwrite", "accelerator", "sample_prime", "tensorboard", "data", "glob",
     "steps", "epochs", "learning_rate", "schedule", "warmup", "beta2", "clip_norm", "accumulate",
-    "log_every", "eval_every", "sample_every", "memory_map", "dropout",
+    "log_every", "eval_every", "sample_every", "memory_map", "dropout", "weight_dropout",
 }  # fmt: skip
 
 
@@ -137,6 +144,8 @@ def default_workdir(config: Config) -> Path:
 
 
 def _run(config: Config, workdir: Path) -> int:
+    model = config.training.model.resolved()
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, model=model))
     source = sources.read(config.data, config.glob, config.bytes)
     corpus = text.corpus(source.content, source.nats)
     batches = config.training.batches(corpus)

@@ -21,10 +21,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrnn import accelerator, charlm, checkpoint
+from jaxrnn import charlm, checkpoint
 from jaxrnn.errors import InputError
+from jaxrnn.feed import Feed, MemoryMap, gather, place
 from jaxrnn.report import Report
-from jaxrnn.shapes import Array, Bool, Float, Int, Key, Scalar, UInt
+from jaxrnn.shapes import Array, Bool, Float, Int, Key, Scalar
 from jaxrnn.text import Batches, Corpus, Vocabulary
 
 
@@ -63,7 +64,7 @@ class Config:
     """Steps between evaluations on the whole validation text, each with a checkpoint."""
     sample_every: int = 500
     """Steps between samples; 0 for none."""
-    memory_map: Literal["auto", "always", "never"] = "auto"
+    memory_map: MemoryMap = "auto"
     """Keep the text in a file of the run directory; auto does where the device has no room for it."""
 
     def __post_init__(self) -> None:
@@ -184,7 +185,7 @@ def train_step(
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
         index, tokens, carry = slices
-        dropout_key = jax.random.fold_in(key, index) if params.config.dropout else None
+        dropout_key = jax.random.fold_in(key, index) if _drops(params.config) else None
         (loss, carry), gradient = value_and_grad(params, tokens, carry, dropout_key=dropout_key)
         return jax.tree.map(lambda t, p: t + p / accumulate, total, (loss, gradient)), carry
 
@@ -210,51 +211,13 @@ def train_step(
     return after, Metrics(loss, optax.global_norm(gradient))
 
 
+def _drops(model: charlm.Config) -> bool:
+    return model.dropout > 0 or model.weight_dropout > 0
+
+
 def _split_rows(x: Array, axis: int, parts: int) -> Array:
     """[..., B, ...] → [parts, ..., B / parts, ...]."""
     return jnp.stack(jnp.split(x, parts, axis=axis))
-
-
-class Feed(NamedTuple):
-    """The text as the device reads it: windows gathered there, or here from a file, by their starts.
-
-    tokens: [N] on the device; None where the text is memory-mapped.
-    text: [N] on the host.
-    """
-
-    tokens: UInt[Array, N] | None
-    text: np.ndarray
-
-    def windows(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
-        """What the compiled step is given for rows that begin at starts [..., B].
-
-        The starts themselves where the device holds the text, else the tokens [..., T + 1, B].
-        """
-        if self.tokens is not None:
-            return starts.astype(np.int32)
-        places = np.minimum(starts[..., None] + np.arange(seq_len + 1), len(self.text) - 1)
-        return np.moveaxis(self.text[places], -1, -2)
-
-
-def feed(config: Config, corpus: Corpus, run: Path | None = None) -> Feed:
-    """Put the text where the steps will read it (see `Config.memory_map`)."""
-    room = accelerator.memory() or 4 << 30
-    mapped = config.memory_map
-    if mapped == "never" or (mapped == "auto" and corpus.tokens.nbytes <= room // 4):
-        return Feed(jnp.asarray(corpus.tokens), corpus.tokens)
-    if run is None:
-        return Feed(None, corpus.tokens)
-    path = run / "tokens.npy"
-    np.save(path, corpus.tokens)
-    return Feed(None, np.load(path, mmap_mode="r"))
-
-
-def _gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 B"]:
-    """tokens [T + 1, B] from the starts [B] of rows on the device, or as they came."""
-    if tokens is None:
-        return window.astype(jnp.int32)
-    places = window[None, :] + jnp.arange(seq_len + 1, dtype=jnp.int32)[:, None]
-    return tokens[jnp.minimum(places, tokens.shape[0] - 1)].astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -264,7 +227,7 @@ def run_steps(
     state: TrainState,
     tokens: Array | None,
     windows: Array,
-    fresh: Bool[Array, K],
+    fresh: Bool[Array, "K"],
     count: Int[Array, ""],
 ) -> tuple[TrainState, Metrics]:
     """The first `count` of K steps in one call of the device.
@@ -276,7 +239,7 @@ def run_steps(
 
     def body(i: Array, loop: Any) -> Any:
         state, metrics = loop
-        batch = _gather(tokens, windows[i], config.seq_len)
+        batch = gather(tokens, windows[i], config.seq_len)
         state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate)
         return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
 
@@ -319,7 +282,7 @@ def _evaluate(
     carry: charlm.Carry,
     counted: Bool[Array, "T B"],
 ) -> tuple[charlm.Carry, Scalar]:
-    batch = _gather(tokens, windows, seq_len)
+    batch = gather(tokens, windows, seq_len)
     carry, logits = charlm.forward(params, batch[:-1], carry)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
     return carry, jnp.sum(nats, where=counted)
@@ -351,7 +314,7 @@ def fit(
     batches = config.batches(corpus)
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
-    source = feed(config, corpus, run)
+    source = place(corpus.tokens, config.memory_map, run)
     shapes = jax.eval_shape(lambda: create(config, optimizer, corpus.vocabulary))
     checkpoints = checkpoint.Checkpoints(run, report.note)
 

@@ -28,7 +28,7 @@ def unroll(
     xs: Float[Array, "T B D"],
     state: Any = None,
     resets: Bool[Array, "T B"] | None = None,
-    lengths: Int[Array, B] | None = None,
+    lengths: Int[Array, "B"] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:
@@ -68,7 +68,7 @@ def unroll_projected(
     gx: Float[Array, "T B G"] | Lookup,
     state: Any = None,
     resets: Bool[Array, "T B"] | None = None,
-    lengths: Int[Array, B] | None = None,
+    lengths: Int[Array, "B"] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:

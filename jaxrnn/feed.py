@@ -1,0 +1,65 @@
+"""The text as the training steps read it: on the device, or from a memory-mapped file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn import accelerator
+from jaxrnn.shapes import Array, Int, UInt
+
+MemoryMap = Literal["auto", "always", "never"]
+
+
+class Feed(NamedTuple):
+    """The text as the device reads it: windows gathered there, or here from a file, by their starts.
+
+    tokens: [N] on the device; None where the text is memory-mapped.
+    text: [N] on the host.
+    """
+
+    tokens: UInt[Array, "N"] | None
+    text: np.ndarray
+
+    def windows(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
+        """What the compiled step is given for rows that begin at starts [..., B].
+
+        The starts themselves where the device holds the text, else the tokens [..., T + 1, B].
+        """
+        if self.tokens is not None:
+            return starts.astype(np.int32)
+        places = np.minimum(starts[..., None] + np.arange(seq_len + 1), len(self.text) - 1)
+        return np.moveaxis(self.text[places], -1, -2)
+
+
+def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None = None) -> Feed:
+    """Put a text where the steps will read it.
+
+    Args:
+      tokens: [N] unsigned integers.
+      memory_map: "auto" keeps the text on the device where it takes no more than a quarter of the
+        memory there, else in a file; "always" and "never" say so.
+      run: the folder for that file, tokens.npy.
+    """
+    room = accelerator.memory() or HOST_ROOM
+    if memory_map == "never" or (memory_map == "auto" and tokens.nbytes <= room // 4):
+        return Feed(jnp.asarray(tokens), tokens)
+    if run is None:
+        return Feed(None, tokens)
+    path = run / "tokens.npy"
+    np.save(path, tokens)
+    return Feed(None, np.load(path, mmap_mode="r"))
+
+
+HOST_ROOM = 4 << 30  # bytes, where the device does not say what it has
+
+
+def gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 B"]:
+    """tokens [T + 1, B] from the starts [B] of rows on the device, or as they came."""
+    if tokens is None:
+        return window.astype(jnp.int32)
+    places = window[None, :] + jnp.arange(seq_len + 1, dtype=jnp.int32)[:, None]
+    return tokens[jnp.minimum(places, tokens.shape[0] - 1)].astype(jnp.int32)
