@@ -45,20 +45,31 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving is asynchronous; the best and the two latest are kept."""
+    """The checkpoints of one run. Saving is asynchronous; the best and the two latest are kept.
 
-    def __init__(self, run: Path, warn: Callable[[str], None] = lambda line: None) -> None:
+    Args:
+      run: the run directory.
+      warn: told of every damaged checkpoint, in one line.
+      read_only: leave the folder as it is; a training may be at work there.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        warn: Callable[[str], None] = lambda line: None,
+        read_only: bool = False,
+    ) -> None:
         self.directory = run.absolute() / "checkpoints"
         self._warn = warn
         latest = ocp.checkpoint_managers.LatestN(2)
         best = ocp.checkpoint_managers.BestN(get_metric_fn=_score, reverse=True, n=1)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([latest, best]),
-                cleanup_tmp_directories=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([latest, best]),
+            cleanup_tmp_directories=True,
         )
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, params: Any, rest: Any, notes: dict[str, Any]) -> None:
         """Start to save; returns once the arrays are copied and may be overwritten.
@@ -113,7 +124,7 @@ class Checkpoints:
     ) -> Restored | None:
         """The newest (or best) good checkpoint, or None if there is none.
 
-        A damaged one is told through `warn` and removed from the list by the next save of its step.
+        A damaged one is told through `warn` and passed over.
 
         Args:
           params, rest: pytrees of arrays or ShapeDtypeStructs of the shapes saved; `rest=None` leaves
@@ -145,12 +156,18 @@ class Checkpoints:
             return Restored((built["params"], built.get("rest")), step, notes)
         return None
 
-    def drop_after(self, step: int) -> None:
-        """Remove every checkpoint later than `step`, so that its steps can be saved again."""
+    def set_aside(self, step: int) -> None:
+        """Move every checkpoint later than `step` to the run's folder `set-aside`, deleting nothing.
+
+        They are damaged, or ahead of a state that the run went back to; their steps come again.
+        """
+        self._manager.wait_until_finished()
         for later in self.steps():
             if later > step:
-                self._manager.wait_until_finished()
-                shutil.rmtree(self.directory / str(later), ignore_errors=True)
+                target = self.directory.parent / "set-aside" / str(later)
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                (self.directory / str(later)).rename(target)
         self._manager.reload()
 
     def _read(self, step: int, **items: Any) -> Any:
@@ -171,7 +188,7 @@ def load(run: str | os.PathLike[str], which: Which = "best") -> charlm.Params:
     model = charlm.Config(**config["training"]["model"])
     shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
     lines: list[str] = []
-    checkpoints = Checkpoints(Path(run), lines.append)
+    checkpoints = Checkpoints(Path(run), lines.append, read_only=True)
     restored = checkpoints.restore(shapes, which=which)
     checkpoints.close()
     if restored is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrnn import charlm, sampling
+from jaxrnn.errors import InputError
 
 SAMPLE_LENGTH = 300  # characters of the samples written while training
 
@@ -56,6 +57,7 @@ class Report:
         self._clock = time.perf_counter()
         self._last_step, self._total = 0, 0
         self._val_loss: float | None = None
+        self._missed_matplotlib = False
         self._screen = _screen(quiet)
         self._board = _tensorboard(run) if tensorboard else None
 
@@ -137,8 +139,8 @@ class Report:
         try:
             draw_losses(metrics, self._floor, self._picture)
         except ImportError:
-            if not getattr(self, "_told", False):
-                self._told = True
+            if not self._missed_matplotlib:
+                self._missed_matplotlib = True
                 self.note('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
 
     def _describe(self, metric: Metric) -> str:
@@ -305,7 +307,5 @@ def _tensorboard(run: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        from jaxrnn.errors import InputError
-
         raise InputError('--tensorboard needs: pip install "jaxrnn[tensorboard]"') from None
     return SummaryWriter(str(run / "tensorboard"))

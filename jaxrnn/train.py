@@ -243,7 +243,7 @@ def _make(workdir: Path) -> None:
 
 def _clear(workdir: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "set-aside", "tensorboard"):
         shutil.rmtree(workdir / name, ignore_errors=True)
     for name in (
         "config.json",

@@ -323,58 +323,58 @@ def fit(
         found = checkpoints.restore(
             shapes.params, _rest(shapes), accept=lambda notes: notes["scheduled"] >= scheduled
         )
-        checkpoints.drop_after(found.step if found else -1)
+        checkpoints.set_aside(found.step if found else -1)
         report.rewind(found.notes["report"] if found else {})
         if found is None:
             return create(config, optimizer, corpus.vocabulary), math.inf
         params, rest = found.tree
         return TrainState(params=params, **rest), float(found.notes["best"] or math.inf)
 
+    def recover(step: int, rate: float) -> tuple[TrainState, float]:
+        """Back to the last planned checkpoint, at half the learning rate."""
+        if rate <= 0.5**RECOVERIES:
+            raise Diverged(
+                f"the loss is not finite near step {step}, even after {RECOVERIES} returns to a good "
+                "state, each at half the learning rate; the last good checkpoint is intact; "
+                "lower --learning-rate or --clip-norm"
+            )
+        state, best = begin(scheduled=True)
+        report.note(
+            f"the loss is not finite near step {step}: back to step {state.step} "
+            f"with {rate / 2:g} of the learning rate"
+        )
+        return state.replace(rate=jnp.float32(rate / 2)), best  # type: ignore[attr-defined]
+
+    stopping = False
     try:
         state, best = begin()
-        step = int(state.step)
-        report.begin(step, total)
-        while step < total:
-            stop = min(total, step - step % config.log_every + config.log_every)
+        report.begin(int(state.step), total)
+        while (step := int(state.step)) < total and not stopping:
+            ahead = min(total, step - step % config.log_every + config.log_every)
             plan = _plan(config, batches, source, step)
-            state, metrics = run_steps(config, optimizer, state, source.tokens, *plan, stop - step)
-            losses, norms = (np.asarray(m)[: stop - step] for m in metrics)
-            if not (np.isfinite(losses).all() and np.isfinite(norms).all()):
-                rate = float(state.rate) / 2
-                if rate < 0.5**RECOVERIES:
-                    raise Diverged(
-                        f"the loss is not finite near step {stop}, even after {RECOVERIES} returns to "
-                        "a good state, each at half the learning rate; the last good checkpoint is "
-                        "intact; lower --learning-rate or --clip-norm"
-                    )
-                state, best = begin(scheduled=True)
-                state = state.replace(rate=jnp.float32(rate))  # type: ignore[attr-defined]
-                step = int(state.step)
-                report.note(
-                    f"the loss is not finite near step {stop}: back to step {step} "
-                    f"with {rate:g} of the learning rate"
-                )
-                continue
-            step = stop
-            validation = None
-            if step % config.eval_every == 0 or step == total:
+            state, metrics = run_steps(config, optimizer, state, source.tokens, *plan, ahead - step)
+            losses, norms = (np.asarray(m)[: ahead - step] for m in metrics)
+            finite, validation = bool(np.isfinite([losses, norms]).all()), None
+            if finite and (ahead % config.eval_every == 0 or ahead == total):
                 validation = evaluate(state.params, source, corpus, config.batch, config.seq_len)
-                best = min(best, validation)
-            report.steps(step, losses.mean(), norms.mean(), validation)
-            if config.sample_every and (step % config.sample_every == 0 or step == total):
-                report.sample(step, state.params)
-            if validation is not None or should_stop():
+                finite, best = math.isfinite(validation), min(best, validation)
+            if not finite:
+                state, best = recover(ahead, float(state.rate))
+                continue
+            report.steps(ahead, losses.mean(), norms.mean(), validation)
+            if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
+                report.sample(ahead, state.params)
+            stopping = should_stop()
+            if validation is not None or stopping:
                 notes = {
                     "validation": validation,
                     "best": best if math.isfinite(best) else None,
                     "scheduled": validation is not None,
                     "report": report.position(),
                 }
-                checkpoints.save(step, state.params, _rest(state), notes)
-            if should_stop():
-                break
+                checkpoints.save(ahead, state.params, _rest(state), notes)
         checkpoints.wait()
-        return state.params, step
+        return state.params, int(state.step)
     finally:
         report.end()
         checkpoints.close()

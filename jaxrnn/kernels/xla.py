@@ -194,7 +194,7 @@ def _outer_anywhere(x: Array, y: Array) -> Array:
 
 
 def _outer_cpu(x: Array, y: Array) -> Array:
-    """The same with x^T laid out first: XLA's fast CPU product takes no transposed operand.
+    """The same with x^T laid out first: XLA's fast CPU product of bfloat16 takes nothing transposed.
 
     In two steps, since one [T B, K] transpose strides through memory: first each step's [B, K] in
     cache, then rows of B numbers.
@@ -208,7 +208,7 @@ def _outer_cpu(x: Array, y: Array) -> Array:
 
 
 def _packed(x: Array) -> Array:
-    """bfloat16 as its bits: XLA's CPU backend stores those ten times faster in a loop."""
+    """bfloat16 as its bits: XLA's CPU backend is slow to store bfloat16 in a loop."""
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 

@@ -1,0 +1,222 @@
+"""Characters per second of `jaxrnn.sample` against a loop over single characters in PyTorch.
+
+    python benchmarks/sampling_throughput.py            # some minutes, writes the JSON
+    python benchmarks/sampling_throughput.py --quick    # under a minute, writes nothing
+
+Both sides have the same weights and first agree on the logits of a text. Then they write turn by turn
+in one process: each reads the same prime and draws `length` characters for every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxrnn
+from jaxrnn import charlm
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare
+PRIME = "FIRST CITIZEN:"
+EMBED, TEMPERATURE = 64, 0.8
+TOLERANCE = 1e-4  # between the logits of both sides, of the largest
+SIZES = ["1,2,512", "1,1,128", "1,1,1024", "64,2,512"]
+OUTPUT = Path(__file__).parent / "results" / "sampling_throughput.json"
+
+
+class Size(NamedTuple):
+    """B rows, L layers, H units."""
+
+    batch: int
+    layers: int
+    hidden: int
+
+
+def parse_size(text: str) -> Size:
+    return Size(*map(int, text.split(",")))
+
+
+class Peer:
+    """The same model in PyTorch: embedding → LSTM → linear, one step per call."""
+
+    def __init__(self, params: jaxrnn.Params, device: str) -> None:
+        size, hidden = len(params.vocabulary), params.config.hidden
+        self.device = device
+        self.embedding = torch.nn.Embedding(size, EMBED)
+        self.lstm = torch.nn.LSTM(EMBED, hidden, params.config.layers)
+        self.linear = torch.nn.Linear(hidden, size)
+        pairs = [(self.embedding.weight, params.embedding)]
+        pairs += [(self.linear.weight, params.w_out.T), (self.linear.bias, params.b_out)]
+        for n, layer in enumerate(params.layers):  # both sides order the gates i, f, g, o
+            weights = {"weight_ih": layer.w_x.T, "weight_hh": layer.w_h.T, "bias_ih": layer.b}
+            weights["bias_hh"] = 0 * layer.b
+            pairs += [(getattr(self.lstm, f"{name}_l{n}"), w) for name, w in weights.items()]
+        with torch.no_grad():
+            for mine, given in pairs:
+                mine.copy_(torch.tensor(np.asarray(given)))
+        for module in (self.embedding, self.lstm, self.linear):
+            module.to(device)
+
+    def logits(self, tokens: Any, state: Any = None) -> tuple[Any, Any]:
+        hidden, state = self.lstm(self.embedding(tokens), state)
+        return self.linear(hidden), state
+
+    def sample(self, batch: int, length: int) -> list[str]:
+        prime = torch.tensor(VOCABULARY.encode(PRIME).astype(np.int64), device=self.device)
+        with torch.inference_mode():
+            logits, state = self.logits(prime[:, None].expand(-1, batch))
+            drawn = []
+            for _ in range(length):
+                chances = torch.softmax(logits[-1] / TEMPERATURE, dim=-1)
+                drawn.append(torch.multinomial(chances, 1).T)
+                logits, state = self.logits(drawn[-1], state)
+            tokens = torch.cat(drawn).cpu().numpy()  # waits for the device
+        return [PRIME + VOCABULARY.decode(row) for row in tokens.T]
+
+
+def check(params: jaxrnn.Params, peer: Peer) -> None:
+    """Stop unless both sides give a text the same logits."""
+    tokens = np.random.default_rng(0).integers(len(VOCABULARY), size=(100, 2))
+    carry = charlm.initial_carry(params.config, 2)
+    ours = np.asarray(charlm.forward(params, jnp.asarray(tokens, jnp.int32), carry)[1])
+    with torch.inference_mode():
+        theirs = peer.logits(torch.tensor(tokens, device=peer.device))[0].cpu().numpy()
+    error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    if not error < TOLERANCE:
+        sys.exit(f"error: the logits differ by {error:.1e} of the largest, not below {TOLERANCE}")
+
+
+def timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()  # gives text back, so the device is done
+    return time.perf_counter() - start
+
+
+def measure(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
+    """Raw seconds of one size: the first call of each side apart, then the repeats in turns."""
+    config = jaxrnn.Config("lstm", size.layers, size.hidden, EMBED)
+    params = jaxrnn.init(config, VOCABULARY)
+
+    def ours() -> Any:
+        return jaxrnn.sample(params, PRIME, length, TEMPERATURE, count=size.batch)
+
+    sides: dict[str, Callable[[], Any]] = {"jaxrnn": ours}
+    if torch is not None:
+        peer = Peer(params, device)
+        check(params, peer)
+        sides["torch"] = lambda: peer.sample(size.batch, length)
+    first = {name: timed(run) for name, run in sides.items()}
+    for run in sides.values():
+        run()  # warm
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            seconds[name].append(timed(run))
+    return size._asdict() | {"length": length, "first_call": first, "seconds": seconds}
+
+
+def rates(result: dict[str, Any], side: str) -> list[float]:
+    """Characters per second of each repeat, the slowest first."""
+    characters = result["batch"] * result["length"]
+    return sorted(characters / seconds for seconds in result["seconds"].get(side, []))
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    made = Table(title="characters per second: median (slowest to fastest)")
+    for heading in ("B, L, H", "jaxrnn", "PyTorch", "ratio", "first call, s"):
+        made.add_column(heading, justify="right")
+    for result in results:
+        cells, medians = [], []
+        for side in ("jaxrnn", "torch"):
+            r = rates(result, side)
+            medians.append(statistics.median(r) if r else None)
+            cells.append(f"{medians[-1]:,.0f} ({r[0]:,.0f} to {r[-1]:,.0f})" if r else "-")
+        ratio = f"{medians[0] / medians[1]:.1f}" if medians[0] and medians[1] else "-"
+        size = f"{result['batch']}, {result['layers']}, {result['hidden']}"
+        made.add_row(size, *cells, ratio, f"{result['first_call']['jaxrnn']:.1f}")
+    return made
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """Where and with what it was measured."""
+    names = ["jax", "jaxlib", "numpy"] + ["torch"] * (torch is not None)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    commit = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    return {
+        "device": jax.devices()[0].device_kind,
+        "torch_device": device,
+        "cpu": (model or [platform.processor()])[0],
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="jaxrnn.sample against a loop in PyTorch")
+    parser.add_argument(
+        "--size", type=parse_size, nargs="+", metavar="B,L,H", help="rows,layers,units"
+    )
+    parser.add_argument("--length", type=int, help="characters per row (1000; quick 200)")
+    parser.add_argument("--repeats", type=int, help="of each side (7; quick 3)")
+    parser.add_argument("--quick", action="store_true", help="the first two sizes, nothing written")
+    parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
+    flags = parser.parse_args()
+    sizes = flags.size or [parse_size(text) for text in SIZES[: 2 if flags.quick else None]]
+    length, repeats = (200, 3) if flags.quick else (1000, 7)
+    console, device = Console(), "cpu"
+    if torch is None:
+        console.print(
+            'PyTorch is missing, so jaxrnn is measured alone: pip install "jaxrnn\\[peers]"'
+        )
+    else:
+        torch.set_num_threads(os.cpu_count() or 1)
+        if jax.default_backend() == "gpu" and torch.cuda.is_available():
+            device = "cuda"
+    results = []
+    for size in sizes:
+        console.print(f"B, L, H = {', '.join(map(str, size))} ...")
+        results.append(measure(size, flags.length or length, flags.repeats or repeats, device))
+    console.print(table(results))
+    output = flags.output or (None if flags.quick else OUTPUT)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        record = surroundings(device) | {"temperature": TEMPERATURE, "results": results}
+        output.write_text(json.dumps(record, indent=2) + "\n")
+        console.print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()
