@@ -62,6 +62,7 @@ class Peer:
 
     def __init__(self, params: jaxrnn.Params, device: str) -> None:
         size, hidden = len(params.vocabulary), params.config.hidden
+        assert params.embedding is not None and params.w_out is not None
         self.device = device
         self.embedding = torch.nn.Embedding(size, EMBED)
         self.lstm = torch.nn.LSTM(EMBED, hidden, params.config.layers)

@@ -98,10 +98,12 @@ class Params:
     b_out: [V].
     """
 
-    embedding: Float[Array, "V E"] | None
+    embedding: (
+        Any  # not annotated by shape: transformations put what they like in a pytree's leaves
+    )
     layers: tuple[Any, ...]
-    w_out: Float[Array, "H V"] | None
-    b_out: Float[Array, "V"]
+    w_out: Any
+    b_out: Any
     config: Config = flax.struct.field(pytree_node=False)
     vocabulary: Vocabulary = flax.struct.field(pytree_node=False)
 

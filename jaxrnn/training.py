@@ -25,7 +25,7 @@ from jaxrnn import charlm, checkpoint
 from jaxrnn.errors import InputError
 from jaxrnn.feed import Feed, MemoryMap, gather, place
 from jaxrnn.report import Report
-from jaxrnn.shapes import Array, Bool, Float, Int, Key, Scalar
+from jaxrnn.shapes import Array, Bool, Int, Scalar
 from jaxrnn.text import Batches, Corpus, Vocabulary
 
 
@@ -118,7 +118,7 @@ class TrainState:
     params: the model, float32.
     opt_state: optax's.
     carry: the recurrent state at the end of each row's last characters, one per layer.
-    key: of the dropout, folded with the step.
+    key: of the dropout, folded with the step; raw, as uint32.
     step: steps taken, int32.
     rate: factor on the learning rate, halved by each recovery from a loss that was not finite.
     """
@@ -126,9 +126,9 @@ class TrainState:
     params: charlm.Params
     opt_state: Any
     carry: charlm.Carry
-    key: Key
-    step: Int[Array, ""]
-    rate: Float[Array, ""]
+    key: Any
+    step: Any
+    rate: Any
 
 
 class Metrics(NamedTuple):
@@ -208,7 +208,7 @@ def train_step(
         carry=carry,
         step=state.step + 1,
     )
-    return after, Metrics(loss, optax.global_norm(gradient))
+    return after, Metrics(loss, optax.tree.norm(gradient))
 
 
 def _drops(model: charlm.Config) -> bool:
@@ -361,7 +361,7 @@ def fit(
             if not finite:
                 state, best = recover(ahead, float(state.rate))
                 continue
-            report.steps(ahead, losses.mean(), norms.mean(), validation)
+            report.steps(ahead, float(losses.mean()), float(norms.mean()), validation)
             if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
                 report.sample(ahead, state.params)
             stopping = should_stop()

@@ -345,6 +345,26 @@ def test_no_gradient_through_dropped_units() -> None:
     assert 0 < dropped.sum() < dropped.size
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
+def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
+    """One mask for all rows and steps. Without inputs, unit vectors for a state read out w_h."""
+    config = Config("rnn", hidden=SIZE, embed=3, activation="relu", weight_dropout=rate)
+    w_h = jnp.float32(np.random.default_rng(0).uniform(1, 2, (SIZE, SIZE)))
+    layer = bare(0.0).layers[0]
+    layer = layer._replace(w_x=0 * layer.w_x, w_h=w_h, b=0 * layer.b)
+    params = bare(0.0).replace(config=config, layers=(layer,))
+    carry = (type(charlm.initial_carry(config, SIZE)[0])(jnp.eye(SIZE)),)
+    tokens = jnp.zeros((2, SIZE), jnp.int32)
+    assert_close(forward(params, tokens, carry)[1][0], w_h, TOLERANCES["float32"])
+    _, outputs = forward(params, tokens, carry, dropout_key=jax.random.key(0))
+    dropped = outputs[0]
+    kept = jnp.where(dropped == 0, 0, w_h / (1 - rate))
+    assert_close(dropped, kept, TOLERANCES["float32"])
+    assert_close(outputs[1], dropped @ kept, TOLERANCES["float32"])
+    standard_error = math.sqrt(rate * (1 - rate) / w_h.size)
+    assert float((dropped == 0).mean()) == pytest.approx(rate, abs=5 * standard_error)
+
+
 # --- config and parameters ----------------------------------------------------------------------
 
 
@@ -358,6 +378,7 @@ def test_no_gradient_through_dropped_units() -> None:
         ({"dropout": 1.0}, "--dropout .* not 1.0"),
         ({"dropout": -0.1}, "--dropout .* not -0.1"),
         ({"dropout": math.nan}, "--dropout .* not nan"),
+        ({"weight_dropout": 1.0}, "--weight-dropout .* not 1.0"),
         ({"tie": True, "embed": 4, "hidden": 5}, "--tie needs .* not 4 and 5"),
         ({"tie": True, "embed": 0, "hidden": 5}, "--tie needs .* not 0 and 5"),
     ],

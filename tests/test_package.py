@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 FLOORS = [
     {"train", "generate"},
     {"training", "report", "checkpoint", "sampling"},
-    {"charlm", "text", "sources", "play"},
+    {"charlm", "text", "sources", "play", "feed"},
     {"unroll", "kernels"},
     {"cells", "accelerator", "shapes", "errors"},
 ]

@@ -27,14 +27,13 @@ forward = jax.jit(charlm.forward)
 
 
 def model(vocabulary: Vocabulary = VOCABULARY, **config: Any) -> Params:
-    """Random parameters, large enough for characters that differ much in their chances."""
-    rng = np.random.default_rng(0)
-    params = init(Config(**{"hidden": 6, "embed": 4} | config), vocabulary)
-    return jax.tree.map(lambda a: jnp.float32(rng.standard_normal(a.shape)), params)
+    """Random parameters, with a seed and a scale that make greedy texts of many characters."""
+    rng = np.random.default_rng(38)
+    params = init(Config(**{"cell": "gru", "hidden": 6, "embed": 4} | config), vocabulary)
+    return jax.tree.map(lambda a: jnp.float32(1.5 * rng.standard_normal(a.shape)), params)
 
 
-LSTM = model()
-TWO_LAYERS = model(cell="gru", layers=2)
+MODEL = model(layers=2)
 
 
 def logits_of(params: Params, text: str) -> np.ndarray:
@@ -53,6 +52,7 @@ def assert_drawn_from(tokens: np.ndarray, chances: np.ndarray) -> None:
     """Pearson's chi-square test."""
     observed = np.bincount(tokens, minlength=len(chances))
     expected = len(tokens) * chances
+    assert expected.min() > 5  # or the test has no meaning
     assert ((observed - expected) ** 2 / expected).sum() < CHI_SQUARE
 
 
@@ -65,8 +65,9 @@ def nexts(params: Params, prime: str, count: int, **how: Any) -> np.ndarray:
 # --- the loop -----------------------------------------------------------------------------------
 
 
-@modes
-@pytest.mark.parametrize("params", [LSTM, TWO_LAYERS], ids=["lstm", "two layers"])
+@pytest.mark.parametrize(
+    ("params", "mode"), [(MODEL, "categorical"), (model(cell="lstm", embed=0), "after-space")]
+)
 def test_the_loop_is_the_forward_pass(params: Params, mode: Any) -> None:
     """The logits from which each character is drawn, and the state, are those of `forward`."""
     drawer = sampling._Drawer(params, PRIME, 1.0, mode, None, None, 0, 1)
@@ -82,58 +83,67 @@ def test_the_loop_is_the_forward_pass(params: Params, mode: Any) -> None:
 
 
 def test_argmax_is_a_plain_loop() -> None:
-    params, config = TWO_LAYERS, TWO_LAYERS.config
-    step, prepared = jax.jit(charlm.step, static_argnums=0), charlm.prepare(TWO_LAYERS)
-    carry, text = charlm.initial_carry(config, 1), PRIME
+    step, prepared = jax.jit(charlm.step, static_argnums=0), charlm.prepare(MODEL)
+    carry, text = charlm.initial_carry(MODEL.config, 1), PRIME
     for place in range(len(PRIME) + 30):
         token = jnp.asarray(VOCABULARY.encode(text[place]), jnp.int32)
-        carry, logits = step(config, prepared, carry, token)
+        carry, logits = step(MODEL.config, prepared, carry, token)
         if place + 1 >= len(PRIME):
             text += VOCABULARY.characters[int(logits.argmax())]
     text = text[:-1]  # chosen, but past the 30
-    assert sample(params, PRIME, 30, mode="argmax") == text
+    assert sample(MODEL, PRIME, 30, mode="argmax") == text
     assert len(set(text[len(PRIME) :])) > 2
 
 
 @modes
 def test_texts_begin_with_the_prime(mode: Any) -> None:
     """And are as long as was asked for, and each row is the one that its place always gives."""
-    texts = sample(TWO_LAYERS, PRIME, 20, mode=mode, count=3)
+    prime = PRIME + " "
+    texts = sample(MODEL, prime, 30, mode=mode, count=3)
     assert isinstance(texts, list)
-    assert [len(text) for text in texts] == [len(PRIME) + 20] * 3
-    assert all(text.startswith(PRIME) for text in texts)
+    assert [len(text) for text in texts] == [len(prime) + 30] * 3
+    assert all(text.startswith(prime) for text in texts)
     assert len(set(texts)) == (1 if mode == "argmax" else 3)
-    assert sample(TWO_LAYERS, PRIME, 20, mode=mode) == texts[0]
+    assert sample(MODEL, prime, 30, mode=mode) == texts[0]
 
 
-@pytest.mark.parametrize("size", [1, 15, 16, 17, 700])
+@pytest.mark.parametrize("size", [1, 16, 17, 700])
 def test_primes_of_any_length_are_read_to_their_end(size: int) -> None:
     """A greedy text cut anywhere goes on as it did."""
-    text = sample(TWO_LAYERS, "a", 710, mode="argmax")
-    assert sample(TWO_LAYERS, text[:size], 10, mode="argmax") == text[: size + 10]
+    text = sample(MODEL, "a", 710, mode="argmax")
+    assert sample(MODEL, text[:size], 10, mode="argmax") == text[: size + 10]
 
 
 def test_length_zero_gives_back_the_prime() -> None:
-    assert sample(LSTM, PRIME, 0) == PRIME
-    assert sample(LSTM, PRIME, 0, count=2) == [PRIME, PRIME]
-    assert list(stream(LSTM, PRIME, 0)) == [PRIME]
+    assert sample(MODEL, PRIME, 0) == PRIME
+    assert sample(MODEL, PRIME, 0, count=2) == [PRIME, PRIME]
+    assert list(stream(MODEL, PRIME, 0)) == [PRIME]
 
 
 # --- streams ------------------------------------------------------------------------------------
 
 
-@modes
-@pytest.mark.parametrize("length", [1, 16, 17, 50])
-def test_streams_are_samples(length: int, mode: Any) -> None:
-    pieces = list(stream(LSTM, PRIME, length, mode=mode, seed=3))
+@pytest.mark.parametrize(
+    ("length", "how"),
+    [
+        (1, {}),
+        (16, {"temperature": 2.0}),
+        (17, {"mode": "after-space"}),
+        (17, {"mode": "argmax"}),
+        (20, {"top_k": 3, "seed": 3}),
+        (20, {"top_p": 0.5, "seed": 4}),
+    ],
+)
+def test_streams_are_samples(length: int, how: dict[str, Any]) -> None:
+    pieces = list(stream(MODEL, PRIME, length, **how))
     assert pieces[0] == PRIME
     assert len(pieces) == 1 + math.ceil(length / sampling.CHUNK)
-    assert "".join(pieces) == sample(LSTM, PRIME, length, mode=mode, seed=3)
+    assert "".join(pieces) == sample(MODEL, PRIME, length, **how)
 
 
 def test_streams_without_a_length_go_on() -> None:
-    pieces = list(itertools.islice(stream(LSTM, PRIME), 5))
-    assert "".join(pieces) == sample(LSTM, PRIME, 4 * sampling.CHUNK)
+    pieces = list(itertools.islice(stream(MODEL, PRIME), 5))
+    assert "".join(pieces) == sample(MODEL, PRIME, 4 * sampling.CHUNK)
 
 
 def parrot(cycle: bytes) -> Params:
@@ -147,7 +157,7 @@ def parrot(cycle: bytes) -> Params:
     return params.replace(layers=(layer,), w_out=w_out)
 
 
-@pytest.mark.parametrize("length", [9, 52, 144, 145, 147, 150])
+@pytest.mark.parametrize("length", [144, 145, 147, 150])
 def test_characters_cut_between_pieces_are_whole(length: int) -> None:
     """Nine bytes over and over in pieces of 16: each place of each character is cut in turn."""
     cycle = "é€😀".encode()
@@ -168,21 +178,21 @@ def test_streams_of_random_bytes_are_samples() -> None:
 # --- the draws ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [2.0, 4.0, 8.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
-    tokens = nexts(LSTM, PRIME, 2000, temperature=temperature)
-    assert_drawn_from(tokens, softmax(logits_of(LSTM, PRIME)[-1] / temperature))
+    tokens = nexts(MODEL, PRIME, 2000, temperature=temperature)
+    assert_drawn_from(tokens, softmax(logits_of(MODEL, PRIME)[-1] / temperature))
 
 
 def test_frequencies_over_seeds_are_the_softmax() -> None:
-    texts = [sample(LSTM, PRIME, 1, seed=seed) for seed in range(400)]
+    texts = [sample(MODEL, PRIME, 1, temperature=4.0, seed=seed) for seed in range(400)]
     tokens = VOCABULARY.encode("".join(text[-1] for text in texts))
-    assert_drawn_from(tokens, softmax(logits_of(LSTM, PRIME)[-1]))
+    assert_drawn_from(tokens, softmax(logits_of(MODEL, PRIME)[-1] / 4))
 
 
 def test_draws_along_a_text_are_independent() -> None:
     """A model without a memory: each character, and each pair, has the chances of its own."""
-    params = LSTM.replace(w_out=0 * LSTM.w_out)
+    params = MODEL.replace(w_out=0 * MODEL.w_out, b_out=MODEL.b_out / 2)
     chances = softmax(np.asarray(params.b_out))
     drawn = VOCABULARY.encode(sample(params, "a", 4000)[1:])
     assert_drawn_from(drawn, chances)
@@ -192,20 +202,22 @@ def test_draws_along_a_text_are_independent() -> None:
 
 
 def test_temperature_reaches_from_argmax_to_uniform() -> None:
-    assert set(nexts(LSTM, PRIME, 2000, temperature=1e-3)) == {logits_of(LSTM, PRIME)[-1].argmax()}
-    assert_drawn_from(nexts(LSTM, PRIME, 2000, temperature=1e4), np.full(SIZE, 1 / SIZE))
+    assert set(nexts(MODEL, PRIME, 2000, temperature=1e-3)) == {
+        logits_of(MODEL, PRIME)[-1].argmax()
+    }
+    assert_drawn_from(nexts(MODEL, PRIME, 2000, temperature=1e4), np.full(SIZE, 1 / SIZE))
 
 
 @pytest.mark.parametrize("smallest", [{"temperature": 1e-40}, {"top_p": 1e-46}])
 def test_smallest_positive_numbers_are_argmax(smallest: dict[str, float]) -> None:
     """Smaller than float32 tells from zero."""
-    assert set(nexts(LSTM, PRIME, 2000, **smallest)) == {logits_of(LSTM, PRIME)[-1].argmax()}
+    assert set(nexts(MODEL, PRIME, 2000, **smallest)) == {logits_of(MODEL, PRIME)[-1].argmax()}
 
 
 def test_after_space_draws_after_white_space_alone() -> None:
     """Along a text: inside words the likeliest, after a space or a new line whatever is drawn."""
     white = VOCABULARY.whitespace()
-    spaced = LSTM.replace(b_out=LSTM.b_out + 3 * jnp.asarray(white, jnp.float32))
+    spaced = MODEL.replace(b_out=MODEL.b_out + 2 * jnp.asarray(white, jnp.float32))
     texts = sample(spaced, PRIME, 20, mode="after-space", count=30)
     drawn = likeliest = 0
     for text in texts:
@@ -223,16 +235,18 @@ def test_after_space_draws_after_white_space_alone() -> None:
 @pytest.mark.parametrize("space", [" ", "\n"])
 def test_after_space_draws_from_the_softmax(space: str) -> None:
     prime = PRIME + space
-    tokens = nexts(LSTM, prime, 2000, mode="after-space", temperature=0.7)
-    assert_drawn_from(tokens, softmax(logits_of(LSTM, prime)[-1] / 0.7))
+    tokens = nexts(MODEL, prime, 2000, mode="after-space", temperature=2.0)
+    assert_drawn_from(tokens, softmax(logits_of(MODEL, prime)[-1] / 2))
 
 
 @pytest.mark.parametrize("mode", ["categorical", "after-space"])
 def test_the_seed_decides(mode: Any) -> None:
     seeds = (0, 1, 2**31, 2**32 - 1)
-    texts = {seed: sample(LSTM, " ", 50, mode=mode, seed=seed) for seed in seeds}
-    assert len(set(texts.values())) == len(seeds)
-    assert {seed: sample(LSTM, " ", 50, mode=mode, seed=seed) for seed in seeds} == texts
+    once, again = (
+        [sample(MODEL, PRIME + " ", 50, 4.0, mode, seed=seed) for seed in seeds] for _ in range(2)
+    )
+    assert len(set(once)) == len(seeds)
+    assert once == again
 
 
 # --- top-k and top-p ----------------------------------------------------------------------------
@@ -280,9 +294,9 @@ def test_truncated_draws_are_the_softmax_of_what_is_kept(
     how: dict[str, Any], top_k: int, top_p: float
 ) -> None:
     """At a temperature, which acts first."""
-    logits = logits_of(LSTM, PRIME)[-1] / 2
+    logits = logits_of(MODEL, PRIME)[-1] / 2
     inside = sorted(kept(logits, top_k, top_p))
-    tokens = nexts(LSTM, PRIME, 2000, temperature=2.0, **how)
+    tokens = nexts(MODEL, PRIME, 2000, temperature=2.0, **how)
     assert set(tokens.tolist()) == set(inside)
     chances = softmax(logits[inside])
     observed = np.bincount(tokens, minlength=SIZE)[inside] / len(tokens)
@@ -291,8 +305,8 @@ def test_truncated_draws_are_the_softmax_of_what_is_kept(
 
 @pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-6}])
 def test_top_one_is_argmax(how: dict[str, Any]) -> None:
-    texts = sample(LSTM, PRIME, 40, count=3, temperature=2.0, **how)
-    assert texts == [sample(LSTM, PRIME, 40, mode="argmax")] * 3
+    texts = sample(MODEL, PRIME, 40, count=3, temperature=2.0, **how)
+    assert texts == [sample(MODEL, PRIME, 40, mode="argmax")] * 3
 
 
 # --- what is compiled ---------------------------------------------------------------------------
@@ -360,10 +374,10 @@ def test_streams_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
 def test_out_of_range_is_told(write: Any, wrong: dict[str, Any], message: str) -> None:
     """At the call; a stream does not wait for its first piece."""
     with unchecked(), pytest.raises(InputError, match=message):
-        write(LSTM, **{"prime": PRIME, "length": 1} | wrong)
+        write(MODEL, **{"prime": PRIME, "length": 1} | wrong)
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_count_is_at_least_one(count: int) -> None:
     with pytest.raises(InputError, match=f"count must be at least 1, not {count}"):
-        sample(LSTM, PRIME, 1, count=count)
+        sample(MODEL, PRIME, 1, count=count)
