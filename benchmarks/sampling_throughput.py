@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +41,9 @@ VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Ti
 PRIME = "FIRST CITIZEN:"
 EMBED, TEMPERATURE = 64, 0.8
 TOLERANCE = 1e-4  # between the logits of both sides, of the largest
-SIZES = ["1,2,512", "1,1,128", "1,1,1024", "64,2,512"]
+Size = tuple[int, ...]  # B rows, L layers, H units
+SIZES: list[Size] = [(1, 2, 512), (1, 1, 128), (1, 1, 1024), (64, 2, 512)]
 OUTPUT = Path(__file__).parent / "results" / "sampling_throughput.json"
-
-
-class Size(NamedTuple):
-    """B rows, L layers, H units."""
-
-    batch: int
-    layers: int
-    hidden: int
-
-
-def parse_size(text: str) -> Size:
-    return Size(*map(int, text.split(",")))
 
 
 class Peer:
@@ -116,17 +105,15 @@ def timed(run: Callable[[], Any]) -> float:
 
 def measure(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
     """Raw seconds of one size: the first call of each side apart, then the repeats in turns."""
-    config = jaxrnn.Config("lstm", size.layers, size.hidden, EMBED)
-    params = jaxrnn.init(config, VOCABULARY)
-
-    def ours() -> Any:
-        return jaxrnn.sample(params, PRIME, length, TEMPERATURE, count=size.batch)
-
-    sides: dict[str, Callable[[], Any]] = {"jaxrnn": ours}
+    batch, layers, hidden = size
+    params = jaxrnn.init(jaxrnn.Config("lstm", layers, hidden, EMBED), VOCABULARY)
+    sides: dict[str, Callable[[], Any]] = {
+        "jaxrnn": lambda: jaxrnn.sample(params, PRIME, length, TEMPERATURE, count=batch)
+    }
     if torch is not None:
         peer = Peer(params, device)
         check(params, peer)
-        sides["torch"] = lambda: peer.sample(size.batch, length)
+        sides["torch"] = lambda: peer.sample(batch, length)
     first = {name: timed(run) for name, run in sides.items()}
     for run in sides.values():
         run()  # warm
@@ -134,13 +121,7 @@ def measure(size: Size, length: int, repeats: int, device: str) -> dict[str, Any
     for _ in range(repeats):
         for name, run in sides.items():
             seconds[name].append(timed(run))
-    return size._asdict() | {"length": length, "first_call": first, "seconds": seconds}
-
-
-def rates(result: dict[str, Any], side: str) -> list[float]:
-    """Characters per second of each repeat, the slowest first."""
-    characters = result["batch"] * result["length"]
-    return sorted(characters / seconds for seconds in result["seconds"].get(side, []))
+    return {"size": size, "length": length, "first_call": first, "seconds": seconds}
 
 
 def table(results: list[dict[str, Any]]) -> Table:
@@ -148,14 +129,13 @@ def table(results: list[dict[str, Any]]) -> Table:
     for heading in ("B, L, H", "jaxrnn", "PyTorch", "ratio", "first call, s"):
         made.add_column(heading, justify="right")
     for result in results:
-        cells, medians = [], []
-        for side in ("jaxrnn", "torch"):
-            r = rates(result, side)
-            medians.append(statistics.median(r) if r else None)
-            cells.append(f"{medians[-1]:,.0f} ({r[0]:,.0f} to {r[-1]:,.0f})" if r else "-")
-        ratio = f"{medians[0] / medians[1]:.1f}" if medians[0] and medians[1] else "-"
-        size = f"{result['batch']}, {result['layers']}, {result['hidden']}"
-        made.add_row(size, *cells, ratio, f"{result['first_call']['jaxrnn']:.1f}")
+        cells, medians = [", ".join(map(str, result["size"]))], []
+        for seconds in result["seconds"].values():
+            rates = sorted(result["size"][0] * result["length"] / each for each in seconds)
+            medians.append(statistics.median(rates))
+            cells.append(f"{medians[-1]:,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})")
+        ratio = [f"{medians[0] / medians[1]:.1f}"] if len(medians) == 2 else ["-", "-"]
+        made.add_row(*cells, *ratio, f"{result['first_call']['jaxrnn']:.1f}")
     return made
 
 
@@ -165,15 +145,8 @@ def surroundings(device: str) -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    commit = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    commit = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    described = subprocess.run(commit, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "device": jax.devices()[0].device_kind,
         "torch_device": device,
@@ -181,26 +154,29 @@ def surroundings(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+        "commit": described.stdout.strip(),
     }
+
+
+def size_of(text: str) -> Size:
+    batch, layers, hidden = map(int, text.split(","))
+    return batch, layers, hidden
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="jaxrnn.sample against a loop in PyTorch")
-    parser.add_argument(
-        "--size", type=parse_size, nargs="+", metavar="B,L,H", help="rows,layers,units"
-    )
+    parser.add_argument("--size", type=size_of, nargs="+", metavar="B,L,H", help="sizes to measure")
     parser.add_argument("--length", type=int, help="characters per row (1000; quick 200)")
-    parser.add_argument("--repeats", type=int, help="of each side (7; quick 3)")
-    parser.add_argument("--quick", action="store_true", help="the first two sizes, nothing written")
+    parser.add_argument("--repeats", type=int, help="runs of each side (7; quick 3)")
+    parser.add_argument("--quick", action="store_true", help="two sizes, nothing written")
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()
-    sizes = flags.size or [parse_size(text) for text in SIZES[: 2 if flags.quick else None]]
+    sizes = flags.size or SIZES[: 2 if flags.quick else None]
     length, repeats = (200, 3) if flags.quick else (1000, 7)
     console, device = Console(), "cpu"
     if torch is None:
         console.print(
-            'PyTorch is missing, so jaxrnn is measured alone: pip install "jaxrnn\\[peers]"'
+            'PyTorch is missing, so jaxrnn alone is measured: pip install "jaxrnn\\[peers]"'
         )
     else:
         torch.set_num_threads(os.cpu_count() or 1)

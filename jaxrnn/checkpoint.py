@@ -18,6 +18,8 @@ import logging
 import math
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +35,7 @@ from jaxrnn.text import Vocabulary
 
 Which = Literal["best", "latest"]
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of its own there
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of its own there
 
 
 class Restored(NamedTuple):
@@ -61,15 +63,11 @@ class Checkpoints:
     ) -> None:
         self.directory = run.absolute() / "checkpoints"
         self._warn = warn
-        latest = ocp.checkpoint_managers.LatestN(2)
-        best = ocp.checkpoint_managers.BestN(get_metric_fn=_score, reverse=True, n=1)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([latest, best]),
-            cleanup_tmp_directories=True,
-        )
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._losses = {step: self._loss(step) for step in self._manager.all_steps()}
 
     def save(self, step: int, params: Any, rest: Any, notes: dict[str, Any]) -> None:
         """Start to save; returns once the arrays are copied and may be overwritten.
@@ -96,8 +94,12 @@ class Checkpoints:
                         for n, a in items.items()
                     },
                 ),
-                metrics={"validation": notes.get("validation")},
             )
+            self._losses[step] = _loss(notes)
+            kept = {*self.steps("latest")[:2], self.steps("best")[0]}
+            for old in set(self._losses) - kept:
+                self._manager.delete(old)
+                del self._losses[old]
 
     def wait(self) -> None:
         """Until everything is on the disk. Raises OSError as `save` does."""
@@ -109,11 +111,8 @@ class Checkpoints:
 
     def steps(self, which: Which = "latest") -> list[int]:
         """The steps saved, from the one asked for down: newest first, or best first."""
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if which == "best":
-            score = {i.step: _score(i.metrics) for i in self._manager._checkpoints}
-            steps.sort(key=lambda step: score.get(step, math.inf))
-        return steps
+        steps = sorted(self._losses, reverse=True)
+        return sorted(steps, key=self._losses.__getitem__) if which == "best" else steps
 
     def restore(
         self,
@@ -135,6 +134,7 @@ class Checkpoints:
         Returns:
           tree = (params, rest) on the default device.
         """
+        _drop_abandoned_reads()
         for step in self.steps(which):
             try:
                 notes = self._read(step, notes=ocp.args.JsonRestore())["notes"]
@@ -168,7 +168,14 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 (self.directory / str(later)).rename(target)
+                del self._losses[later]
         self._manager.reload()
+
+    def _loss(self, step: int) -> float:
+        try:
+            return _loss(self._read(step, notes=ocp.args.JsonRestore())["notes"])
+        except Exception:  # a damaged one; `restore` tells of it
+            return math.inf
 
     def _read(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -185,7 +192,10 @@ def load(run: str | os.PathLike[str], which: Which = "best") -> charlm.Params:
       InputError: for a folder that is none, is no run, or holds no good checkpoint.
     """
     config, vocabulary = read_description(Path(run))
-    model = charlm.Config(**config["training"]["model"])
+    try:
+        model = charlm.Config(**config["training"]["model"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run} has a damaged description: {error!r} in config.json") from None
     shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
     lines: list[str] = []
     checkpoints = Checkpoints(Path(run), lines.append, read_only=True)
@@ -209,6 +219,8 @@ def read_description(run: Path) -> tuple[dict[str, Any], Vocabulary]:
     try:
         config = json.loads((run / "config.json").read_text())
         vocabulary = Vocabulary(**json.loads((run / "vocab.json").read_text()))
+        if not isinstance(config, dict) or not len(vocabulary):
+            raise ValueError("it is empty")
     except FileNotFoundError as error:
         raise InputError(
             f"{run} is no run of jaxrnn: it has no {Path(error.filename).name}"
@@ -224,8 +236,9 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _score(metrics: Any) -> float:
-    value = (metrics or {}).get("validation")
+def _loss(notes: dict[str, Any]) -> float:
+    """The validation loss beside a checkpoint; infinite where none was made."""
+    value = notes.get("validation")
     return math.inf if value is None else float(value)
 
 
@@ -271,6 +284,24 @@ class _disk:
                 f"could not save to {self._directory}: {_first_line(error)}; "
                 "the checkpoints before it are intact"
             ) from error
+
+
+def _drop_abandoned_reads() -> None:
+    """Keep off the screen what becomes of orbax's other reads after one of them met a damaged file.
+
+    They end in threads of their own, after their event loop was closed; the error that matters was
+    raised in `restore` already.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "drop_abandoned_reads":
+        return
+
+    def drop_abandoned_reads(unraisable: Any) -> None:
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        if not any("asyncio" in frame.filename or "orbax" in frame.filename for frame in frames):
+            before(unraisable)
+
+    sys.unraisablehook = drop_abandoned_reads
 
 
 def _first_line(error: BaseException) -> str:

@@ -83,10 +83,8 @@ class Report:
         metric = Metric(step, float(loss), val_loss, float(grad_norm), speed, self._seconds)
         if val_loss is not None:
             self._val_loss = val_loss
-        with self._metrics.open("a") as file:
-            file.write(
-                json.dumps({k: v for k, v in metric._asdict().items() if v is not None}) + "\n"
-            )
+        line = {name: value for name, value in metric._asdict().items() if value is not None}
+        _append(self._metrics, json.dumps(line) + "\n")
         if self._board is not None:
             for name, value in metric._asdict().items():
                 if value is not None and name not in ("step", "seconds"):
@@ -98,8 +96,7 @@ class Report:
     def sample(self, step: int, params: charlm.Params) -> None:
         """Write a sample of the model as it stands."""
         text = sampling.sample(params, self._prime, SAMPLE_LENGTH)
-        with self._samples.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(f"--- step {step} ---\n{text}\n\n")
+        _append(self._samples, f"--- step {step} ---\n{text}\n\n")
         self._screen.sample(step, str(text))
 
     def end(self) -> None:
@@ -114,7 +111,7 @@ class Report:
     def position(self) -> dict[str, Any]:
         """How long the files are, to go into a checkpoint."""
         files = {path.name: path.stat().st_size for path in self._files() if path.exists()}
-        return {"files": files, "seconds": self._seconds}
+        return {"files": files, "seconds": self._seconds, "step": self._last_step}
 
     def rewind(self, position: dict[str, Any]) -> None:
         """Cut the files back to a position; {} for the very beginning."""
@@ -124,6 +121,7 @@ class Report:
                 with path.open("r+b") as file:
                     file.truncate(min(size, path.stat().st_size))
         self._seconds = position.get("seconds", 0.0)
+        self._last_step = position.get("step", 0)
         self._clock = time.perf_counter()
 
     def _files(self) -> tuple[Path, Path]:
@@ -150,6 +148,16 @@ class Report:
         if self._floor is not None:
             parts.append(f"floor {self._floor:.3f}")
         return "  ".join([*parts, f"{metric.chars_per_second:,.0f} chars/s"])
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(
+            f"could not save to {path}: {error.strerror}; the checkpoints before it are intact"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -195,8 +203,9 @@ def _label_lines(axes: Any, labels: list[tuple[float, str, str]], apart: float) 
     """Name the lines where they end, above one another."""
     height = -math.inf
     for value, text, color in sorted(labels):
-        height = max(value + 0.3 * apart, height + apart)
-        axes.annotate(
+        bottom, top = axes.get_ylim()
+        height = max(min(value, top - 3 * apart) + 0.3 * apart, height + apart, bottom)
+        label = axes.annotate(
             text,
             (1, height),
             (-4, 0),
@@ -207,6 +216,7 @@ def _label_lines(axes: Any, labels: list[tuple[float, str, str]], apart: float) 
             color=color,
             fontsize=9,
         )
+        label.set_in_layout(False)
 
 
 def _bits(nats: Any) -> Any:

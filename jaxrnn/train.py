@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -56,7 +57,7 @@ class Config:
 PRESETS: dict[str, Config] = {
     "small": Config(
         training=training.Config(
-            model=charlm.Config(dtype="auto"), batch=32, epochs=6, learning_rate=5e-3
+            model=charlm.Config(dtype="auto"), batch=32, epochs=6.0, learning_rate=5e-3
         )
     ),
     "lecture": Config(
@@ -67,7 +68,7 @@ PRESETS: dict[str, Config] = {
             batch=64,
             seq_len=100,
             shuffle=True,
-            epochs=10,
+            epochs=10.0,
             learning_rate=1e-3,
             schedule="constant",
             warmup=0,
@@ -90,7 +91,8 @@ PRESETS: dict[str, Config] = {
 
 # What may differ when a run is continued: how long and how it goes on, not what it is.
 _FREE = {
-    "preset", "workdir", "overwrite", "accelerator", "sample_prime", "tensorboard", "data", "glob",
+    "name", "data", "glob", "preset", "workdir", "overwrite", "accelerator", "sample_prime",
+    "tensorboard",
     "steps", "epochs", "learning_rate", "schedule", "warmup", "beta2", "clip_norm", "accumulate",
     "log_every", "eval_every", "sample_every", "memory_map", "dropout", "weight_dropout",
 }  # fmt: skip
@@ -106,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, training.Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before there is a state to save
+        return 128 + signal.SIGINT
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -135,6 +139,12 @@ def run(config: Config) -> int:
         raise InputError(
             f"another training is at work in {workdir}; wait for it or choose another --workdir"
         ) from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                f"could not save to {workdir}: {error.strerror}; what it holds already is intact"
+            ) from error
+        raise
 
 
 def default_workdir(config: Config) -> Path:
@@ -150,6 +160,7 @@ def _run(config: Config, workdir: Path) -> int:
     corpus = text.corpus(source.content, source.nats)
     batches = config.training.batches(corpus)
     total = config.training.total_steps(batches)
+    prime = _sample_prime(config, corpus)
     description = {**_plain(config), "text": {"name": source.name, "sha256": corpus.sha256}}
     if config.overwrite:
         _clear(workdir)
@@ -157,14 +168,6 @@ def _run(config: Config, workdir: Path) -> int:
     checkpoint.write_description(workdir, description, corpus.vocabulary)
 
     _introduce(config, workdir, source.name, corpus, total)
-    prime = config.sample_prime
-    if (
-        prime == "\n"
-        and not corpus.vocabulary.by_bytes
-        and "\n" not in corpus.vocabulary.characters
-    ):
-        prime = corpus.vocabulary.characters[0]
-    corpus.vocabulary.encode(prime)  # a bad prime is told now, not at the first sample
     characters = config.training.batch * config.training.seq_len
     report = Report(workdir, characters, corpus.floor, prime, config.tensorboard)
     stop = _Signals()
@@ -192,6 +195,17 @@ def _introduce(config: Config, workdir: Path, name: str, corpus: text.Corpus, to
         f"{total:,} steps on {accelerator.describe()}; run folder {workdir}",
         flush=True,
     )
+
+
+def _sample_prime(config: Config, corpus: text.Corpus) -> str:
+    """How the samples begin, checked; the text's first character where it has no new line."""
+    vocabulary, prime = corpus.vocabulary, config.sample_prime
+    if prime == "\n" and not vocabulary.by_bytes and "\n" not in vocabulary.characters:
+        return vocabulary.characters[0]
+    if not prime:
+        raise InputError("--sample-prime is empty; give the samples at least one character")
+    vocabulary.encode(prime)
+    return prime
 
 
 def _example_prime(corpus: text.Corpus) -> str:

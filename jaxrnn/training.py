@@ -8,9 +8,9 @@ to the bit, on the same machine.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrnn import charlm, checkpoint
+from jaxrnn import accelerator, charlm, checkpoint
 from jaxrnn.errors import InputError
 from jaxrnn.feed import Feed, MemoryMap, gather, place
 from jaxrnn.report import Report
@@ -138,6 +138,7 @@ class Metrics(NamedTuple):
     grad_norm: Scalar
 
 
+@functools.cache  # equal settings are one optimizer, and so one compiled step
 def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """Adam behind global-norm clipping (lecture row 14), warm-up and cosine or constant rate."""
     peak, warmup = config.learning_rate, min(config.warmup, steps - 1)
@@ -193,9 +194,13 @@ def train_step(
         zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
         (loss, gradient), carry = part(zero, (jnp.int32(0), tokens, carry))
     else:
-        split = partial(_split_rows, parts=accumulate)
+        split = functools.partial(_split_rows, parts=accumulate)
         index = jnp.arange(accumulate, dtype=jnp.int32)
-        slices = (index, split(tokens, axis=1), jax.tree.map(partial(split, axis=0), carry))
+        slices = (
+            index,
+            split(tokens, axis=1),
+            jax.tree.map(functools.partial(split, axis=0), carry),
+        )
         zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
         (loss, gradient), carries = lax.scan(part, zero, slices)
         carry = jax.tree.map(lambda c: c.reshape(-1, *c.shape[2:]), carries)
@@ -220,7 +225,7 @@ def _split_rows(x: Array, axis: int, parts: int) -> Array:
     return jnp.stack(jnp.split(x, parts, axis=axis))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def run_steps(
     config: Config,
     optimizer: Any,
@@ -273,7 +278,7 @@ def evaluate(
     return nats / (total - first)
 
 
-@partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _evaluate(
     seq_len: int,
     params: charlm.Params,
@@ -326,7 +331,9 @@ def fit(
         checkpoints.set_aside(found.step if found else -1)
         report.rewind(found.notes["report"] if found else {})
         if found is None:
-            return create(config, optimizer, corpus.vocabulary), math.inf
+            state = create(config, optimizer, corpus.vocabulary)
+            # committed to the device, as a restored one is, or the two would be compiled apart
+            return jax.device_put(state, accelerator.device()), math.inf
         params, rest = found.tree
         return TrainState(params=params, **rest), float(found.notes["best"] or math.inf)
 

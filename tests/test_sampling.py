@@ -241,11 +241,14 @@ def test_after_space_draws_from_the_softmax(space: str) -> None:
 
 @pytest.mark.parametrize("mode", ["categorical", "after-space"])
 def test_the_seed_decides(mode: Any) -> None:
-    seeds = (0, 1, 2**31, 2**32 - 1)
     once, again = (
-        [sample(MODEL, PRIME + " ", 50, 4.0, mode, seed=seed) for seed in seeds] for _ in range(2)
+        [
+            tuple(sample(MODEL, PRIME + " ", 5, 4.0, mode, seed=seed, count=20))
+            for seed in (0, 1, 2**31, 2**32 - 1)
+        ]
+        for _ in range(2)
     )
-    assert len(set(once)) == len(seeds)
+    assert len(set(once)) == len(once)
     assert once == again
 
 
