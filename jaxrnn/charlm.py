@@ -57,6 +57,8 @@ class Config:
     hardware multiplies it faster."""
 
     def __post_init__(self) -> None:
+        if self.cell not in ("rnn", "lstm", "gru"):
+            raise InputError(f"--cell must be rnn, lstm or gru, not {self.cell!r}")
         for name in ("layers", "hidden"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
@@ -111,6 +113,8 @@ class Params:
 def init(config: Config, vocabulary: Vocabulary, seed: int = 0) -> Params:
     """A fresh model: float32 parameters drawn from `seed`."""
     config = config.resolved()
+    if not len(vocabulary):
+        raise InputError("the vocabulary is empty; make it with Vocabulary.of(text)")
     keys = iter(jax.random.split(jax.random.key(seed), config.layers + 2))
     size = len(vocabulary)
     embedding = None
@@ -233,6 +237,6 @@ def loss(
 
 def _dropout(x: Array, rate: float, key: Key) -> Array:
     """Drop a share of x and scale the rest up. The share is rounded to 256ths: bytes are cheap."""
-    kept = round((1 - rate) * 256)
+    kept = min(max(round((1 - rate) * 256), 1), 255)
     keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
     return jnp.where(keep, x * jnp.asarray(256 / kept, x.dtype), 0)

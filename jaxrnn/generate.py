@@ -72,6 +72,8 @@ def run(config: Config) -> None:
     accelerator.use(config.accelerator)
     prime = _prime(config)
     params = load(config.run, config.which)
+    if prime is None:
+        prime = sampling.default_prime(params.vocabulary)
     draw = {
         name: getattr(config, name)
         for name in ("length", "temperature", "mode", "top_k", "top_p", "seed")
@@ -95,9 +97,9 @@ def _write(pieces: Iterable[str], file: TextIO) -> None:
     file.write("\n")
 
 
-def _prime(config: Config) -> str:
+def _prime(config: Config) -> str | None:
     if config.prime_file is None:
-        return "\n" if config.prime is None else config.prime
+        return config.prime
     if config.prime is not None:
         raise InputError("give --prime or --prime-file, not both")
     try:

@@ -177,46 +177,38 @@ def draw_losses(metrics: list[dict[str, Any]], floor: float | None, path: Path) 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     steps, losses = zip(*((m["step"], m["loss"]) for m in metrics), strict=True)
-    axes.plot(steps, losses, color="#9ecae1", linewidth=1)
     judged = [(m["step"], m["val_loss"]) for m in metrics if "val_loss" in m]
-    labels = [(losses[-1], "training", "#5a9bc8")]
+    axes.plot(steps, losses, color=BLUE, linewidth=1)
+    names = [(f"training {losses[-1]:.3f}", BLUE)]
     if judged:
-        axes.plot(*zip(*judged, strict=True), color="#d95f02", marker="o", markersize=3)
-        labels.append((judged[-1][1], f"validation {judged[-1][1]:.3f}", "#d95f02"))
+        axes.plot(*zip(*judged, strict=True), color=ORANGE, marker="o", markersize=3)
+        names.insert(0, (f"validation {judged[-1][1]:.3f}", ORANGE))
     if floor is not None:
-        axes.axhline(floor, color="#444444", linestyle="--", linewidth=1)
-        labels.append((floor, f"entropy of the text {floor:.3f}", "#444444"))
-    top = min(max(losses), 1.5 + 1.5 * min(losses))
-    bottom = min([*losses, *(floor for floor in [floor] if floor is not None)])
-    margin = 0.05 * (top - bottom) + 1e-3
-    axes.set_ylim(bottom - 2 * margin, top + margin)
-    _label_lines(axes, labels, 1.6 * margin)
+        axes.axhline(floor, color=GREY, linestyle="--", linewidth=1)
+        names.append((f"entropy of the text {floor:.3f}", GREY))
+    lowest = min([*losses, *([] if floor is None else [floor])])
+    highest = min(max(losses), 1.5 + 1.5 * lowest)  # the first steps would flatten the rest
+    margin = 0.1 * (highest - lowest) + 1e-3
+    axes.set_ylim(lowest - margin, highest + margin)
+    for line, (name, color) in enumerate(names):  # where falling losses leave room
+        axes.annotate(
+            name,
+            (1, 1),
+            (-8, -8 - 16 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=color,
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per character")
-    bits = axes.secondary_yaxis("right", (_bits, _nats))
-    bits.set_ylabel("bits per character")
+    axes.secondary_yaxis("right", (_bits, _nats)).set_ylabel("bits per character")
     axes.spines["top"].set_visible(False)
     figure.savefig(path, dpi=120)
 
 
-def _label_lines(axes: Any, labels: list[tuple[float, str, str]], apart: float) -> None:
-    """Name the lines where they end, above one another."""
-    height = -math.inf
-    for value, text, color in sorted(labels):
-        bottom, top = axes.get_ylim()
-        height = max(min(value, top - 3 * apart) + 0.3 * apart, height + apart, bottom)
-        label = axes.annotate(
-            text,
-            (1, height),
-            (-4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            color=color,
-            fontsize=9,
-        )
-        label.set_in_layout(False)
+BLUE, ORANGE, GREY = "#4a90c2", "#d95f02", "#444444"  # told apart by the colour-blind too
 
 
 def _bits(nats: Any) -> Any:

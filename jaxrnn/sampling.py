@@ -28,9 +28,11 @@ from jax import lax
 from jaxrnn import charlm
 from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Bool, Float, Int, Key
+from jaxrnn.text import Vocabulary
 
 Mode = Literal["categorical", "argmax", "after-space"]
 
+TEMPERATURES = (1e-30, 1e30)  # beyond them nothing changes but float32's patience
 CHUNK = 16  # characters that `stream` draws in one call of the device
 
 
@@ -90,6 +92,13 @@ def stream(
     if length is not None:
         _check_length(length)
     return _pieces(drawer, params, prime, length)
+
+
+def default_prime(vocabulary: Vocabulary) -> str:
+    """How a text begins where nobody says: a new line, or the first character that is known."""
+    if vocabulary.by_bytes or "\n" in vocabulary.characters:
+        return "\n"
+    return vocabulary.characters[0]
 
 
 def _pieces(
@@ -169,7 +178,7 @@ class _Drawer:
         self.mode = mode
         self.truncate = top_k is not None or top_p is not None
         self.settings = Settings(
-            jnp.float32(temperature),
+            jnp.float32(np.clip(temperature, *TEMPERATURES)),
             jnp.int32(size if top_k is None else top_k),
             jnp.float32(1.0 if top_p is None else top_p),
             jnp.asarray(params.vocabulary.whitespace()),
@@ -236,7 +245,8 @@ def _draw(state: State, keys: Key, settings: Settings, mode: Mode, truncate: boo
     likeliest = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
     if mode == "argmax":
         return likeliest
-    logits = state.logits / settings.temperature
+    highest = jnp.max(state.logits, axis=-1, keepdims=True)  # at 0, no temperature overflows it
+    logits = (state.logits - highest) / settings.temperature
     if truncate:
         logits = _truncate(logits, settings)
     drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
@@ -252,7 +262,7 @@ def _truncate(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "
     ordered = jnp.where(rank < settings.top_k, ordered, -jnp.inf)
     probabilities = jax.nn.softmax(ordered)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = (rank < settings.top_k) & (before < settings.top_p)
+    kept = (rank == 0) | ((rank < settings.top_k) & (before < settings.top_p))
     least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)
 

@@ -55,7 +55,7 @@ class Vocabulary:
             raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
             return np.frombuffer(raw, np.uint8)
         if isinstance(text, bytes):
-            text = text.decode()
+            raise InputError("a vocabulary of characters encodes text, not bytes")
         points, known = _code_points(text), self._known
         tokens = np.searchsorted(known, points)
         found = np.zeros(len(points), bool)
@@ -71,7 +71,7 @@ class Vocabulary:
 
     def decode(self, tokens: Any) -> str:
         """Tokens [N] to text. Bytes that are not UTF-8 come out as U+FFFD."""
-        tokens = np.asarray(tokens)
+        tokens = np.asarray(tokens, np.int64)
         if self.by_bytes:
             return tokens.astype(np.uint8).tobytes().decode(errors="replace")
         return self._known[tokens].tobytes().decode("utf-32-le", "surrogatepass")
@@ -117,9 +117,6 @@ class Corpus(NamedTuple):
         return len(self.tokens) - self.split
 
 
-VALIDATION_SHARE = 0.1  # the last tenth of the text, contiguous
-
-
 def corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
     """Encode a text and set its last tenth aside.
 
@@ -135,7 +132,7 @@ def corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
     by_bytes = isinstance(content, bytes)
     raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
     vocabulary = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
-    split = int(len(content) * (1 - VALIDATION_SHARE))
+    split = len(content) * 9 // 10
     floor = None if nats is None else float(np.mean(nats[split:], dtype=np.float64))
     tokens = vocabulary.encode(content)
     return Corpus(tokens, split, vocabulary, hashlib.sha256(raw).hexdigest(), floor)
@@ -173,7 +170,7 @@ class Batches:
     def __post_init__(self) -> None:
         need = self.batch * (self.seq_len + 1)
         if self.size < need:
-            whole = -(-need * 10 // 9) + 1  # the last tenth is set aside
+            whole = -(-need * 10 // 9)  # the last tenth is set aside
             raise InputError(
                 f"the text is too short for one batch of {self.batch} rows of {self.seq_len} "
                 f"characters: it must have at least {whole} characters; "

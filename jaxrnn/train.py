@@ -19,7 +19,7 @@ from typing import Any, Literal
 import filelock
 import tyro
 
-from jaxrnn import accelerator, charlm, checkpoint, sources, text, training
+from jaxrnn import accelerator, charlm, checkpoint, sampling, sources, text, training
 from jaxrnn.errors import InputError
 from jaxrnn.report import Report
 
@@ -47,8 +47,8 @@ class Config:
     """Throw away the run that is in the folder."""
     accelerator: accelerator.Accelerator = "auto"
     """Where to compute; auto takes the fastest that JAX finds."""
-    sample_prime: str = "\n"
-    """How the samples begin that are written while training."""
+    sample_prime: str | None = None
+    """How the samples begin that are written while training; without it a new line."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run's folder."""
     training: training.Config = dataclasses.field(default_factory=training.Config)
@@ -198,13 +198,13 @@ def _introduce(config: Config, workdir: Path, name: str, corpus: text.Corpus, to
 
 
 def _sample_prime(config: Config, corpus: text.Corpus) -> str:
-    """How the samples begin, checked; the text's first character where it has no new line."""
-    vocabulary, prime = corpus.vocabulary, config.sample_prime
-    if prime == "\n" and not vocabulary.by_bytes and "\n" not in vocabulary.characters:
-        return vocabulary.characters[0]
+    """How the samples begin, checked before anything is written."""
+    prime = config.sample_prime
+    if prime is None:
+        return sampling.default_prime(corpus.vocabulary)
     if not prime:
         raise InputError("--sample-prime is empty; give the samples at least one character")
-    vocabulary.encode(prime)
+    corpus.vocabulary.encode(prime)
     return prime
 
 

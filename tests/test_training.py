@@ -22,6 +22,8 @@ from jaxrnn.report import Report, read_metrics
 PLAIN = dict(rtol=2e-4, atol=2e-6)
 # The same float32 sums in another order
 ORDER = dict(rtol=1e-5, atol=1e-7)
+# The difference of float32 weights of about 1
+DIFFERENCE = dict(rtol=0, atol=2e-7)
 # Mean of nats, each a float32
 MEAN = dict(rel=2e-6)
 # The state that a part of the validation text begins with has seen 256 characters, not all
@@ -190,6 +192,21 @@ def test_carry_goes_on_and_a_fresh_start_forgets_it() -> None:
     broken = jax.tree.map(lambda s: s * np.nan, state.carry)
     _, metrics = step(state.replace(carry=broken), tokens, jnp.bool_(True))
     assert np.isfinite(metrics.loss), "zero times nan is not zero"
+
+
+def test_rate_scales_the_update() -> None:
+    optimizer, state = start(change(CONFIG, warmup=0))
+    step = jax.jit(functools.partial(training.train_step, optimizer))
+    tokens = tokens_of(CONFIG, 0)
+    whole, quarter = (
+        jax.tree.map(jnp.subtract, after.params, state.params)
+        for after, _ in (
+            step(state.replace(rate=jnp.float32(rate)), tokens, jnp.bool_(True))
+            for rate in (1, 0.25)
+        )
+    )
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(quarter), strict=True):
+        np.testing.assert_allclose(0.25 * a, b, **DIFFERENCE)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -589,6 +606,20 @@ def test_the_rate_stays_halved_when_resumed(tmp_path: Path, break_at: Any) -> No
     assert 4 < step < 12
     again, _ = training.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped)
     assert len(whole.lines) == len(stopped.lines) == 1
+    assert_same_bits(params, again)
+
+
+def test_it_goes_back_to_a_checkpoint_of_the_plan(tmp_path: Path, break_at: Any) -> None:
+    """Not to the one where the run happened to be stopped, so that stopping changes nothing."""
+    break_at(7, 0.5)
+    config = change(CONFIG, log_every=1)
+    whole, stopped = Notes(run_of(tmp_path, "whole")), Notes(run_of(tmp_path, "stopped"))
+    params, _ = training.fit(config, CORPUS, tmp_path / "whole", whole)
+    asked = iter(range(1, 100))
+    _, step = training.fit(config, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked) == 6)
+    assert step == 6
+    again, _ = training.fit(config, CORPUS, tmp_path / "stopped", stopped)
+    assert whole.lines == stopped.lines and "back to step 4 " in whole.lines[0]
     assert_same_bits(params, again)
 
 
