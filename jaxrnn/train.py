@@ -142,7 +142,7 @@ def run(config: Config) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(
-                f"could not save to {workdir}: {error.strerror}; what it holds already is intact"
+                f"could not save to {workdir}: {error.strerror}; the checkpoints before it are intact"
             ) from error
         raise
 

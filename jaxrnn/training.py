@@ -268,7 +268,8 @@ def evaluate(
     begin = first + span * np.arange(parts)
     end = np.minimum(begin + span, total)
     read = np.maximum(begin - 1 - WARM_UP, 0)
-    carry, nats = charlm.initial_carry(params.config, parts), 0.0
+    carry = jax.device_put(charlm.initial_carry(params.config, parts), accelerator.device())
+    nats = 0.0
     for offset in range(0, int((end - 1 - read).max()), seq_len):
         target = read + offset + 1 + np.arange(seq_len)[:, None]
         counted = (begin <= target) & (target < end)
