@@ -16,10 +16,11 @@ from typing import Any
 
 import filelock
 import pytest
-from test_training import TEXT, make_optimizer
+from test_training import TEXT, quicken
 
 from jaxrnn import charlm, checkpoint, generate, load, sample, sources, train, training
 from jaxrnn.errors import InputError
+from jaxrnn.report import Report
 
 # A model and a run so small that a training takes a second
 SMALL = {
@@ -39,10 +40,12 @@ FLAGS = """data workdir preset cell layers hidden embed dropout batch seq-len st
 clip-norm dtype seed bytes shuffle overwrite accelerator"""  # that people were promised
 KNOWN = "6 green bottles"
 
+draw = Report.draw
+
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "make_optimizer", make_optimizer)
+    quicken(monkeypatch)
     # The annotation checker does not take the screen that pytest puts up for a TextIO.
     monkeypatch.setattr(generate, "_write", inspect.unwrap(generate._write))
 
@@ -53,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("commands")
     (place / "text.txt").write_text(TEXT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_optimizer", make_optimizer)
+        quicken(patch)
         assert train.main(flags(place / "text.txt", place / "run")) == 0
     return place
 
@@ -98,8 +101,9 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_a_training_from_start_to_end(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(Report, "draw", draw)
     run = tmp_path / "deep" / "run"
     assert train.main(flags(place / "text.txt", run, sample_every=4)) == 0
     out, err = capsys.readouterr()
@@ -283,7 +287,7 @@ def folder(data: Path) -> None:
         (nothing, 'no file or folder "{data}"'),
         (empty, "{data} is empty"),
         (tiny, "only 5 characters"),
-        (short, "must have at least 41 characters"),
+        (short, "must have at least 40 characters"),
         (not_utf8, f"{{data}} is not UTF-8: byte 0xff at offset {len(TEXT)}; "),
         (not_utf8, "--bytes"),
         (folder, 'no file in {data} matches "*.txt"'),
@@ -315,14 +319,14 @@ def test_bad_texts(
 def test_a_text_just_long_enough(
     batch: int, seq_len: int, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    """What the message asks for is enough, and not much more than is needed."""
+    """What the message asks for is enough, and one character less is not."""
     data, run = tmp_path / "data", tmp_path / "run"
     arguments = flags(data, run, batch=batch, seq_len=seq_len, steps=2)
     data.write_text("abcd" * 5)
     said = re.search(r"at least (\d+) characters", refusal(train.main, arguments))
     assert said
     least = int(said[1])
-    data.write_text(("ab" * least)[: least - 2])
+    data.write_text(("ab" * least)[: least - 1])
     refusal(train.main, arguments)
     data.write_text(("ab" * least)[:least])
     assert train.main(arguments) == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import pytest
-from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, make_optimizer
+from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, make_optimizer, quicken
 
 from jaxrnn import training
 from jaxrnn.checkpoint import Checkpoints, load
@@ -73,7 +73,7 @@ def newest(config: training.Config, run: Path, step: int) -> Any:
 def test_stopped_after_every_call(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "make_optimizer", make_optimizer)
+    quicken(monkeypatch)
     config = RUNS[name]
     assert config.steps is not None
     whole, last = fit(config, tmp_path / "whole")
@@ -95,7 +95,7 @@ def test_stopped_after_every_call(
 
 
 def test_stopped_after_each_call_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "make_optimizer", make_optimizer)
+    quicken(monkeypatch)
     config = RUNS["streams"]
     whole, _ = fit(config, tmp_path / "whole")
     steps = []
