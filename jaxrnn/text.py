@@ -55,7 +55,12 @@ class Vocabulary:
             raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
             return np.frombuffer(raw, np.uint8)
         if isinstance(text, bytes):
-            raise InputError("a vocabulary of characters encodes text, not bytes")
+            try:
+                text = text.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"not UTF-8: byte 0x{text[error.start]:02x} at offset {error.start}"
+                ) from None
         points, known = _code_points(text), self._known
         tokens = np.searchsorted(known, points)
         found = np.zeros(len(points), bool)

@@ -154,7 +154,7 @@ def default_workdir(config: Config) -> Path:
 
 
 def _run(config: Config, workdir: Path) -> int:
-    model = config.training.model.resolved()
+    model = _dtype_of_the_run(config.training.model, workdir, config.overwrite).resolved()
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, model=model))
     source = sources.read(config.data, config.glob, config.bytes)
     corpus = text.corpus(source.content, source.nats)
@@ -178,6 +178,15 @@ def _run(config: Config, workdir: Path) -> int:
         return stop.status
     print(f'done. Now: python -m jaxrnn.generate {workdir} --prime "{_example_prime(corpus)}"')
     return 0
+
+
+def _dtype_of_the_run(model: charlm.Config, workdir: Path, overwrite: bool) -> charlm.Config:
+    """With dtype "auto", go on in the dtype of the run that is there, whatever is fast here."""
+    if model.dtype != "auto" or overwrite or not (workdir / "config.json").exists():
+        return model
+    described, _ = checkpoint.read_description(workdir)
+    there = described.get("training", {}).get("model", {}).get("dtype", "auto")
+    return dataclasses.replace(model, dtype=there)
 
 
 def _introduce(config: Config, workdir: Path, name: str, corpus: text.Corpus, total: int) -> None:

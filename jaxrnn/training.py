@@ -351,7 +351,8 @@ def fit(
             f"the loss is not finite near step {step}: back to step {state.step} "
             f"with {rate / 2:g} of the learning rate"
         )
-        return state.replace(rate=jnp.float32(rate / 2)), best  # type: ignore[attr-defined]
+        slower = jax.device_put(jnp.float32(rate / 2), accelerator.device())
+        return state.replace(rate=slower), best  # type: ignore[attr-defined]
 
     stopping = False
     try:
