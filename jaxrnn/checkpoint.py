@@ -63,6 +63,7 @@ class Checkpoints:
     ) -> None:
         self.directory = run.absolute() / "checkpoints"
         self._warn = warn
+        _quieten_orbax()
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
@@ -134,7 +135,6 @@ class Checkpoints:
         Returns:
           tree = (params, rest) on the default device.
         """
-        _drop_abandoned_reads()
         for step in self.steps(which):
             try:
                 notes = self._read(step, notes=ocp.args.JsonRestore())["notes"]
@@ -286,22 +286,27 @@ class _disk:
             ) from error
 
 
-def _drop_abandoned_reads() -> None:
-    """Keep off the screen what becomes of orbax's other reads after one of them met a damaged file.
+def _quieten_orbax() -> None:
+    """Keep off the screen what becomes of orbax's other tasks after one of them met a bad file.
 
-    They end in threads of their own, after their event loop was closed; the error that matters was
-    raised in `restore` already.
+    They end in threads of their own, some after their event loop was closed; the error that matters
+    was raised in `save`, `wait` or `restore` already.
     """
+    logging.getLogger("asyncio").addFilter(_told_already)
     before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "drop_abandoned_reads":
+    if getattr(before, "__name__", "") == "drop_abandoned_tasks":
         return
 
-    def drop_abandoned_reads(unraisable: Any) -> None:
+    def drop_abandoned_tasks(unraisable: Any) -> None:
         frames = traceback.extract_tb(unraisable.exc_traceback)
         if not any("asyncio" in frame.filename or "orbax" in frame.filename for frame in frames):
             before(unraisable)
 
-    sys.unraisablehook = drop_abandoned_reads
+    sys.unraisablehook = drop_abandoned_tasks
+
+
+def _told_already(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
 
 
 def _first_line(error: BaseException) -> str:
