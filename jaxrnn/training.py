@@ -186,12 +186,12 @@ def train_step(
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
         index, tokens, carry = slices
-        dropout_key = jax.random.fold_in(key, index) if _drops(params.config) else None
+        dropout_key = jax.random.fold_in(key, index)
         (loss, carry), gradient = value_and_grad(params, tokens, carry, dropout_key=dropout_key)
         return jax.tree.map(lambda t, p: t + p / accumulate, total, (loss, gradient)), carry
 
+    zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
     if accumulate == 1:
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
         (loss, gradient), carry = part(zero, (jnp.int32(0), tokens, carry))
     else:
         split = functools.partial(_split_rows, parts=accumulate)
@@ -201,7 +201,6 @@ def train_step(
             split(tokens, axis=1),
             jax.tree.map(functools.partial(split, axis=0), carry),
         )
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
         (loss, gradient), carries = lax.scan(part, zero, slices)
         carry = jax.tree.map(lambda c: c.reshape(-1, *c.shape[2:]), carries)
 
@@ -214,10 +213,6 @@ def train_step(
         step=state.step + 1,
     )
     return after, Metrics(loss, optax.tree.norm(gradient))
-
-
-def _drops(model: charlm.Config) -> bool:
-    return model.dropout > 0 or model.weight_dropout > 0
 
 
 def _split_rows(x: Array, axis: int, parts: int) -> Array:
