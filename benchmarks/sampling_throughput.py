@@ -9,22 +9,15 @@ in one process: each reads the same prime and draws `length` characters for ever
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +36,7 @@ EMBED, TEMPERATURE = 64, 0.8
 TOLERANCE = 1e-4  # between the logits of both sides, of the largest
 Size = tuple[int, ...]  # B rows, L layers, H units
 SIZES: list[Size] = [(1, 2, 512), (1, 1, 128), (1, 1, 1024), (64, 2, 512)]
-OUTPUT = Path(__file__).parent / "results" / "sampling_throughput.json"
+OUTPUT = measure.RESULTS / "sampling_throughput.json"
 
 
 class Peer:
@@ -92,18 +85,12 @@ def check(params: jaxrnn.Params, peer: Peer) -> None:
     ours = np.asarray(charlm.forward(params, jnp.asarray(tokens, jnp.int32), carry)[1])
     with torch.inference_mode():
         theirs = peer.logits(torch.tensor(tokens, device=peer.device))[0].cpu().numpy()
-    error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    error = measure.error(ours, theirs)
     if not error < TOLERANCE:
         sys.exit(f"error: the logits differ by {error:.1e} of the largest, not below {TOLERANCE}")
 
 
-def timed(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()  # gives text back, so the device is done
-    return time.perf_counter() - start
-
-
-def measure(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
+def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
     """Raw seconds of one size: the first call of each side apart, then the repeats in turns."""
     batch, layers, hidden = size
     params = jaxrnn.init(jaxrnn.Config("lstm", layers, hidden, EMBED), VOCABULARY)
@@ -114,13 +101,9 @@ def measure(size: Size, length: int, repeats: int, device: str) -> dict[str, Any
         peer = Peer(params, device)
         check(params, peer)
         sides["torch"] = lambda: peer.sample(batch, length)
-    first = {name: timed(run) for name, run in sides.items()}
-    for run in sides.values():
-        run()  # warm
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, run in sides.items():
-            seconds[name].append(timed(run))
+    first = {name: measure.timed(run)[0] for name, run in sides.items()}  # it compiles
+    turns = measure.in_turns(sides, repeats)
+    seconds = {name: each["seconds"] for name, each in turns.items()}
     return {"size": size, "length": length, "first_call": first, "seconds": seconds}
 
 
@@ -139,35 +122,13 @@ def table(results: list[dict[str, Any]]) -> Table:
     return made
 
 
-def surroundings(device: str) -> dict[str, Any]:
-    """Where and with what it was measured."""
-    names = ["jax", "jaxlib", "numpy"] + ["torch"] * (torch is not None)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    commit = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    described = subprocess.run(commit, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "torch_device": device,
-        "cpu": (model or [platform.processor()])[0],
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": described.stdout.strip(),
-    }
-
-
-def size_of(text: str) -> Size:
-    batch, layers, hidden = map(int, text.split(","))
-    return batch, layers, hidden
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="jaxrnn.sample against a loop in PyTorch")
-    parser.add_argument("--size", type=size_of, nargs="+", metavar="B,L,H", help="sizes to measure")
-    parser.add_argument("--length", type=int, help="characters per row (1000; quick 200)")
-    parser.add_argument("--repeats", type=int, help="runs of each side (7; quick 3)")
+    parser = measure.Parser(description="jaxrnn.sample against a loop in PyTorch")
+    parser.add_argument(
+        "--size", type=measure.sizes("B,L,H"), nargs="+", metavar="B,L,H", help="sizes to measure"
+    )
+    parser.add_argument("--length", type=measure.whole, help="characters per row (1000; quick 200)")
+    parser.add_argument("--repeats", type=measure.whole, help="runs of each side (7; quick 3)")
     parser.add_argument("--quick", action="store_true", help="two sizes, nothing written")
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()
@@ -179,19 +140,18 @@ def main() -> None:
             'PyTorch is missing, so jaxrnn alone is measured: pip install "jaxrnn\\[peers]"'
         )
     else:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(measure.cores())
         if jax.default_backend() == "gpu" and torch.cuda.is_available():
             device = "cuda"
     results = []
     for size in sizes:
         console.print(f"B, L, H = {', '.join(map(str, size))} ...")
-        results.append(measure(size, flags.length or length, flags.repeats or repeats, device))
+        results.append(measured(size, flags.length or length, flags.repeats or repeats, device))
     console.print(table(results))
     output = flags.output or (None if flags.quick else OUTPUT)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        record = surroundings(device) | {"temperature": TEMPERATURE, "results": results}
-        output.write_text(json.dumps(record, indent=2) + "\n")
+        record = measure.surroundings(("torch",)) | {"torch_device": device}
+        measure.write(record | {"temperature": TEMPERATURE, "results": results}, output)
         console.print(f"written to {output}")
 
 

@@ -8,6 +8,7 @@ jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained ru
 from jaxrnn.cells import Cell, gru, lstm, rnn
 from jaxrnn.charlm import Config, Params, init
 from jaxrnn.checkpoint import load
+from jaxrnn.dispatch import explain
 from jaxrnn.errors import InputError
 from jaxrnn.sampling import sample, stream
 from jaxrnn.text import Vocabulary
@@ -19,6 +20,7 @@ __all__ = [
     "InputError",
     "Params",
     "Vocabulary",
+    "explain",
     "gru",
     "init",
     "load",

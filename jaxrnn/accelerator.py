@@ -52,8 +52,9 @@ def memory() -> int | None:
 
 
 def device() -> jax.Device:
-    """The device that new arrays go to."""
-    return jax.devices()[0]
+    """The device that new arrays go to; inside `jax.default_device(...)`, the one named there."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:

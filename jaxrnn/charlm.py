@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxrnn import accelerator, cells
+from jaxrnn.dispatch import Implementation
 from jaxrnn.errors import InputError
+from jaxrnn.kernels.inputs import Dense, Lookup
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 from jaxrnn.text import Vocabulary
-from jaxrnn.unroll import Implementation, Lookup, unroll_projected
+from jaxrnn.unroll import unroll_projected
 
 Carry = tuple[Any, ...]  # one recurrent state per layer
 
@@ -192,7 +194,9 @@ def forward(
         if dropout_key is not None and config.weight_dropout:
             key = jax.random.fold_in(dropout_key, config.layers + layer)
             weights = weights._replace(w_h=_dropout(weights.w_h, config.weight_dropout, key))
-        gx = Lookup(prepared.table, tokens) if hidden is None else cell.project(weights, hidden)
+        gx: Lookup | Dense = Lookup(prepared.table, tokens)
+        if hidden is not None:
+            gx = Dense(hidden, weights.w_x, weights.b)
         state, ys = unroll_projected(cell, weights, gx, state, implementation=implementation)
         after.append(state)
         hidden = ys.astype(weights.w_h.dtype)

@@ -1,25 +1,25 @@
 """A cell over time: checks its arguments, picks the implementation, runs it.
 
 `"scan"` is the plain reference: `jax.lax.scan` over `cell.step`, no custom derivative, so `jvp`,
-`hessian` and `jax.checkpoint` work through it. `"xla"` computes the same with a backward pass written
-by hand (`jaxrnn.kernels.xla`).
+`hessian` and `jax.checkpoint` work through it. The others (`jaxrnn.kernels`) compute the same with a
+backward pass written by hand; `jaxrnn.dispatch` knows which can run what and which is fastest.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrnn.cells import Cell, wide
-from jaxrnn.kernels import xla
-from jaxrnn.kernels.xla import Lookup
+from jaxrnn import dispatch
+from jaxrnn.cells import Cell, gru, lstm, rnn, wide
+from jaxrnn.dispatch import Call, Implementation
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
 from jaxrnn.shapes import Array, Bool, Float, Int
-
-Implementation = Literal["scan", "xla"]
 
 
 def unroll(
@@ -31,6 +31,7 @@ def unroll(
     lengths: Int[Array, "B"] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
+    save_every: int = 1,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """Run a cell over a sequence: `y_1 ... y_T` of the lecture's recurrences.
 
@@ -38,7 +39,7 @@ def unroll(
       cell: made by `jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`, or any `jaxrnn.Cell`.
       params: the cell's parameters, `cell.init(key, D)`. Their dtype is the dtype of the matrix
         products: float32, bfloat16 or float64.
-      xs: inputs [T, B, D], time first, in the parameters' dtype.
+      xs: inputs [T, B, D], time first, in the parameters' dtype; at least one row.
       state: the state before the first step, each array [B, H], float32 (float64 beside float64
         parameters); None for zeros.
       resets: [T, B] bool. True starts row b afresh, from zeros, at time t: the state that would have
@@ -46,18 +47,28 @@ def unroll(
       lengths: [B] whole numbers from 0 to T. Steps at and after a row's length are padding: its state
         stands still and its outputs there are zeros.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
-      implementation: "scan", "xla", or None for the fastest that serves this call.
+      implementation: "scan", "xla", "columns" (CPU), "pallas" (TPU), "cudnn" (GPU), or None for the
+        fastest that serves this call; `jaxrnn.explain` says which that is and why.
+      save_every: k, how often the state is kept for the backward pass. 1 keeps every step's states
+        and gates, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps every k-th
+        state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and computes the k steps between
+        again on the way back, k steps' states and gates at a time: about one more forward pass.
+        Inputs and outputs are kept in both cases. Least memory at k near the square root of T.
 
     Returns:
       (state, ys): the state after the last step taken, and the outputs [T, B, H] in xs' dtype.
 
     Raises:
       ValueError: for a shape or dtype that does not fit (it names both), and for an implementation
-        that is unknown or cannot run this cell (it says why).
+        that is unknown or cannot run this call (it says why).
     """
     _check_inputs(params, xs)
+    if type(cell) in (rnn, lstm, gru):  # an implementation may project step by step
+        inputs: Inputs = Dense(xs, params.w_x, params.b)
+    else:
+        inputs = cell.project(params, xs)
     state, ys = unroll_projected(
-        cell, params, cell.project(params, xs), state, resets, lengths, reverse, implementation
+        cell, params, inputs, state, resets, lengths, reverse, implementation, save_every
     )
     return state, ys.astype(xs.dtype)
 
@@ -65,49 +76,51 @@ def unroll(
 def unroll_projected(
     cell: Cell,
     params: Any,
-    gx: Float[Array, "T B G"] | Lookup,
+    gx: Float[Array, "T B G"] | Lookup | Dense,
     state: Any = None,
     resets: Bool[Array, "T B"] | None = None,
     lengths: Int[Array, "B"] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
+    save_every: int = 1,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """`unroll` for inputs that are projected already: gx [T, B, G] = `cell.project(params, xs)`.
 
     Inputs that are one of V tokens need no projection at every step: project the V once and give
-    `Lookup(table, tokens)` for gx. Other arguments, errors and results are those of `unroll`, but the
-    outputs stay in gx' dtype.
+    `Lookup(table, tokens)` for gx. `Dense(xs, w_x, b)` leaves the projection to the implementation, as
+    `unroll` does. Other arguments, errors and results are those of `unroll`, but the outputs stay in
+    gx' dtype.
     """
     _check_projected(params, gx)
+    _check_save_every(save_every)
+    call = Call(
+        cell,
+        gx.shape[1],
+        params.w_h.dtype,
+        projected=not isinstance(gx, Dense),
+        resets=resets is not None,
+        reverse=reverse,
+    )
+    chosen, _ = dispatch.choose(call, implementation)
     if state is None:
         state = cell.initial_state(gx.shape[1], gx.dtype)
     _check_state(cell, state, gx)
     resets, active = _check_resets(resets, gx), _active(lengths, gx)
     if resets is not None and active is not None:
         resets = resets & active  # in the padding a row stands still, whatever happens there
-    masks = xla.Masks(resets, active)
-    if pick(cell, implementation) == "xla":
-        return xla.run(cell, params, gx, state, masks, reverse)
-    projected = gx.project() if isinstance(gx, Lookup) else gx
-    return _scan(cell, params, projected, state, masks, reverse)
-
-
-def pick(cell: Cell, implementation: Implementation | None = None) -> Implementation:
-    """The implementation that a call would use; a ValueError where the one asked for cannot serve."""
-    if implementation is not None and implementation not in get_args(Implementation):
-        names = ", ".join(get_args(Implementation))
-        raise ValueError(f"implementation must be one of {names} or None, not {implementation!r}")
-    if implementation == "xla" and not xla.supports(cell):
-        raise ValueError(
-            f"implementation 'xla' has no backward pass for {cell!r}, only for rnn, lstm and gru; "
-            "use 'scan'"
-        )
-    return implementation or ("xla" if xla.supports(cell) else "scan")
+    if isinstance(gx, Dense) and chosen == "pallas":
+        gx = gx.project()
+    run = _scan if chosen == "scan" else dispatch.kernel(chosen).run
+    if save_every > 1:
+        run = partial(_in_stretches, run, save_every)
+    return run(cell, params, gx, state, Masks(resets, active), reverse)
 
 
 def _scan(
-    cell: Cell, params: Any, gx: Array, state: Any, masks: xla.Masks, reverse: bool
+    cell: Cell, params: Any, gx: Inputs, state: Any, masks: Masks, reverse: bool
 ) -> tuple[Any, Array]:
+    projected = gx.project() if isinstance(gx, Lookup | Dense) else gx
+
     def body(state: Any, slices: Any) -> tuple[Any, Array]:
         gx_t, (reset, active) = slices
         if reset is not None:
@@ -118,10 +131,77 @@ def _scan(
             y = jnp.where(active[:, None], y, 0)
         return after, y
 
-    return lax.scan(body, state, (gx, masks), reverse=reverse)
+    return lax.scan(body, state, (projected, masks), reverse=reverse)
 
 
-def _active(lengths: Array | None, gx: Array | Lookup) -> Array | None:
+def _in_stretches(
+    run: Any,
+    every: int,
+    cell: Cell,
+    params: Any,
+    inputs: Inputs,
+    state: Any,
+    masks: Masks,
+    reverse: bool,
+) -> tuple[Any, Array]:
+    """The same as `run`, stretch by stretch of `every` steps, each run again on the way back.
+
+    What all stretches share goes into the loop in the wide dtype, since there the loop adds up its
+    gradients, and back to its own dtype inside.
+    """
+    slices, constant, join = _apart(inputs)
+    shared = params, constant
+
+    @jax.checkpoint
+    def stretch(state: Any, shared_wide: Any, now: Any) -> tuple[Any, Array]:
+        slices, masks = now
+        params, constant = jax.tree.map(_as, shared_wide, shared)
+        return run(cell, params, join(slices, constant), state, masks, reverse)
+
+    over_time = slices, masks
+    shared_wide = jax.tree.map(_widened, shared)
+    count, left = divmod(inputs.shape[0], every)
+    cut = count * every
+
+    def stretches(state: Any) -> tuple[Any, Array]:
+        blocks = jax.tree.map(lambda a: a[:cut].reshape(count, every, *a.shape[1:]), over_time)
+        state, ys = lax.scan(
+            lambda state, now: stretch(state, shared_wide, now), state, blocks, reverse=reverse
+        )
+        return state, ys.reshape(cut, *ys.shape[2:])
+
+    def remainder(state: Any) -> tuple[Any, Array]:
+        return stretch(state, shared_wide, jax.tree.map(lambda a: a[cut:], over_time))
+
+    if not left or not count:
+        return (stretches if count else remainder)(state)
+    if reverse:
+        state, late = remainder(state)
+        state, early = stretches(state)
+    else:
+        state, early = stretches(state)
+        state, late = remainder(state)
+    return state, jnp.concatenate([early, late])
+
+
+def _apart(inputs: Inputs) -> tuple[Array, tuple[Array, ...], Any]:
+    """What comes anew at each step, what stays, and what puts them together again."""
+    if isinstance(inputs, Lookup):
+        return inputs.tokens, (inputs.table,), lambda tokens, constant: Lookup(constant[0], tokens)
+    if isinstance(inputs, Dense):
+        return inputs.xs, (inputs.w_x, inputs.b), lambda xs, constant: Dense(xs, *constant)
+    return inputs, (), lambda gx, _: gx
+
+
+def _widened(a: Array) -> Array:
+    return a.astype(wide(a.dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def _as(a: Array, like: Array) -> Array:
+    return a if a.dtype == like.dtype else a.astype(like.dtype)
+
+
+def _active(lengths: Array | None, gx: Inputs) -> Array | None:
     """[T, B]: whether step t is a real step of row b."""
     if lengths is None:
         return None
@@ -138,6 +218,11 @@ def _active(lengths: Array | None, gx: Array | Lookup) -> Array | None:
     return jnp.arange(steps, dtype=lengths.dtype)[:, None] < lengths[None, :]
 
 
+def _check_save_every(save_every: int) -> None:
+    if not isinstance(save_every, int) or isinstance(save_every, bool) or save_every < 1:
+        raise ValueError(f"save_every must be a whole number from 1, not {save_every!r}")
+
+
 def _check_inputs(params: Any, xs: Array) -> None:
     width = params.w_x.shape[0]
     if xs.ndim != 3 or xs.shape[-1] != width:
@@ -151,7 +236,9 @@ def _check_inputs(params: Any, xs: Array) -> None:
         )
 
 
-def _check_projected(params: Any, gx: Array | Lookup) -> None:
+def _check_projected(params: Any, gx: Inputs) -> None:
+    for leaf in jax.tree.leaves(params):
+        dispatch.check_dtype(leaf.dtype)
     width = params.w_h.shape[1]
     if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(params.w_h.dtype):
         raise ValueError(
@@ -160,7 +247,7 @@ def _check_projected(params: Any, gx: Array | Lookup) -> None:
         )
 
 
-def _check_state(cell: Cell, state: Any, gx: Array | Lookup) -> None:
+def _check_state(cell: Cell, state: Any, gx: Inputs) -> None:
     expected = jax.eval_shape(lambda: cell.initial_state(gx.shape[1], gx.dtype))
     if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]
         raise ValueError(f"state must be a {type(expected).__name__}, not {type(state).__name__}")
@@ -172,7 +259,7 @@ def _check_state(cell: Cell, state: Any, gx: Array | Lookup) -> None:
             )
 
 
-def _check_resets(resets: Array | None, gx: Array | Lookup) -> Array | None:
+def _check_resets(resets: Array | None, gx: Inputs) -> Array | None:
     if resets is not None and (resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_):
         raise ValueError(
             f"resets must be bool of shape [T, B] = {gx.shape[:2]}, "

@@ -28,7 +28,7 @@ CELLS = {
     "gru-before": gru(HIDDEN, reset="before"),
     "gru-after": gru(HIDDEN, reset="after"),
 }
-IMPLEMENTATIONS = ("scan", "xla")
+IMPLEMENTATIONS = ("scan", "xla", "columns")  # those that a CPU runs; the first is the reference
 
 TOLERANCES = {  # largest error of an array, in units of its largest entry
     "float64": 1e-13,
@@ -199,7 +199,7 @@ def problem(cell: Any, steps: int = 5, batch: int = 2, features: int = 3, seed: 
     return Problem(draw(params, 0.6), draw(xs, 1), draw(state, 0.6), draw((state, ys), 1))
 
 
-@partial(jax.jit, static_argnames=("cell", "implementation", "reverse"))
+@partial(jax.jit, static_argnames=("cell", "reverse", "implementation", "save_every"))
 def library(
     cell: Any,
     given: Problem,
@@ -208,11 +208,13 @@ def library(
     *,
     reverse: bool = False,
     implementation: Any = None,
+    save_every: int = 1,
 ) -> tuple[Any, Any]:
     """(final state, ys) of `unroll`, and the loss's gradients for params, xs and initial state."""
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
-        results = unroll(cell, params, xs, state, resets, lengths, reverse, implementation)
+        how = reverse, implementation, save_every
+        results = unroll(cell, params, xs, state, resets, lengths, *how)
         products = jax.tree.map(lambda w, r: (w * r.astype(w.dtype)).sum(), given.weights, results)
         return sum(jax.tree.leaves(products)), results
 

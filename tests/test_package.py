@@ -22,7 +22,9 @@ FLOORS = [
     {"train", "generate"},
     {"training", "report", "checkpoint", "sampling"},
     {"charlm", "text", "sources", "play", "feed"},
-    {"unroll", "kernels"},
+    {"unroll"},
+    {"dispatch"},
+    {"kernels"},
     {"cells", "accelerator", "shapes", "errors"},
 ]
 WITHIN = {
@@ -30,7 +32,6 @@ WITHIN = {
     "report": {"sampling"},
     "charlm": {"text"},
     "sources": {"play"},
-    "unroll": {"kernels"},
     "kernels": {"kernels"},
     "cells": {"shapes"},
     "accelerator": {"errors"},

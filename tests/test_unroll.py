@@ -28,7 +28,8 @@ from oracle import (
 
 from jaxrnn import gru, lstm, rnn, unroll
 from jaxrnn.cells import RNNState
-from jaxrnn.unroll import pick, unroll_projected
+from jaxrnn.kernels.inputs import Dense, Lookup
+from jaxrnn.unroll import unroll_projected
 
 STEPS, BATCH, FEATURES = 5, 3, 3
 RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], bool)
@@ -60,15 +61,16 @@ def in_float32(name: str, **sizes: int) -> tuple[Any, Problem]:
 
 
 def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any:
-    """In float64: scan = xla, values and gradients, and both values = numpy's. Returns them."""
+    """In float64: all equal scan, values and gradients, and its values equal numpy's. Returns scan's."""
     with jax.enable_x64(True):
         given = exact.cast("float64")
         reverse = masks.pop("reverse", False)
-        scan, xla = (
+        scan, *others = (
             library(cell, given, **on_device(masks), reverse=reverse, implementation=implementation)
             for implementation in IMPLEMENTATIONS
         )
-    assert_close(xla, scan, TOLERANCES["float64"])
+    for other in others:
+        assert_close(other, scan, TOLERANCES["float64"])
     want = reference(cell, *exact.inputs, **masks, reverse=reverse)
     assert_close(scan[0], want, TOLERANCES["float64"])
     return scan
@@ -79,7 +81,7 @@ def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any
 
 @both_ways
 @pytest.mark.parametrize(("name", "mask"), PRODUCT)
-def test_scan_is_xla_is_numpy(name: str, mask: str, reverse: bool) -> None:
+def test_every_implementation_is_numpy(name: str, mask: str, reverse: bool) -> None:
     given = problem(CELLS[name], STEPS, BATCH, FEATURES)
     assert_implementations_agree(CELLS[name], given, **MASKS[mask], reverse=reverse)
 
@@ -114,7 +116,7 @@ def test_odd_sizes(name: str, steps: int, batch: int, features: int, hidden: int
     reverse=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_scan_is_xla_is_numpy_for_any_sizes_and_masks(
+def test_every_implementation_is_numpy_for_any_sizes_and_masks(
     kind: str, sizes: tuple[int, ...], masked: tuple[bool, bool], reverse: bool, seed: int
 ) -> None:
     steps, batch, features, hidden = sizes
@@ -266,6 +268,148 @@ def test_bfloat16_keeps_the_state_in_float32(name: str, implementation: str) -> 
     assert ys.dtype == gx.dtype == jnp.float32
 
 
+# --- inputs that are projected in the loop ------------------------------------------------------
+
+
+@implementations
+@few_cells
+def test_lookup_and_dense_are_their_projection(name: str, implementation: str) -> None:
+    """Values, and the gradients of what they are made of, against those of the array they stand for."""
+    cell = CELLS[name]
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 6, (STEPS, BATCH)), jnp.int32)  # some more than once
+    with jax.enable_x64(True):
+        given = problem(cell, STEPS, BATCH, FEATURES).cast("float64")
+        table = jnp.asarray(rng.standard_normal((6, given.params.w_h.shape[1])))
+        looked_up = Lookup(table, tokens)
+        dense = Dense(given.xs, given.params.w_x, given.params.b)
+
+        def loss(inputs: Any, params: Any, make: Any, how: str) -> Any:
+            results = unroll_projected(cell, params, make(inputs), given.state, implementation=how)
+            pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
+            return sum((w * r).sum() for w, r in pairs)
+
+        for inputs, make in [
+            (table, lambda table: Lookup(table, tokens)),
+            (dense, lambda dense: dense),
+        ]:
+            run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=(2, 3))
+            projected = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=(2, 3))
+            got = run(inputs, given.params, make, implementation)
+            want = projected(inputs, given.params, lambda i, make=make: make(i).project(), "scan")
+            assert_close(got, want, TOLERANCES["float64"])
+    assert looked_up.shape == dense.shape == (STEPS, BATCH, given.params.w_h.shape[1])
+
+
+# --- fewer states kept --------------------------------------------------------------------------
+
+
+@implementations
+@both_ways
+@pytest.mark.parametrize(
+    "save_every", [2, 5, 9]
+)  # with a step left over; all at once; more than all
+@pytest.mark.parametrize(("name", "mask"), [("lstm-peephole", "both"), ("gru-after", "plain")])
+def test_save_every_changes_no_result(
+    name: str, mask: str, save_every: int, reverse: bool, implementation: str
+) -> None:
+    """Values and gradients are those of the oracle and of save_every = 1."""
+    cell, masks = CELLS[name], MASKS[mask]
+    exact = problem(cell, STEPS, BATCH, FEATURES)
+    with jax.enable_x64(True):
+        run = partial(library, cell, exact.cast("float64"), **on_device(masks), reverse=reverse)
+        got = run(implementation=implementation, save_every=save_every)
+        assert_close(got, run(implementation="scan"), TOLERANCES["float64"])
+    if save_every == 2:
+        _, gradients = expected(cell, exact, **masks, reverse=reverse)
+        assert_close(got[1], gradients, TOLERANCES["differences"])
+
+
+@implementations
+@pytest.mark.parametrize("kind", ["array", "lookup"])
+def test_save_every_of_projected_inputs(kind: str, implementation: str) -> None:
+    """The gradients of gx, of the table that all stretches share, and of the weights."""
+    cell = CELLS["lstm"]
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 6, (7, BATCH)), jnp.int32)
+    with jax.enable_x64(True):
+        given = problem(cell, 7, BATCH).cast("float64")
+        shape = (6, 4 * HIDDEN) if kind == "lookup" else (7, BATCH, 4 * HIDDEN)
+        numbers = jnp.asarray(rng.standard_normal(shape))
+
+        def loss(numbers: Any, params: Any, save_every: int) -> Any:
+            gx = Lookup(numbers, tokens) if kind == "lookup" else numbers
+            how = {"implementation": implementation, "save_every": save_every}
+            _, ys = unroll_projected(cell, params, gx, **how)
+            return (ys * given.weights[1]).sum()
+
+        run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+        got, want = (run(numbers, given.params, every) for every in (3, 1))
+    assert_close(got, want, TOLERANCES["float64"])
+
+
+@implementations
+def test_save_every_adds_up_gradients_in_float32(implementation: str) -> None:
+    """A sigmoid RNN with no weights: each step adds 1/4 to b, 1/8 to W_h and 1/4 to W_x.
+
+    Above 128 such a sum would stand still in bfloat16, whose numbers there are 1 apart.
+    """
+    cell, steps = rnn(2, activation="sigmoid"), 2000
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1, jnp.bfloat16))
+    xs = jnp.ones((steps, 1, 1), jnp.bfloat16)
+
+    def loss(params: Any) -> Any:
+        how = {"implementation": implementation, "save_every": 2}
+        return unroll(cell, params, xs, **how)[1].astype(jnp.float32).sum()
+
+    got = jax.jit(jax.grad(loss))(params)
+    whole = {"w_x": steps / 4, "w_h": (steps - 1) / 8, "b": steps / 4}
+    want = {name: np.full(getattr(got, name).shape, total) for name, total in whole.items()}
+    assert_close(got._asdict(), want, 2**-8)
+
+
+@implementations
+@pytest.mark.parametrize(("name", "states"), [("lstm", 2), ("gru-before", 1)])
+def test_save_every_keeps_every_kth_state_and_the_inputs(
+    name: str, states: int, implementation: str
+) -> None:
+    """Counted in what the backward pass is handed."""
+    cell, steps = CELLS[name], 60
+    _, given = in_float32(name, steps=steps)
+
+    def kept(save_every: int) -> int:
+        """Numbers, beside the parameters and the inputs."""
+        how = {"implementation": implementation, "save_every": save_every}
+        residuals = jax.eval_shape(
+            lambda params, xs: jax.vjp(partial(unroll, cell, **how), params, xs)[1],
+            given.params,
+            given.xs,
+        )
+        sizes = [leaf.size for leaf in jax.tree.leaves(residuals)]
+        return sum(sizes) - sum(leaf.size for leaf in jax.tree.leaves(given[:2]))
+
+    one = BATCH * HIDDEN
+    assert kept(10) == states * 6 * one
+    assert kept(30) == states * 2 * one
+    assert kept(1) > 4 * steps * one
+
+
+def test_save_every_takes_less_memory() -> None:
+    """By the compiler's own account of a gradient: less than a third, of 16 rows over 500 steps."""
+    cell = lstm(32)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 8))
+
+    def bytes_needed(save_every: int) -> int:
+        def loss(params: Any, xs: Any) -> Any:
+            state, _ = unroll(cell, params, xs, implementation="xla", save_every=save_every)
+            return state.hidden.sum()
+
+        lowered = jax.jit(jax.grad(loss)).lower(params, zeros((500, 16, 8)))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_needed(20) < bytes_needed(1) / 3
+
+
 # --- JAX's transformations ----------------------------------------------------------------------
 
 
@@ -403,17 +547,6 @@ def test_a_cell_of_ones_own(implementation: Any) -> None:
         h = (h + np.tanh(x @ w_x + h @ w_h)) / 2
         want.append(h)
     assert_close((final, ys), (h, np.stack(want)), TOLERANCES["float32"])
-    assert pick(cell, implementation) == "scan"
-
-
-def test_a_cell_of_ones_own_is_refused_by_xla() -> None:
-    with pytest.raises(ValueError, match=r"'xla' has no backward pass for Leaky\(hidden=4\)"):
-        pick(Leaky(HIDDEN), "xla")
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_the_cells_of_the_library_have_the_fast_backward_pass(name: str) -> None:
-    assert pick(CELLS[name]) == pick(CELLS[name], "xla") == "xla"
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -432,7 +565,7 @@ def state_of(shape: tuple[int, ...], dtype: str = "float32") -> Any:
 
 def refused(function: Any, message: str, arguments: dict[str, Any]) -> None:
     """A call with arrays of these shapes and dtypes raises a ValueError whose message matches."""
-    arrays = {k: v for k, v in arguments.items() if k not in ("implementation", "lengths")}
+    arrays = {k: v for k, v in arguments.items() if k not in ("save_every", "lengths")}
     rest = {k: v for k, v in arguments.items() if k not in arrays}
     with unchecked(), pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda arrays: function(CELL, **arrays, **rest), arrays | {"params": PARAMS})
@@ -458,7 +591,12 @@ def refused(function: Any, message: str, arguments: dict[str, Any]) -> None:
         ({"lengths": np.zeros(2, np.float32)}, r"whole numbers .*not float32 of shape \(2,\)"),
         ({"lengths": np.array([-1, 4])}, r"lengths must lie in 0\.\.5 \(T\), not in -1\.\.4"),
         ({"lengths": np.array([1, 6])}, r"lengths must lie in 0\.\.5 \(T\), not in 1\.\.6"),
-        ({"implementation": "cuda"}, "one of scan, xla or None, not 'cuda'"),
+        ({"xs": zeros((5, 0, 3))}, "at least one row: the batch has B = 0"),
+        ({"xs": zeros((5, 2, 3), "float16")}, "xs is float16, params.w_x is float32"),
+        ({"save_every": 0}, "save_every must be a whole number from 1, not 0"),
+        ({"save_every": -2}, "save_every must be a whole number from 1, not -2"),
+        ({"save_every": 2.0}, r"save_every must be a whole number from 1, not 2\.0"),
+        ({"save_every": True}, "save_every must be a whole number from 1, not True"),
     ],
 )
 def test_unroll_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
@@ -471,10 +609,26 @@ def test_unroll_says_what_does_not_fit(arguments: dict[str, Any], message: str) 
         (zeros((2, 16)), r"\[T, B, 16\] float32 .*not \(2, 16\) float32"),
         (zeros((5, 2, 12)), r"\[T, B, 16\] float32 .*\(4, 16\).*not \(5, 2, 12\) float32"),
         (zeros((5, 2, 16), "bfloat16"), r"\[T, B, 16\] float32 .*not \(5, 2, 16\) bfloat16"),
+        (zeros((5, 0, 16)), "at least one row: the batch has B = 0"),
+        (Lookup(zeros((9, 16)), zeros((5, 0), "int32")), "at least one row: the batch has B = 0"),
+        (Lookup(zeros((9, 12)), zeros((5, 2), "int32")), r"\[T, B, 16\] .*not \(5, 2, 12\)"),
+        (Dense(zeros((5, 0, 3)), PARAMS.w_x, PARAMS.b), "at least one row: the batch has B = 0"),
     ],
 )
 def test_unroll_projected_says_what_does_not_fit(gx: Any, message: str) -> None:
     refused(unroll_projected, message, {"gx": gx})
+
+
+@pytest.mark.parametrize("names", [("w_x", "w_h", "b"), ("w_h",), ("b",)])
+def test_float16_is_refused(names: tuple[str, ...]) -> None:
+    """In all of the parameters or in one of them; the inputs are of w_x' dtype."""
+    halves = PARAMS._replace(
+        **{name: zeros(getattr(PARAMS, name).shape, "float16") for name in names}
+    )
+    xs = zeros((5, 2, 3), halves.w_x.dtype.name)
+    message = "must be float32, bfloat16, float64, not float16"
+    with unchecked(), pytest.raises(ValueError, match=message):
+        jax.eval_shape(partial(unroll, CELL), halves, xs)
 
 
 @pytest.mark.parametrize("lengths", [[-1, 4], [1, 6]])

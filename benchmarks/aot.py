@@ -1,0 +1,295 @@
+"""Ahead-of-time compilation for TPUs that are not there, and what can be read off the result.
+
+libtpu brings the real compiler, which needs no chip: `devices("v5e")` describes some, `compile` traces
+and compiles a function for them, and `Program` holds the memory it will take and the compiled text.
+Nothing here runs on a TPU, and no number here is a time.
+
+    program = compile(devices("v5e")[0], jax.jit(f), jax.ShapeDtypeStruct((8, 128), jnp.bfloat16))
+    program.temporary, program.flops, [operation.name for loop in program.loops for ... in loop]
+
+The text is XLA's, after its last pass: computations of scheduled operations, in which `while` is a loop
+(its body one computation, its trip count the constant that its condition compares with), and each
+array's layout ends in the memory it lives in, `S(1)` for the core's VMEM, none for HBM.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+
+CHIPS = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}  # the smallest topology of each that there is
+
+_ENVIRONMENT = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any will do: asked for only to find a real chip
+    "TPU_WORKER_HOSTNAMES": "localhost",  # or libtpu asks the network who it is
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # or a second process dies on libtpu's lock file
+}
+
+
+def missing() -> str | None:
+    """Why nothing can be compiled for TPUs here, with what to install; None where it can."""
+    if importlib.util.find_spec("libtpu") is None:
+        return 'libtpu is missing: pip install "jaxrnn[tpu-aot]"'
+    return None
+
+
+def devices(chip: str) -> list[jax.Device]:
+    """The cores of a small slice of this kind of chip (a name of CHIPS), without any being there.
+
+    Raises:
+      ValueError: for a name that is not in CHIPS.
+      RuntimeError: where libtpu is missing or does not know the chip.
+    """
+    if chip not in CHIPS:
+        raise ValueError(f"chip must be one of {', '.join(CHIPS)}, not {chip!r}")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # read once, when libtpu is loaded
+    return list(topologies.get_topology_desc(CHIPS[chip], platform="tpu").devices)
+
+
+class Array(NamedTuple):
+    """An array in the compiled text: as in `bf16[512,2048]`, and whether it lies in HBM."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    in_hbm: bool
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Operation(NamedTuple):
+    """A line of the compiled text.
+
+    kind: XLA's name for what it does: "fusion", "copy-start", "custom-call", "all-reduce" ...
+    results: the arrays it makes, more than one for a tuple.
+    operands: the arrays it is given.
+    rest: all that follows the kind: operands by name, attributes, the compiler's notes.
+    """
+
+    name: str
+    kind: str
+    results: list[Array]
+    operands: list[Array]
+    rest: str
+
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate; it has none for a kernel."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return int(found[1]) if found else None
+
+    @property
+    def is_kernel(self) -> bool:
+        return 'custom_call_target="tpu_custom_call"' in self.rest
+
+
+class Loop(NamedTuple):
+    """A loop of the compiled program, and the operations of one turn, without those of inner loops.
+
+    trips: how often it turns, None where the program finds out.
+    """
+
+    trips: int | None
+    operations: list[Operation]
+
+    def fetches(self, sizes: set[int]) -> list[Operation]:
+        """The operations that read an array of one of these sizes (in elements) from HBM."""
+        return [
+            operation
+            for operation in self.operations
+            if operation.kind not in _NO_READ
+            and not operation.kind.endswith("-done")  # what its "-start" has read
+            and any(a.in_hbm and a.size in sizes for a in operation.operands)
+        ]
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate for one turn: the sum over its operations that have one."""
+        return sum(operation.cycles or 0 for operation in self.operations)
+
+
+_NO_READ = {"get-tuple-element", "tuple", "bitcast", "parameter", "while"}
+
+
+class Program:
+    """A compiled program.
+
+    seconds: tracing, lowering and compiling took.
+    text: of the compiled program.
+    arguments, temporary: bytes on the device for its inputs, and beside inputs and outputs.
+    loops: all of its loops, the outer before the inner.
+    operations: those outside of every loop.
+    flops: of its matrix products and kernels, each as often as it runs; an inner loop whose trip
+      count is found out at run time counts once.
+    """
+
+    def __init__(self, compiled: Any, seconds: float) -> None:
+        self.seconds, self.text = seconds, compiled.as_text()
+        memory = compiled.memory_analysis()
+        self.arguments, self.temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        entry, computations = _parse(self.text)
+        self.operations = computations[entry]
+        self.loops = list(_loops(computations, entry))
+        self.flops = _flops(computations, entry)
+
+    def every(self, kind: str) -> list[Operation]:
+        """The operations of this kind outside of loops."""
+        return [operation for operation in self.operations if operation.kind == kind]
+
+    @property
+    def kernels(self) -> list[Operation]:
+        """The Pallas kernels outside of loops."""
+        return [operation for operation in self.operations if operation.is_kernel]
+
+
+def compile(device: jax.Device, function: Any, *args: Any, **kwargs: Any) -> Program:
+    """Compile a jitted function for one device.
+
+    Args:
+      device: of `devices`.
+      function: made by `jax.jit`.
+      args, kwargs: its arguments; arrays may be `jax.ShapeDtypeStruct`s, static ones are as they are.
+    """
+    placed = placed_on(SingleDeviceSharding(device), (args, kwargs))
+    return _compile(device, function, *placed)
+
+
+def compile_sharded(
+    cores: list[jax.Device], function: Any, specs: tuple[Any, ...], *args: Any
+) -> Program:
+    """Compile a function of (mesh, *args) for several devices along one mesh axis, `data`.
+
+    specs: for each argument, the `PartitionSpec` of its arrays.
+    """
+    mesh = Mesh(np.array(cores), ("data",))
+    placed = [placed_on(NamedSharding(mesh, s), a) for s, a in zip(specs, args, strict=True)]
+    return _compile(cores[0], jax.jit(lambda *args: function(mesh, *args)), placed, {})
+
+
+def placed_on(sharding: Any, tree: Any) -> Any:
+    """The tree with a placed `jax.ShapeDtypeStruct` for every array; other leaves as they are."""
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def _compile(device: jax.Device, function: Any, args: Any, kwargs: Any) -> Program:
+    begin = time.perf_counter()
+    with jax.default_device(device):  # what is traced can ask where it will run
+        compiled = function.lower(*args, **kwargs).compile()
+    return Program(compiled, time.perf_counter() - begin)
+
+
+# --- the compiled text --------------------------------------------------------------------------
+
+
+def _parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
+    """The name of the program's first computation, and the operations of each by its name."""
+    entry, computations = "", {}
+    operations: list[Operation] = []
+    arrays: dict[str, list[Array]] = {}
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+            operations, arrays = [], {}
+            computations[header[2]] = operations
+            entry = header[2] if header[1] else entry
+        elif found := re.match(r"  (?:ROOT )?%([\w.\-]+) = (.*)", line):
+            results, rest = _split(found[2])
+            kind, _, rest = rest.partition("(")
+            operands, _ = _split("(" + rest)
+            arrays[found[1]] = [_array(a) for a in re.findall(_ARRAY, results)]
+            given = [a for name in re.findall(r"%([\w.\-]+)", operands) for a in arrays[name]]
+            operations.append(Operation(found[1], kind.strip(), arrays[found[1]], given, rest))
+    if not entry:
+        raise ValueError("the compiled text has no entry computation in the form known here")
+    return entry, computations
+
+
+_ARRAY = r"\b[a-z]+\d*(?:e\d\w+)?\[[\d,]*\](?:\{[^}]*\})?"  # as in bf16[512,2048]{1,0:T(8,128)S(1)}
+
+
+def _array(text: str) -> Array:
+    dtype, _, rest = text.partition("[")
+    shape, _, layout = rest.partition("]")
+    return Array(dtype, tuple(map(int, shape.split(",") if shape else ())), "S(" not in layout)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """What stands before the first space outside of parentheses, and the rest."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter in "({[") - (letter in ")}]")
+        if depth == 0 and letter in " ,":
+            return text[:place], text[place + 1 :]
+    return text, ""
+
+
+def _attribute(operation: Operation, name: str) -> str | None:
+    found = re.search(rf"\b{name}=%([\w.\-]+)", operation.rest)
+    return found[1] if found else None
+
+
+def _trips(computations: dict[str, list[Operation]], loop: Operation) -> int | None:
+    """The constant that a loop from 0 counts up to."""
+    condition = _attribute(loop, "condition")
+    assert condition is not None
+    root = computations[condition][-1]
+    constants = [o for o in computations[condition] if o.kind == "constant"]
+    if root.kind != "compare" or "direction=LT" not in root.rest or len(constants) != 1:
+        return None
+    value = re.match(r"\d+", constants[0].rest)
+    return int(value[0]) if value else None
+
+
+def _loops(computations: dict[str, list[Operation]], name: str) -> Any:
+    for operation in computations[name]:
+        if operation.kind == "while":
+            body = _attribute(operation, "body")
+            assert body is not None
+            yield Loop(_trips(computations, operation), computations[body])
+            yield from _loops(computations, body)
+
+
+def _flops(computations: dict[str, list[Operation]], name: str) -> int:
+    total = 0
+    for operation in computations[name]:
+        if operation.kind == "convolution":
+            # every entry of the result sums over all of the kernel's axes but its output's
+            order = re.search(r"dim_labels=\w+_(\w+)->", operation.rest)
+            assert order is not None
+            kernel = operation.operands[1]
+            summed = kernel.size // kernel.shape[order[1].index("o")]
+            total += 2 * operation.results[0].size * summed
+        elif operation.is_kernel:
+            cost = re.search(r'"cost_estimate":(\{[^}]*\})', operation.rest)
+            total += int(json.loads(cost[1])["flops"]) if cost else 0
+        elif operation.kind == "while":
+            body = _attribute(operation, "body")
+            assert body is not None
+            total += (_trips(computations, operation) or 1) * _flops(computations, body)
+        elif inner := _attribute(operation, "calls"):
+            total += _flops(computations, inner)
+    return total

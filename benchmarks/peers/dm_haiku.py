@@ -1,0 +1,76 @@
+"""Haiku: hk.dynamic_unroll over hk.LSTM and hk.GRU (reset before), time first.
+
+Its LSTM has the gates i g f o, one matrix over [x, h], and adds 1 to the forget gate by itself. Its
+GRU keeps 1 - z where the lecture keeps z, so the update gate's weights change their sign.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxrnn.cells import LSTM, RNN
+from peers import Contender, Given, Unserved, cast, jitted, numpy, require
+
+NAME = "haiku"
+
+
+def check() -> None:
+    require("haiku", "dm-haiku")
+
+
+def contender(cell: Any, given: Given) -> Contender:
+    import haiku as hk
+
+    if isinstance(cell, RNN):
+        raise Unserved("hk.VanillaRNN knows relu alone")
+    if getattr(cell, "peephole", False):
+        raise Unserved("hk.LSTM has no peepholes")
+    if getattr(cell, "reset", "before") == "after":
+        raise Unserved("hk.GRU resets before the product")
+
+    def unroll(xs: Any, state: Any) -> Any:
+        core = (hk.LSTM if isinstance(cell, LSTM) else hk.GRU)(cell.hidden)
+        start = hk.LSTMState(*state) if isinstance(cell, LSTM) else state.hidden
+        return hk.dynamic_unroll(core, xs, start)[0]
+
+    transformed = hk.without_apply_rng(hk.transform(unroll))
+    problem = to_haiku(cell, given.params), given.xs, given.state, given.cotangent
+    forward, backward = jitted(transformed.apply, *(cast(part, given.dtype) for part in problem))
+
+    def gradients(result: Any) -> Any:
+        d_params, d_xs, d_state = numpy(result[1])
+        return from_haiku(cell, given.params, d_params), d_xs, d_state
+
+    return Contender(forward, backward, numpy, gradients)
+
+
+def to_haiku(cell: Any, params: Any) -> dict[str, Any]:
+    """jaxrnn's parameters as haiku names them."""
+    w_x, w_h, b = params[:3]
+    if isinstance(cell, LSTM):
+        b = b - np.repeat(np.float32([0, 1, 0, 0]), cell.hidden)
+        w = np.concatenate([w_x, w_h])
+        return {"lstm/linear": {"w": _swap_f_g(w), "b": _swap_f_g(b)}}
+    return {"gru": {"w_i": _turn_z(w_x), "w_h": _turn_z(w_h), "b": _turn_z(b)}}
+
+
+def from_haiku(cell: Any, like: Any, made: dict[str, Any]) -> Any:
+    """The gradients of what `to_haiku` made, as jaxrnn's."""
+    if isinstance(cell, LSTM):
+        w, b = (_swap_f_g(made["lstm/linear"][name]) for name in ("w", "b"))
+        inputs = like.w_x.shape[0]
+        return like._replace(w_x=w[:inputs], w_h=w[inputs:], b=b)
+    w_x, w_h, b = (_turn_z(made["gru"][name]) for name in ("w_i", "w_h", "b"))
+    return like._replace(w_x=w_x, w_h=w_h, b=b)
+
+
+def _swap_f_g(a: np.ndarray) -> np.ndarray:
+    i, f, g, o = np.split(a, 4, axis=-1)
+    return np.concatenate([i, g, f, o], axis=-1)
+
+
+def _turn_z(a: np.ndarray) -> np.ndarray:
+    z, r, n = np.split(a, 3, axis=-1)
+    return np.concatenate([-z, r, n], axis=-1)

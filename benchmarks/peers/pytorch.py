@@ -1,0 +1,157 @@
+"""PyTorch: nn.RNN, nn.LSTM, nn.GRU, on all cores, the forward pass in inference mode.
+
+Gates in its order: LSTM i f g o, GRU r z n. Of its two bias vectors the second is zero, but for the
+GRU candidate's, which is jaxrnn's b_h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import measure
+import numpy as np
+
+from jaxrnn.cells import GRU, LSTM, RNN
+from peers import Contender, Given, Missing, Task, Unserved, require, swap_z_r
+
+NAME = "torch"
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+
+
+def check() -> None:
+    torch = require("torch", "torch")
+    if jax.default_backend() == "tpu" or (jax.default_backend() == "gpu" and not _cuda()):
+        raise Missing(f"PyTorch {torch.__version__} cannot use this {jax.default_backend()}")
+    torch.set_num_threads(measure.cores())
+
+
+def contender(cell: Any, given: Given) -> Contender:
+    import torch
+
+    if getattr(cell, "peephole", False):
+        raise Unserved("nn.LSTM has no peepholes")
+    if getattr(cell, "reset", "after") == "before":
+        raise Unserved("nn.GRU resets after the product")
+    if isinstance(cell, RNN) and cell.activation not in ("tanh", "relu"):
+        raise Unserved(f"nn.RNN has no {cell.activation}")
+    options = {"nonlinearity": cell.activation} if isinstance(cell, RNN) else {}
+    kind = {RNN: torch.nn.RNN, LSTM: torch.nn.LSTM, GRU: torch.nn.GRU}[type(cell)]
+    layer = kind(given.xs.shape[-1], cell.hidden, **options)
+
+    device, dtype = "cuda" if _cuda() else "cpu", getattr(torch, given.dtype)
+    layer.to(device, dtype)
+    with torch.no_grad():
+        for name, array in zip(WEIGHTS, to_torch(cell, given.params), strict=True):
+            getattr(layer, name).copy_(torch.tensor(array))
+    layer.flatten_parameters()
+    weights = [getattr(layer, name) for name in WEIGHTS]
+
+    def tensor(array: np.ndarray, learned: bool = True) -> Any:
+        return torch.tensor(array, device=device, dtype=dtype, requires_grad=learned)
+
+    xs, cotangent = tensor(given.xs), tensor(given.cotangent, learned=False)
+    state = [tensor(s[None]) for s in given.state]  # [1 layer, B, H]
+    start = tuple(state) if isinstance(cell, LSTM) else state[0]
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            ys = layer(xs, start)[0]
+        return _wait(ys)
+
+    def backward() -> Any:
+        loss = (layer(xs, start)[0] * cotangent).sum()
+        return _wait((loss, torch.autograd.grad(loss, [*weights, xs, *state])))
+
+    def gradients(result: Any) -> Any:
+        arrays = [_numpy(g) for g in result[1]]
+        d_state = type(given.state)(*(s[0] for s in arrays[5:]))
+        return from_torch(cell, given.params, arrays[:4]), arrays[4], d_state
+
+    return Contender(forward, backward, _numpy, gradients)
+
+
+def to_torch(cell: Any, params: Any) -> list[np.ndarray]:
+    """jaxrnn's parameters in the order of WEIGHTS."""
+    b_h = np.zeros_like(params.b)
+    w_x, w_h, b = params[:3]
+    if isinstance(cell, GRU):
+        b_h[2 * cell.hidden :] = params.b_h
+        w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
+    return [np.ascontiguousarray(w_x.T), np.ascontiguousarray(w_h.T), b, b_h]
+
+
+def from_torch(cell: Any, like: Any, arrays: list[np.ndarray]) -> Any:
+    """What `to_torch` made, or its gradients, as jaxrnn's parameters."""
+    w_x, w_h, b, b_h = arrays[0].T, arrays[1].T, arrays[2], arrays[3]
+    if isinstance(cell, GRU):
+        w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
+        return like._replace(w_x=w_x, w_h=w_h, b=b, b_h=b_h[2 * cell.hidden :])
+    return like._replace(w_x=w_x, w_h=w_h, b=b)
+
+
+def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
+    """nn.Embedding, nn.LSTM, nn.Linear; fused Adam; bfloat16 by autocast.
+
+    Of each layer's two bias vectors only one is learned, so that the model is jaxrnn's.
+    """
+    import torch
+
+    config, model = task.config, task.config.model
+    device, size = "cuda" if _cuda() else "cpu", len(task.params.b_out)
+    embedding = torch.nn.Embedding(size, model.embed)
+    lstm = torch.nn.LSTM(model.embed, model.hidden, model.layers)
+    linear = torch.nn.Linear(model.hidden, size)
+    pairs = [(embedding.weight, task.params.embedding)]
+    pairs += [(linear.weight, task.params.w_out.T), (linear.bias, task.params.b_out)]
+    for n, layer in enumerate(task.params.layers):
+        names = [name.replace("l0", f"l{n}") for name in WEIGHTS]
+        arrays = to_torch(model.make_cell(), layer)
+        pairs += [(getattr(lstm, name), a) for name, a in zip(names, arrays, strict=True)]
+        getattr(lstm, names[3]).requires_grad_(False)
+    with torch.no_grad():
+        for mine, array in pairs:
+            mine.copy_(torch.tensor(np.ascontiguousarray(array)))
+    net = torch.nn.ModuleList([embedding, lstm, linear]).to(device)
+    lstm.flatten_parameters()
+    learned = [p for p in net.parameters() if p.requires_grad]
+    betas = (0.9, config.beta2)
+    optimizer = torch.optim.Adam(learned, config.learning_rate, betas, fused=True)
+    batches = [torch.tensor(tokens.astype(np.int64), device=device) for tokens in task.tokens]
+
+    def run() -> np.ndarray:
+        losses, state = [], None
+        for tokens in batches:
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                hidden, after = lstm(embedding(tokens[:-1]), state)
+                logits = linear(hidden).flatten(0, 1)
+                loss = torch.nn.functional.cross_entropy(logits, tokens[1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(learned, config.clip_norm)
+            optimizer.step()
+            state = None if config.shuffle else tuple(s.detach() for s in after)
+            losses.append(loss.detach())
+        return torch.stack(losses).cpu().numpy()
+
+    return run
+
+
+def _cuda() -> bool:
+    import torch
+
+    return jax.default_backend() == "gpu" and torch.cuda.is_available()
+
+
+def _wait(result: Any) -> Any:
+    if _cuda():
+        import torch
+
+        torch.cuda.synchronize()
+    return result
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()

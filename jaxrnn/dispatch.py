@@ -1,0 +1,183 @@
+"""Which implementation runs a recurrence, and why.
+
+    scan      jax.lax.scan over `cell.step`, any cell, any derivative      everywhere
+    xla       plain XLA with a backward pass by hand                       everywhere
+    columns   the same, a feature after another in memory                  CPU
+    pallas    kernels with the recurrent weights kept on the chip          TPU
+    cudnn     NVIDIA's own LSTM                                            GPU
+
+`choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
+size (`kernels/choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where
+nothing near was measured the platform's usual one: the first of these that can serve the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+from importlib import resources
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+
+from jaxrnn import accelerator
+from jaxrnn.cells import Cell
+
+Implementation = Literal["scan", "xla", "columns", "pallas", "cudnn"]
+
+DTYPES = ("float32", "bfloat16", "float64")  # of parameters and inputs
+
+
+class Call(NamedTuple):
+    """What is asked of an implementation, as far as one may be unable to do it."""
+
+    cell: Cell
+    batch: int  # rows B
+    dtype: Any  # of the parameters
+    projected: bool = False  # the inputs are projected already
+    resets: bool = False
+    reverse: bool = False
+
+
+class Choice(NamedTuple):
+    """What runs a call, and the reason in words."""
+
+    implementation: Implementation
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.implementation}: {self.why}"
+
+
+def explain(
+    cell: Cell,
+    shape: tuple[int, ...],
+    dtype: Any = jnp.float32,
+    implementation: Implementation | None = None,
+    *,
+    resets: bool = False,
+    reverse: bool = False,
+) -> Choice:
+    """What `unroll` would pick for inputs of this shape, and why; printed, it is one line.
+
+    Args:
+      cell: as for `unroll`.
+      shape: of xs, [T, B, D].
+      dtype: of xs and the parameters.
+      implementation: as for `unroll`: None, or one asked for by name.
+      resets: whether `unroll` would be given resets.
+      reverse: as for `unroll`.
+
+    Returns:
+      (implementation, why).
+
+    Raises:
+      ValueError: as `unroll` would, for an empty batch, a dtype that is not supported, and an
+        implementation that is unknown or cannot run this.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"shape must be that of xs, [T, B, D], not {tuple(shape)}")
+    call = Call(cell, shape[1], jnp.dtype(dtype), resets=resets, reverse=reverse)
+    return choose(call, implementation)
+
+
+def choose(
+    call: Call,
+    implementation: Implementation | None = None,
+    table: list[dict[str, Any]] | None = None,
+) -> Choice:
+    """What runs a call: the one asked for by name or a ValueError, or for None the fastest known.
+
+    table: what was measured, rows as in `kernels/choices.json`; None for that file.
+    """
+    check_dtype(call.dtype)
+    if call.batch < 1:
+        raise ValueError(f"there must be at least one row: the batch has B = {call.batch}")
+    if implementation is None:
+        return _fastest(call, measured() if table is None else table)
+    if implementation not in get_args(Implementation):
+        names = ", ".join(get_args(Implementation))
+        raise ValueError(f"implementation must be one of {names} or None, not {implementation!r}")
+    reason = _obstacle(implementation, call)
+    if reason:
+        raise ValueError(f"implementation {implementation!r} cannot run this: {reason}")
+    return Choice(implementation, "asked for by name")
+
+
+def check_dtype(dtype: Any) -> None:
+    """A ValueError for floating-point numbers that no implementation runs with."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).name not in DTYPES:
+        raise ValueError(f"parameters and inputs must be {', '.join(DTYPES)}, not {dtype}")
+
+
+@functools.cache
+def measured() -> list[dict[str, Any]]:
+    """The rows of `kernels/choices.json`: platform, cell, dtype, batch, hidden, implementation."""
+    table = resources.files("jaxrnn.kernels").joinpath("choices.json")
+    return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else []
+
+
+def kernel(name: Implementation) -> Any:
+    """The module of an implementation other than scan; imported late, since Pallas takes a second."""
+    return importlib.import_module(f"jaxrnn.kernels.{_MODULES.get(name, name)}")
+
+
+_MODULES = {"pallas": "tpu"}  # where the names differ
+_PLATFORMS = {"columns": "cpu", "pallas": "tpu", "cudnn": "gpu"}  # of those with one alone
+_USUAL: dict[str, tuple[Implementation, ...]] = {"tpu": ("pallas", "xla", "scan")}
+_NEAR = 2.0  # octaves of B and H together
+
+
+def _fastest(call: Call, table: list[dict[str, Any]]) -> Choice:
+    platform = accelerator.device().platform
+    order, row = _USUAL.get(platform, ("xla", "scan")), _nearest(call, platform, table)
+    if row:
+        order = (row["implementation"], *order)
+    obstacles = []
+    for name in order:
+        reason = _obstacle(name, call)
+        if reason is None:
+            break
+        obstacles.append(f"{name} cannot run this: {reason}")
+    if row and name == row["implementation"]:
+        why = f"the fastest measured on {platform}, at B = {row['batch']}, H = {row['hidden']}"
+    else:
+        why = f"the usual choice on {platform}" + ("" if row else ", nothing near was measured")
+    return Choice(name, "; ".join([*obstacles, why]))
+
+
+def _obstacle(name: Implementation, call: Call) -> str | None:
+    """Why an implementation cannot serve; None where it can."""
+    here, wanted = accelerator.device().platform, _PLATFORMS.get(name)
+    if wanted and here != wanted:
+        return f"it runs on a {wanted.upper()} and this is a {here.upper()}"
+    if name == "scan":
+        return None
+    if name == "cudnn":
+        limits = {"projected": call.projected, "resets": call.resets, "reverse": call.reverse}
+        return kernel(name).obstacle(call.cell, call.batch, call.dtype, **limits)
+    return kernel(name).obstacle(call.cell, call.batch, call.dtype)
+
+
+def _nearest(call: Call, platform: str, table: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The measured size nearest to this one, as the ratios of B and H go; None where none is near."""
+    wanted = (platform, cell_name(call.cell), str(call.dtype))
+    rows = [
+        (_octaves(row["batch"], call.batch) + _octaves(row["hidden"], call.cell.hidden), row)
+        for row in table
+        if (row["platform"], row["cell"], row["dtype"]) == wanted
+    ]
+    distance, row = min(rows, key=lambda pair: pair[0], default=(math.inf, {}))
+    return row if distance <= _NEAR else None
+
+
+def _octaves(a: int, b: int) -> float:
+    return abs(math.log2(a / b))
+
+
+def cell_name(cell: Cell) -> str:
+    """A cell's name in the table of choices, as in "lstm", "lstm-peephole" or "gru-before"."""
+    variant = "peephole" if getattr(cell, "peephole", False) else getattr(cell, "reset", None)
+    return "-".join([type(cell).__name__.lower(), *([variant] if variant else [])])

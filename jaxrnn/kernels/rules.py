@@ -1,0 +1,221 @@
+"""The derivatives of the cells' equations (`jaxrnn.cells`), in whichever layout the loop runs.
+
+For each cell, of one step
+
+    forward(layout, cell, weights, before, gx) -> after, gates
+    backward(layout, cell, weights, w_t, before, after, gates, d_after) -> d_before, d_gx   w_t = w_h^T
+
+and, of all steps at once,
+
+    gradients(layout, cell, weights, hidden, before, after, gates, d_gx) -> d_weights
+
+where `gates` is a tuple of the activated gates, with all the backward pass needs and no more, `hidden`
+is the state before each step as [T, B, H], and before, after and gates are in the order of d_gx' axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn.cells import ACTIVATIONS, GRU, LSTM, RNN
+from jaxrnn.kernels.layouts import Layout
+from jaxrnn.shapes import Array
+
+
+class Rules(NamedTuple):
+    forward: Any
+    backward: Any
+    gradients: Any
+    joint: bool  # whether all gates come from one product of state and input
+
+
+# --- plain RNN ----------------------------------------------------------------------------------
+
+_SLOPES = {
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (h > 0).astype(h.dtype),
+    "sigmoid": lambda h: h * (1 - h),
+}
+
+
+def _rnn_forward(
+    layout: Layout, cell: RNN, weights: Any, before: Any, gx: Array
+) -> tuple[Any, tuple[Array, ...]]:
+    hidden = ACTIVATIONS[cell.activation](gx + layout.times(before.hidden, weights.w_h))
+    return before._replace(hidden=hidden), ()
+
+
+def _rnn_backward(
+    layout: Layout,
+    cell: RNN,
+    weights: Any,
+    w_t: Array,
+    before: Any,
+    after: Any,
+    gates: tuple[Array, ...],
+    d_after: Any,
+) -> tuple[Any, Array]:
+    d_gx = d_after.hidden * _SLOPES[cell.activation](after.hidden)
+    return before._replace(hidden=layout.times(d_gx, w_t)), d_gx
+
+
+def _rnn_gradients(
+    layout: Layout,
+    cell: RNN,
+    weights: Any,
+    hidden: Array,
+    before: Any,
+    after: Any,
+    gates: tuple[Array, ...],
+    d_gx: Array,
+) -> Any:
+    return weights._replace(w_h=layout.outer(hidden, d_gx))
+
+
+# --- LSTM ---------------------------------------------------------------------------------------
+
+
+def _lstm_forward(
+    layout: Layout, cell: LSTM, weights: Any, before: Any, gx: Array
+) -> tuple[Any, tuple[Array, ...]]:
+    gates = gx + layout.times(before.hidden, weights.w_h)
+    a_i, a_f, a_g, a_o = jnp.split(gates, 4, axis=layout.axis)
+    if weights.w_c is not None:
+        p_i, p_f, p_o = map(layout.vector, weights.w_c)
+        a_i, a_f = a_i + p_i * before.cell, a_f + p_f * before.cell
+    i, f, g = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g)
+    c = f * before.cell + i * g
+    o = jax.nn.sigmoid(a_o if weights.w_c is None else a_o + p_o * c)
+    return before._replace(hidden=o * jnp.tanh(c), cell=c), (i, f, g, o)
+
+
+def _lstm_backward(
+    layout: Layout,
+    cell: LSTM,
+    weights: Any,
+    w_t: Array,
+    before: Any,
+    after: Any,
+    gates: tuple[Array, ...],
+    d_after: Any,
+) -> tuple[Any, Array]:
+    i, f, g, o = gates
+    tanh_c = jnp.tanh(after.cell)
+    d_ao = d_after.hidden * tanh_c * o * (1 - o)
+    d_c = d_after.cell + d_after.hidden * o * (1 - tanh_c * tanh_c)
+    if weights.w_c is not None:
+        p_i, p_f, p_o = map(layout.vector, weights.w_c)
+        d_c = d_c + p_o * d_ao
+    d_ai = d_c * g * i * (1 - i)
+    d_af = d_c * before.cell * f * (1 - f)
+    d_ag = d_c * i * (1 - g * g)
+    d_gx = layout.join([d_ai, d_af, d_ag, d_ao])
+    d_c = d_c * f
+    if weights.w_c is not None:
+        d_c = d_c + p_i * d_ai + p_f * d_af
+    return before._replace(hidden=layout.times(d_gx, w_t), cell=d_c), d_gx
+
+
+def _lstm_gradients(
+    layout: Layout,
+    cell: LSTM,
+    weights: Any,
+    hidden: Array,
+    before: Any,
+    after: Any,
+    gates: tuple[Array, ...],
+    d_gx: Array,
+) -> Any:
+    d_w_c = None
+    if weights.w_c is not None:
+        d_ai, d_af, _, d_ao = jnp.split(d_gx.astype(after.cell.dtype), 4, axis=layout.axis)
+        seen = (before.cell, d_ai), (before.cell, d_af), (after.cell, d_ao)
+        d_w_c = jnp.stack([layout.total(c * d) for c, d in seen])
+    return weights._replace(w_h=layout.outer(hidden, d_gx), w_c=d_w_c)
+
+
+# --- GRU ----------------------------------------------------------------------------------------
+
+
+def _halves(layout: Layout, x: Array, size: int) -> tuple[Array, Array]:
+    """The gates z and r of x, side by side, and its candidate n."""
+    zr = lax.slice_in_dim(x, 0, 2 * size, axis=layout.axis)
+    return zr, lax.slice_in_dim(x, 2 * size, 3 * size, axis=layout.axis)
+
+
+def _gru_forward(
+    layout: Layout, cell: GRU, weights: Any, before: Any, gx: Array
+) -> tuple[Any, tuple[Array, ...]]:
+    h, times = before.hidden, layout.times
+    gx_zr, gx_n = _halves(layout, gx, cell.hidden)
+    if cell.reset == "after":
+        recurrent_zr, recurrent_n = _halves(layout, times(h, weights.w_h), cell.hidden)
+        z, r = jnp.split(jax.nn.sigmoid(gx_zr + recurrent_zr), 2, axis=layout.axis)
+        q = recurrent_n + layout.vector(weights.b_h)
+        n = jnp.tanh(gx_n + r * q)
+        gates: tuple[Array, ...] = (z, r, n, q)
+    else:
+        w_zr, w_n = _halves(layout, weights.w_h, cell.hidden)
+        z, r = jnp.split(jax.nn.sigmoid(gx_zr + times(h, w_zr)), 2, axis=layout.axis)
+        n = jnp.tanh(gx_n + times(r * h, w_n))
+        gates = (z, r, n)
+    return before._replace(hidden=(1 - z) * n + z * h), gates
+
+
+def _gru_backward(
+    layout: Layout,
+    cell: GRU,
+    weights: Any,
+    w_t: Array,
+    before: Any,
+    after: Any,
+    gates: tuple[Array, ...],
+    d_after: Any,
+) -> tuple[Any, Array]:
+    (z, r, n), h, d_h, times = gates[:3], before.hidden, d_after.hidden, layout.times
+    d_an = d_h * (1 - z) * (1 - n * n)
+    d_az = d_h * (h - n) * z * (1 - z)
+    if cell.reset == "after":
+        d_ar = d_an * gates[3] * r * (1 - r)
+        d_before = d_h * z + times(layout.join([d_az, d_ar, d_an * r]), w_t)
+    else:
+        inputs = -1 - layout.axis  # w_t's gates lie along its other axis
+        size = cell.hidden
+        d_rh = times(d_an, lax.slice_in_dim(w_t, 2 * size, 3 * size, axis=inputs))
+        d_ar = d_rh * h * r * (1 - r)
+        w_zr = lax.slice_in_dim(w_t, 0, 2 * size, axis=inputs)
+        d_before = d_h * z + d_rh * r + times(layout.join([d_az, d_ar]), w_zr)
+    return before._replace(hidden=d_before), layout.join([d_az, d_ar, d_an])
+
+
+def _gru_gradients(
+    layout: Layout,
+    cell: GRU,
+    weights: Any,
+    hidden: Array,
+    before: Any,
+    after: Any,
+    gates: tuple[Array, ...],
+    d_gx: Array,
+) -> Any:
+    r, (d_zr, d_n) = gates[1], _halves(layout, d_gx, cell.hidden)
+    if cell.reset == "after":
+        d_q = d_n.astype(r.dtype) * r
+        d_recurrent = layout.outer(hidden, d_q.astype(d_gx.dtype))
+        d_b_h = layout.total(d_q)
+    else:
+        d_recurrent = layout.outer(layout.rows(r) * hidden, d_n)
+        d_b_h = None
+    d_w_h = jnp.concatenate([layout.outer(hidden, d_zr), d_recurrent], axis=1)
+    return weights._replace(w_h=d_w_h, b_h=d_b_h)
+
+
+RULES = {
+    RNN: Rules(_rnn_forward, _rnn_backward, _rnn_gradients, joint=True),
+    LSTM: Rules(_lstm_forward, _lstm_backward, _lstm_gradients, joint=True),
+    GRU: Rules(_gru_forward, _gru_backward, _gru_gradients, joint=False),
+}

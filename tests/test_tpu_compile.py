@@ -1,0 +1,289 @@
+"""The unroll, the training step and the sampling loop compile for TPUs that are not here.
+
+libtpu's compiler is the real one; what it made is read from its own text (`benchmarks/aot.py`): matrix
+products, memory, loops, and which arrays a loop reads from HBM. None of this ran on a TPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxrnn
+from benchmarks import aot
+from jaxrnn import charlm, sampling, training
+from jaxrnn.unroll import unroll_projected
+
+pytestmark = [
+    pytest.mark.tpu_aot,
+    pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing())),
+]
+
+COMPILE_SECONDS = 30  # of CPU time, for each program; seen: 1 to 7
+SIZES = (256, 512, 1024, 2048)
+T, B, D = 100, 160, 64
+# B has the factor 5 and no weight does: by its size alone no array of rows passes for a weight
+BYTES = {"float32": 4, "bfloat16": 2}
+VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))
+
+every_chip = pytest.mark.parametrize("chip", aot.CHIPS)
+every_size = pytest.mark.parametrize("hidden", SIZES)
+
+
+def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def weight_sizes(hidden: int) -> set[int]:
+    """Elements of w_h or of some of its gates."""
+    return {gates * hidden * hidden for gates in (1, 2, 3, 4)}
+
+
+def fetches(program: aot.Program, hidden: int) -> list[str]:
+    """What reads a recurrent weight from HBM once per step of time."""
+    loops = [loop for loop in program.loops if loop.trips == T]
+    return [o.name for loop in loops for o in loop.fetches(weight_sizes(hidden))]
+
+
+def compiled(chip: str, function: Any, *args: Any, **kwargs: Any) -> aot.Program:
+    """The program, made within COMPILE_SECONDS."""
+    begin = time.process_time()
+    program = aot.compile(aot.devices(chip)[0], function, *args, **kwargs)
+    assert time.process_time() - begin < COMPILE_SECONDS
+    return program
+
+
+# --- unroll, forward and backward ---------------------------------------------------------------
+
+
+def mean_square(cell: Any, implementation: Any, params: Any, xs: Any) -> Any:
+    _, ys = jaxrnn.unroll(cell, params, xs, implementation=implementation)
+    return jnp.mean(jnp.square(ys.astype(jnp.float32)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_gradient(cell: Any, implementation: Any, params: Any, xs: Any) -> Any:
+    return jax.value_and_grad(mean_square, argnums=2)(cell, implementation, params, xs)
+
+
+def unroll_arguments(cell: Any, dtype: str = "bfloat16") -> tuple[Any, Any]:
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), D, jnp.dtype(dtype)))
+    return params, abstract((T, B, D), dtype)
+
+
+def most_memory(cell: Any, dtype: str = "bfloat16") -> int:
+    """Bytes beside inputs and outputs: per step and row the gates' inputs and their gradients, five
+    arrays of H (outputs and their gradients, hidden and cell before the step, one for the way) and
+    two more for the peepholes' gradients, in float32; w_h^T and dw_h, both before they are rounded.
+    """
+    width, hidden = len(cell.GATES) * cell.hidden, cell.hidden
+    rows = 2 * width + 5 * hidden + 2 * hidden * getattr(cell, "peephole", False)
+    return 4 * T * B * rows + (4 + BYTES[dtype]) * hidden * width
+
+
+def flops_of_unroll(cell: Any) -> int:
+    """Three products with w_h a step (forward, dh, dw_h) and two with w_x (forward, dw_x)."""
+    return 2 * T * B * (3 * cell.hidden + 2 * D) * len(cell.GATES) * cell.hidden
+
+
+def check_kernels(program: aot.Program, cell: Any, dtype: str = "bfloat16") -> None:
+    """One kernel forward, one backward, no loop over time around them; memory and operations."""
+    assert [loop.trips for loop in program.loops] == []
+    assert len(program.kernels) == 2
+    assert 1.0 <= program.flops / flops_of_unroll(cell) < 1.01
+    assert program.temporary <= most_memory(cell, dtype)
+
+
+@every_size
+@every_chip
+def test_unroll_forward_and_backward(chip: str, hidden: int) -> None:
+    cell = jaxrnn.lstm(hidden)
+    params, xs = unroll_arguments(cell)
+    program = compiled(chip, value_and_gradient, cell, None, params, xs)
+    if (chip, hidden) != ("v4", 2048):
+        check_kernels(program, cell)
+        return
+    with jax.default_device(aot.devices(chip)[0]):
+        choice = jaxrnn.explain(cell, xs.shape, xs.dtype)
+    assert choice.implementation == "xla"
+    assert "takes 32 MiB" in choice.why and "16 MiB of VMEM" in choice.why
+    assert [loop.trips for loop in program.loops] == [T, T]
+    assert fetches(program, hidden) == []  # v4 has a second memory on the chip, which XLA uses
+    assert 1.0 <= program.flops / flops_of_unroll(cell) < 1.01
+    assert program.temporary <= most_memory(cell)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        jaxrnn.lstm(512, peephole=True),
+        jaxrnn.gru(512, reset="before"),
+        jaxrnn.gru(512, reset="after"),
+        jaxrnn.rnn(512),
+    ],
+    ids=repr,
+)
+@every_chip
+def test_unroll_of_every_cell(chip: str, cell: Any) -> None:
+    check_kernels(compiled(chip, value_and_gradient, cell, None, *unroll_arguments(cell)), cell)
+
+
+@pytest.mark.parametrize("chip", ["v4", "v5e"])
+def test_unroll_in_float32(chip: str) -> None:
+    cell = jaxrnn.lstm(512)
+    args = unroll_arguments(cell, "float32")
+    check_kernels(compiled(chip, value_and_gradient, cell, "pallas", *args), cell, "float32")
+
+
+def windows_on_weights(chip: str, cell: Any) -> list[Any]:
+    """For each kernel of forward and backward, where on w_h its blocks lie along the grid."""
+    with jax.default_device(aot.devices(chip)[0]):
+        traced = value_and_gradient.trace(cell, "pallas", *unroll_arguments(cell))
+    found = []
+    for call in pallas_calls(traced.jaxpr.jaxpr):
+        for mapping, operand in zip(
+            call.params["grid_mapping"].block_mappings, call.invars, strict=False
+        ):
+            if operand.aval.size in weight_sizes(cell.hidden):
+                outputs = mapping.index_map_jaxpr.jaxpr.outvars
+                found.append([getattr(v, "val", "moves with the grid") for v in outputs])
+    return found
+
+
+def pallas_calls(jaxpr: Any) -> Any:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+            continue
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from pallas_calls(inner)
+
+
+@every_size
+def test_a_kernel_fetches_its_weights_once(hidden: int) -> None:
+    """Its window on w_h is all of it and never moves, so Pallas copies it before the first block."""
+    assert windows_on_weights("v5e", jaxrnn.lstm(hidden)) == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_a_weight_fetched_at_every_step_is_seen(chip: str) -> None:
+    """The plain scan does it where w_h is the program's argument; the check must not miss it."""
+    cell = jaxrnn.lstm(1024)
+    params, _ = unroll_arguments(cell)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(implementation: Any, params: Any, gx: Any) -> Any:
+        return unroll_projected(cell, params, gx, implementation=implementation)[1]
+
+    gx = abstract((T, B, 4 * cell.hidden), jnp.float32)
+    assert len(fetches(compiled(chip, run, "scan", params, gx), cell.hidden)) == 1
+    assert fetches(compiled(chip, run, "pallas", params, gx), cell.hidden) == []
+
+
+def test_what_autodiff_of_the_scan_saves_is_over_the_limit() -> None:
+    cell = jaxrnn.lstm(512)
+    program = compiled("v5p", value_and_gradient, cell, "scan", *unroll_arguments(cell))
+    assert program.temporary > 1.2 * most_memory(cell)
+
+
+# --- the char-RNN -------------------------------------------------------------------------------
+
+
+def model(hidden: int) -> charlm.Config:
+    return charlm.Config("lstm", hidden=hidden, embed=D, dtype="bfloat16")
+
+
+@every_size
+@every_chip
+def test_training_step(chip: str, hidden: int) -> None:
+    config = training.Config(model(hidden), batch=B, seq_len=T, steps=1000)
+    optimizer = training.make_optimizer(config, 1000)
+    state = jax.eval_shape(lambda: training.create(config, optimizer, VOCABULARY))
+    text, starts = abstract((1_000_000,), jnp.uint8), abstract((10, B), jnp.int32)
+    fresh, count = abstract((10,), jnp.bool_), abstract((), jnp.int32)
+    program = compiled(
+        chip, training.run_steps, config, optimizer, state, text, starts, fresh, count
+    )
+    over_time = [loop for loop in program.loops if loop.trips == T]
+    over_steps = program.loops[0]
+    assert over_steps.trips is None  # `count` is an argument
+    kernels = [operation for operation in over_steps.operations if operation.is_kernel]
+    if (chip, hidden) == ("v4", 2048):
+        assert len(over_time) == 2 and kernels == [] and fetches(program, hidden) == []
+    else:
+        assert over_time == [] and len(kernels) == 2
+    size, width = len(VOCABULARY), 4 * hidden
+    rows = 2 * T * B * (3 * hidden * width + 3 * hidden * size + size * width)
+    table = 2 * size * D * 3 * width
+    assert 1.0 <= program.flops / (rows + table) < 1.05
+    # the limit of the unroll, three logits' worth for the loss, and the gradient in float32
+    logits, gradient = 3 * 4 * T * B * size, 4 * charlm.count(state.params)
+    assert program.temporary <= most_memory(jaxrnn.lstm(hidden)) + logits + gradient
+
+
+@every_size
+@every_chip
+def test_sampling_loop(chip: str, hidden: int) -> None:
+    config, size = model(hidden), len(VOCABULARY)
+    scalar = functools.partial(abstract, ())
+    params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
+    prepared = jax.eval_shape(charlm.prepare, params)
+    state = jax.eval_shape(lambda: sampling._begin(config, size, 8, jnp.uint32(0)))
+    settings = sampling.Settings(
+        scalar(jnp.float32), scalar(jnp.int32), scalar(jnp.float32), abstract((size,), jnp.bool_)
+    )
+    prime, length = abstract((16,), jnp.int32), scalar(jnp.int32)
+    program = compiled(
+        chip,
+        sampling.advance,
+        *(config, prepared, state, prime, length, length, settings),
+        mode="categorical",
+        truncate=False,
+        size=512,
+    )
+    assert program.flops >= 2 * 8 * hidden * (4 * hidden + size)  # one character of 8 rows
+    # beside the arguments: one copy of w_h and of w_out, and little else
+    assert program.temporary <= 2 * hidden * (4 * hidden + size) + (4 << 20)
+    fetched = [o.name for loop in program.loops for o in loop.fetches(weight_sizes(hidden))]
+    if (chip, hidden) == ("tpu7x", 2048):
+        assert len(fetched) == 1  # 32 MiB of its 64: XLA does not keep it on the chip
+    else:
+        assert fetched == []
+
+
+# --- sharded over the batch ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cores", [1, 4])
+def test_sharded_over_rows(cores: int) -> None:
+    """Kernels inside `shard_map`: the weights' gradient is summed once, nothing at a step."""
+    cell = jaxrnn.lstm(512)
+    params, xs = unroll_arguments(cell)
+
+    def step(mesh: Any, params: Any, xs: Any) -> Any:
+        def loss(params: Any, xs: Any) -> Any:
+            return jax.lax.pmean(mean_square(cell, "pallas", params, xs), "data")
+
+        local = jax.shard_map(loss, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P())
+        return jax.value_and_grad(local)(params, xs)
+
+    program = aot.compile_sharded(
+        aot.devices("v5e")[:cores], step, (P(), P(None, "data")), params, xs
+    )
+    assert len(program.kernels) == 2 and program.loops == []
+    sent = [a.size for o in program.every("all-reduce") for a in o.operands]
+    scalar = 1  # the loss
+    if cores == 1:
+        assert sum(sent) <= scalar
+    else:
+        weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert weights <= sum(sent) <= weights + scalar
+    assert program.flops == pytest.approx(flops_of_unroll(cell) / cores, rel=0.01)
