@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrnn import charlm
+from jaxrnn import accelerator, charlm
 from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Bool, Float, Int, Key
 from jaxrnn.text import Vocabulary
@@ -226,6 +226,7 @@ def advance(
     `length` (at most `size`) count.
     """
     batch = state.last.shape[0]
+    prepared = _on_chip(prepared, length)
 
     def body(i: Array, loop: tuple[State, Array]) -> tuple[State, Array]:
         state, drawn = loop
@@ -239,6 +240,22 @@ def advance(
 
     drawn = jnp.zeros((size, batch), jnp.int32)
     return lax.fori_loop(0, prime_length + length, body, (state, drawn))
+
+
+def _on_chip(prepared: charlm.Prepared, length: Int[Array, ""]) -> charlm.Prepared:
+    """The same weights, on a TPU as the result of an operation.
+
+    XLA reads a loop's weights from HBM at every character when they come into the program from
+    outside, and keeps them in fast memory (VMEM) when the program computed them.
+    """
+    if accelerator.device().platform != "tpu":
+        return prepared
+
+    def computed(w: Array) -> Array:  # w itself, which XLA cannot know
+        return jnp.where(length >= 0, w, jnp.zeros((), w.dtype))
+
+    layers = tuple(layer._replace(w_h=computed(layer.w_h)) for layer in prepared.layers)
+    return prepared._replace(layers=layers)
 
 
 def _draw(state: State, keys: Key, settings: Settings, mode: Mode, truncate: bool) -> Array:

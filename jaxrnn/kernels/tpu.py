@@ -39,6 +39,7 @@ from jaxrnn import accelerator
 from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import tpu_cells, xla
 from jaxrnn.kernels.inputs import Lookup, Masks
+from jaxrnn.kernels.layouts import Rows
 from jaxrnn.shapes import Array, Float
 
 LANES = 128  # numbers side by side in a vector register
@@ -105,10 +106,7 @@ def run(
     pad = partial(_pad, size=size, to=wide_cell.hidden)
     weights = _vectors(params._replace(w_x=None, b=None), pad)
     weights = weights._replace(w_h=pad(pad(params.w_h, gates).T, 1).T)
-    if isinstance(gx, Lookup):
-        gx = gx._replace(table=pad(gx.table, gates))
-    else:
-        gx = pad(gx, gates)
+    gx = gx._replace(table=pad(gx.table, gates)) if isinstance(gx, Lookup) else pad(gx, gates)
     state = jax.tree.map(lambda s: pad(s, 1), state)
     arguments = _vary((weights, gx, state, masks))
     final, ys = _run(wide_cell, reverse, interpret, *arguments)
@@ -153,7 +151,7 @@ def _backward(
     d_weights = _weight_gradients(cell, weights, d_final, kept, out["d_gx"])
     d_state = d_final._replace(**{name: out[f"d_{name}"] for name in d_final._fields})
     if lookup is not None:
-        d_table = xla.sum_equal(lookup, out["d_gx"])
+        d_table = Rows.sum_equal(lookup, out["d_gx"])
         return d_weights, Lookup(d_table, None), d_state, Masks(None, None)  # type: ignore[arg-type]
     return d_weights, out["d_gx"].astype(d_ys.dtype), d_state, Masks(None, None)
 
@@ -170,8 +168,8 @@ def _weight_gradients(cell: Any, weights: Any, state: Any, kept: Any, d_gx: Arra
         i, f, g, _ = gates
         previous = previous._replace(cell=kept["previous_cell"])
         states = previous._replace(cell=f * kept["previous_cell"] + i * g)
-    if isinstance(cell, GRU):
-        gates = (*gates, kept.get("q"))
+    if "q" in kept:
+        gates = (*gates, kept["q"])
     return xla.weight_gradients(cell, weights, previous, states, gates, d_gx)
 
 
@@ -189,9 +187,9 @@ def _forward_call(
     keep: bool,
 ) -> dict[str, Array]:
     gx = gx.project() if isinstance(gx, Lookup) else gx
-    steps, batch, width = gx.shape
-    size, dtype = cell.hidden, weights.w_h.dtype
-    wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=dtype)
+    steps, batch, _ = gx.shape
+    size = cell.hidden
+    wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=weights.w_h.dtype)
     outputs = {"ys": wide((steps, batch, size))}
     outputs |= {name: wide((batch, size)) for name in state._fields}
     scratch = {}
@@ -230,7 +228,7 @@ def _backward_call(
     d_ys: Array,
     masks: Masks,
 ) -> dict[str, Array]:
-    steps, batch, size = d_ys.shape
+    _, batch, size = d_ys.shape
     wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=weights.w_h.dtype)
     used = kept if isinstance(cell, GRU) else kept | {"previous_hidden": None}
     scratch = {}

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrnn import accelerator
 from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
 from jaxrnn.kernels.layouts import Layout, Rows
 from jaxrnn.kernels.rules import RULES
@@ -61,6 +62,8 @@ def run(
     steps, batch, _ = inputs.shape
     if not steps:
         return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
+    if isinstance(inputs, Dense) and accelerator.device().platform != "cpu":
+        inputs = inputs.project()  # one large product; a CPU does better without the large array
     weights = params._replace(w_x=None, b=None)
     return _run(cell, layout, reverse, weights, inputs, state, masks)
 
