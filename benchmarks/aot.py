@@ -64,7 +64,7 @@ def devices(chip: str) -> list[jax.Device]:
     return list(topologies.get_topology_desc(CHIPS[chip], platform="tpu").devices)
 
 
-class Array(NamedTuple):
+class Buffer(NamedTuple):
     """An array in the compiled text: as in `bf16[512,2048]`, and whether it lies in HBM."""
 
     dtype: str
@@ -87,8 +87,8 @@ class Operation(NamedTuple):
 
     name: str
     kind: str
-    results: list[Array]
-    operands: list[Array]
+    results: list[Buffer]
+    operands: list[Buffer]
     rest: str
 
     @property
@@ -210,31 +210,33 @@ def _parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
     """The name of the program's first computation, and the operations of each by its name."""
     entry, computations = "", {}
     operations: list[Operation] = []
-    arrays: dict[str, list[Array]] = {}
+    buffers: dict[str, list[Buffer]] = {}
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
-            operations, arrays = [], {}
+            operations, buffers = [], {}
             computations[header[2]] = operations
             entry = header[2] if header[1] else entry
         elif found := re.match(r"  (?:ROOT )?%([\w.\-]+) = (.*)", line):
             results, rest = _split(found[2])
             kind, _, rest = rest.partition("(")
             operands, _ = _split("(" + rest)
-            arrays[found[1]] = [_array(a) for a in re.findall(_ARRAY, results)]
-            given = [a for name in re.findall(r"%([\w.\-]+)", operands) for a in arrays[name]]
-            operations.append(Operation(found[1], kind.strip(), arrays[found[1]], given, rest))
+            buffers[found[1]] = [_buffer(a) for a in re.findall(_BUFFER, results)]
+            given = [a for name in re.findall(r"%([\w.\-]+)", operands) for a in buffers[name]]
+            operations.append(Operation(found[1], kind.strip(), buffers[found[1]], given, rest))
     if not entry:
         raise ValueError("the compiled text has no entry computation in the form known here")
     return entry, computations
 
 
-_ARRAY = r"\b[a-z]+\d*(?:e\d\w+)?\[[\d,]*\](?:\{[^}]*\})?"  # as in bf16[512,2048]{1,0:T(8,128)S(1)}
+_BUFFER = (
+    r"\b[a-z]+\d*(?:e\d\w+)?\[[\d,]*\](?:\{[^}]*\})?"  # as in bf16[512,2048]{1,0:T(8,128)S(1)}
+)
 
 
-def _array(text: str) -> Array:
+def _buffer(text: str) -> Buffer:
     dtype, _, rest = text.partition("[")
     shape, _, layout = rest.partition("]")
-    return Array(dtype, tuple(map(int, shape.split(",") if shape else ())), "S(" not in layout)
+    return Buffer(dtype, tuple(map(int, shape.split(",") if shape else ())), "S(" not in layout)
 
 
 def _split(text: str) -> tuple[str, str]:

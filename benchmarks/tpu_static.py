@@ -1,29 +1,32 @@
 """Static bounds for the recurrence on TPUs that are not here, per chip and size. No number is a time.
 
-    python benchmarks/tpu_static.py            # every chip and size; writes the JSON
-    python benchmarks/tpu_static.py --quick    # v5e at H = 512, writes nothing
+    python benchmarks/tpu_static.py            # every chip and size, some minutes; writes the JSON
+    python benchmarks/tpu_static.py --quick    # v5e at H = 512, under a minute; writes nothing
 
-An LSTM with bfloat16 weights, forward and backward, compiled ahead of time (needs libtpu). For every
-step of time it sets side by side
+An LSTM in bfloat16, forward and backward, compiled ahead of time by libtpu. Side by side, for one step
+of time:
 
-- bundles of the Pallas kernels: instruction words in the loop over time, each at least one cycle. A
-  lower bound: waiting for data, for the matrix unit or for a predicate is not in it.
-- estimated cycles of "scan" and "xla": XLA's own cost model, summed over the operations in the body of
-  the loop over time. Not a bound on either side, and blind to what overlaps.
+- bundles of the Pallas kernels: instruction words in their loop over time, each at least one cycle. A
+  lower bound: waits for memory and for the matrix unit are not in it.
+- estimated cycles of "xla" and "scan": XLA's own model, added up over the operations in the body of
+  their loop over time. No bound to either side, and it knows of no operations that overlap.
 
-What either side does outside of its loops over time (dw_h, and for scan nothing of it) is not counted.
+A bundle is not a cycle of that model, so their ratio is no speed-up. dw_h is inside scan's backward
+loop and after the loop in the two others, and is not counted there. The weights are float32, cast in
+the program as in training. Raw numbers, with what reads w_h from HBM in a loop's body, are in the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aot
 import jax
@@ -36,41 +39,166 @@ import jaxrnn
 from jaxrnn.unroll import unroll_projected
 
 SIZES = (256, 512, 1024, 2048)
-STEPS = 64  # of time, divisible by every block
-DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true"  # read once, when libtpu is loaded
-OUTPUT = measure.RESULTS / "tpu_static.json"
+STEPS = 64  # of time; every block of a kernel divides it
 PASSES = ("forward", "backward")
+OUTPUT = measure.RESULTS / "tpu_static.json"
 
 
-class Block(NamedTuple):
-    """A loop in a kernel's machine code: its trip count, its own bundles and the loops in it."""
+def compiled(chip: str, hidden: int, batch: int, implementation: str) -> aot.Program:
+    """The recurrence and its gradients for gx [T, B, 4H], w_h and the outputs' gradients."""
+    cell = jaxrnn.lstm(hidden)
 
-    trips: int
-    bundles: int
-    inner: list[Any]
+    def both(params: Any, gx: Any, d_ys: Any) -> Any:
+        def run(params: Any, gx: Any) -> Any:
+            params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+            return unroll_projected(cell, params, gx, implementation=implementation)[1]
 
-    @property
-    def executed(self) -> int:
-        return self.trips * (self.bundles + sum(block.executed for block in self.inner))
+        ys, pull = jax.vjp(run, params, gx)
+        return ys, pull(d_ys)
+
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 64))
+    gx, d_ys = (
+        jax.ShapeDtypeStruct((STEPS, batch, width), jnp.float32) for width in (4 * hidden, hidden)
+    )
+    return aot.compile(aot.devices(chip)[0], jax.jit(both), params, gx, d_ys)
 
 
-def kernel_bundles(text: str) -> float:
-    """Bundles per step of time in a kernel's `final_bundles` text, over all rows of the batch.
+def estimate(chip: str, hidden: int, batch: int, implementation: str) -> dict[str, Any]:
+    """XLA's estimate for one step of each pass, and what there reads w_h from HBM."""
+    program = compiled(chip, hidden, batch, implementation)
+    loops = [loop for loop in program.loops if loop.trips == STEPS]
+    if len(loops) != len(PASSES):
+        raise ValueError(f"{implementation} on {chip} has {len(loops)} loops over time, not 2")
+    weights = {gates * hidden * hidden for gates in (1, 2, 3, 4)}
+    return {
+        name: {"cycles": loop.cycles, "fetches": [o.name for o in loop.fetches(weights)]}
+        for name, loop in zip(PASSES, loops, strict=True)
+    }
 
-    The text has a line for each bundle, `address  mark: > > { ... }`, with as many `>` as loops around
-    it. The first loop is Pallas' own, over the blocks of the grid; what is in the loops inside it, over
-    the steps of a block and the tiles of a step, is counted here.
+
+def bundles(chip: str, hidden: int, batch: int) -> dict[str, float]:
+    """Bundles per step of each kernel, from what the compiler of a process of its own dumps."""
+    with tempfile.TemporaryDirectory() as folder:
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"  # read when libtpu loads
+        size = f"{chip},{hidden},{batch}"
+        subprocess.run(
+            [sys.executable, __file__, "--kernels-only", size],
+            env=os.environ | {"LIBTPU_INIT_ARGS": dump},
+            check=True,
+        )
+        found = {}
+        for name in PASSES:
+            (path,) = Path(folder).glob(f"*lstm_{name}*[0-9]-final_bundles.txt")
+            found[name] = bundles_per_step(path.read_text())
+        return found
+
+
+def bundles_per_step(text: str) -> float:
+    """Bundles that a kernel runs for one step of all rows, from its `final_bundles` text.
+
+    A bundle is a line `address mark: >> { instructions }` with one `>` for each loop around it, and
+    the mark LB where the innermost of them begins. The first loop is Pallas' own, over the blocks of
+    the grid; counted are the loops inside it, over the steps of a block and the tiles of a step.
+
+    Raises:
+      ValueError: for a text of another form.
     """
-    grid = _block(_lines(text), 0)
-    pairs = re.findall(r"window shape is \w+\[([\d,]+)\], while the full shape is \w+\[([\d,]+)\]", text)
-    windows = [[tuple(map(int, shape.split(","))) for shape in pair] for pair in pairs]
-    window, full = next(pair for pair in windows if len(pair[0]) == 3)  # [T, B, N], streamed
-    rows = -(-full[1] // window[1])
-    in_a_block = sum(loop.executed for outer in grid.inner for loop in outer.inner)
-    return rows * in_a_block / window[0]
+    shapes = re.findall(r"window shape is \w+\[(.*?)\], while the full shape is \w+\[(.*?)\]", text)
+    pairs = [[list(map(int, shape.split(","))) for shape in pair] for pair in shapes]
+    streamed = [(block, whole) for block, whole in pairs if len(block) == 3]  # [T, B, N]
+    ends = re.findall(
+        r"scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?(%\w+), (\d+) /\* loop exit test", text
+    )
+    bounds = {counter: int(bound) for counter, bound in ends}
+    trips: list[int] = []  # of the loops around a bundle, the outermost first
+    total = 0
+    for mark, arrows, code in re.findall(
+        r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2}|) *: (>*) *\{(.*)", text, re.MULTILINE
+    ):
+        empty = code.lstrip().startswith("}")  # as after a branch, and without arrows
+        depth = len(trips) if empty else len(arrows)
+        del trips[depth - (mark == "LB") :]
+        if mark == "LB":
+            counters = re.findall(r"= sphi %\w+, (%\w+)", code)
+            trips += [bounds[counter] for counter in counters if counter in bounds][:1]
+        if len(trips) != depth:
+            raise ValueError(f"a loop without a known trip count: {code[:200]}")
+        total += math.prod(trips[1:]) if depth > 1 else 0
+    if not streamed or not total:
+        raise ValueError("no streamed array, or no loop over time, in the kernel's bundles")
+    (steps, rows, _), (_, batch, _) = streamed[0]
+    return total / steps * -(-batch // rows)
 
 
-def _lines(text: str) -> list[tuple[int, bool, int | None]]:
-    """Of each bundle: how many loops are around it, whether one begins, the bound of one that ends."""
-    found = re.findall(r"^ *(?:0x[0-9a-f]+|0) +(?:([A-Z]{2}): )? *: *((?:> ?)*)\{(.*)|^ *(?:0x[0-9a-f]+|0) +([A-Z]{2}): ((?:> ?)*)\{(.*)", text, re.M)
-    raise NotImplementedError
+def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
+    """Everything about one chip and size."""
+    with jax.default_device(aot.devices(chip)[0]):
+        choice = jaxrnn.explain(jaxrnn.lstm(hidden), (STEPS, batch, 64), jnp.bfloat16)
+    serves = choice.implementation == "pallas"
+    return {
+        "chip": chip,
+        "hidden": hidden,
+        "batch": batch,
+        "steps": STEPS,
+        "bundles": bundles(chip, hidden, batch) if serves else None,
+        "no_kernel": None if serves else choice.why,
+        "estimated": {name: estimate(chip, hidden, batch, name) for name in ("xla", "scan")},
+    }
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    made = Table(
+        title="LSTM, bfloat16, one step of all rows: forward + backward. Not times.",
+        caption="* reads w_h (or, in scan's backward pass, dw_h) from HBM at every step",
+    )
+    for heading in ("chip", "H", "B", "Pallas: bundles", "xla: est. cycles", "scan: est. cycles"):
+        made.add_column(heading, justify="right")
+    for result in results:
+        cells = [result["chip"], str(result["hidden"]), str(result["batch"])]
+        kernel = result["bundles"]
+        cells.append(" + ".join(f"{kernel[p]:,.0f}" for p in PASSES) if kernel else "no kernel")
+        for estimated in result["estimated"].values():
+            passes = [estimated[p] for p in PASSES]
+            cells.append(" + ".join(f"{p['cycles']:,}" + "*" * bool(p["fetches"]) for p in passes))
+        made.add_row(*cells)
+    return made
+
+
+def chip_name(text: str) -> str:
+    if text not in aot.CHIPS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(aot.CHIPS)}, not {text!r}")
+    return text
+
+
+def main() -> None:
+    parser = measure.Parser(description="static bounds for the recurrence on TPUs")
+    parser.add_argument("--chips", type=chip_name, nargs="+", default=list(aot.CHIPS))
+    parser.add_argument("--hidden", type=measure.whole, nargs="+", default=SIZES, metavar="H")
+    parser.add_argument("--batch", type=measure.whole, default=128, metavar="B")
+    parser.add_argument("--quick", action="store_true", help="one chip and size, nothing written")
+    parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
+    parser.add_argument("--kernels-only", help=argparse.SUPPRESS)  # see `bundles`
+    flags = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
+    if reason := aot.missing():
+        parser.error(reason)
+    if flags.kernels_only:
+        chip, hidden, batch = flags.kernels_only.split(",")
+        compiled(chip, int(hidden), int(batch), "pallas")
+        return
+    console = Console()
+    chips, sizes = (["v5e"], [512]) if flags.quick else (flags.chips, flags.hidden)
+    results = []
+    for chip in chips:
+        for hidden in sizes:
+            console.print(f"{chip}, H = {hidden} ...")
+            results.append(static(chip, hidden, flags.batch))
+    console.print(table(results))
+    output = flags.output or (None if flags.quick else OUTPUT)
+    if output:
+        measure.write(measure.surroundings(["libtpu"]) | {"results": results}, output)
+        console.print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()

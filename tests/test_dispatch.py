@@ -47,7 +47,6 @@ def test_by_name(name: str, implementation: Any) -> None:
     [
         (lstm(4), "float32", "pallas", "'pallas' .*: it runs on a TPU and this is a CPU"),
         (lstm(4), "float32", "cudnn", "'cudnn' .*: it runs on a GPU and this is a CPU"),
-        (lstm(4), "bfloat16", "columns", "'columns' .*not bfloat16; use 'xla'"),
         (Leaky(4), "float32", "xla", r"'xla' .*: it has no backward pass for Leaky\(hidden=4\)"),
         (Leaky(4), "float32", "columns", r"'columns' .*no backward pass for Leaky\(hidden=4\)"),
         (lstm(4), "float32", "cuda", f"must be one of {', '.join(ALL)} or None, not 'cuda'"),

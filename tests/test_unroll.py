@@ -272,57 +272,56 @@ def test_bfloat16_keeps_the_state_in_float32(name: str, implementation: str) -> 
 
 
 @implementations
-@few_cells
+@two_cells
 def test_lookup_and_dense_are_their_projection(name: str, implementation: str) -> None:
-    """Values, and the gradients of what they are made of, against those of the array they stand for."""
+    """Values, and the gradients of what they are made of, against scan with the projected array."""
     cell = CELLS[name]
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, 6, (STEPS, BATCH)), jnp.int32)  # some more than once
     with jax.enable_x64(True):
         given = problem(cell, STEPS, BATCH, FEATURES).cast("float64")
         table = jnp.asarray(rng.standard_normal((6, given.params.w_h.shape[1])))
-        looked_up = Lookup(table, tokens)
-        dense = Dense(given.xs, given.params.w_x, given.params.b)
 
-        def loss(inputs: Any, params: Any, make: Any, how: str) -> Any:
-            results = unroll_projected(cell, params, make(inputs), given.state, implementation=how)
-            pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
-            return sum((w * r).sum() for w, r in pairs)
+        @partial(jax.jit, static_argnames="how")
+        @partial(jax.value_and_grad, argnums=(0, 1, 2))
+        def run(table: Any, xs: Any, params: Any, how: str) -> Any:
+            total = 0
+            for gx in (Lookup(table, tokens), Dense(xs, params.w_x, params.b)):
+                gx = gx.project() if how == "scan" else gx
+                results = unroll_projected(cell, params, gx, given.state, implementation=how)
+                pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
+                total += sum((w * r).sum() for w, r in pairs)
+            return total
 
-        for inputs, make in [
-            (table, lambda table: Lookup(table, tokens)),
-            (dense, lambda dense: dense),
-        ]:
-            run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=(2, 3))
-            projected = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=(2, 3))
-            got = run(inputs, given.params, make, implementation)
-            want = projected(inputs, given.params, lambda i, make=make: make(i).project(), "scan")
-            assert_close(got, want, TOLERANCES["float64"])
-    assert looked_up.shape == dense.shape == (STEPS, BATCH, given.params.w_h.shape[1])
+        got, want = (run(table, given.xs, given.params, how) for how in (implementation, "scan"))
+    assert_close(got, want, TOLERANCES["float64"])
 
 
 # --- fewer states kept --------------------------------------------------------------------------
 
 
 @implementations
-@both_ways
 @pytest.mark.parametrize(
-    "save_every", [2, 5, 9]
-)  # with a step left over; all at once; more than all
-@pytest.mark.parametrize(("name", "mask"), [("lstm-peephole", "both"), ("gru-after", "plain")])
+    ("name", "mask", "reverse", "save_every"),
+    [
+        ("lstm-peephole", "both", False, 2),  # a step is left over: the last one
+        ("lstm-peephole", "both", True, 2),  # and here it comes first
+        ("gru-after", "plain", True, 5),  # all at once
+        ("gru-before", "lengths", False, 9),  # more than there are
+    ],
+)
 def test_save_every_changes_no_result(
-    name: str, mask: str, save_every: int, reverse: bool, implementation: str
+    name: str, mask: str, reverse: bool, save_every: int, implementation: str
 ) -> None:
-    """Values and gradients are those of the oracle and of save_every = 1."""
+    """Values and gradients are those of the numpy oracle."""
     cell, masks = CELLS[name], MASKS[mask]
     exact = problem(cell, STEPS, BATCH, FEATURES)
+    how = {"reverse": reverse, "implementation": implementation, "save_every": save_every}
     with jax.enable_x64(True):
-        run = partial(library, cell, exact.cast("float64"), **on_device(masks), reverse=reverse)
-        got = run(implementation=implementation, save_every=save_every)
-        assert_close(got, run(implementation="scan"), TOLERANCES["float64"])
-    if save_every == 2:
-        _, gradients = expected(cell, exact, **masks, reverse=reverse)
-        assert_close(got[1], gradients, TOLERANCES["differences"])
+        results, gradients = library(cell, exact.cast("float64"), **on_device(masks), **how)
+    want = expected(cell, exact, **masks, reverse=reverse)
+    assert_close(results, want[0], TOLERANCES["float64"])
+    assert_close(gradients, want[1], TOLERANCES["differences"])
 
 
 @implementations

@@ -96,8 +96,8 @@ def run(
       ValueError: where `obstacle` names one.
     """
     steps, batch, _ = gx.shape
-    if steps == 0 or batch == 0:
-        return state, jnp.zeros((steps, batch, cell.hidden), gx.dtype)
+    if not steps:
+        return state, jnp.zeros((0, batch, cell.hidden), gx.dtype)
     reason = obstacle(cell, batch, params.w_h.dtype)
     if reason:
         raise ValueError(f"the TPU kernels cannot run this: {reason}")

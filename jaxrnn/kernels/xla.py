@@ -62,10 +62,21 @@ def run(
     steps, batch, _ = inputs.shape
     if not steps:
         return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
-    if isinstance(inputs, Dense) and accelerator.device().platform != "cpu":
-        inputs = inputs.project()  # one large product; a CPU does better without the large array
+    if isinstance(inputs, Dense) and not _step_by_step(batch):
+        inputs = inputs.project()
     weights = params._replace(w_x=None, b=None)
     return _run(cell, layout, reverse, weights, inputs, state, masks)
+
+
+def _step_by_step(batch: int) -> bool:
+    """Whether inputs are better projected inside the loop than all at once before it.
+
+    A CPU does better without the large array, given rows enough to make a product of each step.
+    """
+    return accelerator.device().platform == "cpu" and batch >= FEW_ROWS
+
+
+FEW_ROWS = 8
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
