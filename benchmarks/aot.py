@@ -5,11 +5,11 @@ and compiles a function for them, and `Program` holds the memory it will take an
 Nothing here runs on a TPU, and no number here is a time.
 
     program = compile(devices("v5e")[0], jax.jit(f), jax.ShapeDtypeStruct((8, 128), jnp.bfloat16))
-    program.temporary, program.flops, [operation.name for loop in program.loops for ... in loop]
+    program.temporary, program.flops, [loop.trips for loop in program.loops]
 
 The text is XLA's, after its last pass: computations of scheduled operations, in which `while` is a loop
 (its body one computation, its trip count the constant that its condition compares with), and each
-array's layout ends in the memory it lives in, `S(1)` for the core's VMEM, none for HBM.
+array's layout ends in the memory it lives in: `S(1)` is the core's VMEM, none is HBM.
 """
 
 from __future__ import annotations

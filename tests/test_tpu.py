@@ -242,8 +242,8 @@ def compare_sharded(devices: int) -> None:
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     masks = {"resets": np.tile(RESETS, (1, 3))[:, :batch], "lengths": np.arange(batch) % STEPS}
     want = scan(cell, given, **masks)
-    for check in (True, False):
-        got = kernel(cell, given, as_masks(STEPS, **masks), mesh=mesh, check=check)
+    for check, interpret in ((True, pltpu.InterpretParams()), (False, True)):
+        got = kernel(cell, given, as_masks(STEPS, **masks), False, interpret, mesh, check)
         assert_close(got, want, TOLERANCES["float32"])
 
 

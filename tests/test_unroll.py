@@ -368,9 +368,9 @@ def test_save_every_adds_up_gradients_in_float32(implementation: str) -> None:
 
 
 @implementations
-@pytest.mark.parametrize(("name", "states"), [("lstm", 2), ("gru-before", 1)])
+@pytest.mark.parametrize(("name", "states", "gates"), [("lstm", 2, 4), ("gru-before", 1, 3)])
 def test_save_every_keeps_every_kth_state_and_the_inputs(
-    name: str, states: int, implementation: str
+    name: str, states: int, gates: int, implementation: str
 ) -> None:
     """Counted in what the backward pass is handed."""
     cell, steps = CELLS[name], 60
@@ -390,7 +390,7 @@ def test_save_every_keeps_every_kth_state_and_the_inputs(
     one = BATCH * HIDDEN
     assert kept(10) == states * 6 * one
     assert kept(30) == states * 2 * one
-    assert kept(1) > 4 * steps * one
+    assert kept(1) >= (states + gates) * steps * one
 
 
 def test_save_every_takes_less_memory() -> None:
