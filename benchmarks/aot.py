@@ -133,7 +133,7 @@ _NO_READ = {"get-tuple-element", "tuple", "bitcast", "parameter", "while"}
 class Program:
     """A compiled program.
 
-    seconds: tracing, lowering and compiling took.
+    seconds: of CPU time that tracing, lowering and compiling took.
     text: of the compiled program.
     arguments, temporary: bytes on the device for its inputs, and beside inputs and outputs.
     loops: all of its loops, the outer before the inner.
@@ -197,10 +197,10 @@ def placed_on(sharding: Any, tree: Any) -> Any:
 
 
 def _compile(device: jax.Device, function: Any, args: Any, kwargs: Any) -> Program:
-    begin = time.perf_counter()
+    begin = time.process_time()
     with jax.default_device(device):  # what is traced can ask where it will run
         compiled = function.lower(*args, **kwargs).compile()
-    return Program(compiled, time.perf_counter() - begin)
+    return Program(compiled, time.process_time() - begin)
 
 
 # --- the compiled text --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from rich.table import Table
 
 CHOICES = Path(__file__).parents[1] / "jaxrnn" / "kernels" / "choices.json"
 OURS = "jaxrnn "  # how the names of jaxrnn's own implementations begin
-TIE = 1.02  # an implementation must be faster than "xla" by this factor to be chosen
+TIE = 1.05  # times nearer than this are alike: "xla" then
 TOLD = 1.05  # the default choice should not be slower than the best by more
 
 
@@ -182,14 +182,15 @@ def draw(record: dict[str, Any], path: Path) -> None:
 def write_choices(record: dict[str, Any]) -> int:
     """Put the fastest own implementation of each size into CHOICES, and count this record's rows.
 
-    By the time of forward + backward, summed over the sizes that share B and H; other platforms' rows,
-    and sizes that this record does not have, stay as they are.
+    By the product of its times over both passes and all sizes that share B and H, since `unroll` does
+    not know which pass will follow; other platforms' rows, and sizes that this record does not have,
+    stay as they are.
     """
     keys = ("platform", "cell", "dtype", "batch", "hidden")
     kept = json.loads(CHOICES.read_text()) if CHOICES.exists() else []
     rows = {tuple(row[key] for key in keys): row for row in kept}
     found = [r | {"batch": r["size"][0], "hidden": r["size"][3]} for r in record["results"]]
-    found = [r | {"platform": record["platform"]} for r in found if r["pass"] != "forward"]
+    found = [r | {"platform": record["platform"]} for r in found]
     count = 0
     for values, group in _groups(found, *keys):
         name = _fastest(group)
@@ -205,11 +206,11 @@ def write_choices(record: dict[str, Any]) -> int:
 def _fastest(group: list[dict[str, Any]]) -> str | None:
     every = [medians(result) for result in group]
     names = [name for name in every[0] if name.startswith(OURS) and all(name in t for t in every)]
-    total = {name.removeprefix(OURS): sum(times[name] for times in every) for name in names}
-    if not total:
+    means = {name.removeprefix(OURS): _mean([times[name] for times in every]) for name in names}
+    if not means:
         return None
-    name = min(total, key=lambda each: total[each])
-    return "xla" if total.get("xla", math.inf) <= TIE * total[name] else name
+    name = min(means, key=lambda each: means[each])
+    return "xla" if means.get("xla", math.inf) <= TIE * means[name] else name
 
 
 def _over(result: dict[str, Any]) -> float | None:

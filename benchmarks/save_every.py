@@ -56,7 +56,12 @@ def main() -> None:
     for every, t in times.items():
         kept, seconds = t["temporary"], median[every]
         ratios = kept / times["1"]["temporary"], seconds / median["1"]
-        cells = (f"{kept / 1e6:.1f}", f"{ratios[0]:.2f}", f"{1e3 * seconds:.1f}", f"{ratios[1]:.2f}")
+        cells = (
+            f"{kept / 1e6:.1f}",
+            f"{ratios[0]:.2f}",
+            f"{1e3 * seconds:.1f}",
+            f"{ratios[1]:.2f}",
+        )
         table.add_row(every, *cells)
     Console().print(table)
 
