@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -192,7 +193,7 @@ def _forward_call(
     wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=weights.w_h.dtype)
     outputs = {"ys": wide((steps, batch, size))}
     outputs |= {name: wide((batch, size)) for name in state._fields}
-    scratch = {}
+    scratch: dict[str, _Like] = {}
     entering = {"previous_hidden": narrow((steps, batch, size))}
     if keep:
         outputs |= {"gates": wide(gx.shape)} | entering
@@ -230,8 +231,8 @@ def _backward_call(
 ) -> dict[str, Array]:
     _, batch, size = d_ys.shape
     wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=weights.w_h.dtype)
-    used = kept if isinstance(cell, GRU) else kept | {"previous_hidden": None}
-    scratch = {}
+    used = {k: x for k, x in kept.items() if isinstance(cell, GRU) or k != "previous_hidden"}
+    scratch: dict[str, _Like] = {}
     if isinstance(cell, GRU) and cell.reset == "after":
         scratch["d_q"] = narrow((batch, size))
     resident = _floats(weights)
@@ -264,18 +265,17 @@ def _call(
     reverse: bool,
     interpret: Any,
     *,
-    streamed: dict[str, Array | None],
+    streamed: Mapping[str, Array | None],
     initial: dict[str, Array],
-    resident: dict[str, Array | None],
+    resident: dict[str, Array],
     outputs: dict[str, _Like],
     scratch: dict[str, _Like],
     aliases: dict[str, str] | None = None,
 ) -> dict[str, Array]:
     """One kernel over blocks of rows and, in order, of time. Names are those in `tpu_cells`."""
     streamed = {name: x for name, x in streamed.items() if x is not None}
-    resident = {name: x for name, x in resident.items() if x is not None}
     first = {f"initial_{name}": x for name, x in initial.items()}
-    inputs = {**streamed, **first, **resident}
+    inputs: dict[str, Any] = {**streamed, **first, **resident}
     steps, batch = outputs["d_gx" if direction == "backward" else "ys"].shape[:2]
     w = resident["w_t" if direction == "backward" else "w_h"]
     tiles = _tiles(cell, steps, batch, w.dtype)
@@ -465,7 +465,7 @@ def _vectors(weights: Any, pad: Any) -> Any:
     return weights._replace(**{k: pad(w, 1) for k, w in others.items()})
 
 
-def _floats(weights: Any) -> dict[str, Array | None]:
+def _floats(weights: Any) -> dict[str, Array]:
     """w_h as it is; vectors as float32 [., H], ready to meet the gates."""
     rest = {k: w for k, w in weights._asdict().items() if w is not None and k != "w_h"}
     rest = {k: jnp.atleast_2d(w.astype(jnp.float32)) for k, w in rest.items()}
@@ -476,7 +476,7 @@ def _marks(masks: Masks) -> Array | None:
     """[T, B, 2] float32: whether a row starts afresh, whether it moves; None where all are alike."""
     if masks.reset is None and masks.active is None:
         return None
-    known = masks.reset if masks.reset is not None else masks.active
+    known: Any = masks.reset if masks.reset is not None else masks.active
     reset = jnp.zeros_like(known) if masks.reset is None else masks.reset
     active = jnp.ones_like(known) if masks.active is None else masks.active
     return jnp.stack([reset, active], axis=-1).astype(jnp.float32)
