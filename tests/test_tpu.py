@@ -31,7 +31,7 @@ from oracle import (
 )
 
 from jaxrnn import gru, lstm
-from jaxrnn.kernels import tpu
+from jaxrnn.kernels import tpu, tpu_tiles
 from jaxrnn.kernels.inputs import Lookup, Masks
 from jaxrnn.unroll import unroll_projected
 
@@ -122,11 +122,11 @@ def test_several_tiles_in_every_direction(
     name: str, reverse: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small blocks of rows and of time, the last ones not full, three tiles of a padded H."""
-    monkeypatch.setattr(tpu, "_ROWS", (16,))
-    monkeypatch.setattr(tpu, "_STEPS", (2,))
+    monkeypatch.setattr(tpu_tiles, "ROWS", (16,))
+    monkeypatch.setattr(tpu_tiles, "STEPS", (2,))
     cell = dataclasses.replace(CELLS[name], hidden=260)
     steps, batch = 5, 37
-    assert tpu._tiles(cell, steps, batch, jnp.dtype("float32")) == (16, 2, 128)
+    assert tpu_tiles.tiles_for(cell, steps, batch, jnp.dtype("float32")) == (16, 2, 128)
     given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("float32")
     rng = np.random.default_rng(0)
     masks = {

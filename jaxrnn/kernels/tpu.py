@@ -36,44 +36,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxrnn import accelerator
 from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import tpu_cells, xla
 from jaxrnn.kernels.inputs import Lookup, Masks
 from jaxrnn.kernels.layouts import Rows
+from jaxrnn.kernels.tpu_tiles import LANES, MIB, Tiles, obstacle, round_up, tiles_for, vmem
 from jaxrnn.shapes import Array, Float
-
-LANES = 128  # numbers side by side in a vector register
-MIB = 2**20
-VMEM = {  # MiB that one core has, by the device's name
-    "TPU v4": 16,
-    "TPU v5 lite": 128,
-    "TPU v5e": 128,
-    "TPU v5": 64,
-    "TPU v5p": 64,
-    "TPU v6 lite": 128,
-    "TPU v6e": 128,
-    "TPU7x": 64,
-}
-SMALLEST = 16  # taken for a chip that is not listed
-RESERVED = 3  # MiB that the compiler may want for itself
-
-
-def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
-    """Why these kernels cannot run a cell on the TPU at hand; None where they can."""
-    dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"its products take float32 or bfloat16 weights, not {dtype}"
-    if batch < 1:
-        return f"a batch of {batch} rows has nothing to run"
-    if _tiles(cell, 1, batch, dtype) is None:
-        weights = _resident(cell, dtype) / MIB
-        return (
-            f"w_h of H = {cell.hidden} in {dtype} takes {weights:.0f} MiB and a block of rows "
-            f"{_streamed(cell, min(batch, _ROWS[-1]), 1) / MIB:.1f} MiB, "
-            f"more than the {_vmem()} MiB of VMEM that a core of {accelerator.device().device_kind} has"
-        )
-    return None
 
 
 def run(
@@ -102,7 +70,7 @@ def run(
     reason = obstacle(cell, batch, params.w_h.dtype)
     if reason:
         raise ValueError(f"the TPU kernels cannot run this: {reason}")
-    wide_cell = dataclasses.replace(cell, hidden=_round_up(cell.hidden, LANES))
+    wide_cell = dataclasses.replace(cell, hidden=round_up(cell.hidden, LANES))
     size, gates = cell.hidden, len(cell.GATES)
     pad = partial(_pad, size=size, to=wide_cell.hidden)
     weights = _vectors(params._replace(w_x=None, b=None), pad)
@@ -278,7 +246,7 @@ def _call(
     inputs: dict[str, Any] = {**streamed, **first, **resident}
     steps, batch = outputs["d_gx" if direction == "backward" else "ys"].shape[:2]
     w = resident["w_t" if direction == "backward" else "w_h"]
-    tiles = _tiles(cell, steps, batch, w.dtype)
+    tiles = tiles_for(cell, steps, batch, w.dtype)
     assert tiles is not None  # `run` has asked
     blocks = pl.cdiv(steps, tiles.steps)
 
@@ -320,7 +288,7 @@ def _call(
             list(inputs).index(i): list(outputs).index(o) for i, o in (aliases or {}).items()
         },
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_vmem() * MIB
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem() * MIB
         ),
         cost_estimate=_cost(cell, steps, batch, [*inputs.values(), *outputs.values()]),
         interpret=interpret,
@@ -381,59 +349,6 @@ def _kernel(
 _OPTIONAL = ("gates", "previous_cell", "q", "fresh", "active")
 
 
-# --- sizes --------------------------------------------------------------------------------------
-
-
-class Tiles(NamedTuple):
-    """Rows of the batch and steps of time in a block, hidden units in a tile."""
-
-    rows: int
-    steps: int
-    width: int
-
-
-def _tiles(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles | None:
-    """The largest blocks whose two buffers each fit VMEM beside the weights; None where none does."""
-    size = _round_up(cell.hidden, LANES)
-    width = 256 if size % 256 == 0 else LANES
-    free = (_vmem() - RESERVED) * MIB - _resident(cell, dtype)
-    for limit in _ROWS:
-        rows = batch if batch <= limit else _round_up(_even(batch, limit), 16)
-        for most in _STEPS:
-            if _streamed(cell, rows, _even(steps, most)) <= free:
-                return Tiles(rows, _even(steps, most), width)
-    return None
-
-
-def _even(total: int, most: int) -> int:
-    """The size of as few parts as can be, at most `most` each and about equal."""
-    return pl.cdiv(total, pl.cdiv(total, most))
-
-
-_ROWS = (256, 128, 64, 32, 16)
-_STEPS = (8, 4, 2, 1)
-
-
-def _resident(cell: Any, dtype: Any) -> int:
-    """Bytes of w_h."""
-    return len(cell.GATES) * _round_up(cell.hidden, LANES) ** 2 * jnp.dtype(dtype).itemsize
-
-
-def _streamed(cell: Any, rows: int, steps: int) -> int:
-    """Bytes of the blocks that come and go in the larger kernel, the forward one that keeps gates.
-
-    A step's: gx and gates [G], the output, what entered and q [H]; in place: the state, before and
-    after, and scratch. All in float32 and with two buffers.
-    """
-    size, gates = _round_up(cell.hidden, LANES), len(cell.GATES)
-    rows = _round_up(rows, 16)
-    return 2 * rows * 4 * (steps * ((2 * gates + 3) * size + LANES) + 5 * size)
-
-
-def _vmem() -> int:
-    return VMEM.get(accelerator.device().device_kind, SMALLEST)
-
-
 def _cost(cell: Any, steps: int, batch: int, arrays: list[Any]) -> pl.CostEstimate:
     size, gates = cell.hidden, len(cell.GATES)
     return pl.CostEstimate(
@@ -444,10 +359,6 @@ def _cost(cell: Any, steps: int, batch: int, arrays: list[Any]) -> pl.CostEstima
 
 
 # --- arrays in and out --------------------------------------------------------------------------
-
-
-def _round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 def _pad(x: Array, gates: int, *, size: int, to: int) -> Array:
