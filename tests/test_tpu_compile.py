@@ -216,8 +216,8 @@ def test_training_step(chip: str, hidden: int) -> None:
     over_steps = program.loops[0]
     assert over_steps.trips is None  # `count` is an argument
     kernels = [operation for operation in over_steps.operations if operation.is_kernel]
-    if (chip, hidden) == ("v4", 2048):
-        assert len(over_time) == 2 and kernels == [] and fetches(program, hidden) == []
+    if (chip, hidden) == ("v4", 2048):  # by "xla": w_h's 32 MiB are more than the core has
+        assert len(over_time) == 2 and kernels == []
     else:
         assert over_time == [] and len(kernels) == 2
     size, width = len(VOCABULARY), 4 * hidden
@@ -262,8 +262,8 @@ def test_sampling_loop(chip: str, hidden: int) -> None:
     assert program.flops >= 2 * rows * hidden * (4 * hidden + size)  # of one character
     # beside the arguments: one copy of w_h and of w_out, and little else
     assert program.temporary <= 2 * hidden * (4 * hidden + size) + (4 << 20)
-    if (chip, hidden) == ("tpu7x", 2048):  # 32 MiB of 64: XLA does not keep it on the chip
-        assert len(fetched_per_character(program, hidden)) == 1
+    if (chip, hidden) == ("tpu7x", 2048):  # 32 MiB of 64: not every libtpu keeps it on the chip
+        assert len(fetched_per_character(program, hidden)) <= 1
     else:
         assert fetched_per_character(program, hidden) == []
 
