@@ -24,6 +24,7 @@ SMALLEST = 16  # taken for a chip that is not listed
 RESERVED = 3  # MiB that the compiler may want for itself
 ROWS = (256, 128, 64, 32, 16)  # of a block, at most
 STEPS = (8, 4, 2, 1)
+WIDTHS = (1024, 512, 256, LANES)  # wider tiles take fewer bundles a step, but longer to compile
 
 
 class Tiles(NamedTuple):
@@ -54,7 +55,7 @@ def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
 def tiles_for(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles | None:
     """The largest blocks whose two buffers each fit VMEM beside the weights; None where none does."""
     size = round_up(cell.hidden, LANES)
-    width = 256 if size % 256 == 0 else LANES
+    width = next(width for width in WIDTHS if size % width == 0)
     free = (vmem() - RESERVED) * MIB - _resident(cell, dtype)
     for limit in ROWS:
         rows = batch if batch <= limit else round_up(_even(batch, limit), 16)
