@@ -24,7 +24,6 @@ whole tiles of 128 with zeros, which stay without effect on every real unit, and
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -40,7 +39,7 @@ from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import tpu_cells, xla
 from jaxrnn.kernels.inputs import Lookup, Masks
 from jaxrnn.kernels.layouts import Rows
-from jaxrnn.kernels.tpu_tiles import LANES, MIB, Tiles, obstacle, round_up, tiles_for, vmem
+from jaxrnn.kernels.tpu_tiles import LANES, MIB, Tiles, cost, obstacle, round_up, tiles_for, vmem
 from jaxrnn.shapes import Array, Float
 
 
@@ -290,7 +289,7 @@ def _call(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem() * MIB
         ),
-        cost_estimate=_cost(cell, steps, batch, [*inputs.values(), *outputs.values()]),
+        cost_estimate=cost(cell, steps, batch, [*inputs.values(), *outputs.values()]),
         interpret=interpret,
         name=f"{type(cell).__name__.lower()}_{direction}",
     )(*inputs.values())
@@ -347,15 +346,6 @@ def _kernel(
 
 
 _OPTIONAL = ("gates", "previous_cell", "q", "fresh", "active")
-
-
-def _cost(cell: Any, steps: int, batch: int, arrays: list[Any]) -> pl.CostEstimate:
-    size, gates = cell.hidden, len(cell.GATES)
-    return pl.CostEstimate(
-        flops=2 * steps * batch * size * gates * size,
-        transcendentals=steps * batch * (gates + isinstance(cell, LSTM)) * size,
-        bytes_accessed=sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays),
-    )
 
 
 # --- arrays in and out --------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from jaxrnn import accelerator
+from jaxrnn.cells import LSTM
 
 LANES = 128  # numbers side by side in a vector register
 MIB = 2**20
@@ -94,3 +97,13 @@ def vmem() -> int:
 def round_up(n: int, to: int) -> int:
     """The next multiple of `to`."""
     return -(-n // to) * to
+
+
+def cost(cell: Any, steps: int, batch: int, arrays: list[Any]) -> pl.CostEstimate:
+    """What one kernel does, for the compiler's schedule."""
+    size, gates = cell.hidden, len(cell.GATES)
+    return pl.CostEstimate(
+        flops=2 * steps * batch * size * gates * size,
+        transcendentals=steps * batch * (gates + isinstance(cell, LSTM)) * size,
+        bytes_accessed=sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays),
+    )
