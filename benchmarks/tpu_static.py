@@ -99,8 +99,7 @@ def bundles_per_step(text: str) -> float:
     A bundle is a line `address mark: >> { instructions }` with one `>` for each loop around it, and
     the mark LB where the innermost of them begins (a few, moved there by the scheduler, show fewer
     loops than are around them, and count as they show). The first loop is Pallas' own, over the blocks
-    of the grid; counted are the loops inside it, over the steps of a block and the tiles of a step, and
-    where a block is a single step all of it.
+    of the grid; counted are the loops inside it, over the steps of a block and the tiles of a step.
 
     Raises:
       ValueError: for a text of another form.
@@ -112,9 +111,6 @@ def bundles_per_step(text: str) -> float:
         r"scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?(%\w+), (\d+) /\* loop exit test", text
     )
     bounds = {counter: int(bound) for counter, bound in ends}
-    if not streamed:
-        raise ValueError("no streamed array in the kernel's bundles")
-    (steps, rows, _), (_, batch, _) = streamed[0]
     trips: list[int] = []  # of the loops around a bundle, the outermost first
     total = 0
     for mark, arrows, code in re.findall(
@@ -126,10 +122,10 @@ def bundles_per_step(text: str) -> float:
             trips[depth - 1 :] = [bounds[counter] for counter in counters if counter in bounds][:1]
         if depth > len(trips):
             raise ValueError(f"a loop without a known trip count: {code[:200]}")
-        if depth > 1 or (depth == 1 and steps == 1):
-            total += math.prod(trips[1:depth])
-    if not total:
-        raise ValueError("no loop over time in the kernel's bundles")
+        total += math.prod(trips[1:depth]) if depth > 1 else 0
+    if not streamed or not total:
+        raise ValueError("no streamed array, or no loop over time, in the kernel's bundles")
+    (steps, rows, _), (_, batch, _) = streamed[0]
     return total / steps * -(-batch // rows)
 
 

@@ -48,8 +48,8 @@ def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
     if tiles_for(cell, 1, batch, dtype) is None:
         weights = _resident(cell, dtype) / MIB
         return (
-            f"w_h of H = {cell.hidden} in {dtype} takes {weights:.0f} MiB, a block of rows "
-            f"{_streamed(cell, min(batch, ROWS[-1]), 1) / MIB:.1f} MiB and the compiler {RESERVED} MiB, "
+            f"w_h of H = {cell.hidden} in {dtype} takes {weights:.0f} MiB and a block of rows "
+            f"{_streamed(cell, min(batch, ROWS[-1]), 1) / MIB:.1f} MiB, "
             f"more than the {vmem()} MiB of VMEM that a core of {accelerator.device().device_kind} has"
         )
     return None
