@@ -3,6 +3,7 @@
     scan      jax.lax.scan over `cell.step`, any cell, any derivative      everywhere
     xla       plain XLA with a backward pass by hand                       everywhere
     columns   the same, a feature after another in memory                  CPU
+    native    C++, each core with rows of its own                          CPU
     pallas    kernels with the recurrent weights kept on the chip          TPU
     cudnn     NVIDIA's own LSTM                                            GPU
 
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jaxrnn import accelerator
 from jaxrnn.cells import Cell
 
-Implementation = Literal["scan", "xla", "columns", "pallas", "cudnn"]
+Implementation = Literal["scan", "xla", "columns", "native", "pallas", "cudnn"]
 
 DTYPES = ("float32", "bfloat16", "float64")  # of parameters and inputs
 
@@ -124,8 +125,8 @@ def kernel(name: Implementation) -> Any:
     return importlib.import_module(f"jaxrnn.kernels.{_MODULES.get(name, name)}")
 
 
-_MODULES = {"pallas": "tpu"}  # where the names differ
-_PLATFORMS = {"columns": "cpu", "pallas": "tpu", "cudnn": "gpu"}  # of those with one alone
+_MODULES = {"pallas": "tpu", "native": "cpu"}  # where the names differ
+_PLATFORMS = {"columns": "cpu", "native": "cpu", "pallas": "tpu", "cudnn": "gpu"}  # of those with one alone
 _USUAL: dict[str, tuple[Implementation, ...]] = {"tpu": ("pallas", "xla", "scan")}
 _NEAR = 2.0  # octaves of B and H together
 

@@ -1,0 +1,172 @@
+// The recurrence backward: the gradients of the gates' inputs, from the last step taken to the first. The
+// derivatives: jaxrnn/kernels/rules.py.
+
+#pragma once
+
+#include "forward.h"
+
+class Backward : public Problem {
+ public:
+  const float *w_h, *vectors;              // as in Forward
+  const float *entered, *kept;             // as Forward left them
+  const float *d_ys, *d_h_last, *d_c_last;  // [T, B, H], [B, H]
+  float *d_gx, *d_h_first, *d_c_first;      // [T, B, G], [B, H]
+
+  void run(xla::ffi::ThreadPool& pool) {
+    const int64_t size = B * width();
+    for (Scratch* scratch : {&d_h_, &d_c_, &d_rh_, &d_q_[0], &d_q_[1]}) *scratch = Scratch::zeros(size);
+    w_t_ = Packed::transposed(pool, w_h, gates() * H, H);
+    divide(pool, *this, [this](const Share& mine) { share(mine); });
+  }
+
+ private:
+  Packed w_t_;
+  Scratch d_h_, d_c_, d_rh_, d_q_[2];
+
+  int64_t G() const { return gates() * H; }
+
+  void share(const Share& mine) {
+    const int64_t bytes = (mine.end - mine.unit) * sizeof(float);
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
+      const int64_t from = row * H + mine.unit, to = row * width() + mine.unit;
+      std::memcpy(d_h_ + to, d_h_last + from, bytes);
+      if (kind == LSTM) std::memcpy(d_c_ + to, d_c_last + from, bytes);
+    }
+    for (int64_t n = T - 1; n >= 0; --n) {
+      const int64_t t = reverse ? T - 1 - n : n;
+      const float* const d_gx_t = d_gx + t * B * G();
+      if (kind == LSTM) lstm(mine, t);
+      else if (kind == GRU_BEFORE) gru_before(mine, t);
+      else if (kind == GRU_AFTER) gru_after(mine, t, d_q_[n % 2]);
+      else rnn(mine, t);
+      mine.team.meet();
+      if (kind == GRU_AFTER) {
+        multiply(mine, d_gx_t, G(), 0, 2 * H, d_h_);
+        multiply(mine, d_q_[n % 2], width(), 2 * H, H, d_h_);
+      } else {
+        multiply(mine, d_gx_t, G(), 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
+      }
+      for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
+        if (resets(t, row)) {
+          std::memset(d_h_ + row * width() + mine.unit, 0, bytes);
+          std::memset(d_c_ + row * width() + mine.unit, 0, bytes);
+        }
+    }
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
+      const int64_t to = row * H + mine.unit, from = row * width() + mine.unit;
+      std::memcpy(d_h_first + to, d_h_ + from, bytes);
+      if (kind == LSTM) std::memcpy(d_c_first + to, d_c_ + from, bytes);
+    }
+  }
+
+  // to += x w_h^T over K of the gates' columns, from `first`; in parts of K that stay in cache.
+  void multiply(const Share& mine, const float* x, int64_t ldx, int64_t first, int64_t K, float* to) {
+    constexpr int64_t PART = 512;
+    for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD)
+      for (int64_t k = 0; k < K; k += PART)
+        by_tiles(mine.rows, [&](int64_t tile, int64_t count) {
+          const int64_t row = mine.row + tile;
+          product<4>(count, x + row * ldx + k, ldx, w_t_.panel(quad / QUAD) + (first + k) * QUAD,
+                     std::min(PART, K - k), to + row * width() + quad, width());
+        });
+  }
+
+  // Calls what(row, unit, d_h) for every V units: of rows that move, with what comes from the output and
+  // from the next step. What `what` returns goes on to the step before, beside the product. Of rows that
+  // stand still all goes on and the gates have no gradient.
+  template <class What>
+  void elementwise(const Share& mine, int64_t t, What what) {
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
+      if (stands(t, row)) {
+        for (int64_t gate = 0; gate < gates(); ++gate)
+          std::memset(d_gx + (t * B + row) * G() + gate * H + mine.unit, 0,
+                      (mine.end - mine.unit) * sizeof(float));
+        continue;
+      }
+      for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
+        float* const d_h = d_h_ + row * width() + unit;
+        const Vec d_y = load(d_ys + (t * B + row) * H + unit, H - unit);
+        store(d_h, what(row, unit, load(d_h) + d_y));
+      }
+    }
+  }
+
+  Vec saved(int64_t t, int64_t row, int64_t n, int64_t unit) const {
+    return load(kept + ((t * B + row) * Forward::kept_of(kind) + n) * H + unit, H - unit);
+  }
+
+  void give(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
+    store(d_gx + (t * B + row) * G() + gate * H + unit, d, H - unit);
+  }
+
+  void rnn(const Share& mine, int64_t t) {
+    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+      const Vec h = saved(t, row, 0, unit);
+      give(t, row, 0, unit,
+           kind == RNN_TANH      ? d_h * (1.f - h * h)
+           : kind == RNN_SIGMOID ? d_h * h * (1.f - h)
+                                 : (h > 0.f ? d_h : Vec{}));
+      return Vec{};
+    });
+  }
+
+  void lstm(const Share& mine, int64_t t) {
+    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+      const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
+      const Vec i = saved(t, row, 0, unit), f = saved(t, row, 1, unit), g = saved(t, row, 2, unit);
+      const Vec o = saved(t, row, 3, unit), before = saved(t, row, 4, unit);
+      const Vec tanh_c = tanh(f * before + i * g);
+      float* const d_cell = d_c_ + row * width() + unit;
+      const Vec d_ao = d_h * tanh_c * o * (1.f - o);
+      Vec d_c = load(d_cell) + d_h * o * (1.f - tanh_c * tanh_c);
+      if (vectors) d_c += peephole(2) * d_ao;
+      const Vec d_ai = d_c * g * i * (1.f - i), d_af = d_c * before * f * (1.f - f);
+      give(t, row, 0, unit, d_ai);
+      give(t, row, 1, unit, d_af);
+      give(t, row, 2, unit, d_c * i * (1.f - g * g));
+      give(t, row, 3, unit, d_ao);
+      d_c *= f;
+      if (vectors) d_c += peephole(0) * d_ai + peephole(1) * d_af;
+      store(d_cell, d_c);
+      return Vec{};
+    });
+  }
+
+  void gru_after(const Share& mine, int64_t t, float* d_q) {
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
+      if (stands(t, row)) std::memset(d_q + row * width() + mine.unit, 0, (mine.end - mine.unit) * 4);
+    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+      const Vec z = saved(t, row, 0, unit), r = saved(t, row, 1, unit), n = saved(t, row, 2, unit);
+      const Vec q = saved(t, row, 3, unit), h = load(entered + (t * B + row) * H + unit, H - unit);
+      const Vec d_an = d_h * (1.f - z) * (1.f - n * n);
+      give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
+      give(t, row, 1, unit, d_an * q * r * (1.f - r));
+      give(t, row, 2, unit, d_an);
+      store(d_q + row * width() + unit, d_an * r);
+      return d_h * z;
+    });
+  }
+
+  void gru_before(const Share& mine, int64_t t) {
+    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+      const Vec z = saved(t, row, 0, unit), n = saved(t, row, 2, unit);
+      const Vec h = load(entered + (t * B + row) * H + unit, H - unit);
+      give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
+      give(t, row, 2, unit, d_h * (1.f - z) * (1.f - n * n));
+      store(d_rh_ + row * width() + unit, Vec{});
+      return d_h * z;
+    });
+    mine.team.meet();
+    multiply(mine, d_gx + t * B * G() + 2 * H, G(), 2 * H, H, d_rh_);
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
+      if (stands(t, row)) continue;
+      for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
+        const int64_t at = row * width() + unit;
+        const Vec r = saved(t, row, 1, unit), d_rh = load(d_rh_ + at);
+        const Vec h = load(entered + (t * B + row) * H + unit, H - unit);
+        give(t, row, 1, unit, d_rh * h * r * (1.f - r));
+        store(d_h_ + at, load(d_h_ + at) + d_rh * r);
+      }
+    }
+  }
+};

@@ -1,0 +1,223 @@
+// The recurrence forward. The equations: jaxrnn/cells.py.
+
+#pragma once
+
+#include "recurrence.h"
+
+class Forward : public Problem {
+ public:
+  // What goes in, one of: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B]; xs [T, B, D]
+  // with w_x [D, G] and b [G].
+  const float* gx = nullptr;
+  const int32_t* tokens = nullptr;
+  const float *table = nullptr, *xs = nullptr, *w_x = nullptr, *b = nullptr;
+  int64_t rows_of_table = 0, D = 0;
+  const float *w_h, *vectors;              // [H, G]; peepholes [3, H] or b_h [H], or null
+  const float *h_first, *c_first;          // [B, H]
+  float *ys, *h_last, *c_last;             // [T, B, H], [B, H]
+  float *entered = nullptr, *kept = nullptr;  // for the backward pass, or null: h before each step
+                                              // [T, B, H]; the arrays below [T, B, kept_of(kind), H]
+  static int64_t kept_of(Kind kind) {  // h | i f g o, c before | z r n | z r n q
+    return kind == LSTM ? 5 : kind == GRU_BEFORE ? 3 : kind == GRU_AFTER ? 4 : 1;
+  }
+
+  void run(xla::ffi::ThreadPool& pool) {
+    const int64_t size = B * width(), G = gates() * H;
+    for (Scratch* scratch : {&h_[0], &h_[1], &c_, &z_, &rh_}) *scratch = Scratch::zeros(size);
+    if (kind == LSTM || kind == GRU_AFTER) {
+      w_ = Packed::gates(pool, w_h, H, G, gates(), H);
+    } else if (kind == GRU_BEFORE) {
+      w_ = Packed::gates(pool, w_h, H, G, 2, H);
+      w_n_ = Packed::quads(pool, w_h + 2 * H, H, G, H);
+    } else {
+      w_ = Packed::quads(pool, w_h, H, G, H);
+    }
+    if (xs) {
+      w_in_ = gates() == 1 ? Packed::quads(pool, w_x, D, G, H) : Packed::gates(pool, w_x, D, G, gates(), H);
+    }
+    divide(pool, *this, [this](const Share& mine) { share(mine); });
+  }
+
+ private:
+  struct Step {
+    int64_t t, next;         // next: when the step after it is, -1 after the last
+    const float* old;        // h [B, width] before the step
+    float* now;              // and after it
+    const float* projected;  // gx of these rows [rows, gates * width], where it is computed here
+  };
+
+  Packed w_, w_n_, w_in_;  // of h (a reset-before GRU's candidate by itself), of x
+  Scratch h_[2], c_, z_, rh_;
+
+  int64_t time(int64_t n) const { return n == T ? -1 : reverse ? T - 1 - n : n; }
+
+  void share(const Share& mine) {
+    // With few rows to a step, several steps are projected at once: their rows lie side by side.
+    const int64_t chunk = mine.rows == B ? std::clamp<int64_t>(32 / B, 1, T) : 1;
+    const Scratch projected(xs ? chunk * mine.rows * gates() * width() : 0);
+    start(mine);
+    for (int64_t n = 0; n < T; ++n) {
+      const int64_t steps = std::min(chunk, T - n / chunk * chunk), at = n % chunk;
+      if (xs && at == 0) project(mine, std::min(time(n), time(n + steps - 1)), steps, projected);
+      const float* gx_here = projected + (reverse ? steps - 1 - at : at) * mine.rows * gates() * width();
+      const Step step{time(n), time(n + 1), h_[n % 2], h_[(n + 1) % 2], gx_here};
+      if (kind == LSTM) lstm(mine, step);
+      else if (kind == GRU_BEFORE) gru_before(mine, step);
+      else if (kind == GRU_AFTER) gru_after(mine, step);
+      else rnn(mine, step);
+      mine.team.meet();
+    }
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
+      const int64_t bytes = (mine.end - mine.unit) * sizeof(float), from = row * width() + mine.unit;
+      std::memcpy(h_last + row * H + mine.unit, h_[T % 2] + from, bytes);
+      if (kind == LSTM) std::memcpy(c_last + row * H + mine.unit, c_ + from, bytes);
+    }
+  }
+
+  void start(const Share& mine) {
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
+      if (resets(time(0), row)) continue;
+      const int64_t bytes = (mine.end - mine.unit) * sizeof(float), to = row * width() + mine.unit;
+      std::memcpy(h_[0] + to, h_first + row * H + mine.unit, bytes);
+      if (kind == LSTM) std::memcpy(c_ + to, c_first + row * H + mine.unit, bytes);
+    }
+    mine.team.meet();
+  }
+
+  // gx = x w_x + b of `steps` steps from time t, for the rows and units of this share.
+  void project(const Share& mine, int64_t t, int64_t steps, float* to) {
+    const int64_t vectors = gates() == 1 ? 4 : gates(), units = gates() == 1 ? QUAD : V;  // of a panel
+    const int64_t stride = gates() * width();
+    const float* x = xs + (t * B + mine.row) * D;
+    for (int64_t unit = mine.unit; unit < mine.end; unit += units) {
+      by_tiles(steps * mine.rows, [&](int64_t first, int64_t count) {
+        float* out = to + first * stride + unit * gates();
+        for (int64_t a = 0; a < vectors; ++a) {
+          const int64_t gate = gates() == 1 ? 0 : a, at = gates() == 1 ? unit + a * V : unit;
+          const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
+          for (int64_t row = 0; row < count; ++row) store(out + row * stride + a * V, bias);
+        }
+        const float *rows = x + first * D, *w = w_in_.panel(unit / units);
+        if (vectors == 4) product<4>(count, rows, D, w, D, out, stride);
+        else product<3>(count, rows, D, w, D, out, stride);
+      });
+    }
+  }
+
+  Vec input(const Share& mine, const Step& step, int64_t row, int64_t gate, int64_t unit) const {
+    if (xs) return load(step.projected + ((row - mine.row) * width() + unit) * gates() + gate * V);
+    const float* from = gx + (step.t * B + row) * gates() * H;
+    if (tokens) {
+      const int64_t token = tokens[step.t * B + row];  // out of range it is taken as jnp.take does
+      from = table + std::clamp<int64_t>(token < 0 ? token + rows_of_table : token, 0, rows_of_table - 1) *
+                         gates() * H;
+    }
+    return load(from + gate * H + unit, H - unit);
+  }
+
+  void keep(const Step& step, int64_t row, int64_t unit, int64_t n, Vec x) {
+    if (kept) store(kept + ((step.t * B + row) * kept_of(kind) + n) * H + unit, x, H - unit);
+  }
+
+  // What the row shows and takes along: h, unless it stands still here or starts afresh at the next step.
+  void finish(const Step& step, int64_t row, int64_t unit, Vec h) {
+    const int64_t at = (step.t * B + row) * H + unit;
+    const Vec old = load(step.old + row * width() + unit);
+    const bool stand = stands(step.t, row);
+    store(ys + at, stand ? Vec{} : h, H - unit);
+    if (entered) store(entered + at, old, H - unit);
+    store(step.now + row * width() + unit, afresh(step, row) ? Vec{} : stand ? old : h);
+  }
+
+  bool afresh(const Step& step, int64_t row) const { return step.next >= 0 && resets(step.next, row); }
+
+  // Calls what(row, unit, sums) for every V units: sums [A, V] = x w, of A gates.
+  template <int A, class What>
+  void multiply(const Share& mine, const float* x, const Packed& w, What what) {
+    for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
+      by_tiles(mine.rows, [&](int64_t first, int64_t count) {
+        float sums[MOST_ROWS * A * V] = {};
+        const int64_t row = mine.row + first;
+        product<A>(count, x + row * width(), width(), w.panel(unit / V), H, sums, A * V);
+        for (int64_t r = 0; r < count; ++r) what(row + r, unit, sums + r * A * V);
+      });
+    }
+  }
+
+  // Calls what(row, unit, sum) for every V units of one gate.
+  template <class What>
+  void multiply_quads(const Share& mine, const float* x, const Packed& w, What what) {
+    for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD) {
+      by_tiles(mine.rows, [&](int64_t first, int64_t count) {
+        float sums[MOST_ROWS * QUAD] = {};
+        const int64_t row = mine.row + first;
+        product<4>(count, x + row * width(), width(), w.panel(quad / QUAD), H, sums, QUAD);
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t unit = quad; unit < std::min(quad + QUAD, mine.end); unit += V)
+            what(row + r, unit, load(sums + r * QUAD + unit - quad));
+      });
+    }
+  }
+
+  void rnn(const Share& mine, const Step& step) {
+    multiply_quads(mine, step.old, w_, [&](int64_t row, int64_t unit, Vec sum) {
+      const Vec a = input(mine, step, row, 0, unit) + sum;
+      const Vec h = kind == RNN_TANH ? tanh(a) : kind == RNN_SIGMOID ? sigmoid(a) : a > 0.f ? a : Vec{};
+      keep(step, row, unit, 0, h);
+      finish(step, row, unit, h);
+    });
+  }
+
+  void lstm(const Share& mine, const Step& step) {
+    multiply<4>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
+      const auto gate = [&](int64_t n) { return load(sums + n * V) + input(mine, step, row, n, unit); };
+      const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
+      float* const cell = c_ + row * width() + unit;
+      const Vec before = load(cell);
+      Vec a_i = gate(0), a_f = gate(1), a_o = gate(3);
+      if (vectors) a_i += peephole(0) * before, a_f += peephole(1) * before;
+      const Vec i = sigmoid(a_i), f = sigmoid(a_f), g = tanh(gate(2)), c = f * before + i * g;
+      if (vectors) a_o += peephole(2) * c;
+      const Vec o = sigmoid(a_o);
+      keep(step, row, unit, 0, i);
+      keep(step, row, unit, 1, f);
+      keep(step, row, unit, 2, g);
+      keep(step, row, unit, 3, o);
+      keep(step, row, unit, 4, before);
+      store(cell, afresh(step, row) ? Vec{} : stands(step.t, row) ? before : c);
+      finish(step, row, unit, o * tanh(c));
+    });
+  }
+
+  void gru_after(const Share& mine, const Step& step) {
+    multiply<3>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
+      const Vec z = sigmoid(load(sums) + input(mine, step, row, 0, unit));
+      const Vec r = sigmoid(load(sums + V) + input(mine, step, row, 1, unit));
+      const Vec q = load(sums + 2 * V) + load(vectors + unit, H - unit);
+      const Vec n = tanh(input(mine, step, row, 2, unit) + r * q);
+      keep(step, row, unit, 0, z);
+      keep(step, row, unit, 1, r);
+      keep(step, row, unit, 2, n);
+      keep(step, row, unit, 3, q);
+      finish(step, row, unit, (1.f - z) * n + z * load(step.old + row * width() + unit));
+    });
+  }
+
+  void gru_before(const Share& mine, const Step& step) {
+    multiply<2>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
+      const Vec r = sigmoid(load(sums + V) + input(mine, step, row, 1, unit));
+      const int64_t at = row * width() + unit;
+      store(z_ + at, sigmoid(load(sums) + input(mine, step, row, 0, unit)));
+      store(rh_ + at, r * load(step.old + at));
+      keep(step, row, unit, 1, r);
+    });
+    mine.team.meet();
+    multiply_quads(mine, rh_, w_n_, [&](int64_t row, int64_t unit, Vec sum) {
+      const Vec z = load(z_ + row * width() + unit), n = tanh(input(mine, step, row, 2, unit) + sum);
+      const Vec h = (1.f - z) * n + z * load(step.old + row * width() + unit);
+      keep(step, row, unit, 0, z);
+      keep(step, row, unit, 2, n);
+      finish(step, row, unit, h);
+    });
+  }
+};

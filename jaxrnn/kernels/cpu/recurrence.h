@@ -1,0 +1,148 @@
+// What both passes share: the problem, how it is divided among cores, packed weights, memory.
+
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "shares.h"
+#include "vectors.h"
+
+enum Kind : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };
+
+inline int64_t gates_of(Kind kind) { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Problem {
+  Kind kind;
+  bool reverse;
+  int64_t T, B, H;
+  const bool *reset, *active;  // [T, B]; null where no row ever does
+
+  int64_t gates() const { return gates_of(kind); }
+  int64_t width() const { return round_up(H, QUAD); }  // of a row of states in scratch
+  bool resets(int64_t t, int64_t row) const { return reset && reset[t * B + row]; }
+  bool stands(int64_t t, int64_t row) const { return active && !active[t * B + row]; }
+};
+
+// What one core does: these rows, these units (whole quads), meeting its team after each step.
+struct Share {
+  int64_t row, rows, unit, end;
+  Team& team;
+};
+
+// Runs what(Share) for parts of the batch, or for parts of the units where rows are too few: a core
+// reads all its weights at every step and should use each for some rows.
+template <class What>
+void divide(xla::ffi::ThreadPool& pool, const Problem& p, const What& what) {
+  constexpr int64_t FEWEST_ROWS = 4, FEWEST_WEIGHTS = 1 << 16;  // weights: to be worth meeting
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads()), quads = p.width() / QUAD;
+  const int64_t parts = std::min(threads, p.B / FEWEST_ROWS);
+  const int64_t members = std::min({threads, quads, p.gates() * p.H * p.H / FEWEST_WEIGHTS});
+  if (parts < 2 && members > 1) {
+    together(pool, members, [&](int64_t n, Team& team) {
+      const int64_t from = quads * n / team.size() * QUAD, to = quads * (n + 1) / team.size() * QUAD;
+      what(Share{0, p.B, from, std::min(to, p.H), team});
+    });
+    return;
+  }
+  each(pool, std::max<int64_t>(1, parts), [&](int64_t n) {
+    Team alone;
+    const int64_t all = std::max<int64_t>(1, parts), from = p.B * n / all, to = p.B * (n + 1) / all;
+    what(Share{from, to - from, 0, p.H, alone});
+  });
+}
+
+// Fresh memory comes page by page as it is first touched; asked for in huge pages it costs far less.
+inline void in_huge_pages(void* data, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr int64_t HUGE_PAGE = 1 << 21;
+  const int64_t start = reinterpret_cast<int64_t>(data), from = round_up(start, HUGE_PAGE);
+  const int64_t length = (start + bytes - from) / HUGE_PAGE * HUGE_PAGE;
+  if (length > 0) madvise(reinterpret_cast<void*>(from), length, MADV_HUGEPAGE);
+#endif
+}
+
+// Floats for one call.
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t floats) {
+    const int64_t unit = floats < 1 << 19 ? 64 : 1 << 21, bytes = round_up(floats * 4, unit);
+    data_.reset(static_cast<float*>(std::aligned_alloc(unit, bytes)));
+    in_huge_pages(data_.get(), bytes);
+  }
+  static Scratch zeros(int64_t floats) {
+    Scratch made(floats);
+    std::memset(made, 0, floats * 4);
+    return made;
+  }
+  operator float*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+// Weights as `tile` reads them: panels [K, A, V], one after another. The A vectors of a panel are the
+// same V units of A gates ("gates"), or 4 V units of one gate ("quads").
+class Packed {
+ public:
+  // `gates` blocks of H columns of w [K, ld]. A panel has V units of each.
+  static Packed gates(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t gates,
+                      int64_t H) {
+    Packed packed(K, gates * V, (H + V - 1) / V);
+    each(pool, packed.panels_, [&](int64_t panel) {
+      float* to = packed.panel(panel);
+      const int64_t unit = panel * V;
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t gate = 0; gate < gates; ++gate, to += V)
+          store(to, load(w + k * ld + gate * H + unit, H - unit));
+    });
+    return packed;
+  }
+
+  // H columns of w [K, ld].
+  static Packed quads(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t H) {
+    Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
+    each(pool, packed.panels_, [&](int64_t panel) {
+      float* to = packed.panel(panel);
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V)
+          store(to, unit < H ? load(w + k * ld + unit, H - unit) : Vec{});
+    });
+    return packed;
+  }
+
+  // The transpose of w [H, K].
+  static Packed transposed(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t H) {
+    constexpr int64_t BLOCK = 16;  // columns of w at a time, so that what is written stays in cache
+    Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
+    each(pool, packed.panels_, [&](int64_t panel) {
+      float* to = packed.panel(panel);
+      const int64_t units = std::min<int64_t>(QUAD, H - panel * QUAD);
+      if (units < QUAD) std::memset(to, 0, K * QUAD * sizeof(float));
+      for (int64_t first = 0; first < K; first += BLOCK)
+        for (int64_t unit = 0; unit < units; ++unit)
+          for (int64_t k = first; k < std::min(first + BLOCK, K); ++k)
+            to[k * QUAD + unit] = w[(panel * QUAD + unit) * K + k];
+    });
+    return packed;
+  }
+
+  Packed() = default;
+  float* panel(int64_t n) const { return data_ + n * K_ * wide_; }
+
+ private:
+  Packed(int64_t K, int64_t wide, int64_t panels)
+      : K_(K), wide_(wide), panels_(panels), data_(K * wide * panels) {}
+  int64_t K_ = 0, wide_ = 0, panels_ = 0;
+  Scratch data_;
+};

@@ -1,0 +1,112 @@
+// Vectors of V floats, the gates' functions of them, and products of rows with packed weights.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int V = 16;
+constexpr int64_t MOST_ROWS = 6;  // of a tile: with 4 vectors each, 24 of 32 registers hold sums
+#elif defined(__AVX__)
+constexpr int V = 8;
+constexpr int64_t MOST_ROWS = 3;  // 12 of 16
+#elif defined(__ARM_NEON)
+constexpr int V = 4;
+constexpr int64_t MOST_ROWS = 6;
+#else
+constexpr int V = 4;
+constexpr int64_t MOST_ROWS = 3;
+#endif
+constexpr int QUAD = 4 * V;
+
+typedef float Vec __attribute__((vector_size(V * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(V * 4), aligned(4), may_alias));
+
+inline Vec all(float x) { return x - Vec{}; }
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
+
+// The first n floats of a vector; the rest are zeros, or stay as they were.
+inline Vec load(const float* p, int64_t n) {
+  if (n >= V) return load(p);
+  Vec x{};
+  std::memcpy(&x, p, n * sizeof(float));
+  return x;
+}
+inline void store(float* p, Vec x, int64_t n) {
+  if (n >= V) return store(p, x);
+  std::memcpy(p, &x, n * sizeof(float));
+}
+
+// exp(x) - 1, to a few units in the last place: x = n ln 2 + r, and the series in r.
+inline Vec expm1(Vec x) {
+  x = x < -87.f ? all(-87.f) : x;  // where float32 ends
+  x = x > 87.f ? all(87.f) : x;
+  const Vec shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: the sum is a whole number, its bits n
+  const Vec n = shifted - 12582912.f;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Vec p = r * (1.f / 5040) + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r;
+  const Ints bits = (reinterpret_cast<const Ints&>(shifted) << 23) + (127 << 23);
+  const Vec scale = reinterpret_cast<const Vec&>(bits);  // 2^n
+  return scale * p + (scale - 1.f);
+}
+inline Vec sigmoid(Vec x) { return 1.f / (expm1(-x) + 2.f); }
+inline Vec tanh(Vec x) {
+  const Vec e = expm1(x + x);
+  return e / (e + 2.f);
+}
+
+// out[r, a] += sum over k of x[r, k] w[k, a], for R rows and A vectors.
+template <int R, int A>
+void tile(const float* x, int64_t ldx, const float* w, int64_t K, float* out, int64_t ldo) {
+  Vec sum[R][A];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) sum[r][a] = load(out + r * ldo + a * V);
+  for (int64_t k = 0; k < K; ++k, w += A * V) {
+    Vec row[A];
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) row[a] = load(w + a * V);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec value = all(x[r * ldx + k]);
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a) sum[r][a] += value * row[a];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int a = 0; a < A; ++a) store(out + r * ldo + a * V, sum[r][a]);
+}
+
+// The same for 1 to MOST_ROWS rows.
+template <int A>
+void product(int64_t rows, const float* x, int64_t ldx, const float* w, int64_t K, float* out, int64_t ldo) {
+  switch (rows) {
+    case 1: return tile<1, A>(x, ldx, w, K, out, ldo);
+    case 2: return tile<2, A>(x, ldx, w, K, out, ldo);
+    case 3: return tile<3, A>(x, ldx, w, K, out, ldo);
+    case 4: return tile<4, A>(x, ldx, w, K, out, ldo);
+    case 5: return tile<5, A>(x, ldx, w, K, out, ldo);
+    case 6: return tile<6, A>(x, ldx, w, K, out, ldo);
+  }
+}
+
+// Calls what(first, count) for rows in tiles of about equal height.
+template <class What>
+void by_tiles(int64_t rows, What what) {
+  const int64_t tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;
+  for (int64_t n = 0, row = 0; n < tiles; ++n) {
+    const int64_t end = rows * (n + 1) / tiles;
+    what(row, end - row);
+    row = end;
+  }
+}
