@@ -165,11 +165,6 @@ def weight_gradients(
     return jax.tree.map(lambda d, w: d.astype(w.dtype), found, weights)
 
 
-def input_gradients(inputs: Inputs, d_gx: Float[Array, "T B G"]) -> Any:
-    """The gradient of a kernel's inputs, whatever they were made of."""
-    return _to_inputs(Rows, inputs if isinstance(inputs, Lookup | Dense) else None, d_gx, d_gx.dtype)
-
-
 def _to_inputs(layout: Layout, source: Lookup | Dense | None, d_gx: Array, dtype: Any) -> Any:
     """dgx handed on to what the inputs were made of."""
     if isinstance(source, Lookup):

@@ -1,18 +1,18 @@
-"""A cell over time on a CPU, in C++: every core takes its rows of the batch through all of time by itself.
+"""A cell over time on a CPU, in C++: each core takes rows of the batch through all of time by itself.
 
 XLA's loop multiplies small matrices on one core, writes every intermediate of a step to memory, and
-packs the weights anew at each step. Here they are packed once a call, gates are applied to a product while
-it is in the first cache, and cores do not wait for each other; with too few rows for all of them they
-share out the units instead, and meet after each step. The C++ (recurrence.cc, by way of XLA's foreign
-function interface and on XLA's threads) is compiled on the machine that runs it, once (`build`).
+packs the weights anew at each step. Here they are packed once a call, the gates are applied to a product
+while it is in the first cache, and no core waits for another. With too few rows for all of them they
+share out the units instead, and meet after each step. The C++ (recurrence.cc, called through XLA's
+foreign function interface, on XLA's threads) is compiled once on the machine that runs it (`build`).
 
-Residuals are those of `kernels.xla`: the state that entered each step and the activated gates. The way
-back runs the recurrent chain alone,
+As in `kernels.xla` the forward pass keeps the states and the activated gates, the way back runs the
+recurrent chain alone,
 
     dgx^t = d(gates' inputs),    dh^{t-1} = dgx^t W_h^T + elementwise terms
 
-and dW_h, dW_x, db and dx are the large products of `kernels.xla`. Second derivatives are those of
-`kernels.xla` too: it computes the gradients anew for them.
+and dW_h, dW_x, db and dx are large products over all T B rows after it. Second derivatives are those of
+`kernels.xla`, which computes the gradients anew for them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrnn.cells import GRU, LSTM, RNN
+from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import xla
-from jaxrnn.kernels.cpu import build
+from jaxrnn.kernels.cpu import build, calls
 from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
 from jaxrnn.shapes import Array, Float
 
-KEPT = {RNN: 1, LSTM: 5}  # arrays [B, H] of a step that the backward pass needs; GRUs 3 or 4
-
 
 def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
-    """Why this cannot run such a problem; None where it can."""
-    reason = xla.obstacle(cell, batch, dtype)
-    if reason:
+    """Why this cannot run such a problem; None where it can. The first time it compiles: seconds."""
+    if reason := xla.obstacle(cell, batch, dtype):
         return reason
     if jnp.dtype(dtype) != jnp.float32:
         return f"its C++ multiplies float32 alone, not {jnp.dtype(dtype)}; use 'xla'"
@@ -57,22 +53,22 @@ def run(
 def _run(
     cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
-    final, ys, *_ = _forward_call(cell, reverse, weights, inputs, state, masks, keep=False)
+    final, ys, _ = calls.forward(cell, reverse, weights, inputs, state, masks, keep=False)
     return final, ys
 
 
 def _forward(
     cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
-) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
-    final, ys, *saved = _forward_call(cell, reverse, weights, inputs, state, masks, keep=True)
-    return (final, ys), ((weights, inputs, state, masks), saved)
+) -> tuple[tuple[Any, Array], tuple[Any, calls.Kept]]:
+    given = weights, inputs, state, masks
+    final, ys, kept = calls.forward(cell, reverse, *given, keep=True)
+    return (final, ys), (given, kept)
 
 
 def _backward(
-    cell: Any, reverse: bool, saved: tuple[Any, ...], cotangents: tuple[Any, Array]
-) -> tuple[Any, ...]:
-    given, (entered, kept) = saved
-    return (*_gradients(cell, reverse, given, cotangents, entered, kept), Masks(None, None))
+    cell: Any, reverse: bool, saved: tuple[Any, calls.Kept], cotangents: tuple[Any, Array]
+) -> tuple[Any, Any, Any, Masks]:
+    return (*_gradients(cell, reverse, *saved, cotangents), Masks(None, None))
 
 
 _run.defvjp(_forward, _backward)
@@ -80,141 +76,60 @@ _run.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gradients(
-    cell: Any, reverse: bool, given: Any, cotangents: Any, entered: Array, kept: Array
+    cell: Any, reverse: bool, given: Any, kept: calls.Kept, cotangents: tuple[Any, Array]
 ) -> tuple[Any, Any, Any]:
-    """Of weights, inputs and state, from what the forward pass kept."""
+    """Of the weights, the inputs and the first state."""
     weights, inputs, _, masks = given
-    d_final, d_ys = cotangents
-    d_gx, d_state = _backward_call(cell, reverse, weights, masks, entered, kept, d_final, d_ys)
-    previous = states = d_state._replace(hidden=entered)
-    gates = tuple(kept[:, :, n] for n in range(kept.shape[2]))
-    if isinstance(cell, LSTM):
-        *gates, before = gates
-        i, f, g, _ = gates
-        previous, states = previous._replace(cell=before), states._replace(cell=f * before + i * g)
-    d_weights = xla.weight_gradients(cell, weights, previous, states, gates, d_gx)
-    return d_weights, xla.input_gradients(inputs, d_gx), d_state
+    d_gx, d_q, d_state = calls.backward(cell, reverse, weights, masks, kept, *cotangents)
+    d_weights = _weight_gradients(cell, weights, kept, d_gx, d_q)
+    return d_weights, _input_gradients(inputs, d_gx), d_state
 
 
-def _gradients_forward(cell: Any, reverse: bool, given: Any, cotangents: Any, *kept: Array) -> Any:
-    return _gradients(cell, reverse, given, cotangents, *kept), (given, cotangents)
+def _weight_gradients(cell: Any, weights: Any, kept: calls.Kept, d_gx: Array, d_q: Array) -> Any:
+    size = cell.hidden
+    if isinstance(cell, GRU):
+        d_zr, _ = calls.outer(kept.entered, d_gx, slice(0, 2 * size))
+        if cell.reset == "after":
+            d_n, d_b_h = calls.outer(kept.entered, d_q)
+        else:
+            (d_n, _), d_b_h = calls.outer(kept.reset_hidden, d_gx, slice(2 * size, None)), None
+        return weights._replace(w_h=jnp.concatenate([d_zr, d_n], axis=1), b_h=d_b_h)
+    d_weights = weights._replace(w_h=calls.outer(kept.entered, d_gx)[0])
+    if isinstance(cell, LSTM) and cell.peephole:
+        d_i, d_f, _, d_o = jnp.split(d_gx, 4, axis=-1)
+        i, f, g, _, before = (kept.rest[:, :, n] for n in range(5))
+        seen = (before, d_i), (before, d_f), (f * before + i * g, d_o)
+        d_weights = d_weights._replace(w_c=jnp.stack([(c * d).sum((0, 1)) for c, d in seen]))
+    return d_weights
 
 
-def _gradients_backward(cell: Any, reverse: bool, saved: Any, cotangents: Any) -> Any:
-    """What was kept depends on what was given: all of the derivative goes that way, through XLA."""
-    (weights, inputs, state, masks), outer = saved
+def _input_gradients(inputs: Inputs, d_gx: Array) -> Any:
+    if isinstance(inputs, Lookup):
+        d_table = calls.sum_equal(inputs.tokens, d_gx, inputs.table.shape[0])
+        return Lookup(d_table, None)  # type: ignore[arg-type]
+    if isinstance(inputs, Dense):
+        return Dense(calls.back(d_gx, inputs.w_x), *calls.outer(inputs.xs, d_gx))
+    return d_gx
 
-    def gradients(weights: Any, inputs: Inputs, state: Any, outer: Any) -> Any:
-        def forward(weights: Any, inputs: Inputs, state: Any) -> Any:
-            return xla.run(cell, weights, inputs, state, masks, reverse)
 
-        return jax.vjp(forward, weights, inputs, state)[1](outer)
+def _gradients_forward(
+    cell: Any, reverse: bool, given: Any, kept: calls.Kept, cotangents: Any
+) -> Any:
+    return _gradients(cell, reverse, given, kept, cotangents), (given, cotangents)
 
-    _, transpose = jax.vjp(gradients, weights, inputs, state, outer)
-    d_weights, d_inputs, d_state, d_outer = transpose(cotangents)
-    return (d_weights, d_inputs, d_state, Masks(None, None)), d_outer, None, None
+
+def _gradients_backward(cell: Any, reverse: bool, saved: Any, d_gradients: Any) -> Any:
+    """What was kept is a function of what was given: all of the derivative goes by the latter."""
+    (*given, masks), cotangents = saved
+
+    def forward(*given: Any) -> Any:
+        return xla.run(cell, *given, masks, reverse)
+
+    def gradients(given: Any, cotangents: Any) -> Any:
+        return jax.vjp(forward, *given)[1](cotangents)
+
+    d_given, d_cotangents = jax.vjp(gradients, given, cotangents)[1](d_gradients)
+    return (*d_given, Masks(None, None)), None, d_cotangents
 
 
 _gradients.defvjp(_gradients_forward, _gradients_backward)
-
-
-# --- the two calls ------------------------------------------------------------------------------
-
-
-def _forward_call(
-    cell: Any,
-    reverse: bool,
-    weights: Any,
-    inputs: Inputs,
-    state: Any,
-    masks: Masks,
-    keep: bool,
-) -> tuple[Any, Array, Array, Array]:
-    """(final state, ys [T, B, H], h before each step [T, B, H], the gates [T, B, kept, H])."""
-    steps, batch, _ = inputs.shape
-    size = cell.hidden
-    xs, tokens, w_x, b = inputs, None, None, None
-    if isinstance(inputs, Lookup):
-        xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
-    elif isinstance(inputs, Dense):
-        xs, w_x, b = inputs
-    count = KEPT.get(type(cell)) or (4 if cell.reset == "after" else 3)
-    results = {
-        "ys": (steps, batch, size),
-        "hidden": (batch, size),
-        "cell": (batch, size) if isinstance(cell, LSTM) else (0,),
-        "entered": (steps, batch, size) if keep else (0,),
-        "kept": (steps, batch, count, size) if keep else (0,),
-    }
-    ys, hidden, c, entered, kept = _call(
-        "jaxrnn_forward",
-        results,
-        *(_given(xs), _given(tokens, jnp.int32), _given(w_x), _given(b)),
-        *(weights.w_h, _vectors(weights), state.hidden, _given(getattr(state, "cell", None))),
-        *_marks(masks),
-        kind=_kind(cell),
-        reverse=reverse,
-    )
-    return _state(state, hidden, c), ys, entered, kept
-
-
-def _backward_call(
-    cell: Any,
-    reverse: bool,
-    weights: Any,
-    masks: Masks,
-    entered: Array,
-    kept: Array,
-    d_final: Any,
-    d_ys: Array,
-) -> tuple[Array, Any]:
-    """(dgx [T, B, G], the gradient of the state before the first step)."""
-    steps, batch, size = d_ys.shape
-    results = {
-        "d_gx": (steps, batch, weights.w_h.shape[1]),
-        "d_hidden": (batch, size),
-        "d_cell": (batch, size) if isinstance(cell, LSTM) else (0,),
-    }
-    d_gx, d_hidden, d_cell = _call(
-        "jaxrnn_backward",
-        results,
-        *(weights.w_h, _vectors(weights), entered, kept, d_ys),
-        *(d_final.hidden, _given(getattr(d_final, "cell", None))),
-        *_marks(masks),
-        kind=_kind(cell),
-        reverse=reverse,
-    )
-    return d_gx, _state(d_final, d_hidden, d_cell)
-
-
-def _call(name: str, results: dict[str, tuple[int, ...]], *arguments: Array, **attributes: Any) -> Any:
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results.values()]
-    call = jax.ffi.ffi_call(name, shapes, vmap_method="sequential")
-    return call(*arguments, **attributes)
-
-
-def _kind(cell: Any) -> Any:
-    """The cell's number in recurrence.h."""
-    if isinstance(cell, LSTM):
-        return np.int64(3)
-    if isinstance(cell, GRU):
-        return np.int64(4 + ("before", "after").index(cell.reset))
-    return np.int64(("tanh", "relu", "sigmoid").index(cell.activation))
-
-
-def _given(x: Array | None, dtype: Any = jnp.float32) -> Array:
-    """An array without elements for one that is not there."""
-    return jnp.zeros((0,), dtype) if x is None else x
-
-
-def _vectors(weights: Any) -> Array:
-    """Peepholes [3, H] of an LSTM, b_h [H] of a GRU, where there are any."""
-    return _given(getattr(weights, "w_c" if hasattr(weights, "w_c") else "b_h", None))
-
-
-def _marks(masks: Masks) -> tuple[Array, Array]:
-    return _given(masks.reset, jnp.bool_), _given(masks.active, jnp.bool_)
-
-
-def _state(like: Any, hidden: Array, c: Array) -> Any:
-    return like._replace(hidden=hidden, **({"cell": c} if hasattr(like, "cell") else {}))

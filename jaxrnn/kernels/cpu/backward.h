@@ -11,17 +11,18 @@ class Backward : public Problem {
   const float *entered, *kept;             // as Forward left them
   const float *d_ys, *d_h_last, *d_c_last;  // [T, B, H], [B, H]
   float *d_gx, *d_h_first, *d_c_first;      // [T, B, G], [B, H]
+  float* d_q = nullptr;                     // [T, B, H], of a reset-after GRU's h w_n + b_h
 
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t size = B * width();
-    for (Scratch* scratch : {&d_h_, &d_c_, &d_rh_, &d_q_[0], &d_q_[1]}) *scratch = Scratch::zeros(size);
+    for (Scratch* scratch : {&d_h_, &d_c_, &d_rh_}) *scratch = Scratch::zeros(size);
     w_t_ = Packed::transposed(pool, w_h, gates() * H, H);
     divide(pool, *this, [this](const Share& mine) { share(mine); });
   }
 
  private:
   Packed w_t_;
-  Scratch d_h_, d_c_, d_rh_, d_q_[2];
+  Scratch d_h_, d_c_, d_rh_;
 
   int64_t G() const { return gates() * H; }
 
@@ -34,17 +35,17 @@ class Backward : public Problem {
     }
     for (int64_t n = T - 1; n >= 0; --n) {
       const int64_t t = reverse ? T - 1 - n : n;
-      const float* const d_gx_t = d_gx + t * B * G();
+      const Left d_gx_t{d_gx + t * B * G(), G()};
       if (kind == LSTM) lstm(mine, t);
       else if (kind == GRU_BEFORE) gru_before(mine, t);
-      else if (kind == GRU_AFTER) gru_after(mine, t, d_q_[n % 2]);
+      else if (kind == GRU_AFTER) gru_after(mine, t);
       else rnn(mine, t);
       mine.team.meet();
       if (kind == GRU_AFTER) {
-        multiply(mine, d_gx_t, G(), 0, 2 * H, d_h_);
-        multiply(mine, d_q_[n % 2], width(), 2 * H, H, d_h_);
+        multiply(mine, d_gx_t, 0, 2 * H, d_h_);
+        multiply(mine, {d_q + t * B * H, H}, 2 * H, H, d_h_);
       } else {
-        multiply(mine, d_gx_t, G(), 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
+        multiply(mine, d_gx_t, 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
       }
       for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
         if (resets(t, row)) {
@@ -60,13 +61,12 @@ class Backward : public Problem {
   }
 
   // to += x w_h^T over K of the gates' columns, from `first`; in parts of K that stay in cache.
-  void multiply(const Share& mine, const float* x, int64_t ldx, int64_t first, int64_t K, float* to) {
-    constexpr int64_t PART = 512;
+  void multiply(const Share& mine, Left x, int64_t first, int64_t K, float* to) {
     for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD)
       for (int64_t k = 0; k < K; k += PART)
         by_tiles(mine.rows, [&](int64_t tile, int64_t count) {
           const int64_t row = mine.row + tile;
-          product<4>(count, x + row * ldx + k, ldx, w_t_.panel(quad / QUAD) + (first + k) * QUAD,
+          product<4>(count, x.from(row, k), w_t_.panel(quad / QUAD) + (first + k) * QUAD,
                      std::min(PART, K - k), to + row * width() + quad, width());
         });
   }
@@ -132,9 +132,12 @@ class Backward : public Problem {
     });
   }
 
-  void gru_after(const Share& mine, int64_t t, float* d_q) {
+  void gru_after(const Share& mine, int64_t t) {
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
-      if (stands(t, row)) std::memset(d_q + row * width() + mine.unit, 0, (mine.end - mine.unit) * 4);
+      if (stands(t, row)) {
+        const int64_t bytes = (mine.end - mine.unit) * sizeof(float);
+        std::memset(d_q + (t * B + row) * H + mine.unit, 0, bytes);
+      }
     elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const Vec z = saved(t, row, 0, unit), r = saved(t, row, 1, unit), n = saved(t, row, 2, unit);
       const Vec q = saved(t, row, 3, unit), h = load(entered + (t * B + row) * H + unit, H - unit);
@@ -142,7 +145,7 @@ class Backward : public Problem {
       give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
       give(t, row, 1, unit, d_an * q * r * (1.f - r));
       give(t, row, 2, unit, d_an);
-      store(d_q + row * width() + unit, d_an * r);
+      store(d_q + (t * B + row) * H + unit, d_an * r, H - unit);
       return d_h * z;
     });
   }
@@ -157,7 +160,7 @@ class Backward : public Problem {
       return d_h * z;
     });
     mine.team.meet();
-    multiply(mine, d_gx + t * B * G() + 2 * H, G(), 2 * H, H, d_rh_);
+    multiply(mine, {d_gx + t * B * G() + 2 * H, G()}, 2 * H, H, d_rh_);
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
       if (stands(t, row)) continue;
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {

@@ -18,6 +18,7 @@ import jaxlib
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-DNDEBUG", "-w")
+CALLS = tuple(f"jaxrnn_{name}" for name in ("forward", "backward", "outer", "back", "sum_equal"))
 PATIENCE = 300  # seconds that a compiler may take
 
 
@@ -34,7 +35,7 @@ def why_not() -> str | None:
         library = ctypes.CDLL(str(_compiled()))
     except (NotBuilt, OSError) as reason:
         return str(reason)
-    for name in ("jaxrnn_forward", "jaxrnn_backward"):
+    for name in CALLS:
         handler = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return None

@@ -15,9 +15,10 @@ class Forward : public Problem {
   const float *w_h, *vectors;              // [H, G]; peepholes [3, H] or b_h [H], or null
   const float *h_first, *c_first;          // [B, H]
   float *ys, *h_last, *c_last;             // [T, B, H], [B, H]
-  float *entered = nullptr, *kept = nullptr;  // for the backward pass, or null: h before each step
-                                              // [T, B, H]; the arrays below [T, B, kept_of(kind), H]
-  static int64_t kept_of(Kind kind) {  // h | i f g o, c before | z r n | z r n q
+  // For the backward pass, or null: h before each step [T, B, H], in a reset-before GRU r * h too, and
+  // [T, B, kept_of(kind), H]: h | i f g o and c before | z r n | z r n q.
+  float *entered = nullptr, *reset_hidden = nullptr, *kept = nullptr;
+  static int64_t kept_of(Kind kind) {
     return kind == LSTM ? 5 : kind == GRU_BEFORE ? 3 : kind == GRU_AFTER ? 4 : 1;
   }
 
@@ -97,9 +98,10 @@ class Forward : public Problem {
           const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
           for (int64_t row = 0; row < count; ++row) store(out + row * stride + a * V, bias);
         }
-        const float *rows = x + first * D, *w = w_in_.panel(unit / units);
-        if (vectors == 4) product<4>(count, rows, D, w, D, out, stride);
-        else product<3>(count, rows, D, w, D, out, stride);
+        const Left rows{x + first * D, D};
+        const float* w = w_in_.panel(unit / units);
+        if (vectors == 4) product<4>(count, rows, w, D, out, stride);
+        else product<3>(count, rows, w, D, out, stride);
       });
     }
   }
@@ -108,9 +110,7 @@ class Forward : public Problem {
     if (xs) return load(step.projected + ((row - mine.row) * width() + unit) * gates() + gate * V);
     const float* from = gx + (step.t * B + row) * gates() * H;
     if (tokens) {
-      const int64_t token = tokens[step.t * B + row];  // out of range it is taken as jnp.take does
-      from = table + std::clamp<int64_t>(token < 0 ? token + rows_of_table : token, 0, rows_of_table - 1) *
-                         gates() * H;
+      from = table + row_of(tokens[step.t * B + row], rows_of_table) * gates() * H;
     }
     return load(from + gate * H + unit, H - unit);
   }
@@ -138,7 +138,7 @@ class Forward : public Problem {
       by_tiles(mine.rows, [&](int64_t first, int64_t count) {
         float sums[MOST_ROWS * A * V] = {};
         const int64_t row = mine.row + first;
-        product<A>(count, x + row * width(), width(), w.panel(unit / V), H, sums, A * V);
+        product<A>(count, {x + row * width(), width()}, w.panel(unit / V), H, sums, A * V);
         for (int64_t r = 0; r < count; ++r) what(row + r, unit, sums + r * A * V);
       });
     }
@@ -151,7 +151,7 @@ class Forward : public Problem {
       by_tiles(mine.rows, [&](int64_t first, int64_t count) {
         float sums[MOST_ROWS * QUAD] = {};
         const int64_t row = mine.row + first;
-        product<4>(count, x + row * width(), width(), w.panel(quad / QUAD), H, sums, QUAD);
+        product<4>(count, {x + row * width(), width()}, w.panel(quad / QUAD), H, sums, QUAD);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t unit = quad; unit < std::min(quad + QUAD, mine.end); unit += V)
             what(row + r, unit, load(sums + r * QUAD + unit - quad));
@@ -207,8 +207,10 @@ class Forward : public Problem {
     multiply<2>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
       const Vec r = sigmoid(load(sums + V) + input(mine, step, row, 1, unit));
       const int64_t at = row * width() + unit;
+      const Vec rh = r * load(step.old + at);
       store(z_ + at, sigmoid(load(sums) + input(mine, step, row, 0, unit)));
-      store(rh_ + at, r * load(step.old + at));
+      store(rh_ + at, rh);
+      if (reset_hidden) store(reset_hidden + (step.t * B + row) * H + unit, rh, H - unit);
       keep(step, row, unit, 1, r);
     });
     mine.team.meet();

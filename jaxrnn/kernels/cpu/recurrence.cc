@@ -2,6 +2,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "gradients.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -32,7 +33,8 @@ float* fresh(ffi::Result<Floats>& x) {
 ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
                    Floats vectors, Floats h_first, Floats c_first, Truths reset, Truths active,
                    ffi::Result<Floats> ys, ffi::Result<Floats> h_last, ffi::Result<Floats> c_last,
-                   ffi::Result<Floats> entered, ffi::Result<Floats> kept, int64_t kind, bool reverse) {
+                   ffi::Result<Floats> entered, ffi::Result<Floats> reset_hidden, ffi::Result<Floats> kept,
+                   int64_t kind, bool reverse) {
   Forward run;
   static_cast<Problem&>(run) = problem(kind, reverse, w_h, reset, active, ys->dimensions());
   if (tokens.element_count()) {
@@ -55,6 +57,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
   run.h_last = fresh(h_last);
   run.c_last = fresh(c_last);
   run.entered = fresh(entered);
+  run.reset_hidden = fresh(reset_hidden);
   run.kept = fresh(kept);
   run.run(pool);
   return ffi::Error::Success();
@@ -62,7 +65,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
 
 ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats entered, Floats kept,
                     Floats d_ys, Floats d_h_last, Floats d_c_last, Truths reset, Truths active,
-                    ffi::Result<Floats> d_gx, ffi::Result<Floats> d_h_first,
+                    ffi::Result<Floats> d_gx, ffi::Result<Floats> d_q, ffi::Result<Floats> d_h_first,
                     ffi::Result<Floats> d_c_first, int64_t kind, bool reverse) {
   Backward run;
   static_cast<Problem&>(run) = problem(kind, reverse, w_h, reset, active, d_ys.dimensions());
@@ -74,9 +77,30 @@ ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats ent
   run.d_h_last = d_h_last.typed_data();
   run.d_c_last = there(d_c_last);
   run.d_gx = fresh(d_gx);
+  run.d_q = fresh(d_q);
   run.d_h_first = fresh(d_h_first);
   run.d_c_first = fresh(d_c_first);
   run.run(pool);
+  return ffi::Error::Success();
+}
+
+ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, ffi::Result<Floats> out,
+                      ffi::Result<Floats> sums, int64_t first) {
+  const auto rows = x.dimensions(), d_rows = d.dimensions();
+  outer(pool, x.typed_data(), d.typed_data(), rows[0], rows[1], d_rows[1], first, sums->dimensions()[0],
+        out->typed_data(), sums->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, ffi::Result<Floats> out) {
+  const auto rows = d.dimensions();
+  back(pool, d.typed_data(), w.typed_data(), rows[0], rows[1], w.dimensions()[0], fresh(out));
+  return ffi::Error::Success();
+}
+
+ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, ffi::Result<Floats> out) {
+  const auto rows = d.dimensions();
+  sum_equal(pool, tokens.typed_data(), d.typed_data(), rows[0], rows[1], out->dimensions()[0], fresh(out));
   return ffi::Error::Success();
 }
 
@@ -99,6 +123,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                                   .Ret<Floats>()   // h after the last step
                                   .Ret<Floats>()   // c
                                   .Ret<Floats>()   // h before each step [T, B, H]
+                                  .Ret<Floats>()   // r * h, of a reset-before GRU
                                   .Ret<Floats>()   // what else is kept [T, B, kept, H]
                                   .Attr<int64_t>("kind")
                                   .Attr<bool>("reverse"));
@@ -116,7 +141,31 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                                   .Arg<Truths>()   // reset [T, B]
                                   .Arg<Truths>()   // active [T, B]
                                   .Ret<Floats>()   // d_gx [T, B, G]
+                                  .Ret<Floats>()   // d_q [T, B, H], of a reset-after GRU
                                   .Ret<Floats>()   // d_h before the first step
                                   .Ret<Floats>()   // d_c
                                   .Attr<int64_t>("kind")
                                   .Attr<bool>("reverse"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, outer_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()   // x [N, K]
+                                  .Arg<Floats>()   // d [N, G]
+                                  .Ret<Floats>()   // x^T d [K, columns]
+                                  .Ret<Floats>()   // the sums of d [columns]
+                                  .Attr<int64_t>("first"));  // of d's columns
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_back, back_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()    // d [N, G]
+                                  .Arg<Floats>()    // w [D, G]
+                                  .Ret<Floats>());  // d w^T [N, D]
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_sum_equal, sum_equal_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Tokens>()    // [N]
+                                  .Arg<Floats>()    // d [N, G]
+                                  .Ret<Floats>());  // [V, G]

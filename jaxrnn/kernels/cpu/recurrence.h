@@ -13,10 +13,17 @@
 #include "shares.h"
 #include "vectors.h"
 
+constexpr int64_t PART = 512;  // of a product's K at a time, so that its weights stay in cache
+
 enum Kind : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };
 
 inline int64_t gates_of(Kind kind) { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// The row of a table that a token stands for; out of range, the nearest, as JAX's indexing does.
+inline int64_t row_of(int64_t token, int64_t rows) {
+  return std::clamp<int64_t>(token < 0 ? token + rows : token, 0, rows - 1);
+}
 
 struct Problem {
   Kind kind;

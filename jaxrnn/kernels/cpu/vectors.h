@@ -62,21 +62,28 @@ inline Vec tanh(Vec x) {
   return e / (e + 2.f);
 }
 
+// The left side of a product: x[row, k] = data[row * by_row + k * by_k].
+struct Left {
+  const float* data;
+  int64_t by_row, by_k = 1;
+  Left from(int64_t row, int64_t k = 0) const { return {data + row * by_row + k * by_k, by_row, by_k}; }
+};
+
 // out[r, a] += sum over k of x[r, k] w[k, a], for R rows and A vectors.
 template <int R, int A>
-void tile(const float* x, int64_t ldx, const float* w, int64_t K, float* out, int64_t ldo) {
+void tile(Left x, const float* w, int64_t K, float* out, int64_t ldo) {
   Vec sum[R][A];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a) sum[r][a] = load(out + r * ldo + a * V);
-  for (int64_t k = 0; k < K; ++k, w += A * V) {
+  for (int64_t k = 0; k < K; ++k, w += A * V, x.data += x.by_k) {
     Vec row[A];
 #pragma GCC unroll 8
     for (int a = 0; a < A; ++a) row[a] = load(w + a * V);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec value = all(x[r * ldx + k]);
+      const Vec value = all(x.data[r * x.by_row]);
 #pragma GCC unroll 8
       for (int a = 0; a < A; ++a) sum[r][a] += value * row[a];
     }
@@ -89,14 +96,14 @@ void tile(const float* x, int64_t ldx, const float* w, int64_t K, float* out, in
 
 // The same for 1 to MOST_ROWS rows.
 template <int A>
-void product(int64_t rows, const float* x, int64_t ldx, const float* w, int64_t K, float* out, int64_t ldo) {
+void product(int64_t rows, Left x, const float* w, int64_t K, float* out, int64_t ldo) {
   switch (rows) {
-    case 1: return tile<1, A>(x, ldx, w, K, out, ldo);
-    case 2: return tile<2, A>(x, ldx, w, K, out, ldo);
-    case 3: return tile<3, A>(x, ldx, w, K, out, ldo);
-    case 4: return tile<4, A>(x, ldx, w, K, out, ldo);
-    case 5: return tile<5, A>(x, ldx, w, K, out, ldo);
-    case 6: return tile<6, A>(x, ldx, w, K, out, ldo);
+    case 1: return tile<1, A>(x, w, K, out, ldo);
+    case 2: return tile<2, A>(x, w, K, out, ldo);
+    case 3: return tile<3, A>(x, w, K, out, ldo);
+    case 4: return tile<4, A>(x, w, K, out, ldo);
+    case 5: return tile<5, A>(x, w, K, out, ldo);
+    case 6: return tile<6, A>(x, w, K, out, ldo);
   }
 }
 
