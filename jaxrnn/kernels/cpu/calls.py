@@ -1,0 +1,146 @@
+"""The C++ of this folder as JAX functions of float32 arrays. An array without elements is one not there."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn.cells import GRU, LSTM
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.shapes import Array, Float, Int
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of every step.
+
+    entered: the hidden state before it.
+    reset_hidden: r * h of a reset-before GRU.
+    rest: the gates, and c before the step: h | i f g o c | z r n | z r n q.
+    """
+
+    entered: Float[Array, "T B H"]
+    reset_hidden: Float[Array, "T B H"] | Float[Array, "0"]
+    rest: Float[Array, "T B K H"]
+
+
+def forward(
+    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks, keep: bool
+) -> tuple[Any, Float[Array, "T B H"], Kept]:
+    """The state after the last step taken, the outputs, and with `keep` what the way back needs."""
+    steps, batch, _ = inputs.shape
+    every, last, none = (steps, batch, cell.hidden), (batch, cell.hidden), (0,)
+    xs, tokens, w_x, b = inputs, None, None, None
+    if isinstance(inputs, Lookup):
+        xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
+    elif isinstance(inputs, Dense):
+        xs, w_x, b = inputs
+    resets_before = isinstance(cell, GRU) and cell.reset == "before"
+    rest = (steps, batch, _kept_of(cell), cell.hidden)
+    ys, hidden, c, *kept = _call(
+        "jaxrnn_forward",
+        [every, last, last if isinstance(cell, LSTM) else none]
+        + [every if keep else none, every if keep and resets_before else none, rest if keep else none],
+        *(_there(xs), _there(tokens, jnp.int32), _there(w_x), _there(b)),
+        *(weights.w_h, _vectors(weights), *_state(state), *_marks(masks)),
+        kind=_kind(cell),
+        reverse=reverse,
+    )
+    return _like(state, hidden, c), ys, Kept(*kept)
+
+
+def backward(
+    cell: Any,
+    reverse: bool,
+    weights: Any,
+    masks: Masks,
+    kept: Kept,
+    d_final: Any,
+    d_ys: Float[Array, "T B H"],
+) -> tuple[Float[Array, "T B G"], Array, Any]:
+    """Of the gates' inputs, of a reset-after GRU's q = h W_hn + b_h [T, B, H], of the first state."""
+    steps, batch, size = every = d_ys.shape
+    last, none = (batch, size), (0,)
+    resets_after = isinstance(cell, GRU) and cell.reset == "after"
+    d_gx, d_q, hidden, c = _call(
+        "jaxrnn_backward",
+        [(steps, batch, weights.w_h.shape[1]), every if resets_after else none]
+        + [last, last if isinstance(cell, LSTM) else none],
+        *(weights.w_h, _vectors(weights), kept.entered, kept.rest, d_ys),
+        *(*_state(d_final), *_marks(masks)),
+        kind=_kind(cell),
+        reverse=reverse,
+    )
+    return d_gx, d_q, _like(d_final, hidden, c)
+
+
+def outer(
+    x: Float[Array, "T B K"], d: Float[Array, "T B G"], columns: slice = slice(None)
+) -> tuple[Float[Array, "K N"], Float[Array, "N"]]:
+    """The sum of x d^T over all rows, and that of d, for some N columns of d."""
+    first, end, _ = columns.indices(d.shape[-1])
+    shapes = [(x.shape[-1], end - first), (end - first,)]
+    return _call("jaxrnn_outer", shapes, _flat(x), _flat(d), first=np.int64(first))
+
+
+def back(d: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
+    """d W^T for all rows."""
+    flat = _flat(d)
+    (found,) = _call("jaxrnn_back", [(flat.shape[0], w.shape[0])], flat, w)
+    return found.reshape(*d.shape[:2], -1)
+
+
+def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) -> Array:
+    """d summed over equal tokens, [size, G]."""
+    (found,) = _call(
+        "jaxrnn_sum_equal", [(size, d.shape[-1])], tokens.astype(jnp.int32).reshape(-1), _flat(d)
+    )
+    return found
+
+
+def _call(name: str, shapes: list[tuple[int, ...]], *arguments: Array, **attributes: Any) -> Any:
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arguments, **attributes)
+
+
+def _kind(cell: Any) -> np.int64:
+    """The cell's number, as recurrence.h counts them."""
+    if isinstance(cell, LSTM):
+        return np.int64(3)
+    if isinstance(cell, GRU):
+        return np.int64(4 + ("before", "after").index(cell.reset))
+    return np.int64(("tanh", "relu", "sigmoid").index(cell.activation))
+
+
+def _kept_of(cell: Any) -> int:
+    """K of `Kept.rest`."""
+    if isinstance(cell, GRU):
+        return 3 if cell.reset == "before" else 4
+    return 5 if isinstance(cell, LSTM) else 1
+
+
+def _there(x: Any, dtype: Any = jnp.float32) -> Array:
+    return jnp.zeros((0,), dtype) if x is None else x
+
+
+def _vectors(weights: Any) -> Array:
+    """Peepholes [3, H] of an LSTM, b_h [H] of a GRU, where there are any."""
+    return _there(getattr(weights, "w_c", getattr(weights, "b_h", None)))
+
+
+def _state(state: Any) -> tuple[Array, Array]:
+    return state.hidden, _there(getattr(state, "cell", None))
+
+
+def _marks(masks: Masks) -> tuple[Array, Array]:
+    return _there(masks.reset, jnp.bool_), _there(masks.active, jnp.bool_)
+
+
+def _like(state: Any, hidden: Array, c: Array) -> Any:
+    return state._replace(hidden=hidden, **({"cell": c} if hasattr(state, "cell") else {}))
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
