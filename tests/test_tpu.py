@@ -1,12 +1,15 @@
 """The TPU kernels, interpreted on the CPU: values and gradients against the scan's automatic
-derivatives and the numpy oracle, under every mask and direction, padded, tiled, sharded; what they
-refuse. That they compile for real TPUs is shown in `test_tpu_compile.py`."""
+derivatives and the numpy oracle, under every mask and direction, padded, tiled, sharded, with the
+recurrent weights resident and streamed; how they are tiled, and what they refuse. That they compile
+for real TPUs is shown in `test_tpu_compile.py`."""
 
 import dataclasses
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,10 @@ from oracle import (
     unchecked,
 )
 
-from jaxrnn import gru, lstm
+from jaxrnn import gru, lstm, rnn
 from jaxrnn.kernels import tpu, tpu_tiles
 from jaxrnn.kernels.inputs import Lookup, Masks
+from jaxrnn.kernels.tpu_tiles import Tiles
 from jaxrnn.unroll import unroll_projected
 
 STEPS, BATCH, FEATURES = 5, 3, 3
@@ -47,6 +51,7 @@ MASKS = {
 PRODUCT = [(n, m) for n in CELLS for m in MASKS if m == "both" or n == "lstm-peephole"]
 
 both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+both_kinds = pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
 
 
 def as_masks(steps: int, resets: Any = None, lengths: Any = None) -> Masks:
@@ -57,7 +62,19 @@ def as_masks(steps: int, resets: Any = None, lengths: Any = None) -> Masks:
     return jax.tree.map(jnp.asarray, Masks(resets, active))
 
 
-@partial(jax.jit, static_argnames=("cell", "reverse", "interpret", "mesh", "check"))
+@contextmanager
+def tiled(streamed: bool) -> Iterator[None]:
+    """What is traced here takes small blocks of rows and of time, the weights resident or streamed."""
+
+    def tiles_for(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles:
+        return Tiles(min(batch, 16), 1 if streamed else min(steps, 2), 128, streamed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu, "tiles_for", tiles_for)
+        yield
+
+
+@partial(jax.jit, static_argnames=("cell", "reverse", "interpret", "mesh", "check", "streamed"))
 def kernel(
     cell: Any,
     given: Problem,
@@ -66,8 +83,12 @@ def kernel(
     interpret: Any = True,
     mesh: Any = None,
     check: bool = True,
+    streamed: bool | None = None,
 ) -> tuple[Any, Any]:
-    """`oracle.library` by the TPU kernels; over the rows of a mesh where one is given."""
+    """`oracle.library` by the TPU kernels; over the rows of a mesh where one is given.
+
+    streamed: as for `tiled`; None for the blocks that a chip would get.
+    """
     run = partial(tpu.run, cell, reverse=reverse, interpret=interpret)
     if mesh is not None:
         rows = jax.tree.map(lambda _: P("data"), given.state)
@@ -87,7 +108,8 @@ def kernel(
         products = jax.tree.map(lambda w, r: (w * r.astype(w.dtype)).sum(), given.weights, results)
         return sum(jax.tree.leaves(products)), results
 
-    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given.inputs)
+    with nullcontext() if streamed is None else tiled(streamed):
+        (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given.inputs)
     return results, gradients
 
 
@@ -105,52 +127,64 @@ def with_orthogonal(cell: Any, given: Problem) -> Problem:
 # --- values and gradients -----------------------------------------------------------------------
 
 
+@both_kinds
 @both_ways
 @pytest.mark.parametrize(("name", "mask"), PRODUCT)
-def test_kernel_is_scan_is_numpy(name: str, mask: str, reverse: bool) -> None:
+def test_kernel_is_scan_is_numpy(name: str, mask: str, reverse: bool, streamed: bool) -> None:
     """H = 4 is padded to 128; gradients against finite differences of the numpy oracle too."""
     cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast("float32")
-    got = kernel(cell, given, as_masks(STEPS, **MASKS[mask]), reverse)
+    got = kernel(cell, given, as_masks(STEPS, **MASKS[mask]), reverse, streamed=streamed)
     assert_close(got, scan(cell, given, reverse, **MASKS[mask]), TOLERANCES["float32"])
     want = expected(cell, given.exact(), **MASKS[mask], reverse=reverse)
     assert_close(got, want, TOLERANCES["float32"])
 
 
-@both_ways
-@pytest.mark.parametrize("name", ["rnn-relu", "lstm-peephole", "gru-before", "gru-after"])
-def test_several_tiles_in_every_direction(
-    name: str, reverse: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Small blocks of rows and of time, the last ones not full, three tiles of a padded H."""
-    monkeypatch.setattr(tpu_tiles, "ROWS", (16,))
-    monkeypatch.setattr(tpu_tiles, "STEPS", (2,))
-    cell = dataclasses.replace(CELLS[name], hidden=260)
-    steps, batch = 5, 37
-    assert tpu_tiles.tiles_for(cell, steps, batch, jnp.dtype("float32")) == (16, 2, 128)
-    given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("float32")
+EVERY_STEP = ["rnn-relu", "lstm", "lstm-peephole", "gru-before", "gru-after"]
+
+
+def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, np.ndarray]]:
+    """In float32, and some masks."""
     rng = np.random.default_rng(0)
-    masks = {
+    given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("float32")
+    return given, {
         "resets": rng.random((steps, batch)) < 0.2,
         "lengths": rng.integers(0, steps + 1, batch, np.int32),
     }
-    got = kernel(cell, given, as_masks(steps, **masks), reverse)
+
+
+@both_kinds
+@both_ways
+@pytest.mark.parametrize("name", EVERY_STEP)
+def test_several_tiles_in_every_direction(name: str, reverse: bool, streamed: bool) -> None:
+    """Small blocks of rows and of time, the last ones not full, three tiles of a padded H."""
+    cell, steps, batch = dataclasses.replace(CELLS[name], hidden=260), 5, 37
+    given, masks = wide_problem(cell, steps, batch)
+    got = kernel(cell, given, as_masks(steps, **masks), reverse, streamed=streamed)
     assert_close(got, scan(cell, given, reverse, **masks), TOLERANCES["float32"])
 
 
-@pytest.mark.parametrize("name", ["lstm-peephole", "gru-before"])
-def test_as_the_chips_memory_would_have_it(name: str) -> None:
-    """In Pallas' TPU interpret mode, which gives out memory full of nan and moves blocks by hand."""
-    cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast("float32")
-    masks = as_masks(STEPS, **MASKS["both"])
-    got = kernel(cell, given, masks, True, pltpu.InterpretParams())
-    assert_close(got, scan(cell, given, True, **MASKS["both"]), TOLERANCES["float32"])
+@both_kinds
+@pytest.mark.parametrize("name", EVERY_STEP)
+def test_as_the_chips_memory_would_have_it(name: str, streamed: bool) -> None:
+    """In Pallas' TPU interpret mode, which gives out memory full of nan and moves blocks by hand.
+
+    Two tiles, several blocks; full ones where gx is overwritten, since it takes no others there.
+    """
+    cell = dataclasses.replace(CELLS[name], hidden=130)
+    steps, batch = (3, 19) if streamed else (4, 32)
+    given, masks = wide_problem(cell, steps, batch)
+    how = {"interpret": pltpu.InterpretParams(), "streamed": streamed}
+    got = kernel(cell, given, as_masks(steps, **masks), True, **how)
+    assert_close(got, scan(cell, given, True, **masks), TOLERANCES["float32"])
 
 
+@both_kinds
 @pytest.mark.parametrize(("steps", "batch", "hidden"), [(1, 1, 1), (9, 2, 130)])
-def test_odd_sizes(steps: int, batch: int, hidden: int) -> None:
+def test_odd_sizes(steps: int, batch: int, hidden: int, streamed: bool) -> None:
     cell = gru(hidden, reset="after")
     given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("float32")
-    assert_close(kernel(cell, given, Masks(None, None)), scan(cell, given), TOLERANCES["float32"])
+    got = kernel(cell, given, Masks(None, None), streamed=streamed)
+    assert_close(got, scan(cell, given), TOLERANCES["float32"])
 
 
 def test_no_step() -> None:
@@ -159,11 +193,13 @@ def test_no_step() -> None:
     assert_close(kernel(cell, given, Masks(None, None)), scan(cell, given), 0)
 
 
+@both_kinds
 @pytest.mark.parametrize("name", CELLS)
-def test_bfloat16(name: str) -> None:
+def test_bfloat16(name: str, streamed: bool) -> None:
     """Operands in bfloat16, state and sums in float32: as scan, and near the exact numbers."""
     cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast("bfloat16")
-    (final, ys), gradients = kernel(cell, given, as_masks(STEPS, **MASKS["both"]))
+    masks = as_masks(STEPS, **MASKS["both"])
+    (final, ys), gradients = kernel(cell, given, masks, streamed=streamed)
     want, slopes = scan(cell, given, **MASKS["both"])
     assert_close((final, ys), want, 2.0**-8)  # ys are rounded; the states are those of scan
     assert_close(gradients, slopes, TOLERANCES["bfloat16"])
@@ -173,8 +209,9 @@ def test_bfloat16(name: str) -> None:
     assert {d.dtype for d in jax.tree.leaves(gradients[0])} == {jnp.dtype("bfloat16")}
 
 
+@both_kinds
 @both_ways
-def test_rows_that_stand_still(reverse: bool) -> None:
+def test_rows_that_stand_still(reverse: bool, streamed: bool) -> None:
     """Their outputs are zeros, their state is kept, and what lies in the padding, even nan, is not
     seen, neither in the values nor in the gradients."""
     cell = lstm(4, peephole=True)
@@ -186,8 +223,9 @@ def test_rows_that_stand_still(reverse: bool) -> None:
     @jax.jit
     def pulled(gx: Any) -> Any:
         run = partial(tpu.run, cell, given.params, reverse=reverse, interpret=True)
-        results, back = jax.vjp(lambda g, s: run(gx=g, state=s, masks=masks), gx, given.state)
-        return results, back(given.weights)
+        with tiled(streamed):
+            results, back = jax.vjp(lambda g, s: run(gx=g, state=s, masks=masks), gx, given.state)
+            return results, back(given.weights)
 
     (final, ys), (d_gx, d_state) = got = pulled(gx)
     assert not np.asarray(ys)[padding].any() and np.asarray(ys)[~padding].all()
@@ -197,8 +235,9 @@ def test_rows_that_stand_still(reverse: bool) -> None:
     assert_close(pulled(jnp.where(jnp.asarray(padding)[..., None], jnp.nan, gx)), got, 0)
 
 
+@both_kinds
 @pytest.mark.parametrize(("name", "dtype"), [("lstm", "float32"), ("gru-before", "bfloat16")])
-def test_looked_up_inputs(name: str, dtype: str) -> None:
+def test_looked_up_inputs(name: str, dtype: str, streamed: bool) -> None:
     """Rows of a table, by token: as the scan looks them up, and so is the table's gradient."""
     cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast(dtype)
     table = cell.project(given.params, given.xs[:, 0])
@@ -207,11 +246,12 @@ def test_looked_up_inputs(name: str, dtype: str) -> None:
 
     @partial(jax.jit, static_argnums=0)
     def pulled(run: Any) -> Any:
-        results, back = jax.vjp(
-            lambda p, table, state: run(p, Lookup(table, tokens), state),
-            *(given.params, table, given.state),
-        )
-        return results, back(cotangents)
+        with tiled(streamed):
+            results, back = jax.vjp(
+                lambda p, table, state: run(p, Lookup(table, tokens), state),
+                *(given.params, table, given.state),
+            )
+            return results, back(cotangents)
 
     resets, lengths = jnp.asarray(RESETS), jnp.asarray(LENGTHS)
     masks = as_masks(STEPS, **MASKS["both"])
@@ -220,6 +260,16 @@ def test_looked_up_inputs(name: str, dtype: str) -> None:
         lambda *given: unroll_projected(cell, *given, resets, lengths, True, implementation="scan")
     )
     assert_close(got, want, TOLERANCES[dtype])
+
+
+@both_kinds
+def test_these_are_two_kernels(streamed: bool) -> None:
+    """Or the tests above would compare one kernel twice."""
+    given = problem(lstm(4), STEPS, BATCH, FEATURES).cast("float32")
+    traced = kernel.trace(lstm(4), given, Masks(None, None), streamed=streamed)
+    end = "_streamed" if streamed else ""
+    found = re.findall(r"name=(lstm_\w+)", str(traced.jaxpr))
+    assert set(found) == {f"lstm_forward{end}", f"lstm_backward{end}"}
 
 
 # --- JAX's transformations ----------------------------------------------------------------------
@@ -275,7 +325,32 @@ def test_sharded_over_four_devices() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# --- what cannot run ----------------------------------------------------------------------------
+# --- what fits, and what cannot run -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vmem", "cell", "batch", "dtype", "tiles"),
+    [
+        (16, lstm(512), 160, "bfloat16", Tiles(160, 1, 512)),
+        (16, lstm(1024), 160, "bfloat16", Tiles(32, 1, 1024)),
+        (16, lstm(1024), 160, "float32", Tiles(160, 1, 128, streamed=True)),
+        (16, lstm(2048), 160, "bfloat16", Tiles(160, 1, 128, streamed=True)),
+        (16, lstm(2048), 1000, "bfloat16", Tiles(128, 1, 128, streamed=True)),
+        (16, gru(2048), 160, "bfloat16", Tiles(160, 1, 128, streamed=True)),
+        (16, gru(1500), 64, "float32", Tiles(64, 1, 256, streamed=True)),  # 1536 of them
+        (64, lstm(2048), 160, "bfloat16", Tiles(80, 1, 1024)),
+        (64, lstm(2048), 160, "float32", Tiles(160, 1, 512, streamed=True)),
+        (64, lstm(4096), 160, "bfloat16", Tiles(160, 1, 512, streamed=True)),
+        (64, rnn(4096), 160, "bfloat16", Tiles(80, 1, 1024)),
+        (128, lstm(2048), 160, "bfloat16", Tiles(160, 2, 1024)),
+        (128, lstm(4096), 160, "bfloat16", Tiles(160, 1, 1024, streamed=True)),
+    ],
+)
+def test_weights_are_streamed_where_they_do_not_fit(
+    vmem: int, cell: Any, batch: int, dtype: str, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tpu_tiles, "vmem", lambda: vmem)
+    assert tpu_tiles.tiles_for(cell, 40, batch, jnp.dtype(dtype)) == tiles
 
 
 @pytest.mark.parametrize(
@@ -284,11 +359,10 @@ def test_sharded_over_four_devices() -> None:
         (lstm(4), 3, "float64", "float32 or bfloat16 weights, not float64"),
         (lstm(4), 3, "float16", "float32 or bfloat16 weights, not float16"),
         (lstm(4), 0, "float32", "a batch of 0 rows"),
-        (lstm(2048), 64, "bfloat16", "H = 2048 in bfloat16 takes 32 MiB .* the 16 MiB of VMEM"),
-        (lstm(1024), 64, "float32", "H = 1024 in float32 takes 16 MiB"),
-        (gru(1500), 64, "float32", "H = 1500 in float32 takes 27 MiB"),  # 1536 of them
-        (lstm(1024), 64, "bfloat16", None),
-        (gru(1024), 64, "bfloat16", None),
+        (lstm(8192), 64, "bfloat16", "H = 8192 in bfloat16 takes 512 MiB, .* the 16 MiB of VMEM"),
+        (gru(5000), 1, "float32", "H = 5000 in float32 takes 300 MiB, .* a block of 1 rows"),
+        (lstm(2048), 64, "bfloat16", None),
+        (lstm(1024), 64, "float32", None),
         (lstm(512), 10_000, "float32", None),
     ],
 )
@@ -302,9 +376,9 @@ def test_what_does_not_fit_is_named(cell: Any, batch: int, dtype: str, message: 
 
 
 def test_by_name_what_does_not_fit_is_refused() -> None:
-    cell = lstm(2048)
+    cell = lstm(8192)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
-    gx, state = jax.ShapeDtypeStruct((2, 64, 4 * 2048), jnp.float32), cell.initial_state(64)
+    gx, state = jax.ShapeDtypeStruct((2, 64, 4 * 8192), jnp.float32), cell.initial_state(64)
     run = partial(tpu.run, cell, masks=Masks(None, None), reverse=False)
-    with unchecked(), pytest.raises(ValueError, match=r"cannot run this: w_h of H = 2048"):
+    with unchecked(), pytest.raises(ValueError, match=r"cannot run this: w_h of H = 8192"):
         jax.eval_shape(run, params, gx, state)

@@ -1,21 +1,23 @@
-"""A cell over time on a TPU, as Pallas kernels: the recurrent weights stay on the chip.
+"""A cell over time on a TPU, as Pallas kernels.
 
-One kernel runs the recurrence forward, one backward. Each walks over blocks of time in order, for
-every block of rows of the batch:
+One kernel runs the recurrence forward, one backward, each over blocks of rows of the batch and, in
+order, of time:
 
-    w_h [H, G]                 whole, fetched from HBM once a call, kept in VMEM
+    w_h [H, G]                 kept in VMEM, or where it is larger than that streamed, see below
     gx [T, B, G]               streamed, a block of a few steps and some rows at a time
-    h, c [B, H]                in VMEM from the first step to the last (as the final state's block)
+    h, c [B, H]                in VMEM from the first step to the last
     gates, previous h and c    streamed out, only where a backward pass will want them
 
-The gates overwrite gx. They stay in float32; the hidden state that entered each step is kept in the
-weights' dtype, in which every product takes it, the cell in float32. The backward kernel walks time
-the other way and runs only the recurrent chain
+The gates stay in float32; the hidden state that entered each step is kept in the weights' dtype, in
+which every product takes it, the cell in float32. The backward kernel walks time the other way and
+runs only the recurrent chain
 
     dgx^t = d(gates' inputs),    dh^{t-1} = dgx^t W_h^T + elementwise terms
 
-with W_h^T in VMEM; dW_h is one large product of what the two kernels streamed out
-(`jaxrnn.kernels.xla.weight_gradients`). What a step computes is in `jaxrnn.kernels.tpu_cells`.
+with W_h^T for W_h; dW_h is one large product of what the two kernels streamed out
+(`jaxrnn.kernels.xla.weight_gradients`). What a step computes is in `jaxrnn.kernels.tpu_cells`, what
+fits in `tpu_tiles`, the kernel that keeps the weights in `tpu_resident`, and the one that streams them
+in `tpu_stream`.
 
 Rows of B and steps of T that do not fill the last block are cut off by Pallas; H is padded here to
 whole tiles of 128 with zeros, which stay without effect on every real unit, and cropped.
@@ -24,22 +26,19 @@ whole tiles of 128 with zeros, which stay without effect on every real unit, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from jaxrnn.cells import GRU, LSTM
-from jaxrnn.kernels import tpu_cells, xla
+from jaxrnn.kernels import tpu_resident, tpu_stream, xla
 from jaxrnn.kernels.inputs import Lookup, Masks
 from jaxrnn.kernels.layouts import Rows
-from jaxrnn.kernels.tpu_tiles import LANES, MIB, Tiles, cost, obstacle, round_up, tiles_for, vmem
+from jaxrnn.kernels.tpu_tiles import LANES, obstacle, round_up, tiles_for
+from jaxrnn.kernels.tpu_views import Arrays, Like
 from jaxrnn.shapes import Array, Float
 
 
@@ -129,7 +128,7 @@ _run.defvjp(_forward, _backward)
 
 def _weight_gradients(cell: Any, weights: Any, state: Any, kept: Any, d_gx: Array) -> Any:
     """From what the kernels streamed out, by the rules of `jaxrnn.kernels.xla`."""
-    gates = tuple(jnp.split(kept["gates"], len(cell.GATES), axis=-1))
+    gates = _apart(kept["gates"], len(cell.GATES))
     previous = state._replace(hidden=kept["previous_hidden"].astype(jnp.float32))
     states = previous
     if isinstance(cell, LSTM):
@@ -153,14 +152,14 @@ def _forward_call(
     state: Any,
     masks: Masks,
     keep: bool,
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     gx = gx.project() if isinstance(gx, Lookup) else gx
     steps, batch, _ = gx.shape
     size = cell.hidden
-    wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=weights.w_h.dtype)
+    wide, narrow = partial(Like, dtype=jnp.float32), partial(Like, dtype=weights.w_h.dtype)
     outputs = {"ys": wide((steps, batch, size))}
     outputs |= {name: wide((batch, size)) for name in state._fields}
-    scratch: dict[str, _Like] = {}
+    scratch: dict[str, Like] = {}
     entering = {"previous_hidden": narrow((steps, batch, size))}
     if keep:
         outputs |= {"gates": wide(gx.shape)} | entering
@@ -172,18 +171,15 @@ def _forward_call(
         scratch |= entering
     if isinstance(cell, GRU) and cell.reset == "before":
         scratch |= {"z": wide((batch, size)), "rh": narrow((batch, size))}
-    return _call(
-        cell,
-        "forward",
-        reverse,
-        interpret,
-        streamed={"gx": gx, "marks": _marks(masks)},
-        initial=state._asdict(),
-        resident=_floats(weights),
-        outputs=outputs,
-        scratch=scratch,
+    arrays = Arrays(
+        {"gx": gx} | _marks(masks),
+        state._asdict(),
+        _floats(weights),
+        outputs,
+        scratch,
         aliases={"gx": "gates"} if keep else {},
     )
+    return _call(cell, "forward", reverse, interpret, arrays)
 
 
 def _backward_call(
@@ -191,161 +187,36 @@ def _backward_call(
     reverse: bool,
     interpret: Any,
     weights: Any,
-    kept: dict[str, Array],
+    kept: dict[str, Any],
     d_final: Any,
     d_ys: Array,
     masks: Masks,
-) -> dict[str, Array]:
-    _, batch, size = d_ys.shape
-    wide, narrow = partial(_Like, dtype=jnp.float32), partial(_Like, dtype=weights.w_h.dtype)
+) -> dict[str, Any]:
+    steps, batch, size = d_ys.shape
+    wide, narrow = partial(Like, dtype=jnp.float32), partial(Like, dtype=weights.w_h.dtype)
     used = {k: x for k, x in kept.items() if isinstance(cell, GRU) or k != "previous_hidden"}
-    scratch: dict[str, _Like] = {}
+    scratch: dict[str, Like] = {}
     if isinstance(cell, GRU) and cell.reset == "after":
         scratch["d_q"] = narrow((batch, size))
-    resident = _floats(weights)
-    resident["w_t"] = resident.pop("w_h").T
+    transposed = _floats(weights)
+    transposed["w_t"] = transposed.pop("w_h").T
     initial = {f"d_{name}": d for name, d in d_final._asdict().items()}
-    return _call(
-        cell,
-        "backward",
-        not reverse,
-        interpret,
-        streamed=used | {"d_ys": d_ys, "marks": _marks(masks)},
-        initial=initial,
-        resident=resident,
-        outputs={"d_gx": narrow(kept["gates"].shape)}
-        | {name: wide((batch, size)) for name in initial},
-        scratch=scratch,
-    )
-
-
-class _Like(NamedTuple):
-    """An array to come: [T, B, N] is streamed by blocks, [B, N] stays in place."""
-
-    shape: tuple[int, ...]
-    dtype: Any
+    outputs = {"d_gx": narrow((steps, batch, len(cell.GATES) * size))}
+    outputs |= {name: wide((batch, size)) for name in initial}
+    by_step = used | {"d_ys": d_ys} | _marks(masks)
+    arrays = Arrays(by_step, initial, transposed, outputs, scratch, aliases={})
+    out = _call(cell, "backward", not reverse, interpret, arrays)
+    return out | {"d_gx": _together(out["d_gx"])}
 
 
 def _call(
-    cell: Any,
-    direction: str,
-    reverse: bool,
-    interpret: Any,
-    *,
-    streamed: Mapping[str, Array | None],
-    initial: dict[str, Array],
-    resident: dict[str, Array],
-    outputs: dict[str, _Like],
-    scratch: dict[str, _Like],
-    aliases: dict[str, str] | None = None,
-) -> dict[str, Array]:
-    """One kernel over blocks of rows and, in order, of time. Names are those in `tpu_cells`."""
-    streamed = {name: x for name, x in streamed.items() if x is not None}
-    first = {f"initial_{name}": x for name, x in initial.items()}
-    inputs: dict[str, Any] = {**streamed, **first, **resident}
-    steps, batch = outputs["d_gx" if direction == "backward" else "ys"].shape[:2]
-    w = resident["w_t" if direction == "backward" else "w_h"]
-    tiles = tiles_for(cell, steps, batch, w.dtype)
+    cell: Any, direction: str, reverse: bool, interpret: Any, arrays: Arrays
+) -> dict[str, Any]:
+    """The outputs by name, from the kernel for which there is room."""
+    tiles = tiles_for(cell, *arrays.steps_and_rows, arrays.matrix.dtype)
     assert tiles is not None  # `run` has asked
-    blocks = pl.cdiv(steps, tiles.steps)
-
-    def block(x: Any, whole: bool = False) -> pl.BlockSpec:
-        if whole:
-            return pl.BlockSpec(x.shape, lambda b, t: (0, 0), pipeline_mode=pl.Buffered(1))
-        if len(x.shape) == 2:
-            return pl.BlockSpec((tiles.rows, x.shape[1]), lambda b, t: (b, 0))
-        return pl.BlockSpec(
-            (tiles.steps, tiles.rows, x.shape[2]),
-            lambda b, t: (blocks - 1 - t if reverse else t, b, 0),
-        )
-
-    def shape_in_block(x: _Like) -> tuple[int, ...]:
-        return (tiles.rows, x.shape[-1])
-
-    varying = jax.typeof(w).manual_axis_type
-    results = pl.pallas_call(
-        partial(
-            _kernel,
-            cell=cell,
-            phases=getattr(tpu_cells.phases(cell), direction),
-            names=(*inputs, *outputs, *scratch),
-            by_step=(*streamed, *(k for k, x in outputs.items() if len(x.shape) == 3)),
-            initial=tuple(initial),
-            total=steps,
-            tiles=tiles,
-            reverse=reverse,
-        ),
-        grid=(pl.cdiv(batch, tiles.rows), blocks),
-        in_specs=[block(x, name in resident) for name, x in inputs.items()],
-        out_specs=[block(x) for x in outputs.values()],
-        out_shape=[
-            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying)
-            for x in outputs.values()
-        ],
-        scratch_shapes=[pltpu.VMEM(shape_in_block(x), x.dtype) for x in scratch.values()],
-        input_output_aliases={
-            list(inputs).index(i): list(outputs).index(o) for i, o in (aliases or {}).items()
-        },
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem() * MIB
-        ),
-        cost_estimate=cost(cell, steps, batch, [*inputs.values(), *outputs.values()]),
-        interpret=interpret,
-        name=f"{type(cell).__name__.lower()}_{direction}",
-    )(*inputs.values())
-    return dict(zip(outputs, results, strict=True))
-
-
-def _kernel(
-    *refs: Any,
-    cell: Any,
-    phases: tuple[tpu_cells.Phase, ...],
-    names: tuple[str, ...],
-    by_step: tuple[str, ...],
-    initial: tuple[str, ...],
-    total: int,
-    tiles: Tiles,
-    reverse: bool,
-) -> None:
-    """One block of rows over one block of time: every phase of every step, tile by tile."""
-    named = dict(zip(names, refs, strict=True))
-    now, blocks = pl.program_id(1), pl.num_programs(1)
-
-    @pl.when(now == 0)
-    def _() -> None:
-        for name in initial:
-            named[name][...] = named[f"initial_{name}"][...]
-
-    block = blocks - 1 - now if reverse else now
-    here_steps = (
-        tiles.steps
-        if total % tiles.steps == 0
-        else jnp.minimum(tiles.steps, total - block * tiles.steps)
-    )
-
-    def step(s: Array, _: None) -> None:
-        t = here_steps - 1 - s if reverse else s
-        r = SimpleNamespace(**{k: None for k in _OPTIONAL} | named)
-        for name in by_step:
-            setattr(r, name, named[name].at[t])
-        if "marks" in by_step:
-            r.fresh, r.active = r.marks[:, 0:1], r.marks[:, 1:2]
-
-        for phase in phases:
-
-            def tile(j: Array, _: None, phase: tpu_cells.Phase = phase) -> None:
-                def here(k: int) -> Any:
-                    start = k * cell.hidden + j * tiles.width
-                    return pl.ds(pl.multiple_of(start, LANES), tiles.width)
-
-                phase(cell, r, here)
-
-            lax.fori_loop(0, cell.hidden // tiles.width, tile, None)
-
-    lax.fori_loop(0, here_steps, step, None)
-
-
-_OPTIONAL = ("gates", "previous_cell", "q", "fresh", "active")
+    kernel = tpu_stream if tiles.streamed else tpu_resident
+    return kernel.call(cell, direction, reverse, interpret, tiles, arrays)
 
 
 # --- arrays in and out --------------------------------------------------------------------------
@@ -373,14 +244,26 @@ def _floats(weights: Any) -> dict[str, Array]:
     return {"w_h": weights.w_h} | rest
 
 
-def _marks(masks: Masks) -> Array | None:
-    """[T, B, 2] float32: whether a row starts afresh, whether it moves; None where all are alike."""
+def _marks(masks: Masks) -> dict[str, Array]:
+    """[T, B, 2] float32: whether a row starts afresh, whether it moves; none where all are alike."""
     if masks.reset is None and masks.active is None:
-        return None
+        return {}
     known: Any = masks.reset if masks.reset is not None else masks.active
     reset = jnp.zeros_like(known) if masks.reset is None else masks.reset
     active = jnp.ones_like(known) if masks.active is None else masks.active
-    return jnp.stack([reset, active], axis=-1).astype(jnp.float32)
+    return {"marks": jnp.stack([reset, active], axis=-1).astype(jnp.float32)}
+
+
+def _apart(x: Any, gates: int) -> tuple[Array, ...]:
+    """Each gate's [T, B, H], out of [T, B, G] or of what `tpu_stream.call` gives."""
+    side_by_side = not isinstance(x, tuple) and x.ndim == 3
+    return tuple(jnp.split(x, gates, axis=-1) if side_by_side else x)
+
+
+def _together(x: Any) -> Array:
+    """[T, B, G], out of the same."""
+    side_by_side = not isinstance(x, tuple) and x.ndim == 3
+    return x if side_by_side else jnp.concatenate(tuple(x), axis=-1)
 
 
 def _state(like: Any, out: dict[str, Array]) -> Any:
