@@ -5,31 +5,43 @@
 #include "recurrence.h"
 
 // x [N, K] and columns first .. first + columns of d [N, G] give x^T d [K, columns] and the sums of d's
-// columns.
+// columns. Blocks of the result stay in cache, and both sides are copied to where they do.
 inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, int64_t N, int64_t K,
                   int64_t G, int64_t first, int64_t columns, float* out, float* sums) {
-  constexpr int64_t ROWS = 256;  // of d at a time
-  each(pool, (columns + QUAD - 1) / QUAD, [&](int64_t panel) {
-    const int64_t column = panel * QUAD, wide = std::min<int64_t>(QUAD, columns - column);
-    const Scratch part(ROWS * QUAD), total = Scratch::zeros(K * QUAD);
-    Vec sum[4] = {};
+  constexpr int64_t ROWS = 128, TALL = 256;                // of x and d, and of the result, at a time
+  constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;  // of x: strides of powers of two would share few lines
+  const int64_t quads = (columns + QUAD - 1) / QUAD, tall = (K + TALL - 1) / TALL;
+  const int64_t most = std::clamp<int64_t>(quads * tall / (4 * pool.num_threads()), 1, 4);  // quads wide
+  const int64_t across = (quads + most - 1) / most;
+  each(pool, across * tall, [&](int64_t block) {
+    const int64_t column = block % across * most * QUAD, k_first = block / across * TALL;
+    const int64_t wide = std::min(most * QUAD, columns - column), width = round_up(wide, QUAD);
+    const int64_t k_count = std::min(TALL, K - k_first);
+    const Scratch d_part(ROWS * width), x_part(ROWS * STRIDE), total = Scratch::zeros(k_count * width);
+    const Scratch sum = Scratch::zeros(width);
     for (int64_t n = 0; n < N; n += ROWS) {
       const int64_t rows = std::min(ROWS, N - n);
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t a = 0; a * V < QUAD; ++a) {
-          const float* from = d + (n + row) * G + first + column + a * V;
-          const Vec value = a * V < wide ? load(from, wide - a * V) : Vec{};
-          store(part + row * QUAD + a * V, value);
-          sum[a] += value;
+      for (int64_t at = 0; at < width; at += V)  // as a panel [rows, 4, V] of each quad
+        for (int64_t row = 0; row < rows; ++row) {
+          const float* from = d + (n + row) * G + first + column + at;
+          const Vec value = at < wide ? load(from, wide - at) : Vec{};
+          store(d_part + (at / QUAD * ROWS + row) * QUAD + at % QUAD, value);
+          store(sum + at, load(sum + at) + value);
         }
-      const Left left{x + n * K, 1, K};
-      by_tiles(K, [&](int64_t k, int64_t count) {
-        product<4>(count, left.from(k), part, rows, total + k * QUAD, QUAD);
-      });
+      for (int64_t k = 0; k < k_count; k += WIDE) {
+        const int64_t some = std::min(WIDE, k_count - k);
+        for (int64_t row = 0; row < rows; ++row)
+          std::memcpy(x_part + row * STRIDE, x + (n + row) * K + k_first + k, some * sizeof(float));
+        for (int64_t at = 0; at < width; at += QUAD)
+          by_tiles(some, [&](int64_t tile, int64_t count) {
+            product<4>(count, Left{x_part, 1, STRIDE}.from(tile), d_part + at * ROWS, rows,
+                       total + (k + tile) * width + at, width);
+          });
+      }
     }
-    for (int64_t k = 0; k < K; ++k)
-      std::memcpy(out + k * columns + column, total + k * QUAD, wide * sizeof(float));
-    for (int64_t a = 0; a * V < wide; ++a) store(sums + column + a * V, sum[a], wide - a * V);
+    for (int64_t k = 0; k < k_count; ++k)
+      std::memcpy(out + (k_first + k) * columns + column, total + k * width, wide * sizeof(float));
+    if (k_first == 0) std::memcpy(sums + column, sum, wide * sizeof(float));
   });
 }
 
