@@ -7,7 +7,8 @@ An LSTM in bfloat16, forward and backward, compiled ahead of time by libtpu. Sid
 of time:
 
 - bundles of the Pallas kernels: instruction words in their loop over time, each at least one cycle. A
-  lower bound: waits for memory and for the matrix unit are not in it.
+  lower bound: waits for memory and for the matrix unit are not in it. Where w_h does not fit the core
+  and is streamed from HBM at every step, waits for it may well be the larger part.
 - estimated cycles of "xla" and "scan": XLA's own model, added up over the operations in the body of
   their loop over time. No bound to either side, and it knows of no operations that overlap.
 
@@ -36,11 +37,13 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
+from jaxrnn.kernels.tpu_tiles import tiles_for
 from jaxrnn.unroll import unroll_projected
 
 SIZES = (256, 512, 1024, 2048)
 STEPS = 40  # of time; every block of a kernel divides it, and no array of them has a weight's size
-PASSES = ("forward", "backward")
+SWEEPS = {"forward": 1, "backward": 2}  # of an LSTM's step over the tiles of its units
+PASSES = tuple(SWEEPS)
 OUTPUT = measure.RESULTS / "tpu_static.json"
 
 
@@ -89,50 +92,95 @@ def bundles(chip: str, hidden: int, batch: int) -> dict[str, float]:
         found = {}
         for name in PASSES:
             (path,) = Path(folder).glob(f"*lstm_{name}*[0-9]-final_bundles.txt")
-            found[name] = bundles_per_step(path.read_text())
+            found[name] = bundles_per_step(path.read_text(), hidden, SWEEPS[name])
         return found
 
 
-def bundles_per_step(text: str) -> float:
+def bundles_per_step(text: str, hidden: int, sweeps: int) -> float:
     """Bundles that a kernel runs for one step of all rows, from its `final_bundles` text.
 
     A bundle is a line `address mark: >> { instructions }` with one `>` for each loop around it, and
     the mark LB where the innermost of them begins (a few, moved there by the scheduler, show fewer
-    loops than are around them, and count as they show). The first loop is Pallas' own, over the blocks
-    of the grid; counted are the loops inside it, over the steps of a block and the tiles of a step.
+    loops than are around them, and count as they show). The first loop is Pallas' own, over the turns
+    of the grid: a block of steps, or where w_h is streamed a tile of one of a step's sweeps.
+
+    Counted is what every turn runs, and of the stretches that a turn may jump over the sweeps, which
+    are the last to store vectors: each runs for its own tiles. The others (the state at its first and
+    last step, what enters a step) run once a step or less.
 
     Raises:
       ValueError: for a text of another form.
     """
     shapes = re.findall(r"window shape is \w+\[(.*?)\], while the full shape is \w+\[(.*?)\]", text)
     pairs = [[list(map(int, shape.split(","))) for shape in pair] for pair in shapes]
-    streamed = [(block, whole) for block, whole in pairs if len(block) == 3]  # [T, B, N]
+    by_step = [(block, whole) for block, whole in pairs if len(block) == 3]  # [T, B, N]
+    if not by_step:
+        raise ValueError("no array with an axis of time in the kernel's bundles")
+    (steps, rows, columns), (_, batch, whole) = by_step[0]
+    tiles = hidden // columns if columns < whole else 1  # of a sweep, each in its own turn
+    lines = re.findall(r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2}|) *: (>*) *\{(.*)", text, re.MULTILINE)
+    weights = _times_a_turn(text, lines)
+    jumps = _stretches(lines)
+    maybe = {place for begin, end in jumps for place in range(begin, end)}
+    always = sum(weight for place, weight in enumerate(weights) if place not in maybe)
+    if columns == whole:
+        return always / steps * -(-batch // rows)
+    storing = [(a, b) for a, b in jumps if any(" vst" in code for _, _, code in lines[a:b])]
+    if len(storing) < sweeps:
+        raise ValueError(f"{len(storing)} of the kernel's stretches store vectors, not {sweeps}")
+    in_sweeps = sum(sum(weights[begin:end]) for begin, end in storing[-sweeps:])
+    return tiles * (sweeps * always + in_sweeps) * -(-batch // rows)
+
+
+def _times_a_turn(text: str, lines: list[tuple[str, str, str]]) -> list[int]:
+    """How often each bundle runs in a turn of the grid that comes by it; 0 for those around the grid."""
     ends = re.findall(
         r"scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?(%\w+), (\d+) /\* loop exit test", text
     )
     bounds = {counter: int(bound) for counter, bound in ends}
     trips: list[int] = []  # of the loops around a bundle, the outermost first
-    total = 0
-    for mark, arrows, code in re.findall(
-        r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2}|) *: (>*) *\{(.*)", text, re.MULTILINE
-    ):
+    times = []
+    for mark, arrows, code in lines:
         depth = len(arrows)
         if mark == "LB":
             counters = re.findall(r"= sphi %\w+, (%\w+)", code)
             trips[depth - 1 :] = [bounds[counter] for counter in counters if counter in bounds][:1]
         if depth > len(trips):
             raise ValueError(f"a loop without a known trip count: {code[:200]}")
-        total += math.prod(trips[1:depth]) if depth > 1 else 0
-    if not streamed or not total:
-        raise ValueError("no streamed array, or no loop over time, in the kernel's bundles")
-    (steps, rows, _), (_, batch, _) = streamed[0]
-    return total / steps * -(-batch // rows)
+        times.append(math.prod(trips[1:depth]) if depth else 0)
+    if not any(times):
+        raise ValueError("no loop over the grid in the kernel's bundles")
+    return times
+
+
+def _stretches(lines: list[tuple[str, str, str]]) -> list[tuple[int, int]]:
+    """The bundles that a branch in the grid's loop jumps over, as ranges, where no other is inside:
+    what has others inside is a turn's work as a whole."""
+    labels = {
+        region: place
+        for place, (mark, _, code) in enumerate(lines)
+        if mark in ("PF", "CT")
+        for region in re.findall(r"empty region (\d+)", code)
+    }
+    jumps = [
+        (place + 1, labels[region])
+        for place, (_, arrows, code) in enumerate(lines)
+        for region in re.findall(r"sbr\.rel .*?target = \$region(\d+)", code)
+        if arrows and labels.get(region, -1) > place
+    ]
+    return [
+        (a, b)
+        for a, b in jumps
+        if not any((a, b) != (c, d) and a <= c and d <= b for c, d in jumps)
+    ]
 
 
 def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
     """Everything about one chip and size."""
+    cell = jaxrnn.lstm(hidden)
     with jax.default_device(aot.devices(chip)[0]):
-        choice = jaxrnn.explain(jaxrnn.lstm(hidden), (STEPS, batch, 64), jnp.bfloat16)
+        choice = jaxrnn.explain(cell, (STEPS, batch, 64), jnp.bfloat16)
+        tiles = tiles_for(cell, STEPS, batch, jnp.bfloat16)
     serves = choice.implementation == "pallas"
     counted, unread = None, None
     if serves:
@@ -145,6 +193,7 @@ def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
         "hidden": hidden,
         "batch": batch,
         "steps": STEPS,
+        "tiles": tiles and tiles._asdict(),
         "bundles": counted,
         "unread": unread,
         "no_kernel": None if serves else choice.why,
@@ -155,14 +204,16 @@ def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> Table:
     made = Table(
         title="LSTM, bfloat16, one step of all rows: forward + backward. Not times.",
-        caption="* reads w_h (or, in scan's backward pass, dw_h) from HBM at every step",
+        caption="* reads w_h (or, in scan's backward pass, dw_h) from HBM at every step: once, or a "
+        "kernel once for every block of rows",
     )
     for heading in ("chip", "H", "B", "Pallas: bundles", "xla: est. cycles", "scan: est. cycles"):
         made.add_column(heading, justify="right")
     for result in results:
         cells = [result["chip"], str(result["hidden"]), str(result["batch"])]
         kernel, missing = result["bundles"], "not read" if result["unread"] else "no kernel"
-        cells.append(" + ".join(f"{kernel[p]:,.0f}" for p in PASSES) if kernel else missing)
+        star = "*" * bool(result["tiles"] and result["tiles"]["streamed"])
+        cells.append(" + ".join(f"{kernel[p]:,.0f}{star}" for p in PASSES) if kernel else missing)
         for estimated in result["estimated"].values():
             passes = [estimated[p] for p in PASSES]
             cells.append(" + ".join(f"{p['cycles']:,}" + "*" * bool(p["fetches"]) for p in passes))

@@ -7,7 +7,11 @@ products, memory, loops, and which arrays a loop reads from HBM. None of this ra
 from __future__ import annotations
 
 import functools
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -214,6 +218,18 @@ def test_what_autodiff_of_the_scan_saves_is_over_the_limit() -> None:
     cell = jaxrnn.lstm(512)
     program = compiled("v5p", value_and_gradient, cell, "scan", *unroll_arguments(cell))
     assert program.temporary > 1.2 * most_memory(cell)
+
+
+def test_static_bounds(tmp_path: Path) -> None:
+    """`benchmarks/tpu_static.py` still reads the compiler's bundles, of either kernel."""
+    sizes = ("256", "2048")
+    command = ["--chips", "v4", "--hidden", *sizes, "--batch", "16", "--output"]
+    script = Path(aot.__file__).with_name("tpu_static.py")
+    subprocess.run([sys.executable, script, *command, tmp_path / "made.json"], check=True)
+    resident, streamed = json.loads((tmp_path / "made.json").read_text())["results"]
+    assert [r["tiles"]["streamed"] for r in (resident, streamed)] == [False, True]
+    for kind in ("forward", "backward"):  # 64 times the weights
+        assert 100 < 10 * resident["bundles"][kind] < streamed["bundles"][kind]
 
 
 # --- the char-RNN -------------------------------------------------------------------------------
