@@ -92,12 +92,12 @@ def _weight_gradients(cell: Any, weights: Any, kept: calls.Kept, d_gx: Array, d_
         if cell.reset == "after":
             d_n, d_b_h = calls.outer(kept.entered, d_q)
         else:
-            (d_n, _), d_b_h = calls.outer(kept.reset_hidden, d_gx, slice(2 * size, None)), None
+            (d_n, _), d_b_h = calls.outer(kept.extra, d_gx, slice(2 * size, None)), None
         return weights._replace(w_h=jnp.concatenate([d_zr, d_n], axis=1), b_h=d_b_h)
     d_weights = weights._replace(w_h=calls.outer(kept.entered, d_gx)[0])
     if isinstance(cell, LSTM) and cell.peephole:
         d_i, d_f, _, d_o = jnp.split(d_gx, 4, axis=-1)
-        i, f, g, _, before = (kept.rest[:, :, n] for n in range(5))
+        (i, f, g, _), before = jnp.split(kept.gates, 4, axis=-1), kept.extra
         seen = (before, d_i), (before, d_f), (f * before + i * g, d_o)
         d_weights = d_weights._replace(w_c=jnp.stack([(c * d).sum((0, 1)) for c, d in seen]))
     return d_weights

@@ -8,9 +8,9 @@
 class Backward : public Problem {
  public:
   const float *w_h, *vectors;              // as in Forward
-  const float *entered, *kept;             // as Forward left them
+  const float *entered, *kept, *extra;     // as Forward left them
   const float *d_ys, *d_h_last, *d_c_last;  // [T, B, H], [B, H]
-  float *d_gx, *d_h_first, *d_c_first;      // [T, B, G], [B, H]
+  float *d_gx, *d_h_first, *d_c_first;      // [T, B, G], which may be `kept` itself, [B, H]
   float* d_q = nullptr;                     // [T, B, H], of a reset-after GRU's h w_n + b_h
 
   void run(xla::ffi::ThreadPool& pool) {
@@ -91,8 +91,13 @@ class Backward : public Problem {
     }
   }
 
-  Vec saved(int64_t t, int64_t row, int64_t n, int64_t unit) const {
-    return load(kept + ((t * B + row) * Forward::kept_of(kind) + n) * H + unit, H - unit);
+  Vec gate(int64_t t, int64_t row, int64_t n, int64_t unit) const {
+    return load(kept + ((t * B + row) * gates() + n) * H + unit, H - unit);
+  }
+
+  // Of `entered` or `extra`.
+  Vec saved(const float* from, int64_t t, int64_t row, int64_t unit) const {
+    return load(from + (t * B + row) * H + unit, H - unit);
   }
 
   void give(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
@@ -101,7 +106,7 @@ class Backward : public Problem {
 
   void rnn(const Share& mine, int64_t t) {
     elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
-      const Vec h = saved(t, row, 0, unit);
+      const Vec h = gate(t, row, 0, unit);
       give(t, row, 0, unit,
            kind == RNN_TANH      ? d_h * (1.f - h * h)
            : kind == RNN_SIGMOID ? d_h * h * (1.f - h)
@@ -113,8 +118,8 @@ class Backward : public Problem {
   void lstm(const Share& mine, int64_t t) {
     elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
-      const Vec i = saved(t, row, 0, unit), f = saved(t, row, 1, unit), g = saved(t, row, 2, unit);
-      const Vec o = saved(t, row, 3, unit), before = saved(t, row, 4, unit);
+      const Vec i = gate(t, row, 0, unit), f = gate(t, row, 1, unit), g = gate(t, row, 2, unit);
+      const Vec o = gate(t, row, 3, unit), before = saved(extra, t, row, unit);
       const Vec tanh_c = tanh(f * before + i * g);
       float* const d_cell = d_c_ + row * width() + unit;
       const Vec d_ao = d_h * tanh_c * o * (1.f - o);
@@ -139,8 +144,8 @@ class Backward : public Problem {
         std::memset(d_q + (t * B + row) * H + mine.unit, 0, bytes);
       }
     elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
-      const Vec z = saved(t, row, 0, unit), r = saved(t, row, 1, unit), n = saved(t, row, 2, unit);
-      const Vec q = saved(t, row, 3, unit), h = load(entered + (t * B + row) * H + unit, H - unit);
+      const Vec z = gate(t, row, 0, unit), r = gate(t, row, 1, unit), n = gate(t, row, 2, unit);
+      const Vec q = saved(extra, t, row, unit), h = saved(entered, t, row, unit);
       const Vec d_an = d_h * (1.f - z) * (1.f - n * n);
       give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
       give(t, row, 1, unit, d_an * q * r * (1.f - r));
@@ -152,8 +157,8 @@ class Backward : public Problem {
 
   void gru_before(const Share& mine, int64_t t) {
     elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
-      const Vec z = saved(t, row, 0, unit), n = saved(t, row, 2, unit);
-      const Vec h = load(entered + (t * B + row) * H + unit, H - unit);
+      const Vec z = gate(t, row, 0, unit), n = gate(t, row, 2, unit);
+      const Vec h = saved(entered, t, row, unit);
       give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
       give(t, row, 2, unit, d_h * (1.f - z) * (1.f - n * n));
       store(d_rh_ + row * width() + unit, Vec{});
@@ -165,8 +170,8 @@ class Backward : public Problem {
       if (stands(t, row)) continue;
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
         const int64_t at = row * width() + unit;
-        const Vec r = saved(t, row, 1, unit), d_rh = load(d_rh_ + at);
-        const Vec h = load(entered + (t * B + row) * H + unit, H - unit);
+        const Vec r = gate(t, row, 1, unit), d_rh = load(d_rh_ + at);
+        const Vec h = saved(entered, t, row, unit);
         give(t, row, 1, unit, d_rh * h * r * (1.f - r));
         store(d_h_ + at, load(d_h_ + at) + d_rh * r);
       }

@@ -17,13 +17,13 @@ class Kept(NamedTuple):
     """What the backward pass needs of every step.
 
     entered: the hidden state before it.
-    reset_hidden: r * h of a reset-before GRU.
-    rest: the gates, and c before the step: h | i f g o c | z r n | z r n q.
+    gates: the activated gates; of a plain network, the output.
+    extra: the cell before it of an LSTM, r * h of a reset-before GRU, h W_hn + b_h of a reset-after one.
     """
 
     entered: Float[Array, "T B H"]
-    reset_hidden: Float[Array, "T B H"] | Float[Array, "0"]
-    rest: Float[Array, "T B K H"]
+    gates: Float[Array, "T B G"]
+    extra: Float[Array, "T B H"] | Float[Array, "0"]
 
 
 def forward(
@@ -37,12 +37,13 @@ def forward(
         xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
     elif isinstance(inputs, Dense):
         xs, w_x, b = inputs
-    resets_before = isinstance(cell, GRU) and cell.reset == "before"
-    rest = (steps, batch, _kept_of(cell), cell.hidden)
+    has_extra = keep and isinstance(cell, LSTM | GRU)
     ys, hidden, c, *kept = _call(
         "jaxrnn_forward",
         [every, last, last if isinstance(cell, LSTM) else none]
-        + [every if keep else none, every if keep and resets_before else none, rest if keep else none],
+        + [every, inputs.shape] * keep
+        + [none] * 2 * (not keep)
+        + [every if has_extra else none],
         *(_there(xs), _there(tokens, jnp.int32), _there(w_x), _there(b)),
         *(weights.w_h, _vectors(weights), *_state(state), *_marks(masks)),
         kind=_kind(cell),
@@ -68,8 +69,9 @@ def backward(
         "jaxrnn_backward",
         [(steps, batch, weights.w_h.shape[1]), every if resets_after else none]
         + [last, last if isinstance(cell, LSTM) else none],
-        *(weights.w_h, _vectors(weights), kept.entered, kept.rest, d_ys),
+        *(weights.w_h, _vectors(weights), *kept, d_ys),
         *(*_state(d_final), *_marks(masks)),
+        aliases={3: 0},  # d_gx over the gates, where nobody else wants them
         kind=_kind(cell),
         reverse=reverse,
     )
@@ -100,9 +102,18 @@ def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) ->
     return found
 
 
-def _call(name: str, shapes: list[tuple[int, ...]], *arguments: Array, **attributes: Any) -> Any:
+def _call(
+    name: str,
+    shapes: list[tuple[int, ...]],
+    *arguments: Array,
+    aliases: dict[int, int] | None = None,
+    **attributes: Any,
+) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arguments, **attributes)
+    call = jax.ffi.ffi_call(
+        name, results, vmap_method="sequential", input_output_aliases=aliases
+    )
+    return call(*arguments, **attributes)
 
 
 def _kind(cell: Any) -> np.int64:
@@ -112,13 +123,6 @@ def _kind(cell: Any) -> np.int64:
     if isinstance(cell, GRU):
         return np.int64(4 + ("before", "after").index(cell.reset))
     return np.int64(("tanh", "relu", "sigmoid").index(cell.activation))
-
-
-def _kept_of(cell: Any) -> int:
-    """K of `Kept.rest`."""
-    if isinstance(cell, GRU):
-        return 3 if cell.reset == "before" else 4
-    return 5 if isinstance(cell, LSTM) else 1
 
 
 def _there(x: Any, dtype: Any = jnp.float32) -> Array:

@@ -15,12 +15,9 @@ class Forward : public Problem {
   const float *w_h, *vectors;              // [H, G]; peepholes [3, H] or b_h [H], or null
   const float *h_first, *c_first;          // [B, H]
   float *ys, *h_last, *c_last;             // [T, B, H], [B, H]
-  // For the backward pass, or null: h before each step [T, B, H], in a reset-before GRU r * h too, and
-  // [T, B, kept_of(kind), H]: h | i f g o and c before | z r n | z r n q.
-  float *entered = nullptr, *reset_hidden = nullptr, *kept = nullptr;
-  static int64_t kept_of(Kind kind) {
-    return kind == LSTM ? 5 : kind == GRU_BEFORE ? 3 : kind == GRU_AFTER ? 4 : 1;
-  }
+  // For the backward pass, or null: h before each step [T, B, H]; the activated gates [T, B, G], of a
+  // plain network h itself; c before each step of an LSTM, r * h or q = h w_n + b_h of a GRU [T, B, H].
+  float *entered = nullptr, *kept = nullptr, *extra = nullptr;
 
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t size = B * width(), G = gates() * H;
@@ -115,8 +112,12 @@ class Forward : public Problem {
     return load(from + gate * H + unit, H - unit);
   }
 
-  void keep(const Step& step, int64_t row, int64_t unit, int64_t n, Vec x) {
-    if (kept) store(kept + ((step.t * B + row) * kept_of(kind) + n) * H + unit, x, H - unit);
+  void keep(const Step& step, int64_t row, int64_t unit, int64_t gate, Vec x) {
+    if (kept) store(kept + ((step.t * B + row) * gates() + gate) * H + unit, x, H - unit);
+  }
+
+  void keep_extra(const Step& step, int64_t row, int64_t unit, Vec x) {
+    if (extra) store(extra + (step.t * B + row) * H + unit, x, H - unit);
   }
 
   // What the row shows and takes along: h, unless it stands still here or starts afresh at the next step.
@@ -183,7 +184,7 @@ class Forward : public Problem {
       keep(step, row, unit, 1, f);
       keep(step, row, unit, 2, g);
       keep(step, row, unit, 3, o);
-      keep(step, row, unit, 4, before);
+      keep_extra(step, row, unit, before);
       store(cell, afresh(step, row) ? Vec{} : stands(step.t, row) ? before : c);
       finish(step, row, unit, o * tanh(c));
     });
@@ -198,7 +199,7 @@ class Forward : public Problem {
       keep(step, row, unit, 0, z);
       keep(step, row, unit, 1, r);
       keep(step, row, unit, 2, n);
-      keep(step, row, unit, 3, q);
+      keep_extra(step, row, unit, q);
       finish(step, row, unit, (1.f - z) * n + z * load(step.old + row * width() + unit));
     });
   }
@@ -210,7 +211,7 @@ class Forward : public Problem {
       const Vec rh = r * load(step.old + at);
       store(z_ + at, sigmoid(load(sums) + input(mine, step, row, 0, unit)));
       store(rh_ + at, rh);
-      if (reset_hidden) store(reset_hidden + (step.t * B + row) * H + unit, rh, H - unit);
+      keep_extra(step, row, unit, rh);
       keep(step, row, unit, 1, r);
     });
     mine.team.meet();

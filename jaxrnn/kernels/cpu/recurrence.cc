@@ -33,7 +33,7 @@ float* fresh(ffi::Result<Floats>& x) {
 ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
                    Floats vectors, Floats h_first, Floats c_first, Truths reset, Truths active,
                    ffi::Result<Floats> ys, ffi::Result<Floats> h_last, ffi::Result<Floats> c_last,
-                   ffi::Result<Floats> entered, ffi::Result<Floats> reset_hidden, ffi::Result<Floats> kept,
+                   ffi::Result<Floats> entered, ffi::Result<Floats> kept, ffi::Result<Floats> extra,
                    int64_t kind, bool reverse) {
   Forward run;
   static_cast<Problem&>(run) = problem(kind, reverse, w_h, reset, active, ys->dimensions());
@@ -57,14 +57,14 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
   run.h_last = fresh(h_last);
   run.c_last = fresh(c_last);
   run.entered = fresh(entered);
-  run.reset_hidden = fresh(reset_hidden);
   run.kept = fresh(kept);
+  run.extra = fresh(extra);
   run.run(pool);
   return ffi::Error::Success();
 }
 
 ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats entered, Floats kept,
-                    Floats d_ys, Floats d_h_last, Floats d_c_last, Truths reset, Truths active,
+                    Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Truths reset, Truths active,
                     ffi::Result<Floats> d_gx, ffi::Result<Floats> d_q, ffi::Result<Floats> d_h_first,
                     ffi::Result<Floats> d_c_first, int64_t kind, bool reverse) {
   Backward run;
@@ -73,6 +73,7 @@ ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats ent
   run.vectors = there(vectors);
   run.entered = entered.typed_data();
   run.kept = kept.typed_data();
+  run.extra = there(extra);
   run.d_ys = d_ys.typed_data();
   run.d_h_last = d_h_last.typed_data();
   run.d_c_last = there(d_c_last);
@@ -123,8 +124,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                                   .Ret<Floats>()   // h after the last step
                                   .Ret<Floats>()   // c
                                   .Ret<Floats>()   // h before each step [T, B, H]
-                                  .Ret<Floats>()   // r * h, of a reset-before GRU
-                                  .Ret<Floats>()   // what else is kept [T, B, kept, H]
+                                  .Ret<Floats>()   // the gates [T, B, G]
+                                  .Ret<Floats>()   // c, r * h or q [T, B, H]
                                   .Attr<int64_t>("kind")
                                   .Attr<bool>("reverse"));
 
@@ -134,7 +135,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                                   .Arg<Floats>()   // w_h [H, G]
                                   .Arg<Floats>()   // peepholes or b_h
                                   .Arg<Floats>()   // h before each step [T, B, H]
-                                  .Arg<Floats>()   // what else was kept [T, B, kept, H]
+                                  .Arg<Floats>()   // the gates [T, B, G]
+                                  .Arg<Floats>()   // c, r * h or q [T, B, H]
                                   .Arg<Floats>()   // d_ys [T, B, H]
                                   .Arg<Floats>()   // d_h after the last step [B, H]
                                   .Arg<Floats>()   // d_c
