@@ -19,7 +19,7 @@ The derivatives are in `kernels.rules`, what depends on how a step lies in memor
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ def run(
     masks: Masks,
     reverse: bool,
     layout: Layout = Rows,
+    unroll: int | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """The final state and every output [T, B, H], in the wide dtype, differentiable by hand.
 
@@ -58,6 +59,7 @@ def run(
       masks: see `Masks`; a row that stands still puts out zeros.
       reverse: run from the last step to the first.
       layout: how a step lies in memory inside the loops.
+      unroll: steps of time in one turn of the loops; None for what suits the device.
     """
     steps, batch, _ = inputs.shape
     if not steps:
@@ -65,7 +67,8 @@ def run(
     if isinstance(inputs, Dense) and not _step_by_step(batch):
         inputs = inputs.project()
     weights = params._replace(w_x=None, b=None)
-    return _run(cell, layout, reverse, weights, inputs, state, masks)
+    loop = Loop(reverse, unroll or _steps_per_turn())
+    return _run(cell, layout, loop, weights, inputs, state, masks)
 
 
 def _step_by_step(batch: int) -> bool:
@@ -79,18 +82,38 @@ def _step_by_step(batch: int) -> bool:
 FEW_ROWS = 8
 
 
+def _steps_per_turn() -> int:
+    """How many steps of time a loop takes in one turn.
+
+    On a GPU each operation of a turn is a kernel to launch. Of several steps XLA writes the states and
+    gates with one launch each, counts once, and sends the turn to the device as a whole (a command
+    buffer), which it does not with one step of the way forward: `benchmarks/gpu_static.py` counts.
+    """
+    return GPU_UNROLL if accelerator.device().platform == "gpu" else 1
+
+
+GPU_UNROLL = 8  # more saves little, and the program takes longer to compile
+
+
+class Loop(NamedTuple):
+    """How a loop goes over time: from the last step to the first, and steps in one turn."""
+
+    reverse: bool
+    unroll: int
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _run(
-    cell: Any, layout: Layout, reverse: bool, weights: Any, inputs: Any, state: Any, masks: Masks
+    cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
-    final, states, _ = _forward_scan(cell, layout, reverse, weights, inputs, state, masks)
+    final, states, _ = _forward_scan(cell, layout, loop, weights, inputs, state, masks)
     return final, _outputs(layout, states, masks)
 
 
 def _forward(
-    cell: Any, layout: Layout, reverse: bool, weights: Any, inputs: Any, state: Any, masks: Masks
+    cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
 ) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
-    final, states, gates = _forward_scan(cell, layout, reverse, weights, inputs, state, masks)
+    final, states, gates = _forward_scan(cell, layout, loop, weights, inputs, state, masks)
     # of projected inputs the backward pass needs no more than that they were such
     source = inputs if isinstance(inputs, Lookup | Dense) else None
     return (final, _outputs(layout, states, masks)), (weights, source, state, states, gates, masks)
@@ -99,7 +122,7 @@ def _forward(
 def _backward(
     cell: Any,
     layout: Layout,
-    reverse: bool,
+    loop: Loop,
     saved: tuple[Any, ...],
     cotangents: tuple[Any, Array],
 ) -> tuple[Any, Any, Any, Masks]:
@@ -107,9 +130,9 @@ def _backward(
     d_final, d_ys = cotangents
     backward, dtype = RULES[type(cell)].backward, weights.w_h.dtype
     w_t = layout.transposed(weights.w_h)
-    previous = _previous(layout, state, states, masks, reverse)
+    previous = _previous(layout, state, states, masks, loop.reverse)
 
-    def body(carry: Any, slices: Any) -> tuple[Any, None]:
+    def body(carry: Any, slices: Any) -> tuple[Any, Any]:
         d_state, d_gx = carry
         t, before, after, activated, d_y, (reset, active) = slices
         if active is not None:
@@ -122,18 +145,24 @@ def _backward(
         if reset is not None:
             zeros = jax.tree.map(jnp.zeros_like, d_before)
             d_before = _choose(layout.per_row(reset), zeros, d_before)
-        d_step = jnp.expand_dims(_packed(d_step.astype(dtype)), layout.time)
+        d_step = _packed(d_step.astype(dtype))
+        if d_gx is None:
+            return (d_before, None), d_step
+        d_step = jnp.expand_dims(d_step, layout.time)
         return (d_before, lax.dynamic_update_slice_in_dim(d_gx, d_step, t, layout.time)), None
 
     steps, batch, _ = d_ys.shape
     shape = (steps, batch, weights.w_h.shape[1])
     if layout is not Rows:
         shape = (weights.w_h.shape[1], steps, batch)
-    d_gx = jnp.zeros(shape, jnp.uint16 if dtype == jnp.bfloat16 else dtype)
+    bits = jnp.uint16 if dtype == jnp.bfloat16 else dtype
+    # of several steps in a turn scan writes dgx with one launch; of one, in place is faster
+    place: Any = jnp.zeros(shape, bits) if loop.unroll == 1 else None
     turn = partial(jax.tree.map, layout.turn)
     slices = (jnp.arange(steps), previous, states, gates, layout.turn(d_ys), masks)
-    (d_state, d_gx), _ = lax.scan(body, (turn(d_final), d_gx), slices, reverse=not reverse)
-    d_gx = _unpacked(d_gx)
+    back = loop._replace(reverse=not loop.reverse)
+    (d_state, d_gx), collected = lax.scan(body, (turn(d_final), place), slices, **back._asdict())
+    d_gx = _unpacked(d_gx if place is not None else jnp.moveaxis(collected, 0, layout.time))
 
     d_weights = RULES[type(cell)].gradients(
         layout,
@@ -177,7 +206,7 @@ def _to_inputs(layout: Layout, source: Lookup | Dense | None, d_gx: Array, dtype
 
 
 def _forward_scan(
-    cell: Any, layout: Layout, reverse: bool, weights: Any, inputs: Any, state: Any, masks: Masks
+    cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
 ) -> tuple[Any, Any, tuple[Array, ...]]:
     """The final state, and for every step, in this layout, the state after it and its gates."""
     rules = RULES[type(cell)]
@@ -194,7 +223,7 @@ def _forward_scan(
             after = _choose(layout.per_row(active), after, state)
         return after, (after, gates)
 
-    final, (states, gates) = lax.scan(body, turn(state), (fed, masks), reverse=reverse)
+    final, (states, gates) = lax.scan(body, turn(state), (fed, masks), **loop._asdict())
     return turn(final), states, gates
 
 
