@@ -4,7 +4,7 @@
     xla       plain XLA with a backward pass by hand                       everywhere
     columns   the same, a feature after another in memory                  CPU
     native    C++, each core with rows of its own                          CPU
-    pallas    kernels with the recurrent weights kept on the chip          TPU
+    pallas    kernels with the recurrent weights on the chip, or streamed  TPU
     cudnn     NVIDIA's own LSTM                                            GPU
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
@@ -127,7 +127,10 @@ def kernel(name: Implementation) -> Any:
 
 _MODULES = {"pallas": "tpu", "native": "cpu"}  # where the names differ
 _PLATFORMS = {"columns": "cpu", "native": "cpu", "pallas": "tpu", "cudnn": "gpu"}  # of those with one alone
-_USUAL: dict[str, tuple[Implementation, ...]] = {"tpu": ("pallas", "xla", "scan")}
+_USUAL: dict[str, tuple[Implementation, ...]] = {
+    "cpu": ("native", "xla", "scan"),
+    "tpu": ("pallas", "xla", "scan"),
+}
 _NEAR = 2.0  # octaves of B and H together
 
 

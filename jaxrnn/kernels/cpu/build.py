@@ -68,9 +68,9 @@ def _compiled() -> Path:
 
 
 def _cache() -> Path:
-    import pooch  # late: importing jaxrnn does without it
-
-    return Path(os.environ.get("JAXRNN_CACHE") or pooch.os_cache("jaxrnn")).expanduser()
+    """The user's cache folder, where `jaxrnn.sources` keeps its texts too."""
+    chosen, users = os.environ.get("JAXRNN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(chosen or Path(users or "~/.cache") / "jaxrnn").expanduser()
 
 
 def _fingerprint(command: list[str]) -> str:
