@@ -126,7 +126,12 @@ def kernel(name: Implementation) -> Any:
 
 
 _MODULES = {"pallas": "tpu", "native": "cpu"}  # where the names differ
-_PLATFORMS = {"columns": "cpu", "native": "cpu", "pallas": "tpu", "cudnn": "gpu"}  # of those with one alone
+_PLATFORMS = {  # of those with one alone
+    "columns": "cpu",
+    "native": "cpu",
+    "pallas": "tpu",
+    "cudnn": "gpu",
+}
 _USUAL: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("native", "xla", "scan"),
     "tpu": ("pallas", "xla", "scan"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
+from jax import lax
+
 from jaxrnn.cells import add, product, wide
 from jaxrnn.shapes import Array, Bool, Float, Int
 
@@ -62,3 +65,29 @@ class Masks(NamedTuple):
 
     reset: Bool[Array, "T B"] | None
     active: Bool[Array, "T B"] | None
+
+
+def vary(tree: Any) -> Any:
+    """Inside `shard_map`, every array varies over the axes that any of them varies over.
+
+    A kernel's arrays must; the gradient of one that was alike everywhere is then summed by itself.
+    """
+    return _vary_over(_axes(tree), tree)
+
+
+def vary_like(tree: Any, others: Any) -> Any:
+    """A kernel's results, for which JAX does not see by itself over what they vary."""
+    return _vary_over(_axes(others), tree)
+
+
+def _axes(tree: Any) -> frozenset[Any]:
+    axes = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)]
+    return frozenset().union(*axes)
+
+
+def _vary_over(axes: frozenset[Any], tree: Any) -> Any:
+    def cast(x: Array) -> Array:
+        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree)

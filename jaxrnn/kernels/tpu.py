@@ -31,11 +31,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import tpu_resident, tpu_stream, xla
-from jaxrnn.kernels.inputs import Lookup, Masks
+from jaxrnn.kernels.inputs import Lookup, Masks, vary
 from jaxrnn.kernels.layouts import Rows
 from jaxrnn.kernels.tpu_tiles import LANES, obstacle, round_up, tiles_for
 from jaxrnn.kernels.tpu_views import Arrays, Like
@@ -75,7 +74,7 @@ def run(
     weights = weights._replace(w_h=pad(pad(params.w_h, gates).T, 1).T)
     gx = gx._replace(table=pad(gx.table, gates)) if isinstance(gx, Lookup) else pad(gx, gates)
     state = jax.tree.map(lambda s: pad(s, 1), state)
-    arguments = _vary((weights, gx, state, masks))
+    arguments = vary((weights, gx, state, masks))
     final, ys = _run(wide_cell, reverse, interpret, *arguments)
     return jax.tree.map(lambda s: s[:, :size], final), ys[..., :size]
 
@@ -268,18 +267,3 @@ def _together(x: Any) -> Array:
 
 def _state(like: Any, out: dict[str, Array]) -> Any:
     return like._replace(**{name: out[name] for name in like._fields})
-
-
-def _vary(tree: Any) -> Any:
-    """Inside `shard_map`, every array varies over the axes that any of them varies over.
-
-    A kernel's arrays must; the gradient of one that was alike everywhere is then summed by itself.
-    """
-    axes = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)]
-    union = frozenset().union(*axes)
-
-    def cast(x: Array) -> Array:
-        missing = tuple(union - jax.typeof(x).manual_axis_type.varying)
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(cast, tree)

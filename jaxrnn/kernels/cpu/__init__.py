@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import xla
 from jaxrnn.kernels.cpu import build, calls
-from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, vary
 from jaxrnn.shapes import Array, Float
 
 
@@ -46,7 +46,8 @@ def run(
     steps, batch, _ = inputs.shape
     if not steps:
         return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
-    return _run(cell, reverse, params._replace(w_x=None, b=None), inputs, state, masks)
+    given = vary((params._replace(w_x=None, b=None), inputs, state, masks))
+    return _run(cell, reverse, *given)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -57,21 +58,33 @@ def _run(
     return final, ys
 
 
-def _forward(
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _keeping(
     cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
-) -> tuple[tuple[Any, Array], tuple[Any, calls.Kept]]:
-    given = weights, inputs, state, masks
-    final, ys, kept = calls.forward(cell, reverse, *given, keep=True)
+) -> tuple[Any, Array, calls.Kept]:
+    """`_run`, and what the backward pass needs. It has a derivative for the sake of second ones."""
+    return calls.forward(cell, reverse, weights, inputs, state, masks, keep=True)
+
+
+def _forward(cell: Any, reverse: bool, *given: Any) -> tuple[tuple[Any, Array], tuple[Any, Any]]:
+    final, ys, kept = _keeping(cell, reverse, *given)
     return (final, ys), (given, kept)
 
 
+def _keeping_forward(cell: Any, reverse: bool, *given: Any) -> tuple[Any, tuple[Any, Any]]:
+    final, ys, kept = _keeping(cell, reverse, *given)
+    return (final, ys, kept), (given, kept)
+
+
 def _backward(
-    cell: Any, reverse: bool, saved: tuple[Any, calls.Kept], cotangents: tuple[Any, Array]
+    cell: Any, reverse: bool, saved: tuple[Any, calls.Kept], cotangents: tuple[Any, ...]
 ) -> tuple[Any, Any, Any, Masks]:
-    return (*_gradients(cell, reverse, *saved, cotangents), Masks(None, None))
+    """What was kept has no cotangent: `_gradients` takes all derivatives by way of what was given."""
+    return (*_gradients(cell, reverse, *saved, cotangents[:2]), Masks(None, None))
 
 
 _run.defvjp(_forward, _backward)
+_keeping.defvjp(_keeping_forward, _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -119,11 +132,11 @@ def _gradients_forward(
 
 
 def _gradients_backward(cell: Any, reverse: bool, saved: Any, d_gradients: Any) -> Any:
-    """What was kept is a function of what was given: all of the derivative goes by the latter."""
+    """By XLA. What was kept is a function of what was given, and counts as a part of that."""
     (*given, masks), cotangents = saved
 
-    def forward(*given: Any) -> Any:
-        return xla.run(cell, *given, masks, reverse)
+    def forward(weights: Any, inputs: Inputs, state: Any) -> Any:
+        return xla.run(cell, weights, inputs, state, masks, reverse)
 
     def gradients(given: Any, cotangents: Any) -> Any:
         return jax.vjp(forward, *given)[1](cotangents)

@@ -1,7 +1,8 @@
-"""The C++ of this folder as JAX functions of float32 arrays. An array without elements is one not there."""
+"""The C++ of this folder as JAX functions of float32 arrays; one that is not there has no elements."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.cells import GRU, LSTM
-from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, vary_like
 from jaxrnn.shapes import Array, Float, Int
+
+NONE = (0,)  # the shape of an array that is not there
 
 
 class Kept(NamedTuple):
@@ -31,19 +34,25 @@ def forward(
 ) -> tuple[Any, Float[Array, "T B H"], Kept]:
     """The state after the last step taken, the outputs, and with `keep` what the way back needs."""
     steps, batch, _ = inputs.shape
-    every, last, none = (steps, batch, cell.hidden), (batch, cell.hidden), (0,)
-    xs, tokens, w_x, b = inputs, None, None, None
+    every, last = (steps, batch, cell.hidden), (batch, cell.hidden)
+    gated = isinstance(cell, LSTM | GRU)
+    results = {
+        "ys": every,
+        "hidden": last,
+        "cell": last if isinstance(cell, LSTM) else NONE,
+        "entered": every if keep else NONE,
+        "gates": inputs.shape if keep else NONE,
+        "extra": every if keep and gated else NONE,
+    }
+    xs: Any = inputs
+    tokens = w_x = b = None
     if isinstance(inputs, Lookup):
         xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
     elif isinstance(inputs, Dense):
         xs, w_x, b = inputs
-    has_extra = keep and isinstance(cell, LSTM | GRU)
     ys, hidden, c, *kept = _call(
         "jaxrnn_forward",
-        [every, last, last if isinstance(cell, LSTM) else none]
-        + [every, inputs.shape] * keep
-        + [none] * 2 * (not keep)
-        + [every if has_extra else none],
+        results.values(),
         *(_there(xs), _there(tokens, jnp.int32), _there(w_x), _there(b)),
         *(weights.w_h, _vectors(weights), *_state(state), *_marks(masks)),
         kind=_kind(cell),
@@ -63,12 +72,15 @@ def backward(
 ) -> tuple[Float[Array, "T B G"], Array, Any]:
     """Of the gates' inputs, of a reset-after GRU's q = h W_hn + b_h [T, B, H], of the first state."""
     steps, batch, size = every = d_ys.shape
-    last, none = (batch, size), (0,)
-    resets_after = isinstance(cell, GRU) and cell.reset == "after"
+    results = {
+        "d_gx": (steps, batch, weights.w_h.shape[1]),
+        "d_q": every if isinstance(cell, GRU) and cell.reset == "after" else NONE,
+        "d_hidden": (batch, size),
+        "d_cell": (batch, size) if isinstance(cell, LSTM) else NONE,
+    }
     d_gx, d_q, hidden, c = _call(
         "jaxrnn_backward",
-        [(steps, batch, weights.w_h.shape[1]), every if resets_after else none]
-        + [last, last if isinstance(cell, LSTM) else none],
+        results.values(),
         *(weights.w_h, _vectors(weights), *kept, d_ys),
         *(*_state(d_final), *_marks(masks)),
         aliases={3: 0},  # d_gx over the gates, where nobody else wants them
@@ -84,7 +96,8 @@ def outer(
     """The sum of x d^T over all rows, and that of d, for some N columns of d."""
     first, end, _ = columns.indices(d.shape[-1])
     shapes = [(x.shape[-1], end - first), (end - first,)]
-    return _call("jaxrnn_outer", shapes, _flat(x), _flat(d), first=np.int64(first))
+    found, total = _call("jaxrnn_outer", shapes, _flat(x), _flat(d), first=np.int64(first))
+    return found, total
 
 
 def back(d: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
@@ -104,16 +117,14 @@ def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) ->
 
 def _call(
     name: str,
-    shapes: list[tuple[int, ...]],
+    shapes: Iterable[tuple[int, ...]],
     *arguments: Array,
     aliases: dict[int, int] | None = None,
     **attributes: Any,
 ) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    call = jax.ffi.ffi_call(
-        name, results, vmap_method="sequential", input_output_aliases=aliases
-    )
-    return call(*arguments, **attributes)
+    call = jax.ffi.ffi_call(name, results, vmap_method="sequential", input_output_aliases=aliases)
+    return vary_like(call(*arguments, **attributes), arguments)
 
 
 def _kind(cell: Any) -> np.int64:
@@ -126,7 +137,7 @@ def _kind(cell: Any) -> np.int64:
 
 
 def _there(x: Any, dtype: Any = jnp.float32) -> Array:
-    return jnp.zeros((0,), dtype) if x is None else x
+    return jnp.zeros(NONE, dtype) if x is None else x
 
 
 def _vectors(weights: Any) -> Array:

@@ -163,7 +163,7 @@ class Forward : public Problem {
   void rnn(const Share& mine, const Step& step) {
     multiply_quads(mine, step.old, w_, [&](int64_t row, int64_t unit, Vec sum) {
       const Vec a = input(mine, step, row, 0, unit) + sum;
-      const Vec h = kind == RNN_TANH ? tanh(a) : kind == RNN_SIGMOID ? sigmoid(a) : a > 0.f ? a : Vec{};
+      const Vec h = kind == RNN_TANH ? tanh(a) : kind == RNN_SIGMOID ? sigmoid(a) : a < 0.f ? Vec{} : a;
       keep(step, row, unit, 0, h);
       finish(step, row, unit, h);
     });
