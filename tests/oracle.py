@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxrnn import gru, lstm, rnn, unroll
 from jaxrnn.cells import wide
+from jaxrnn.kernels.cpu import build
 
 HIDDEN = 4
 CELLS = {
@@ -28,7 +29,8 @@ CELLS = {
     "gru-before": gru(HIDDEN, reset="before"),
     "gru-after": gru(HIDDEN, reset="after"),
 }
-IMPLEMENTATIONS = ("scan", "xla", "columns")  # those that a CPU runs; the first is the reference
+IMPLEMENTATIONS = ("scan", "xla", "columns")  # a CPU's for every dtype; the first is the reference
+USUAL = "native" if build.why_not() is None else "xla"  # a CPU's in float32, by itself
 
 TOLERANCES = {  # largest error of an array, in units of its largest entry
     "float64": 1e-13,

@@ -200,14 +200,16 @@ def test_choices_are_the_fastest_and_other_platforms_rows_stay(
     path.write_text(json.dumps(rows))
     record = record_of(
         result_of("lstm", jaxrnn_scan=1.0, jaxrnn_xla=1.015, torch=0.5),  # a tie
+        result_of("rnn", jaxrnn_xla=1.0, jaxrnn_native=1.04),  # a tie, where the usual one wins
         result_of("gru-before", jaxrnn_scan=1.1, jaxrnn_xla=1.0),
         result_of("gru-before", "forward", jaxrnn_scan=1.0, jaxrnn_xla=1.5),  # both passes count
     )
-    assert cell_report.write_choices(record) == 2
+    assert cell_report.write_choices(record) == 3
     chosen = {(r["platform"], r["cell"]): r["implementation"] for r in json.loads(path.read_text())}
     assert chosen == {
         ("tpu", "lstm"): "pallas",
         ("cpu", "lstm"): "xla",
+        ("cpu", "rnn"): "native",
         ("cpu", "gru-before"): "scan",
     }
 

@@ -264,9 +264,7 @@ def test_many_calls_at_once_end_and_agree(cell: Any, batch: int) -> None:
 # --- how it is built ----------------------------------------------------------------------------
 
 
-def test_it_is_what_a_cpu_takes_by_itself() -> None:
-    assert explain(lstm(300), (10, 7, 5)).implementation == "native"
-    assert explain(lstm(300), (10, 7, 5), "bfloat16").implementation == "xla"
+def test_what_it_cannot_multiply() -> None:
     with pytest.raises(ValueError, match="multiplies float32 alone, not bfloat16; use 'xla'"):
         explain(lstm(300), (10, 7, 5), "bfloat16", "native")
 
