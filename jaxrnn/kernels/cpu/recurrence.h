@@ -48,11 +48,13 @@ struct Share {
 template <class What>
 void divide(xla::ffi::ThreadPool& pool, const Problem& p, const What& what) {
   constexpr int64_t FEWEST_ROWS = 4, FEWEST_WEIGHTS = 1 << 16;  // weights: to be worth meeting
+  const int64_t weights = p.gates() * p.H * p.H;
+  const std::chrono::nanoseconds patience(p.T * p.B * weights / 128);  // a part of what one core takes
   const int64_t threads = std::max<int64_t>(1, pool.num_threads()), quads = p.width() / QUAD;
   const int64_t parts = std::min(threads, p.B / FEWEST_ROWS);
-  const int64_t members = std::min({threads, quads, p.gates() * p.H * p.H / FEWEST_WEIGHTS});
+  const int64_t members = std::min({threads, quads, weights / FEWEST_WEIGHTS});
   if (parts < 2 && members > 1) {
-    together(pool, members, [&](int64_t n, Team& team) {
+    together(pool, members, patience, [&](int64_t n, Team& team) {
       const int64_t from = quads * n / team.size() * QUAD, to = quads * (n + 1) / team.size() * QUAD;
       what(Share{0, p.B, from, std::min(to, p.H), team});
     });

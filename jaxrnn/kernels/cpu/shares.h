@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -61,7 +62,7 @@ class Team {
 
  private:
   template <class What>
-  friend void together(xla::ffi::ThreadPool&, int64_t, const What&);
+  friend void together(xla::ffi::ThreadPool&, int64_t, std::chrono::nanoseconds, const What&);
 
   static constexpr int64_t CLOSED = 1 << 30;
   std::atomic<int64_t> members_{1}, done_{0}, turn_{0};
@@ -71,9 +72,10 @@ class Team {
 };
 
 // Runs what(n, team) for n = 0 .. team.size() - 1 at the same time, on at most `most` threads: on those
-// that come within a moment, since others may be busy for long.
+// that come before the patience ends, since others may be busy for long. Waking one takes some 50 µs.
 template <class What>
-void together(xla::ffi::ThreadPool& pool, int64_t most, const What& what) {
+void together(xla::ffi::ThreadPool& pool, int64_t most, std::chrono::nanoseconds patience,
+              const What& what) {
   const auto team = std::make_shared<Team>();
   const What* const work = &what;
   const auto caller = std::this_thread::get_id();
@@ -86,7 +88,9 @@ void together(xla::ffi::ThreadPool& pool, int64_t most, const What& what) {
     team->done_.fetch_add(1, std::memory_order_release);
   };
   for (int64_t n = 1; n < most; ++n) pool.Schedule(decltype(join)(join));
-  for (int turns = 0; turns < 4096 && team->members_.load() < most;) pause_a_little(turns);
+  const auto end = std::chrono::steady_clock::now() + patience;
+  for (int turns = 0; team->members_.load() < most && std::chrono::steady_clock::now() < end;)
+    pause_a_little(turns);
   team->size_ = team->members_.fetch_add(Team::CLOSED);
   team->go_.store(true, std::memory_order_release);
   what(0, *team);
