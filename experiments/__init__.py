@@ -1,0 +1,35 @@
+"""The lecture's claims, one file each: `python -m experiments` lists them and runs them.
+
+A file here whose name does not begin with an underscore is an experiment. Its docstring begins with the
+claim; it says where in the lecture the claim stands and has one function:
+
+    ROW = 3                                  # of the lecture, which orders the list
+
+    def run(quick: bool) -> Outcome: ...     # quick: fewer seeds and steps, to see that it runs
+
+That is all it takes to add one. The runner writes the files, from what `run` returns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the list of experiments is there without matplotlib
+    from matplotlib.figure import Figure
+
+
+class Outcome(NamedTuple):
+    """What an experiment hands back.
+
+    sentence: what came out, made from the numbers. It may not say more than they do.
+    table: rows of columns, the first row the heads.
+    numbers: all that was measured, for result.json.
+    seeds: what every random number came from.
+    figure: the picture, readable without its caption.
+    """
+
+    sentence: str
+    table: list[list[str]]
+    numbers: dict[str, Any]
+    seeds: list[int]
+    figure: Figure

@@ -1,0 +1,214 @@
+"""An embedding is a one-hot vector times a matrix, done as a lookup; related symbols come near.
+
+    x_emb = x_onehot W_emb,   W_emb [V, E]     (row v of W_emb, where v is the symbol)
+
+Both ways are compared in values and gradients, and measured in time (value and gradient) and in the
+memory that XLA sets aside, from a char-RNN's 65 x 64 over the lecture's 10,000 x 250 to 50,000 x 250.
+Then a char-RNN learns the play, and each character's nearest neighbour by cosine is looked at: is it of
+the same kind (vowel, consonant, capital, space or punctuation) more often than before training?
+
+    python -m experiments embedding      COST
+
+RESULT
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+
+from experiments import Outcome, _drawing
+from jaxrnn import charlm, feed, play, text, training
+
+ROW = 9
+SIZES = [(65, 64), (1_000, 100), (10_000, 250), (50_000, 250)]
+SYMBOLS = 1_024  # looked up at once
+KINDS = {  # of the play's characters: colour
+    "vowel": _drawing.RED,
+    "consonant": _drawing.BLUE,
+    "capital": _drawing.GREEN,
+    "space, punctuation": _drawing.PINK,
+}
+
+
+def lookup(table: Any, symbols: Any) -> Any:
+    return table[symbols]
+
+
+def product(table: Any, symbols: Any) -> Any:
+    return jax.nn.one_hot(symbols, len(table)) @ table
+
+
+WAYS = {"lookup": lookup, "one-hot product": product}
+
+
+def compare(size: tuple[int, int], seeds: list[int], repeats: int) -> dict[str, Any]:
+    """Both ways at one size: the product's error, the seconds of each, and its memory."""
+    compiled: dict[str, Any] = {}
+    errors = []
+    for seed in seeds:
+        keys = jax.random.split(jax.random.key(seed), 3)
+        table = jax.random.normal(keys[0], size)
+        symbols = jax.random.randint(keys[1], (SYMBOLS,), 0, size[0])
+        cotangent = jax.random.normal(keys[2], (SYMBOLS, size[1]))
+        for name, way in WAYS.items():
+
+            def both(table: Any, symbols: Any, cotangent: Any, way: Any = way) -> Any:
+                values, back = jax.vjp(lambda table: way(table, symbols), table)
+                return values, back(cotangent)[0]
+
+            if name not in compiled:
+                compiled[name] = jax.jit(both).lower(table, symbols, cotangent).compile()
+        want, got = (compiled[name](table, symbols, cotangent) for name in WAYS)
+        errors.append([measure.error(g, w) for g, w in zip(got, want, strict=True)])
+    runs = {
+        name: lambda f=f: jax.block_until_ready(f(table, symbols, cotangent))
+        for name, f in compiled.items()
+    }
+    times = measure.in_turns(runs, repeats)
+    memory = {name: f.memory_analysis().temp_size_in_bytes for name, f in compiled.items()}
+    return {
+        "size": size,
+        "errors": errors,
+        "seconds": {name: each["seconds"] for name, each in times.items()},
+        "scratch_bytes": memory,
+    }
+
+
+def learn(corpus: text.Corpus, steps: int, seed: int) -> tuple[Any, Any, float]:
+    """The embedding [V, E] before and after training on the play, and the loss of the last steps."""
+    model = charlm.Config(hidden=128, embed=16)
+    config = training.Config(model, batch=32, seq_len=50, steps=steps, seed=seed)
+    batches = config.batches(corpus)
+    optimizer = training.make_optimizer(config, steps)
+    state = training.create(config, optimizer, corpus.vocabulary)
+    before = np.array(state.params.embedding)
+    source = feed.place(corpus.tokens)
+    for first in range(0, steps, config.log_every):
+        ahead = range(first, first + config.log_every)
+        starts = np.stack([batches.starts(n) for n in ahead])
+        fresh = jnp.array([batches.fresh(n) for n in ahead])
+        windows = jnp.asarray(source.windows(starts, config.seq_len))
+        count = jnp.int32(len(ahead))
+        state, metrics = training.run_steps(
+            config, optimizer, state, source.tokens, windows, fresh, count
+        )
+    return before, np.array(state.params.embedding), float(metrics.loss.mean())
+
+
+def kind(character: str) -> str:
+    if character.isalpha():
+        return (
+            "capital" if character.isupper() else "vowel" if character in "aeiou" else "consonant"
+        )
+    return "space, punctuation"
+
+
+def neighbours(embedding: Any) -> Any:
+    """Each character's nearest other, by cosine."""
+    rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    return (rows @ rows.T - 2 * np.eye(len(rows))).argmax(1)
+
+
+def run(quick: bool) -> Outcome:
+    seeds, repeats, steps = ([0], 2, 20) if quick else ([0, 1, 2], 7, 600)
+    sizes = [compare(size, seeds, repeats) for size in SIZES[: 2 if quick else None]]
+    corpus = text.corpus(play.write(100_000 if quick else 1_000_000).text)
+    start = time.perf_counter()
+    learnt = [learn(corpus, steps, seed) for seed in seeds]
+    seconds = time.perf_counter() - start
+    characters = corpus.vocabulary.characters
+    kinds = np.array([kind(c) for c in characters])
+    same = [[float((kinds == kinds[neighbours(e)]).mean()) for e in pair[:2]] for pair in learnt]
+    chance = float(np.mean([(kinds == k).sum() - 1 for k in kinds]) / (len(kinds) - 1))
+
+    rows = [
+        ["V x E", *[f"{way}, ms" for way in WAYS], "ratio", *[f"{way}, scratch MB" for way in WAYS]]
+    ]
+    rows[0] += ["error of values", "error of gradient"]
+    for each in sizes:
+        took = [1e3 * statistics.median(s) for s in each["seconds"].values()]
+        scratch = [f"{bytes / 1e6:.2f}" for bytes in each["scratch_bytes"].values()]
+        worst = [f"{error:.1e}" for error in np.max(each["errors"], axis=0)]
+        size = "{:,} x {}".format(*each["size"])
+        rows.append(
+            [size, *[f"{ms:.3f}" for ms in took], f"{took[1] / took[0]:.1f}", *scratch, *worst]
+        )
+    worst = np.max([each["errors"] for each in sizes], axis=(0, 1))
+    at = sizes[min(2, len(sizes) - 1)]  # the lecture's size
+    look, multiply = (1e3 * statistics.median(s) for s in at["seconds"].values())
+    before, after = np.transpose(same)
+    sentence = (
+        f"Product and lookup differ by at most {worst[0]:.1e} of the largest value and {worst[1]:.1e} "
+        f"of the largest gradient; at {at['size'][0]:,} x {at['size'][1]} and {SYMBOLS:,} symbols the "
+        f"product takes {multiply:.1f} ms and the lookup {look:.2f} ms. On the play, the share of "
+        f"characters whose nearest neighbour is of their own kind went from {span(before)} to "
+        f"{span(after)} in {steps} steps ({len(seeds)} seeds; at random {chance:.2f})."
+    )
+    numbers: dict[str, Any] = {
+        "symbols": SYMBOLS,
+        "sizes": sizes,
+        "same_kind": {"before": before.tolist(), "after": after.tolist(), "random": chance},
+        "training": {
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "loss": [run[2] for run in learnt],
+        },
+        "nearest": {
+            str(seed): {
+                c: characters[n] for c, n in zip(characters, neighbours(run[1]), strict=True)
+            }
+            for seed, run in zip(seeds, learnt, strict=True)
+        },
+    }
+    return Outcome(sentence, rows, numbers, seeds, draw(sizes, characters, learnt[0][1]))
+
+
+def span(values: Any) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def draw(sizes: Any, characters: str, embedding: Any) -> Any:
+    figure, panels = _drawing.figure(3, 15, 5, width_ratios=[1, 1, 1.5])
+    entries = [size["size"][0] * size["size"][1] for size in sizes]
+    names = ["{:,}\n× {}".format(*size["size"]) for size in sizes]
+    for axes, unit in zip(panels, ("seconds", "scratch_bytes"), strict=False):
+        labels = []
+        for way, colour in zip(WAYS, _drawing.COLOURS, strict=False):
+            values = np.array([size[unit][way] for size in sizes], float).reshape(len(sizes), -1).T
+            values = 1e3 * values if unit == "seconds" else np.maximum(values, 1) / 1e6
+            end = _drawing.band(axes, entries, values, colour, marker="o", markersize=4)[-1]
+            labels.append((end, way, colour))
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(entries, names)
+        axes.minorticks_off()
+        _drawing.label_ends(axes, labels)
+    title = f"Time, {SYMBOLS:,} symbols, value and gradient"
+    _drawing.name_axes(panels[0], title, "V × E, entries of the matrix", "milliseconds")
+    _drawing.name_axes(panels[1], "Memory beside inputs and results", "V × E", "megabytes")
+    rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    centred = rows - rows.mean(0)
+    _, widths, axes_of = np.linalg.svd(centred, full_matrices=False)
+    places = centred @ axes_of[:2].T
+    axes = panels[2]
+    for character, (x, y) in zip(characters, places, strict=True):
+        shown = {" ": "space", "\n": "newline"}.get(character, character)
+        colour = KINDS[kind(character)]
+        axes.text(x, y, shown, color=colour, ha="center", va="center", weight="bold")
+    axes.set(xlim=np.array([-1.1, 1.1]) * np.abs(places).max(), ylim=axes.get_ylim())
+    axes.set_ylim(1.1 * places[:, 1].min(), 1.1 * places[:, 1].max())
+    for line, (name, colour) in enumerate(KINDS.items()):
+        axes.annotate(
+            name, (1.0, 1 - 0.05 * line), xycoords="axes fraction", color=colour, ha="right"
+        )
+    share = (widths[:2] ** 2).sum() / (widths**2).sum()
+    title = "Embedding learnt from the play, seed 0"
+    name = "first principal component"
+    _drawing.name_axes(axes, title, f"{name} (the two hold {share:.0%} of the variance)", "second")
+    return figure

@@ -1,0 +1,162 @@
+"""An input's influence on a plain RNN fades with time, the vanishing gradient; gates can keep it.
+
+    dh^T / dx^{T-k} = (dh^T / ds^{T-1}) (ds^{T-1} / ds^{T-2}) ... (ds^{T-k} / dx^{T-k})
+
+A product of k Jacobians: where they shrink a vector, the influence falls by a factor with every step of
+lag k. Shown is the Frobenius norm of it, at initialisation and after a short training on `recall`: at
+one random moment of T a symbol of four is shown, at all others distractors, and after the last step the
+network tells which symbol it was. Chance is ln 4 = 1.386 nats.
+
+    python -m experiments vanishing_gradient      COST
+
+RESULT
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxrnn
+from experiments import Outcome, _drawing
+
+ROW = 4
+SYMBOLS, DISTRACTORS, HIDDEN = 4, 4, 64
+STEPS, BATCH, RATE, MEASURED = 60, 32, 3e-3, 8  # T, rows of a batch, Adam's rate, rows measured
+CELLS = {
+    "rnn tanh": jaxrnn.rnn(HIDDEN),
+    "rnn relu": jaxrnn.rnn(HIDDEN, "relu"),
+    "rnn sigmoid": jaxrnn.rnn(HIDDEN, "sigmoid"),
+    "lstm, forget bias 0": jaxrnn.lstm(HIDDEN, forget_bias=0.0),
+    "lstm, forget bias 1": jaxrnn.lstm(HIDDEN),
+    "lstm, peepholes": jaxrnn.lstm(HIDDEN, peephole=True),
+    "gru": jaxrnn.gru(HIDDEN),
+}
+
+
+def recall(key: Any, rows: int) -> tuple[Any, Any]:
+    """One-hot inputs [T, B, symbols + distractors] and the symbol [B] to be told at the end."""
+    keys = jax.random.split(key, 3)
+    symbol = jax.random.randint(keys[0], (rows,), 0, SYMBOLS)
+    when = jax.random.randint(keys[1], (rows,), 0, STEPS)
+    noise = jax.random.randint(keys[2], (STEPS, rows), SYMBOLS, SYMBOLS + DISTRACTORS)
+    shown = jnp.where(jnp.arange(STEPS)[:, None] == when[None], symbol[None], noise)
+    return jax.nn.one_hot(shown, SYMBOLS + DISTRACTORS), symbol
+
+
+def last_output(cell: Any, params: Any, xs: Any) -> Any:
+    return jaxrnn.unroll(cell, params, xs, implementation="scan")[1][-1]
+
+
+def influence(cell: Any, params: Any, xs: Any) -> Any:
+    """log10 of ||dh^T / dx^{T-k}|| for every lag k [T], the mean of the rows (which do not touch)."""
+    last, back = jax.vjp(lambda xs: last_output(cell, params, xs), xs)
+    ones = jnp.broadcast_to(jnp.eye(cell.hidden)[:, None], (cell.hidden, *last.shape))
+    jacobian = jax.vmap(back)(ones)[0]  # [H, T, B, D]
+    largest = jnp.maximum(jnp.abs(jacobian).max((0, 3), keepdims=True), 1e-37)
+    norm = largest[0, :, :, 0] * jnp.sqrt(((jacobian / largest) ** 2).sum((0, 3)))  # no underflow
+    return jnp.log10(jnp.maximum(norm, 1e-37)).mean(1)[::-1]
+
+
+def train(cell: Any, steps: int, seeds: list[int]) -> Any:
+    """Influence by lag before and after training [seeds, 2, T], and the last tenth's loss [seeds]."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(RATE))
+
+    def loss(params: Any, batch: Any) -> Any:
+        cell_params, w_out, b_out = params
+        xs, symbol = batch
+        logits = last_output(cell, cell_params, xs) @ w_out + b_out[None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, symbol).mean()
+
+    def step(state: Any, key: Any) -> Any:
+        params, memory = state
+        now, gradient = jax.value_and_grad(loss)(params, recall(key, BATCH))
+        updates, memory = optimizer.update(gradient, memory)
+        return (optax.apply_updates(params, updates), memory), now
+
+    def init(seed: int) -> Any:
+        k_cell, k_out = jax.random.split(jax.random.key(seed))
+        w_out = jax.nn.initializers.glorot_uniform()(k_out, (HIDDEN, SYMBOLS))
+        return cell.init(k_cell, SYMBOLS + DISTRACTORS), w_out, jnp.zeros(SYMBOLS)
+
+    @jax.jit
+    @jax.vmap
+    def run(params: Any, key: Any) -> Any:
+        k_see, k_train = jax.random.split(key)
+        seen, _ = recall(k_see, MEASURED)
+        keys = jax.random.split(k_train, steps)
+        (after, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+        flows = [influence(cell, p[0], seen) for p in (params, after)]
+        return jnp.stack(flows), losses[-max(1, steps // 10) :].mean()
+
+    params = jax.tree.map(lambda *each: jnp.stack(each), *map(init, seeds))
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 1) for seed in seeds])
+    return jax.device_get(run(params, keys))
+
+
+def below(flow: Any) -> int | None:
+    """The first lag from which on the influence stays below 1% of that at lag 0; None: not by T - 1."""
+    above = np.flatnonzero(flow - flow[0] >= -2)
+    return None if above[-1] == len(flow) - 1 else int(above[-1]) + 1
+
+
+def run(quick: bool) -> Outcome:
+    seeds, steps = ([0, 1], 3) if quick else ([0, 1, 2], 600)
+    kinds = dict(list(CELLS.items())[:: 3 if quick else 1])
+    flows, losses = {}, {}
+    for name, cell in kinds.items():
+        flows[name], losses[name] = train(cell, steps, seeds)
+    lags = {name: [[below(f) for f in pair] for pair in each] for name, each in flows.items()}
+    rows = [["cell", "below 1% at initialisation", "after training", "loss after training, nats"]]
+    for name, pairs in lags.items():
+        told = [span(when) for when in zip(*pairs, strict=True)]
+        loss = losses[name]
+        rows.append([name, *told, f"{np.median(loss):.3f} ({loss.min():.3f} to {loss.max():.3f})"])
+    solved = [name for name, loss in losses.items() if loss.max() < 0.1]
+    told = "; ".join(f"{row[0]} {row[1]} → {row[2]}" for row in rows[1:])
+    sentence = (
+        f"Lag at which the influence has fallen below 1% of that at lag 0, at initialisation → after "
+        f"{steps} steps of training (range of {len(seeds)} seeds, sequences of {STEPS}): {told}. "
+        f"Loss below 0.1 in every seed, where chance is 1.386: {', '.join(solved) or 'none'}."
+    )
+    numbers = {
+        "log10_influence": {name: each.tolist() for name, each in flows.items()},
+        "below_1_percent": lags,
+        "loss": {name: each.tolist() for name, each in losses.items()},
+        "T": STEPS,
+        "hidden": HIDDEN,
+        "batch": BATCH,
+        "training_steps": steps,
+        "learning_rate": RATE,
+    }
+    return Outcome(sentence, rows, numbers, seeds, draw(flows, losses))
+
+
+def span(lags: Any) -> str:
+    """The least and the greatest of some lags."""
+    told = sorted(STEPS if lag is None else lag for lag in lags)
+    words = [f"{lag}" if lag < STEPS else "never" for lag in (told[0], told[-1])]
+    return words[0] if words[0] == words[1] else " to ".join(words)
+
+
+def draw(flows: Any, losses: Any) -> Any:
+    figure, panels = _drawing.figure(2, 13, 5.5, sharey=True)
+    for when, axes in enumerate(panels):
+        ends = []
+        axes.set(yscale="log", ylim=(1e-8, 30), xlim=(0, STEPS - 1))
+        for (name, each), colour in zip(flows.items(), _drawing.COLOURS, strict=False):
+            share = 10.0 ** (each[:, when] - each[:, when, :1])
+            middle = _drawing.band(axes, np.arange(STEPS), share, colour)
+            loss = f" (loss {np.median(losses[name]):.2f})" if when else ""
+            ends.append((middle[-1], name + loss, colour))
+        axes.axhline(0.01, color=_drawing.GREY, linestyle="--", linewidth=1)
+        _drawing.label_ends(axes, ends)
+        title = ("At initialisation", "After training; chance is a loss of 1.39")[when]
+        _drawing.name_axes(axes, title, "lag k, steps", "")
+    panels[0].set_ylabel("influence ‖dh_T / dx_{T-k}‖, of that at lag 0")
+    panels[0].annotate("1%", (1, 0.012), color=_drawing.GREY)
+    return figure
