@@ -15,7 +15,6 @@ RESULT
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import jax
@@ -37,15 +36,10 @@ KINDS = {  # of the play's characters: colour
 }
 
 
-def lookup(table: Any, symbols: Any) -> Any:
-    return table[symbols]
-
-
-def product(table: Any, symbols: Any) -> Any:
-    return jax.nn.one_hot(symbols, len(table)) @ table
-
-
-WAYS = {"lookup": lookup, "one-hot product": product}
+WAYS = {
+    "lookup": lambda table, symbols: table[symbols],
+    "one-hot product": lambda table, symbols: jax.nn.one_hot(symbols, len(table)) @ table,
+}
 
 
 def compare(size: tuple[int, int], seeds: list[int], repeats: int) -> dict[str, Any]:
@@ -103,11 +97,10 @@ def learn(corpus: text.Corpus, steps: int, seed: int) -> tuple[Any, Any, float]:
 
 
 def kind(character: str) -> str:
-    if character.isalpha():
-        return (
-            "capital" if character.isupper() else "vowel" if character in "aeiou" else "consonant"
-        )
-    return "space, punctuation"
+    """Which of KINDS."""
+    if not character.isalpha():
+        return "space, punctuation"
+    return "capital" if character.isupper() else "vowel" if character in "aeiou" else "consonant"
 
 
 def neighbours(embedding: Any) -> Any:
@@ -120,9 +113,7 @@ def run(quick: bool) -> Outcome:
     seeds, repeats, steps = ([0], 2, 20) if quick else ([0, 1, 2], 7, 600)
     sizes = [compare(size, seeds, repeats) for size in SIZES[: 2 if quick else None]]
     corpus = text.corpus(play.write(100_000 if quick else 1_000_000).text)
-    start = time.perf_counter()
     learnt = [learn(corpus, steps, seed) for seed in seeds]
-    seconds = time.perf_counter() - start
     characters = corpus.vocabulary.characters
     kinds = np.array([kind(c) for c in characters])
     same = [[float((kinds == kinds[neighbours(e)]).mean()) for e in pair[:2]] for pair in learnt]
@@ -157,7 +148,6 @@ def run(quick: bool) -> Outcome:
         "same_kind": {"before": before.tolist(), "after": after.tolist(), "random": chance},
         "training": {
             "steps": steps,
-            "seconds": round(seconds, 1),
             "loss": [run[2] for run in learnt],
         },
         "nearest": {
@@ -193,22 +183,20 @@ def draw(sizes: Any, characters: str, embedding: Any) -> Any:
     _drawing.name_axes(panels[0], title, "V × E, entries of the matrix", "milliseconds")
     _drawing.name_axes(panels[1], "Memory beside inputs and results", "V × E", "megabytes")
     rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-    centred = rows - rows.mean(0)
-    _, widths, axes_of = np.linalg.svd(centred, full_matrices=False)
-    places = centred @ axes_of[:2].T
+    u, widths, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    places = u[:, :2] * widths[:2]
     axes = panels[2]
     for character, (x, y) in zip(characters, places, strict=True):
         shown = {" ": "space", "\n": "newline"}.get(character, character)
         colour = KINDS[kind(character)]
         axes.text(x, y, shown, color=colour, ha="center", va="center", weight="bold")
-    axes.set(xlim=np.array([-1.1, 1.1]) * np.abs(places).max(), ylim=axes.get_ylim())
-    axes.set_ylim(1.1 * places[:, 1].min(), 1.1 * places[:, 1].max())
+    axes.set(xlim=1.15 * np.array([places[:, 0].min(), places[:, 0].max()]))
+    axes.set(ylim=1.15 * np.array([places[:, 1].min(), places[:, 1].max()]))
     for line, (name, colour) in enumerate(KINDS.items()):
         axes.annotate(
             name, (1.0, 1 - 0.05 * line), xycoords="axes fraction", color=colour, ha="right"
         )
     share = (widths[:2] ** 2).sum() / (widths**2).sum()
-    title = "Embedding learnt from the play, seed 0"
-    name = "first principal component"
-    _drawing.name_axes(axes, title, f"{name} (the two hold {share:.0%} of the variance)", "second")
+    name = f"first principal component (the two hold {share:.0%} of the variance)"
+    _drawing.name_axes(axes, "Embedding learnt from the play, seed 0", name, "second")
     return figure
