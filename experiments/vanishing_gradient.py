@@ -157,6 +157,6 @@ def draw(flows: Any, losses: Any) -> Any:
         _drawing.label_ends(axes, ends)
         title = ("At initialisation", "After training; chance is a loss of 1.39")[when]
         _drawing.name_axes(axes, title, "lag k, steps", "")
-    panels[0].set_ylabel("influence ‖dh_T / dx_{T-k}‖, of that at lag 0")
+    panels[0].set_ylabel(r"influence $\|\partial h_T/\partial x_{T-k}\|$, relative to that at lag 0")
     panels[0].annotate("1%", (1, 0.012), color=_drawing.GREY)
     return figure
