@@ -7,9 +7,12 @@ weights on the same batches, at learning rates from small to too large. Beside i
 example: the line y = 2x through (1,2) (2,4) (3,6) (4,8), one point a step in turn, 1000 steps of
 gradient descent at 0.01, clipped to 5.
 
-    python -m experiments clipping      COST
+    python -m experiments clipping      19 s on two CPU cores
 
-RESULT
+On 2026-11-24: Of the runs on the play (every rate, 3 seeds) 6 of 15 were lost without clipping and 0
+of 15 with it; the best losses after 600 steps were 1.445 at rate 3 clipped and 2.369 at rate 0.3 not
+clipped nats per character. The line's slope, 2, came out as 1.9920 clipped and 1.9936 not clipped:
+there at most 35 of 1000 steps were clipped.
 """
 
 from __future__ import annotations
@@ -175,9 +178,12 @@ def draw(rates: Any, losses: Any, norms: Any, ends: Any, lines: Any) -> Any:
     for way, each in ends.items():
         middle = _drawing.band(by_rate, rates, each, colours[way], marker="o", markersize=5)
         labels.append((middle[-1], way, colours[way]))
-    by_rate.set(xscale="log", yscale="log", ylim=(None, 1.1 * FAILED))
+    by_rate.set(xscale="log", yscale="log", ylim=(1.3, 1.1 * FAILED))
     by_rate.set_xticks(rates, [f"{rate:g}" for rate in rates])
     by_rate.minorticks_off()
+    for axes in (loss, by_rate):
+        axes.set_yticks([1.5, 2, 3, 5, 10], ["1.5", "2", "3", "5", "10"])
+        axes.minorticks_off()
     _drawing.label_ends(by_rate, labels)
     title = f"The play after {steps} steps"
     _drawing.name_axes(by_rate, title, "learning rate", "loss, nats per character (10: lost)")

@@ -7,9 +7,9 @@ memory that XLA sets aside, from a char-RNN's 65 x 64 over the lecture's 10,000 
 Then a char-RNN learns the play, and each character's nearest neighbour by cosine is looked at: is it of
 the same kind (vowel, consonant, capital, space or punctuation) more often than before training?
 
-    python -m experiments embedding      COST
+    python -m experiments embedding      not yet run in full
 
-RESULT
+Not yet run in full.
 """
 
 from __future__ import annotations

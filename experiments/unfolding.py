@@ -8,9 +8,9 @@ weights of its own, are written out and differentiated copy by copy, in float64.
 same in float32, and every implementation of `jaxrnn.unroll` that this machine has. And the price of
 writing the layers out: the time to compile them, against that of the scan, as T grows.
 
-    python -m experiments unfolding      COST
+    python -m experiments unfolding      not yet run in full
 
-RESULT
+Not yet run in full.
 """
 
 from __future__ import annotations
