@@ -7,9 +7,11 @@ memory that XLA sets aside, from a char-RNN's 65 x 64 over the lecture's 10,000 
 Then a char-RNN learns the play, and each character's nearest neighbour by cosine is looked at: is it of
 the same kind (vowel, consonant, capital, space or punctuation) more often than before training?
 
-    python -m experiments embedding      not yet run in full
+    python -m experiments embedding      41 s on two CPU cores
 
-Not yet run in full.
+On 2026-11-24 product and lookup differed by at most 2.3e-07 of the largest gradient and not in values;
+at 10,000 x 250 the product took 71.0 ms, the lookup 0.48 ms. The share of characters whose nearest
+neighbour is of their kind went from 0.25-0.38 to 0.28-0.43, where 0.30 is random: no clear gain.
 """
 
 from __future__ import annotations
