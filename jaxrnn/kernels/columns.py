@@ -1,4 +1,4 @@
-"""The recurrence in plain XLA, transposed: the fastest for large float32 weights on a CPU.
+"""The recurrence in plain XLA, transposed: on a CPU the faster of the two for large float32 weights.
 
 The loops and derivatives of `kernels.xla` with a feature after another in memory;
 `kernels.layouts.Columns` says why that pays.

@@ -106,9 +106,7 @@ class Forward : public Problem {
   Vec input(const Share& mine, const Step& step, int64_t row, int64_t gate, int64_t unit) const {
     if (xs) return load(step.projected + ((row - mine.row) * width() + unit) * gates() + gate * V);
     const float* from = gx + (step.t * B + row) * gates() * H;
-    if (tokens) {
-      from = table + row_of(tokens[step.t * B + row], rows_of_table) * gates() * H;
-    }
+    if (tokens) from = table + row_of(tokens[step.t * B + row], rows_of_table) * gates() * H;
     return load(from + gate * H + unit, H - unit);
   }
 

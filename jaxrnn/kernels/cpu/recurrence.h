@@ -17,7 +17,6 @@ constexpr int64_t PART = 512;  // of a product's K at a time, so that its weight
 
 enum Kind : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };
 
-inline int64_t gates_of(Kind kind) { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // The row of a table that a token stands for; out of range, the nearest, as JAX's indexing does.
@@ -31,7 +30,7 @@ struct Problem {
   int64_t T, B, H;
   const bool *reset, *active;  // [T, B]; null where no row ever does
 
-  int64_t gates() const { return gates_of(kind); }
+  int64_t gates() const { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
   int64_t width() const { return round_up(H, QUAD); }  // of a row of states in scratch
   bool resets(int64_t t, int64_t row) const { return reset && reset[t * B + row]; }
   bool stands(int64_t t, int64_t row) const { return active && !active[t * B + row]; }
@@ -51,18 +50,18 @@ void divide(xla::ffi::ThreadPool& pool, const Problem& p, const What& what) {
   const int64_t weights = p.gates() * p.H * p.H;
   const std::chrono::nanoseconds patience(p.T * p.B * weights / 128);  // a part of what one core takes
   const int64_t threads = std::max<int64_t>(1, pool.num_threads()), quads = p.width() / QUAD;
-  const int64_t parts = std::min(threads, p.B / FEWEST_ROWS);
+  const int64_t parts = std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, threads);
   const int64_t members = std::min({threads, quads, weights / FEWEST_WEIGHTS});
-  if (parts < 2 && members > 1) {
+  if (parts == 1 && members > 1) {
     together(pool, members, patience, [&](int64_t n, Team& team) {
       const int64_t from = quads * n / team.size() * QUAD, to = quads * (n + 1) / team.size() * QUAD;
       what(Share{0, p.B, from, std::min(to, p.H), team});
     });
     return;
   }
-  each(pool, std::max<int64_t>(1, parts), [&](int64_t n) {
+  each(pool, parts, [&](int64_t n) {
     Team alone;
-    const int64_t all = std::max<int64_t>(1, parts), from = p.B * n / all, to = p.B * (n + 1) / all;
+    const int64_t from = p.B * n / parts, to = p.B * (n + 1) / parts;
     what(Share{from, to - from, 0, p.H, alone});
   });
 }
