@@ -1,4 +1,4 @@
-"""An embedding is a one-hot vector times a matrix, done as a lookup; related symbols come near.
+"""An embedding is a one-hot vector times a matrix, done as a lookup; do related symbols come near?
 
     x_emb = x_onehot W_emb,   W_emb [V, E]     (row v of W_emb, where v is the symbol)
 
@@ -196,7 +196,7 @@ def draw(sizes: Any, characters: str, embedding: Any) -> Any:
     axes.set(ylim=1.15 * np.array([places[:, 1].min(), places[:, 1].max()]))
     for line, (name, colour) in enumerate(KINDS.items()):
         axes.annotate(
-            name, (1.0, 1 - 0.05 * line), xycoords="axes fraction", color=colour, ha="right"
+            name, (1.02, 0.97 - 0.05 * line), xycoords="axes fraction", color=colour, fontsize=9
         )
     share = (widths[:2] ** 2).sum() / (widths**2).sum()
     name = f"first principal component (the two hold {share:.0%} of the variance)"

@@ -1,4 +1,4 @@
-"""An input's influence on a plain RNN fades with time, the vanishing gradient; gates can keep it.
+"""An input's influence fades with time, the vanishing gradient; gates that begin open keep it longer.
 
     dh^T / dx^{T-k} = (dh^T / ds^{T-1}) (ds^{T-1} / ds^{T-2}) ... (ds^{T-k} / dx^{T-k})
 
