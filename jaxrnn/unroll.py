@@ -47,8 +47,8 @@ def unroll(
       lengths: [B] whole numbers from 0 to T. Steps at and after a row's length are padding: its state
         stands still and its outputs there are zeros.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
-      implementation: "scan", "xla", "columns" (CPU), "pallas" (TPU), "cudnn" (GPU), or None for the
-        fastest that serves this call; `jaxrnn.explain` says which that is and why.
+      implementation: "scan", "xla", "columns" and "native" (CPU), "pallas" (TPU), "cudnn" (GPU), or
+        None for the fastest that serves this call; `jaxrnn.explain` says which that is and why.
       save_every: k, how often the state is kept for the backward pass. 1 keeps every step's states
         and gates, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps every k-th
         state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and computes the k steps between
