@@ -7,11 +7,14 @@ claim; it says where in the lecture the claim stands and has one function:
 
     def run(quick: bool) -> Outcome: ...     # quick: fewer seeds and steps, to see that it runs
 
-That is all it takes to add one. The runner writes the files, from what `run` returns.
+That is all it takes to add one. The runner writes the files, from what `run` returns. What several
+experiments share is in the files that begin with an underscore; what anybody can use is in `jaxrnn`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the list of experiments is there without matplotlib
@@ -26,6 +29,7 @@ class Outcome(NamedTuple):
     numbers: all that was measured, for result.json.
     seeds: what every random number came from.
     figure: the picture, readable without its caption.
+    pages: more files by name, as text: samples, a page for the browser.
     """
 
     sentence: str
@@ -33,3 +37,4 @@ class Outcome(NamedTuple):
     numbers: dict[str, Any]
     seeds: list[int]
     figure: Figure
+    pages: Mapping[str, str] = MappingProxyType({})

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jaxrnn
 from experiments import Outcome
 
 HERE = Path(__file__).parent
@@ -62,6 +63,8 @@ def run(name: str, quick: bool) -> Path:
         (new / "table.md").write_text(table(outcome.table))
         measure.write(record, new / "result.json")
         outcome.figure.savefig(new / "picture.png", dpi=120)
+        for page, content in outcome.pages.items():
+            (new / page).write_text(content)
         if folder.exists():
             folder.rename(former)
         new.rename(folder)
@@ -86,11 +89,20 @@ def gallery() -> str:
             f"## {name}\n\n{claim(name)}\n\n"
             f"![{name}](results/{name}/picture.png)\n\n"
             f"{record['sentence']} "
-            f"([code]({name}.py), [table](results/{name}/table.md), "
-            f"[numbers](results/{name}/result.json); {record['seconds']:.0f} s on "
+            f"({', '.join(_links(path.parent))}; {record['seconds']:.0f} s on "
             f"{record['cores']} cores, {record['date'][:10]})\n"
         )
     return "\n".join(parts)
+
+
+def _links(folder: Path) -> list[str]:
+    """To an experiment's code and to all it wrote, but for the picture that is shown."""
+    named = {"table.md": "table", "result.json": "numbers"}
+    files = sorted(path.name for path in folder.iterdir() if path.name != "picture.png")
+    first = [name for name in named if name in files]
+    names = first + [name for name in files if name not in named]
+    links = [f"[{named.get(name, name)}](results/{folder.name}/{name})" for name in names]
+    return [f"[code]({folder.name}.py)", *links]
 
 
 INTRODUCTION = """# The lecture's claims, shown
@@ -127,14 +139,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no experiment {flags.name!r}; there are all, {', '.join(names())}")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error('the pictures need matplotlib: pip install "jaxrnn[plot]"')
+    status = 0
     for name in names() if flags.name == "all" else [flags.name]:
         print(f"{name}: {claim(name)}", flush=True)
-        folder = run(name, flags.quick)
+        try:
+            folder = run(name, flags.quick)
+        except jaxrnn.InputError as error:  # as a text that is missing; the others need not
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            status = 2
+            continue
         record = json.loads((folder / "result.json").read_text())
         print(f"  {record['sentence']}\n  {record['seconds']} s, in {folder}/", flush=True)
         if not flags.quick:
             GALLERY.write_text(gallery())
-    return 0
+    return status
 
 
 def _described(name: str) -> tuple[int, str]:

@@ -10,6 +10,8 @@ from jaxrnn.charlm import Config, Params, init
 from jaxrnn.checkpoint import load
 from jaxrnn.dispatch import explain
 from jaxrnn.errors import InputError
+from jaxrnn.inspection import activations, gradient_flow
+from jaxrnn.network import Network, network
 from jaxrnn.sampling import sample, stream
 from jaxrnn.text import Vocabulary
 from jaxrnn.unroll import unroll, unroll_projected
@@ -18,13 +20,17 @@ __all__ = [
     "Cell",
     "Config",
     "InputError",
+    "Network",
     "Params",
     "Vocabulary",
+    "activations",
     "explain",
+    "gradient_flow",
     "gru",
     "init",
     "load",
     "lstm",
+    "network",
     "rnn",
     "sample",
     "stream",

@@ -7,6 +7,7 @@ A cell is made once, holds no state and compares by value, so it can be a static
     state = cell.initial_state(batch)            # a NamedTuple of arrays, zeros (the lecture's b_h^0)
     gx = cell.project(params, xs)                # all that does not depend on the past, any leading axes
     state, y = cell.step(params, state, gx[t])   # the recurrence itself
+    cell.activations(params, state, gx[t])       # all that this step computes, gates too, by name
 
 Everything that runs a cell over time (`jaxrnn.unroll`, its hand-written backward pass, the kernels)
 takes `gx` and differs only in how it runs `step`.
@@ -158,10 +159,17 @@ class RNN(_Gated):
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> RNNState:
         return RNNState(jnp.zeros((batch, self.hidden), dtype))
 
+    def activations(
+        self, params: RNNParams, state: RNNState, gx: Float[Array, "B H"]
+    ) -> dict[str, Float[Array, "B H"]]:
+        """What a step computes: "hidden"."""
+        hidden = ACTIVATIONS[self.activation](gx + product(state.hidden, params.w_h))
+        return {"hidden": hidden}
+
     def step(
         self, params: RNNParams, state: RNNState, gx: Float[Array, "B H"]
     ) -> tuple[RNNState, Float[Array, "B H"]]:
-        hidden = ACTIVATIONS[self.activation](gx + product(state.hidden, params.w_h))
+        hidden = self.activations(params, state, gx)["hidden"]
         return RNNState(hidden), hidden
 
 
@@ -206,18 +214,27 @@ class LSTM(_Gated):
         shape = (batch, self.hidden)
         return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def step(
+    def activations(
         self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B G"]
-    ) -> tuple[LSTMState, Float[Array, "B H"]]:
+    ) -> dict[str, Float[Array, "B H"]]:
+        """What a step computes: the gates "i", "f", "o", the block input "g", "cell", "hidden"."""
         a_i, a_f, a_g, a_o = split(gx + product(state.hidden, params.w_h), 4)
         if params.w_c is not None:
             p_i, p_f, p_o = rows(params.w_c)
             a_i, a_f = a_i + p_i * state.cell, a_f + p_f * state.cell
-        cell = jax.nn.sigmoid(a_f) * state.cell + jax.nn.sigmoid(a_i) * jnp.tanh(a_g)
+        i, f, g = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g)
+        cell = f * state.cell + i * g
         if params.w_c is not None:
             a_o = a_o + p_o * cell
-        hidden = jax.nn.sigmoid(a_o) * jnp.tanh(cell)
-        return LSTMState(hidden, cell), hidden
+        o = jax.nn.sigmoid(a_o)
+        hidden = o * jnp.tanh(cell)
+        return {"i": i, "f": f, "g": g, "o": o, "cell": cell, "hidden": hidden}
+
+    def step(
+        self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B G"]
+    ) -> tuple[LSTMState, Float[Array, "B H"]]:
+        now = self.activations(params, state, gx)
+        return LSTMState(now["hidden"], now["cell"]), now["hidden"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,9 +271,10 @@ class GRU(_Gated):
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> GRUState:
         return GRUState(jnp.zeros((batch, self.hidden), dtype))
 
-    def step(
+    def activations(
         self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
-    ) -> tuple[GRUState, Float[Array, "B H"]]:
+    ) -> dict[str, Float[Array, "B H"]]:
+        """What a step computes: the gates "z" and "r", the candidate "n", "hidden"."""
         h, size = state.hidden, self.hidden
         if params.b_h is not None:  # reset == "after"
             product_zr, product_n = jnp.split(product(h, params.w_h), [2 * size], axis=-1)
@@ -268,7 +286,12 @@ class GRU(_Gated):
         else:
             recurrent = product(r * h, params.w_h[:, 2 * size :])
         n = jnp.tanh(gx[..., 2 * size :] + recurrent)
-        hidden = (1 - z) * n + z * h
+        return {"z": z, "r": r, "n": n, "hidden": (1 - z) * n + z * h}
+
+    def step(
+        self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
+    ) -> tuple[GRUState, Float[Array, "B H"]]:
+        hidden = self.activations(params, state, gx)["hidden"]
         return GRUState(hidden), hidden
 
 

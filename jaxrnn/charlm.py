@@ -8,6 +8,7 @@ first cell's input product is never computed per character: a character can be o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -176,7 +177,8 @@ def forward(
     *,
     dropout_key: Key | None = None,
     implementation: Implementation | None = None,
-) -> tuple[Carry, Float[Array, "T B V"]]:
+    record: Sequence[str] | None = None,
+) -> Any:
     """Logits for the character after each of `tokens`, and the state after the last.
 
     Args:
@@ -184,11 +186,14 @@ def forward(
       tokens: [T, B] integers.
       carry: from `initial_carry` or from the call before.
       dropout_key: drops units where given (training); None keeps them all.
-      implementation: as in `jaxrnn.unroll`.
+      implementation, record: as in `jaxrnn.unroll`.
+
+    Returns:
+      (carry, logits [T, B, V]); with `record` (carry, logits, recorded), one dict a layer.
     """
     config, prepared = params.config, prepare(params)
     cell = config.make_cell()
-    after = []
+    after, recorded = [], []
     hidden = None
     for layer, (weights, state) in enumerate(zip(prepared.layers, carry, strict=True)):
         if dropout_key is not None and config.weight_dropout:
@@ -197,13 +202,17 @@ def forward(
         gx: Lookup | Dense = Lookup(prepared.table, tokens)
         if hidden is not None:
             gx = Dense(hidden, weights.w_x, weights.b)
-        state, ys = unroll_projected(cell, weights, gx, state, implementation=implementation)
+        state, ys, *inside = unroll_projected(
+            cell, weights, gx, state, implementation=implementation, record=record
+        )
+        recorded += inside
         after.append(state)
         hidden = ys.astype(weights.w_h.dtype)
         if dropout_key is not None and config.dropout:
             hidden = _dropout(hidden, config.dropout, jax.random.fold_in(dropout_key, layer))
     assert hidden is not None
-    return tuple(after), output(prepared, hidden)
+    logits = output(prepared, hidden)
+    return (tuple(after), logits) if record is None else (tuple(after), logits, recorded)
 
 
 def step(

@@ -89,6 +89,13 @@ def read(
     return Source(name(words), newline[:0].join([*ended, parts[-1]]), None)
 
 
+def cache_folder() -> Path:
+    """The user's folder for what is kept from run to run: JAXRNN_CACHE, or the system's own."""
+    import pooch  # here, because the library is to import without it
+
+    return Path(os.environ.get("JAXRNN_CACHE") or pooch.os_cache("jaxrnn")).expanduser().resolve()
+
+
 def name(data: Sequence[str]) -> str:
     """A short name for `data`, found without reading it.
 
@@ -206,7 +213,7 @@ def _fetch_shakespeare() -> str:
         pooch.HTTPDownloader(stream=False)(url, output_file, pooch_object)
 
     pooch.get_logger().setLevel("WARNING")
-    folder = Path(os.environ.get("JAXRNN_CACHE") or pooch.os_cache("jaxrnn")).expanduser().resolve()
+    folder = cache_folder()
     was_there = os.path.exists(folder / SHAKESPEARE_FILE)
     try:
         return pooch.retrieve(

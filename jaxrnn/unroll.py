@@ -7,6 +7,7 @@ backward pass written by hand; `jaxrnn.dispatch` knows which can run what and wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,8 @@ def unroll(
     reverse: bool = False,
     implementation: Implementation | None = None,
     save_every: int = 1,
-) -> tuple[Any, Float[Array, "T B H"]]:
+    record: Sequence[str] | None = None,
+) -> Any:
     """Run a cell over a sequence: `y_1 ... y_T` of the lecture's recurrences.
 
     Args:
@@ -54,23 +56,28 @@ def unroll(
         state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and computes the k steps between
         again on the way back, k steps' states and gates at a time: about one more forward pass.
         Inputs and outputs are kept in both cases. Least memory at k near the square root of T.
+      record: what to give back of the inside of every step, by the names of `cell.activations`: for
+        an LSTM of "i", "f", "g", "o", "cell", "hidden"; for a GRU of "z", "r", "n", "hidden". It is
+        for looking, and differentiable: "scan" runs it.
 
     Returns:
-      (state, ys): the state after the last step taken, and the outputs [T, B, H] in xs' dtype.
+      (state, ys): the state after the last step taken, and the outputs [T, B, H] in xs' dtype; with
+      `record` (state, ys, recorded), a dict of arrays [T, B, H] in the state's dtype, zeros in the
+      padding like the outputs.
 
     Raises:
-      ValueError: for a shape or dtype that does not fit (it names both), and for an implementation
-        that is unknown or cannot run this call (it says why).
+      ValueError: for a shape or dtype that does not fit (it names both), for an implementation that
+        is unknown or cannot run this call (it says why), and for a name the cell cannot record.
     """
     _check_inputs(params, xs)
     if type(cell) in (rnn, lstm, gru):  # an implementation may project step by step
         inputs: Inputs = Dense(xs, params.w_x, params.b)
     else:
         inputs = cell.project(params, xs)
-    state, ys = unroll_projected(
-        cell, params, inputs, state, resets, lengths, reverse, implementation, save_every
+    state, ys, *recorded = unroll_projected(
+        cell, params, inputs, state, resets, lengths, reverse, implementation, save_every, record
     )
-    return state, ys.astype(xs.dtype)
+    return state, ys.astype(xs.dtype), *recorded
 
 
 def unroll_projected(
@@ -83,7 +90,8 @@ def unroll_projected(
     reverse: bool = False,
     implementation: Implementation | None = None,
     save_every: int = 1,
-) -> tuple[Any, Float[Array, "T B H"]]:
+    record: Sequence[str] | None = None,
+) -> Any:
     """`unroll` for inputs that are projected already: gx [T, B, G] = `cell.project(params, xs)`.
 
     Inputs that are one of V tokens need no projection at every step: project the V once and give
@@ -93,6 +101,8 @@ def unroll_projected(
     """
     _check_projected(params, gx)
     _check_save_every(save_every)
+    if record is not None and implementation not in (None, "scan"):
+        raise ValueError(f'record needs implementation "scan" or None, not {implementation!r}')
     call = Call(
         cell,
         gx.shape[1],
@@ -101,35 +111,47 @@ def unroll_projected(
         resets=resets is not None,
         reverse=reverse,
     )
-    chosen, _ = dispatch.choose(call, implementation)
+    chosen, _ = dispatch.choose(call, implementation if record is None else "scan")
     if state is None:
         state = cell.initial_state(gx.shape[1], gx.dtype)
     _check_state(cell, state, gx)
+    _check_record(cell, params, state, gx, record)
     resets, active = _check_resets(resets, gx), _active(lengths, gx)
     if resets is not None and active is not None:
         resets = resets & active  # in the padding a row stands still, whatever happens there
     if isinstance(gx, Dense) and chosen == "pallas":
         gx = gx.project()
-    run = _scan if chosen == "scan" else dispatch.kernel(chosen).run
+    run = partial(_scan, record=record) if chosen == "scan" else dispatch.kernel(chosen).run
     if save_every > 1:
         run = partial(_in_stretches, run, save_every)
-    return run(cell, params, gx, state, Masks(resets, active), reverse)
+    state, out = run(cell, params, gx, state, Masks(resets, active), reverse)
+    return (state, out) if record is None else (state, *out)
 
 
 def _scan(
-    cell: Cell, params: Any, gx: Inputs, state: Any, masks: Masks, reverse: bool
-) -> tuple[Any, Array]:
+    cell: Cell,
+    params: Any,
+    gx: Inputs,
+    state: Any,
+    masks: Masks,
+    reverse: bool,
+    record: Sequence[str] | None = None,
+) -> tuple[Any, Any]:
     projected = gx.project() if isinstance(gx, Lookup | Dense) else gx
 
-    def body(state: Any, slices: Any) -> tuple[Any, Array]:
+    def body(state: Any, slices: Any) -> tuple[Any, Any]:
         gx_t, (reset, active) = slices
         if reset is not None:
             state = jax.tree.map(lambda s: jnp.where(reset[:, None], 0, s), state)
         after, y = cell.step(params, state, gx_t)
+        out: Any = y
+        if record is not None:
+            now = cell.activations(params, state, gx_t)  # type: ignore[attr-defined]
+            out = y, {name: now[name] for name in record}
         if active is not None:
             after = jax.tree.map(lambda a, s: jnp.where(active[:, None], a, s), after, state)
-            y = jnp.where(active[:, None], y, 0)
-        return after, y
+            out = jax.tree.map(lambda a: jnp.where(active[:, None], a, 0), out)
+        return after, out
 
     return lax.scan(body, state, (projected, masks), reverse=reverse)
 
@@ -143,7 +165,7 @@ def _in_stretches(
     state: Any,
     masks: Masks,
     reverse: bool,
-) -> tuple[Any, Array]:
+) -> tuple[Any, Any]:
     """The same as `run`, stretch by stretch of `every` steps, each run again on the way back.
 
     What all stretches share goes into the loop in the wide dtype, since there the loop adds up its
@@ -153,7 +175,7 @@ def _in_stretches(
     shared = params, constant
 
     @jax.checkpoint
-    def stretch(state: Any, shared_wide: Any, now: Any) -> tuple[Any, Array]:
+    def stretch(state: Any, shared_wide: Any, now: Any) -> tuple[Any, Any]:
         slices, masks = now
         params, constant = jax.tree.map(_as, shared_wide, shared)
         return run(cell, params, join(slices, constant), state, masks, reverse)
@@ -163,14 +185,14 @@ def _in_stretches(
     count, left = divmod(inputs.shape[0], every)
     cut = count * every
 
-    def stretches(state: Any) -> tuple[Any, Array]:
+    def stretches(state: Any) -> tuple[Any, Any]:
         blocks = jax.tree.map(lambda a: a[:cut].reshape(count, every, *a.shape[1:]), over_time)
-        state, ys = lax.scan(
+        state, out = lax.scan(
             lambda state, now: stretch(state, shared_wide, now), state, blocks, reverse=reverse
         )
-        return state, ys.reshape(cut, *ys.shape[2:])
+        return state, jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), out)
 
-    def remainder(state: Any) -> tuple[Any, Array]:
+    def remainder(state: Any) -> tuple[Any, Any]:
         return stretch(state, shared_wide, jax.tree.map(lambda a: a[cut:], over_time))
 
     if not left or not count:
@@ -181,7 +203,7 @@ def _in_stretches(
     else:
         state, early = stretches(state)
         state, late = remainder(state)
-    return state, jnp.concatenate([early, late])
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late)
 
 
 def _apart(inputs: Inputs) -> tuple[Array, tuple[Array, ...], Any]:
@@ -221,6 +243,23 @@ def _active(lengths: Array | None, gx: Inputs) -> Array | None:
 def _check_save_every(save_every: int) -> None:
     if not isinstance(save_every, int) or isinstance(save_every, bool) or save_every < 1:
         raise ValueError(f"save_every must be a whole number from 1, not {save_every!r}")
+
+
+def _check_record(
+    cell: Cell, params: Any, state: Any, gx: Inputs, record: Sequence[str] | None
+) -> None:
+    if record is None:
+        return
+    if isinstance(record, str):
+        raise ValueError(f"record must be a list of names, as in [{record!r}], not a string")
+    names: list[str] = []
+    if hasattr(cell, "activations"):
+        gx_t = jax.ShapeDtypeStruct(gx.shape[1:], gx.dtype)
+        names = list(jax.eval_shape(cell.activations, params, state, gx_t))
+    for name in record:
+        if name not in names:
+            there = f"it has {', '.join(names)}" if names else "it has no activations"
+            raise ValueError(f"{type(cell).__name__} cannot record {name!r}: {there}")
 
 
 def _check_inputs(params: Any, xs: Array) -> None:
