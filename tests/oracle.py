@@ -81,13 +81,13 @@ def gates(names: str, params: Any) -> list[dict[str, np.ndarray]]:
     return [dict(zip(names, blocks, strict=True)) for blocks in cut]
 
 
-def rnn_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
+def rnn_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     """Lecture row 1."""
     activation = {"tanh": np.tanh, "relu": relu, "sigmoid": sigmoid}[cell.activation]
-    return (activation(x @ params.w_x + state[0] @ params.w_h + params.b),)
+    return {"hidden": activation(x @ params.w_x + state[0] @ params.w_h + params.b)}
 
 
-def lstm_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
+def lstm_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     """Lecture row 6; the output gate sees the new cell."""
     (w, u, b), (h, c) = gates("ifgo", params), state
     p_i, p_f, p_o = params.w_c if cell.peephole else np.zeros((3, cell.hidden))
@@ -96,10 +96,10 @@ def lstm_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
     g = np.tanh(x @ w["g"] + h @ u["g"] + b["g"])
     c = f * c + i * g
     o = sigmoid(x @ w["o"] + h @ u["o"] + p_o * c + b["o"])
-    return o * np.tanh(c), c
+    return {"hidden": o * np.tanh(c), "cell": c, "i": i, "f": f, "g": g, "o": o}
 
 
-def gru_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
+def gru_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     """Lecture row 7 with the reset before the product, and cuDNN's with the reset after it."""
     (w, u, b), (s,) = gates("zrn", params), state
     z = sigmoid(x @ w["z"] + s @ u["z"] + b["z"])
@@ -108,13 +108,13 @@ def gru_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> Any:
         n = np.tanh(x @ w["n"] + (s * r) @ u["n"] + b["n"])
     else:
         n = np.tanh(x @ w["n"] + r * (s @ u["n"] + params.b_h) + b["n"])
-    return ((1 - z) * n + z * s,)
+    return {"hidden": (1 - z) * n + z * s, "z": z, "r": r, "n": n}
 
 
-STEPS = {rnn: rnn_step, lstm: lstm_step, gru: gru_step}
+STEPS = {rnn: rnn_step, lstm: lstm_step, gru: gru_step}  # the state is what comes first
 
 
-def reference(
+def trace(
     cell: Any,
     params: Any,
     xs: np.ndarray,
@@ -122,11 +122,11 @@ def reference(
     resets: np.ndarray | None = None,
     lengths: np.ndarray | None = None,
     reverse: bool = False,
-) -> tuple[Any, np.ndarray]:
-    """What `unroll` promises, row by row and step by step: the final state and ys [T, B, H]."""
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Row by row and step by step: the final state, and by name all that was computed, [T, B, H]."""
     step = STEPS[type(cell)]
     total, batch, _ = xs.shape
-    ys = np.zeros((total, batch, cell.hidden))
+    inside: dict[str, np.ndarray] = {}
     final = jax.tree.map(np.copy, state)
     for b in range(batch):
         now = tuple(s[b] for s in state)
@@ -134,11 +134,21 @@ def reference(
         for t in reversed(steps) if reverse else steps:
             if resets is not None and resets[t, b]:
                 now = tuple(np.zeros_like(s) for s in now)
-            now = step(cell, params, now, xs[t, b])
-            ys[t, b] = now[0]
+            computed = step(cell, params, now, xs[t, b])
+            now = tuple(computed.values())[: len(now)]
+            for name, values in computed.items():
+                inside.setdefault(name, np.zeros((total, batch, cell.hidden)))[t, b] = values
         for rows, s in zip(final, now, strict=True):
             rows[b] = s
-    return final, ys
+    return final, inside
+
+
+def reference(
+    cell: Any, params: Any, xs: np.ndarray, state: Any, **masks: Any
+) -> tuple[Any, np.ndarray]:
+    """What `unroll` promises: the final state and ys [T, B, H]."""
+    final, inside = trace(cell, params, xs, state, **masks)
+    return final, inside.get("hidden", np.zeros((*xs.shape[:2], cell.hidden)))
 
 
 def differences(function: Callable[[Any], float], tree: Any, epsilon: float = 1e-5) -> Any:

@@ -20,8 +20,8 @@ README = ROOT / "README.md"
 # Imports run downwards, from a floor to one below it. On one floor, only as WITHIN says.
 FLOORS = [
     {"train", "generate"},
-    {"training", "report", "checkpoint", "sampling"},
-    {"charlm", "text", "sources", "play", "feed"},
+    {"training", "report", "checkpoint", "sampling", "inspection"},
+    {"charlm", "network", "text", "sources", "play", "feed"},
     {"unroll"},
     {"dispatch"},
     {"kernels"},

@@ -23,6 +23,7 @@ from oracle import (
     library,
     problem,
     reference,
+    trace,
     unchecked,
 )
 
@@ -504,6 +505,68 @@ def test_an_equal_cell_compiles_once() -> None:
     assert len(traced) == 2
 
 
+# --- what a cell does inside -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save_every", [1, 2])
+@both_ways
+@few_cells
+def test_what_is_recorded_is_numpy(name: str, reverse: bool, save_every: int) -> None:
+    """Every gate and state by its name, under resets and lengths; and nothing else changes."""
+    cell, exact = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES)
+    masks = MASKS["both"] | {"reverse": reverse}
+    final, inside = trace(cell, *exact.inputs, **masks)
+    with jax.enable_x64(True):
+        given = exact.cast("float64").inputs
+        how = on_device(MASKS["both"]) | {"reverse": reverse, "save_every": save_every}
+        state, ys, recorded = unroll(cell, *given, **how, record=list(inside))
+        plain = unroll(cell, *given, **how, implementation="scan")
+    assert set(recorded) == set(inside)
+    assert_close(recorded, inside, TOLERANCES["float64"])
+    assert_close(state, final, TOLERANCES["float64"])
+    assert_close((state, ys), plain, 0)
+
+
+@few_cells
+def test_gradients_flow_through_what_is_recorded(name: str) -> None:
+    """Against finite differences: of a gate, and so through every state before it."""
+    cell, exact = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES)
+    wanted = cell.GATES[0] if cell.GATES[0] != "h" else "hidden"
+
+    def loss(inputs: Any) -> float:
+        return float((exact.weights[1] * trace(cell, *inputs)[1][wanted]).sum())
+
+    with jax.enable_x64(True):
+        given = exact.cast("float64")
+        gradients = jax.grad(
+            lambda inputs: (
+                given.weights[1] * unroll(cell, *inputs, record=[wanted])[2][wanted]
+            ).sum()
+        )(given.inputs)
+    assert_close(gradients, differences(loss, exact.inputs), TOLERANCES["differences"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "arguments", "message"),
+    [
+        (lstm(4), {"record": ["z"]}, "LSTM cannot record 'z': it has cell, f, g, hidden, i, o"),
+        (gru(4), {"record": ["z", "cell"]}, "GRU cannot record 'cell': it has hidden, n, r, z"),
+        (lstm(4), {"record": "cell"}, r"a list of names, as in \['cell'\], not a string"),
+        (
+            lstm(4),
+            {"record": ["f"], "implementation": "xla"},
+            "needs .*\"scan\" or None, not 'xla'",
+        ),
+    ],
+)
+def test_what_cannot_be_recorded_is_told(
+    cell: Any, arguments: dict[str, Any], message: str
+) -> None:
+    params = cell.init(jax.random.key(0), 3)
+    with unchecked(), pytest.raises(ValueError, match=message):
+        unroll(cell, params, jnp.zeros((5, 2, 3)), **arguments)
+
+
 # --- a cell of one's own ------------------------------------------------------------------------
 
 
@@ -546,6 +609,13 @@ def test_a_cell_of_ones_own(implementation: Any) -> None:
         h = (h + np.tanh(x @ w_x + h @ w_h)) / 2
         want.append(h)
     assert_close((final, ys), (h, np.stack(want)), TOLERANCES["float32"])
+
+
+def test_a_cell_of_ones_own_without_activations_cannot_be_recorded() -> None:
+    cell = Leaky(HIDDEN)
+    params = cell.init(jax.random.key(0), FEATURES)
+    with pytest.raises(ValueError, match="Leaky cannot record 'hidden': it has no activations"):
+        unroll(cell, params, jnp.zeros((STEPS, BATCH, FEATURES)), record=["hidden"])
 
 
 # --- errors -------------------------------------------------------------------------------------
