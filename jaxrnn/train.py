@@ -218,12 +218,12 @@ def _sample_prime(config: Config, corpus: text.Corpus) -> str:
 
 
 def _example_prime(corpus: text.Corpus) -> str:
-    prime = "ROMEO:"
-    try:
-        corpus.vocabulary.encode(prime)
-    except InputError:
-        prime = corpus.vocabulary.decode(corpus.tokens[:6]).strip() or "..."
-    return prime.splitlines()[0]
+    """A beginning for `generate`: ROMEO: where the text has him, else its own first word."""
+    begin = corpus.vocabulary.decode(corpus.tokens[:1_000_000])
+    if "ROMEO:" in begin:
+        return "ROMEO:"
+    words = "".join(c if c not in '"\\$`!' else " " for c in begin[:200]).split()
+    return words[0][:20] if words else "..."
 
 
 class _Signals:

@@ -18,7 +18,7 @@ import filelock
 import pytest
 from test_training import TEXT, quicken
 
-from jaxrnn import charlm, checkpoint, generate, load, sample, sources, train, training
+from jaxrnn import charlm, checkpoint, generate, load, sample, sources, text, train, training
 from jaxrnn.errors import InputError
 from jaxrnn.report import Report
 
@@ -502,6 +502,23 @@ def test_an_accelerator_that_is_not_here(
     message = refusal(main, [*arguments, "--accelerator", wanted])
     assert f"no {wanted} here: JAX sees cpu" in message and "pip install" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "prime"),
+    [
+        ("Enter a king.\n\nROMEO:\nAlas.", "ROMEO:"),
+        ("/* acct.c */\nint x = 1;\n", "/*"),
+        (b"#include <stdio.h>\n\xa9 ROMEO\n", "#include"),
+        ('  "Quoted" words\n\n come first', "Quoted"),
+        ("one\nword\na\nline\nand\nno\nspace", "one"),
+    ],
+)
+def test_the_example_begins_as_the_text_does(content: str | bytes, prime: str) -> None:
+    """A prime that the model knows and that a shell takes as it is between double quotes."""
+    corpus = text.corpus(content)
+    assert train._example_prime(corpus) == prime
+    corpus.vocabulary.encode(prime)
 
 
 # --- generate ---
