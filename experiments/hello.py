@@ -27,6 +27,7 @@ import optax
 
 import jaxrnn
 from experiments import Outcome, _drawing
+from experiments._training import train
 
 ROW = 10
 WORD, ALPHABET = "HELLO", jaxrnn.Vocabulary("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -40,52 +41,28 @@ KINDS = {  # cell, and whether it is made to forget
 }
 
 
-def init(cell: Any, key: Any) -> Any:
-    """The cell's parameters and the output layer's."""
-    k_cell, k_out = jax.random.split(key)
-    w_out = jax.nn.initializers.glorot_uniform()(k_out, (cell.hidden, len(ALPHABET)))
-    return cell.init(k_cell, len(ALPHABET)), w_out, jnp.zeros(len(ALPHABET))
-
-
-def logits(cell: Any, forgets: bool, params: Any, letters: Any) -> Any:
-    """[T, V] of what follows each of the letters [T]."""
-    cell_params, w_out, b_out = params
-    xs = jax.nn.one_hot(letters, len(ALPHABET))[:, None]
-    resets = jnp.ones((len(letters), 1), bool) if forgets else None
-    _, ys = jaxrnn.unroll(cell, cell_params, xs, resets=resets, implementation="scan")
-    return ys[:, 0] @ w_out + b_out[None]
-
-
-def train(cell: Any, forgets: bool, steps: int, seeds: list[int]) -> tuple[Any, Any]:
+def learn(cell: Any, forgets: bool, steps: int, seeds: list[int]) -> tuple[Any, Any]:
     """The loss before each step [seeds, steps] and the softmax after the last [seeds, T, V]."""
+    net = jaxrnn.network(cell, len(ALPHABET), len(ALPHABET))
     word = jnp.asarray(ALPHABET.encode(WORD), jnp.int32)
-    optimizer = optax.adam(RATE)
+    xs = jax.nn.one_hot(word[:-1], len(ALPHABET))[:, None]
+    resets = jnp.ones(xs.shape[:2], bool) if forgets else None
 
-    def loss(params: Any) -> Any:
-        predicted = logits(cell, forgets, params, word[:-1])
-        return optax.softmax_cross_entropy_with_integer_labels(predicted, word[1:]).mean()
+    def logits(params: Any) -> Any:
+        return net.apply(params, xs, resets=resets)[1][:, 0]
 
-    def step(state: Any, _: Any) -> Any:
-        params, memory = state
-        now, gradient = jax.value_and_grad(loss)(params)
-        updates, memory = optimizer.update(gradient, memory)
-        return (optax.apply_updates(params, updates), memory), now
+    def loss(params: Any, targets: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params), targets).mean()
 
-    @jax.jit
-    @jax.vmap
-    def run(params: Any) -> Any:
-        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-        return losses, jax.nn.softmax(logits(cell, forgets, params, word[:-1]))
-
-    first = [init(cell, jax.random.key(seed)) for seed in seeds]
-    return jax.device_get(run(jax.tree.map(lambda *each: jnp.stack(each), *first)))
+    params, losses = train(net, loss, lambda _: word[1:], steps, seeds, RATE)
+    return losses, jax.nn.softmax(jax.vmap(logits)(params))
 
 
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1, 2], 60) if quick else ([0, 1, 2, 3, 4], 1000)
     losses, softmax = {}, {}
     for name, (cell, forgets) in KINDS.items():
-        losses[name], softmax[name] = train(cell, forgets, steps, seeds)
+        losses[name], softmax[name] = learn(cell, forgets, steps, seeds)
     rows = [
         ["network", "loss at the end, nats", "its floor", "p(O) at the second L", "HELLO spelt"]
     ]

@@ -27,6 +27,7 @@ import optax
 
 import jaxrnn
 from experiments import Outcome, _drawing
+from experiments._training import train
 
 ROW = 4
 SYMBOLS, DISTRACTORS, HIDDEN = 4, 4, 64
@@ -52,54 +53,28 @@ def recall(key: Any, rows: int) -> tuple[Any, Any]:
     return jax.nn.one_hot(shown, SYMBOLS + DISTRACTORS), symbol
 
 
-def last_output(cell: Any, params: Any, xs: Any) -> Any:
-    return jaxrnn.unroll(cell, params, xs, implementation="scan")[1][-1]
-
-
-def influence(cell: Any, params: Any, xs: Any) -> Any:
-    """log10 of ||dh^T / dx^{T-k}|| for every lag k [T], the mean of the rows (which do not touch)."""
-    last, back = jax.vjp(lambda xs: last_output(cell, params, xs), xs)
-    ones = jnp.broadcast_to(jnp.eye(cell.hidden)[:, None], (cell.hidden, *last.shape))
-    jacobian = jax.vmap(back)(ones)[0]  # [H, T, B, D]
-    largest = jnp.maximum(jnp.abs(jacobian).max((0, 3), keepdims=True), 1e-37)
-    norm = largest[0, :, :, 0] * jnp.sqrt(((jacobian / largest) ** 2).sum((0, 3)))  # no underflow
-    return jnp.log10(jnp.maximum(norm, 1e-37)).mean(1)[::-1]
-
-
-def train(cell: Any, steps: int, seeds: list[int]) -> Any:
+def learn(cell: Any, steps: int, seeds: list[int]) -> Any:
     """Influence by lag before and after training [seeds, 2, T], and the last tenth's loss [seeds]."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(RATE))
+    net = jaxrnn.network(cell, SYMBOLS + DISTRACTORS, SYMBOLS)
 
     def loss(params: Any, batch: Any) -> Any:
-        cell_params, w_out, b_out = params
         xs, symbol = batch
-        logits = last_output(cell, cell_params, xs) @ w_out + b_out[None]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, symbol).mean()
-
-    def step(state: Any, key: Any) -> Any:
-        params, memory = state
-        now, gradient = jax.value_and_grad(loss)(params, recall(key, BATCH))
-        updates, memory = optimizer.update(gradient, memory)
-        return (optax.apply_updates(params, updates), memory), now
-
-    def init(seed: int) -> Any:
-        k_cell, k_out = jax.random.split(jax.random.key(seed))
-        w_out = jax.nn.initializers.glorot_uniform()(k_out, (HIDDEN, SYMBOLS))
-        return cell.init(k_cell, SYMBOLS + DISTRACTORS), w_out, jnp.zeros(SYMBOLS)
+        _, ys = jaxrnn.unroll(cell, params.cell, xs)
+        told = net.output(params, ys[-1])
+        return optax.softmax_cross_entropy_with_integer_labels(told, symbol).mean()
 
     @jax.jit
-    @jax.vmap
-    def run(params: Any, key: Any) -> Any:
-        k_see, k_train = jax.random.split(key)
-        seen, _ = recall(k_see, MEASURED)
-        keys = jax.random.split(k_train, steps)
-        (after, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        flows = [influence(cell, p[0], seen) for p in (params, after)]
-        return jnp.stack(flows), losses[-max(1, steps // 10) :].mean()
+    def influence(params: Any, xs: Any) -> Any:
+        """log10 of the mean row's."""
+        return jaxrnn.gradient_flow(cell, params.cell, xs).mean(1) / np.log(10)
 
-    params = jax.tree.map(lambda *each: jnp.stack(each), *map(init, seeds))
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 1) for seed in seeds])
-    return jax.device_get(run(params, keys))
+    params, losses = train(net, loss, lambda key: recall(key, BATCH), steps, seeds, RATE)
+    flows = []
+    for number, seed in enumerate(seeds):
+        seen, _ = recall(jax.random.fold_in(jax.random.key(seed), 2), MEASURED)
+        after = jax.tree.map(lambda a, number=number: a[number], params)
+        flows.append([influence(each, seen) for each in (net.init(jax.random.key(seed)), after)])
+    return np.array(flows), losses[:, -max(1, steps // 10) :].mean(1)
 
 
 def below(flow: Any) -> int | None:
@@ -113,7 +88,7 @@ def run(quick: bool) -> Outcome:
     kinds = dict(list(CELLS.items())[:: 3 if quick else 1])
     flows, losses = {}, {}
     for name, cell in kinds.items():
-        flows[name], losses[name] = train(cell, steps, seeds)
+        flows[name], losses[name] = learn(cell, steps, seeds)
     lags = {name: [[below(f) for f in pair] for pair in each] for name, each in flows.items()}
     rows = [["cell", "below 1% at initialisation", "after training", "loss after training, nats"]]
     for name, pairs in lags.items():
