@@ -1,17 +1,22 @@
 """The experiments: that the runner lists and runs what is there, and keeps results whole. What the
 experiments show is in their results; here they run small."""
 
+import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import Outcome, _drawing
+from experiments import Outcome, _drawing, _text
 from experiments import __main__ as runner
+from jaxrnn import charlm, training
 
 NAMES = runner.names()
 FORMER = "of a former run"
@@ -19,7 +24,8 @@ FORMER = "of a former run"
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of former runs, away from the repository's."""
+    """Results of former runs and trained models, away from the repository's."""
+    monkeypatch.setattr(_text, "MODELS", tmp_path / "models")
     for place in "results", "quick":
         monkeypatch.setattr(runner, "RESULTS" if place == "results" else "QUICK", tmp_path / place)
         for name in NAMES:
@@ -30,20 +36,25 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     """Have `hello` do this instead."""
-    module = type("module", (), {"run": staticmethod(run)})
-    monkeypatch.setitem(sys.modules, "experiments.hello", module)
+    monkeypatch.setitem(sys.modules, "experiments.hello", SimpleNamespace(run=run))
+
+
+@contextmanager
+def as_people_run_it() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def outcome(quick: bool) -> Outcome:
     figure, _ = _drawing.figure(1)
-    return Outcome("It came out.", [["a", "b"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure)
+    pages = {"samples.md": "What it wrote.\n"}
+    return Outcome("It came out.", [["a", "b"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages)
 
 
 def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert runner.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
-    assert {"unfolding", "vanishing_gradient", "hello", "embedding", "clipping"} <= set(NAMES)
     assert all(line.endswith(runner.claim(name)) for line, name in zip(lines, NAMES, strict=True))
 
 
@@ -51,17 +62,10 @@ def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_quick_run_writes_its_files_and_leaves_the_full_results(
     name: str, tmp_path: Path
 ) -> None:
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):  # as people run it
+    with as_people_run_it():
         assert runner.main([name, "--quick"]) == 0
     folder = tmp_path / "quick" / name
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "picture.png",
-        "result.json",
-        "table.md",
-    ]
+    assert {"picture.png", "result.json", "table.md"} <= {path.name for path in folder.iterdir()}
     record = json.loads((folder / "result.json").read_text())
     assert record["quick"] and record["numbers"] and record["versions"]["jax"] and record["seeds"]
     assert {"device", "commit", "date", "sentence"} <= record.keys()
@@ -80,8 +84,10 @@ def test_a_full_run_replaces_the_folder_and_writes_the_gallery(
     folder = tmp_path / "results" / "hello"
     assert (folder / "table.md").read_text() == "| a | b |\n|---|---|\n| 1 | 2 |\n"
     assert json.loads((folder / "result.json").read_text())["numbers"] == {"a": [1.5]}
+    assert (folder / "samples.md").read_text() == "What it wrote.\n"
     gallery = (tmp_path / "README.md").read_text()
     assert "It came out." in gallery and runner.claim("hello") in gallery
+    assert "[samples.md](results/hello/samples.md)" in gallery
     assert (tmp_path / "quick" / "hello" / "table.md").read_text() == FORMER
     assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
 
@@ -101,6 +107,42 @@ def test_a_run_that_is_stopped_leaves_the_former_results(
     assert [path.name for path in folder.iterdir()] == ["table.md"]
     assert (folder / "table.md").read_text() == FORMER
     assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
+
+
+def test_a_text_that_is_missing_is_one_line_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking(quick: bool) -> Outcome:
+        _text.find("linux", quick)
+        raise AssertionError("there is no such text")
+
+    monkeypatch.setenv("JAXRNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runner, "names", lambda: ["linux", "hello"])
+    monkeypatch.setitem(sys.modules, "experiments.linux", SimpleNamespace(run=lacking))
+    pretend(monkeypatch, outcome)
+    assert runner.main(["all"]) == 2
+    said = capsys.readouterr().err
+    missing = tmp_path / "cache" / "linux-kernel.txt"
+    assert said.startswith(f"error: there is no {missing}, ") and said.count("\n") == 1
+    assert "curl -L https://" in said
+    assert (tmp_path / "results" / "linux" / "table.md").read_text() == FORMER
+    assert (tmp_path / "results" / "hello" / "table.md").read_text() != FORMER
+
+
+def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The second time it comes from its folder, and is the same."""
+    model = charlm.Config(hidden=4, embed=2)
+    settings = training.Config(model, 64, 64, 4, log_every=2, eval_every=2, sample_every=0)
+    text = _text.find("shakespeare", quick=True)
+    with as_people_run_it():
+        first, again = _text.learn(text, settings), _text.learn(text, settings)
+        other = _text.learn(text, dataclasses.replace(settings, seed=1))
+    assert capsys.readouterr().out.count("step 4/4") == 2  # one of each seed
+    assert list(first.steps) == list(again.steps) == [2, 4]
+    assert list(first.val_losses) == list(again.val_losses) and len(first.val_losses) == 2
+    for a, b in zip(*map(jax.tree.leaves, (first.params, again.params)), strict=True):
+        assert (a == b).all()
+    assert other.val_losses[-1] != first.val_losses[-1]
 
 
 def test_a_name_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
