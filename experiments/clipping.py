@@ -37,9 +37,8 @@ FAILED = 10.0  # nats; a loss above it, or one that is no number, is drawn here
 
 def descend(rate: float, clip: float | None) -> optax.GradientTransformation:
     """Gradient descent, behind clipping by the global norm or not."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(), optax.sgd(rate)
-    )
+    step = optax.sgd(rate)
+    return optax.chain(optax.clip_by_global_norm(clip), step) if clip else step
 
 
 def follow(loss: Any, params: Any, optimizer: Any, batches: Any) -> tuple[Any, Any, Any]:
@@ -103,9 +102,8 @@ def run(quick: bool) -> Outcome:
     ends = {way: last(each) for way, each in losses.items()}  # [seeds, rates]
     lines = {way: line(clip and LINE_CLIP, 1000, seeds) for way, clip in ways.items()}
 
-    rows = [
-        ["learning rate", *[f"{way}: last loss (range)" for way in ways], "unclipped runs lost"]
-    ]
+    heads = [f"{way}: last loss (range)" for way in ways]
+    rows = [["learning rate", *heads, "unclipped runs lost"]]
     for index, rate in enumerate(rates):
         told = [f"{np.median(e[:, index]):.3f} ({span(e[:, index])})" for e in ends.values()]
         lost = (ends["not clipped"][:, index] >= FAILED).sum()
@@ -198,7 +196,6 @@ def draw(rates: Any, losses: Any, norms: Any, ends: Any, lines: Any) -> Any:
     fit.annotate("c", (1, LINE_CLIP), (2, 2), textcoords="offset points", color=_drawing.GREY)
     _drawing.label_ends(fit, labels)
     title = "The linked example, y = 2x, before clipping"
-    _drawing.name_axes(
-        fit, title, "pass over the four points", "largest global norm of the gradient"
-    )
+    y = "largest global norm of the gradient"
+    _drawing.name_axes(fit, title, "pass over the four points", y)
     return figure
