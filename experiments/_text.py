@@ -57,6 +57,7 @@ class Run(NamedTuple):
     steps, losses: where the training loss was written down, and it, nats per character.
     val_steps, val_losses: the same of the validation loss.
     seconds: that training took.
+    speed: characters per second of training, without compiling and the validation.
     """
 
     params: jaxrnn.Params
@@ -66,6 +67,7 @@ class Run(NamedTuple):
     val_steps: np.ndarray
     val_losses: np.ndarray
     seconds: float
+    speed: float
 
 
 def find(name: str, quick: bool) -> Text:
@@ -81,6 +83,15 @@ def find(name: str, quick: bool) -> Text:
     if not path.is_file():
         raise jaxrnn.InputError(LINUX_ADVICE.format(path=path))
     return Text("linux", (str(path),), bytes=True)
+
+
+def beginning(text: Text, size: int) -> Text:
+    """The first `size` characters of a text (bytes, where it is read as bytes), kept in a file."""
+    content = sources.read(text.data, text.glob, text.bytes).content[:size]
+    path = MODELS / f"{text.label}-{size}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Text(text.label, (str(path),), bytes=text.bytes)
 
 
 def learn(text: Text, settings: training.Config) -> Run:
@@ -99,7 +110,8 @@ def learn(text: Text, settings: training.Config) -> Run:
     if status:  # Ctrl-C: the run is saved, and the experiment is not complete
         raise KeyboardInterrupt
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    judged = [line for line in lines if line["val_loss"] is not None]
+    judged = [line for line in lines if "val_loss" in line]
+    training_alone = [line for line in lines if "val_loss" not in line] or lines
     return Run(
         checkpoint.load(workdir, "latest"),
         checkpoint.load(workdir, "best"),
@@ -108,4 +120,5 @@ def learn(text: Text, settings: training.Config) -> Run:
         np.array([line["step"] for line in judged]),
         np.array([line["val_loss"] for line in judged]),
         float(lines[-1]["seconds"]),
+        float(np.median([line["chars_per_second"] for line in training_alone])),
     )
