@@ -1,4 +1,4 @@
-"""Training as a function of the step number: TrainState, train_step, evaluate, fit.
+"""Training as a function of the step number: TrainState, train_step, fit.
 
 The state of a run is (params, optimizer state, recurrent carry, PRNG key, step, rate); batch n of the
 text and the dropout of step n follow from n. So a run that was stopped and resumed is the same run,
@@ -23,6 +23,7 @@ from jax import lax
 
 from jaxrnn import accelerator, charlm, checkpoint
 from jaxrnn.errors import InputError
+from jaxrnn.evaluation import evaluate
 from jaxrnn.feed import Feed, MemoryMap, gather, place
 from jaxrnn.report import Report
 from jaxrnn.shapes import Array, Bool, Int, Scalar
@@ -244,49 +245,6 @@ def run_steps(
         return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
 
     return lax.fori_loop(0, count, body, (state, Metrics(nothing, nothing)))
-
-
-WARM_UP = 256  # characters that each part of the validation text is read in with, not counted
-
-
-def evaluate(
-    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
-) -> float:
-    """Mean loss over the whole validation text, nats per character, the state carried through.
-
-    The text is read in up to `batch` parts side by side, each from WARM_UP characters before its
-    begin, so every character is predicted once, with a state that knows what came before.
-    """
-    first, total = corpus.split, len(corpus.tokens)
-    parts = max(1, min(batch, (total - first) // (2 * WARM_UP)))
-    span = -(-(total - first) // parts)
-    begin = first + span * np.arange(parts)
-    end = np.minimum(begin + span, total)
-    read = np.maximum(begin - 1 - WARM_UP, 0)
-    carry = jax.device_put(charlm.initial_carry(params.config, parts), accelerator.device())
-    nats = 0.0
-    for offset in range(0, int((end - 1 - read).max()), seq_len):
-        target = read + offset + 1 + np.arange(seq_len)[:, None]
-        counted = (begin <= target) & (target < end)
-        windows = source.windows(read + offset, seq_len)
-        carry, part = _evaluate(seq_len, params, source.tokens, windows, carry, counted)
-        nats += float(part)
-    return nats / (total - first)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(
-    seq_len: int,
-    params: charlm.Params,
-    tokens: Array | None,
-    windows: Array,
-    carry: charlm.Carry,
-    counted: Bool[Array, "T B"],
-) -> tuple[charlm.Carry, Scalar]:
-    batch = gather(tokens, windows, seq_len)
-    carry, logits = charlm.forward(params, batch[:-1], carry)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
-    return carry, jnp.sum(nats, where=counted)
 
 
 def fit(

@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 # Imports run downwards, from a floor to one below it. On one floor, only as WITHIN says.
 FLOORS = [
     {"train", "generate"},
-    {"training", "report", "checkpoint", "sampling", "inspection"},
+    {"training", "evaluation", "report", "checkpoint", "sampling", "inspection"},
     {"charlm", "network", "text", "sources", "play", "feed"},
     {"unroll"},
     {"dispatch"},
@@ -28,7 +28,7 @@ FLOORS = [
     {"cells", "accelerator", "shapes", "errors"},
 ]
 WITHIN = {
-    "training": {"report", "checkpoint"},
+    "training": {"evaluation", "report", "checkpoint"},
     "report": {"sampling"},
     "charlm": {"text"},
     "sources": {"play"},

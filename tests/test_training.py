@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrnn import accelerator, charlm, checkpoint, text, training
+from jaxrnn import accelerator, charlm, checkpoint, evaluation, text, training
 from jaxrnn.errors import InputError
 from jaxrnn.feed import place
 from jaxrnn.report import Report, read_metrics
@@ -344,12 +344,12 @@ def test_a_whole_fit_compiles_once(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     for last in (8, 11):  # from the start, and resumed
         training.run_steps.clear_cache()
-        training._evaluate.clear_cache()
+        evaluation._evaluate.clear_cache()
         asked = iter([False, last == 8])
         _, step, _ = fit(config, run, should_stop=lambda: next(asked, False))  # noqa: B023
         assert step == last
         assert training.run_steps._cache_size() == 1
-        assert training._evaluate._cache_size() == 1
+        assert evaluation._evaluate._cache_size() == 1
 
 
 # --- the text as the steps read it ---
@@ -423,7 +423,7 @@ def corpus_of(length: int, seed: int = 0) -> text.Corpus:
 
 def evaluate(params: charlm.Params, corpus: text.Corpus, config: training.Config) -> float:
     source = place(corpus.tokens, config.memory_map)
-    return training.evaluate(params, source, corpus, config.batch, config.seq_len)
+    return evaluation.evaluate(params, source, corpus, config.batch, config.seq_len)
 
 
 def by_one_stream(params: charlm.Params, corpus: text.Corpus, first: int) -> float:
@@ -456,8 +456,8 @@ def test_every_validation_character_counts_once(
     "length, first, tolerance",
     [
         (200, 0, MEAN),  # the training text is shorter than the warm-up
-        (5000, 4500 - 1 - training.WARM_UP, MEAN),  # one part
-        (25003, 22502 - 1 - training.WARM_UP, FORGOTTEN),  # four parts
+        (5000, 4500 - 1 - evaluation.WARM_UP, MEAN),  # one part
+        (25003, 22502 - 1 - evaluation.WARM_UP, FORGOTTEN),  # four parts
         (25003, 15000, FORGOTTEN),
     ],
 )
