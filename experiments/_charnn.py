@@ -40,10 +40,13 @@ class Program(NamedTuple):
 PROGRAMS = {
     "ours": Program(
         training.Config(
-            model=charlm.Config(hidden=256), batch=32, learning_rate=5e-3, eval_every=150
+            model=charlm.Config(hidden=256, dropout=0.15, weight_dropout=0.1),
+            batch=32,
+            learning_rate=5e-3,
+            eval_every=150,
         ),
         _drawing.BLUE,
-        0.056,
+        0.0442,
     ),
     "lecture, older": Program(
         training.Config(
@@ -58,12 +61,12 @@ PROGRAMS = {
             eval_every=200,
         ),
         _drawing.RED,
-        0.031,
+        0.0223,
     ),
     "lecture, newer": Program(
         dataclasses.replace(train.PRESETS["lecture"].training, log_every=5, eval_every=20),
         _drawing.GREEN,
-        1.28,
+        1.0,
     ),
 }
 EPOCHS = {"lecture, older": 2, "lecture, newer": 10}  # of the lecture's programs
