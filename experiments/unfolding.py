@@ -8,9 +8,11 @@ weights of its own, are written out and differentiated copy by copy, in float64.
 same in float32, and every implementation of `jaxrnn.unroll` that this machine has. And the price of
 writing the layers out: the time to compile them, against that of the scan, as T grows.
 
-    python -m experiments unfolding      not yet run in full
+    python -m experiments unfolding      85 s on two CPU cores
 
-Not yet run in full.
+On 2026-11-24: Over 10 steps, 5 cells and 3 seeds, T layers, scan, xla, columns, native differ from the
+unfolded network in float64 by at most 6.0e-07 of the largest output and 7.6e-07 of the largest gradient
+(float32 rounds to 1.2e-07); 32 layers of an LSTM take 7.0 s to compile, the scan 0.5 s.
 """
 
 from __future__ import annotations
@@ -160,8 +162,8 @@ def draw(errors: Any, lengths: list[int], compiling: Any) -> Any:
     right.set(xscale="log", yscale="log")
     right.set_xticks(lengths, lengths)
     right.set_xticks([], minor=True)
-    right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter("{x:g}")
+    right.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    right.set_yticks([], minor=True)
     ends = []
     for (way, seconds), colour in zip(compiling.items(), _drawing.COLOURS, strict=False):
         end = _drawing.band(right, lengths, seconds, colour, marker="o", markersize=4)[-1]
