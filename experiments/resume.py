@@ -45,7 +45,8 @@ LOST = list(LEFT_OUT)[1:]
 def settings(steps: int, seed: int) -> training.Config:
     """Of the run: small, with dropout, so that the random key counts too."""
     model = charlm.Config(hidden=64, embed=32, dropout=0.2)
-    how = {"learning_rate": 5e-3, "schedule": "constant", "log_every": EVERY, "sample_every": 0}
+    how: dict[str, Any] = {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0}
+    how |= {"log_every": EVERY, "sample_every": 0}
     return training.Config(
         model, batch=16, seq_len=64, steps=steps, seed=seed, eval_every=5 * EVERY, **how
     )
@@ -54,7 +55,7 @@ def settings(steps: int, seed: int) -> training.Config:
 def command(config: training.Config, workdir: Path) -> list[str]:
     """That run's command."""
     flags = {name: getattr(config.model, name) for name in ("hidden", "embed", "dropout")}
-    names = ("batch", "seq_len", "steps", "seed", "learning_rate", "schedule")
+    names = ("batch", "seq_len", "steps", "seed", "learning_rate", "schedule", "warmup")
     names += ("log_every", "eval_every", "sample_every")
     flags |= {name: getattr(config, name) for name in names}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
