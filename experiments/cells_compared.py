@@ -1,0 +1,194 @@
+"""The LSTM predicts text best, the GRU is near it for less computation, the plain RNN is behind.
+
+    numbers to learn        (G H + V) (E + H + 1)
+    operations a character  2 H (G H + V), and some for each unit       G = 1, 4, 3 for rnn, lstm, gru
+
+(H the width, V characters, E = 64 the width of their embedding.) Each cell learns Tiny Shakespeare and
+Linux' source at the LSTM's width, and rnn and gru once more at the width that gives them as many numbers
+to learn as the LSTM has. Steps, batch, clipping and schedule are the same for all. The learning rate is
+each cell's own, of RATES the one with the least validation loss in a short run on that text, from a seed
+that is not used again. Operations are what XLA counts in one step forward; time is that of a whole step
+of training, measured in turns in one process.
+
+    python -m experiments cells_compared      not yet run in full
+
+Not yet run in full.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+
+from experiments import Outcome, _drawing, _text
+from jaxrnn import charlm, training
+from jaxrnn.text import Corpus, Vocabulary
+
+ROW = 8
+CELLS = ("rnn", "lstm", "gru")
+COLOURS = dict(zip(CELLS, (_drawing.RED, _drawing.BLUE, _drawing.GREEN), strict=True))
+HIDDEN, BATCH, LENGTH = 128, 32, 64
+RATES, SCAN_SEED = [3e-3, 1e-2, 3e-2], 99
+MEASURES = {
+    "parameters": "numbers to learn",
+    "operations": "operations for a character, forward",
+    "milliseconds": f"time of a training step ({BATCH} × {LENGTH} characters), ms",
+}
+
+
+def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> training.Config:
+    return training.Config(
+        model=charlm.Config(cell=cell, hidden=hidden),
+        batch=BATCH,
+        seq_len=LENGTH,
+        steps=steps,
+        learning_rate=rate,
+        eval_every=steps,
+        sample_every=0,
+        seed=seed,
+    )
+
+
+def model(cell: str, hidden: int, vocabulary: Vocabulary) -> charlm.Params:
+    """A char-RNN's shapes without its numbers."""
+    return jax.eval_shape(lambda: charlm.init(charlm.Config(cell, hidden=hidden), vocabulary))
+
+
+def width(cell: str, parameters: int, vocabulary: Vocabulary) -> int:
+    """Of a cell whose char-RNN has as nearly as can be this many parameters."""
+
+    def count(hidden: int) -> int:
+        return charlm.count(model(cell, hidden, vocabulary))
+
+    above = bisect.bisect_left(range(1, 4096), parameters, key=count) + 1
+    return min(max(above - 1, 1), above, key=lambda hidden: abs(count(hidden) - parameters))
+
+
+def operations(params: charlm.Params) -> float:
+    """Of one step forward with one character, as XLA counts; tanh and sigmoid are not among them."""
+    step = functools.partial(charlm.step, params.config)
+    given = jax.eval_shape(charlm.prepare, params), charlm.initial_carry(params.config, 1)
+    return jax.jit(step).lower(*given, jnp.zeros(1, jnp.int32)).cost_analysis()["flops"]
+
+
+def training_step(config: training.Config, corpus: Corpus) -> Any:
+    """A call that takes one compiled step of training, always the same one."""
+    optimizer = training.make_optimizer(config, config.steps)
+    state = training.create(config, optimizer, corpus.vocabulary)
+    starts = config.batches(corpus).starts(0)
+    tokens = jnp.int32(corpus.tokens[starts + np.arange(LENGTH + 1)[:, None]])
+    step = jax.jit(functools.partial(training.train_step, optimizer))
+    return lambda: jax.block_until_ready(step(state, tokens, jnp.array(True)))
+
+
+def compare(
+    text: _text.Text, hidden: int, steps: int, scan_steps: int, rates: list[float], seeds: list[int]
+) -> list[dict[str, Any]]:
+    """All about rnn, lstm and gru of this width, then rnn and gru of as many parameters as the lstm."""
+    corpus, _ = text.read()
+    vocabulary = corpus.vocabulary
+
+    def loss(*which: Any) -> float:
+        return float(_text.learn(text, settings(*which)).val_losses[-1])
+
+    scans = {c: [loss(c, hidden, scan_steps, rate, SCAN_SEED) for rate in rates] for c in CELLS}
+    target = charlm.count(model("lstm", hidden, vocabulary))
+    kinds = [(cell, hidden) for cell in CELLS]
+    kinds += [(cell, width(cell, target, vocabulary)) for cell in ("rnn", "gru")]
+    calls = {kind: training_step(settings(*kind, steps, rates[0], 0), corpus) for kind in kinds}
+    times = measure.in_turns(calls, 11 if len(seeds) > 1 else 1)
+    found = []
+    for cell, size in kinds:
+        rate, shapes = rates[int(np.argmin(scans[cell]))], model(cell, size, vocabulary)
+        record = {"cell": cell, "hidden": size, "learning_rate": rate, "scan": scans[cell]}
+        record["losses"] = [loss(cell, size, steps, rate, seed) for seed in seeds]
+        record |= {"parameters": charlm.count(shapes), "operations": operations(shapes)}
+        record["milliseconds"] = 1e3 * float(np.median(times[cell, size]["seconds"]))
+        found.append(record)
+    return found
+
+
+def claims(rnn: Any, lstm: Any, gru: Any) -> dict[str, bool]:
+    """The lecture's claims in one comparison, of the median losses."""
+    rnn, lstm, gru = (float(np.median(each["losses"])) for each in (rnn, lstm, gru))
+    return {
+        "the LSTM has the least loss": lstm < min(rnn, gru),
+        "the GRU is nearer to the LSTM than to the RNN": abs(gru - lstm) < abs(gru - rnn),
+        "the RNN has the greatest loss": rnn > max(lstm, gru),
+    }
+
+
+def run(quick: bool) -> Outcome:
+    names, rates, seeds = ["shakespeare", "linux"], RATES, [0, 1, 2]
+    hidden, steps, scan_steps = HIDDEN, 1500, 500
+    if quick:  # the scan's runs are also the ones that are compared
+        names, rates, seeds = ["linux"], RATES[1:2], [SCAN_SEED]
+        hidden, steps, scan_steps = 8, 10, 10
+    texts = [_text.find(name, quick) for name in names]
+    found = {t.label: compare(t, hidden, steps, scan_steps, rates, seeds) for t in texts}
+
+    rows = [["text", "cell", "width", "learning rate", "validation loss, nats (range)", *MEASURES]]
+    held, told, shares = [], [], {"operations": [], "milliseconds": []}
+    for label, (rnn, lstm, gru, wide_rnn, wide_gru) in found.items():
+        for each in found[label]:
+            rows.append([label, each["cell"], f"{each['hidden']}", f"{each['learning_rate']:g}"])
+            rows[-1] += [span(each), f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
+            rows[-1] += [f"{each['milliseconds']:.2f}"]
+        for what, seen in shares.items():
+            seen.append(f"{gru[what] / lstm[what]:.0%}")
+        trios = {"equal width": (rnn, lstm, gru), "equal parameters": (wide_rnn, lstm, wide_gru)}
+        for footing, trio in trios.items():
+            held.append(claims(*trio))
+            losses = ", ".join(f"{each['cell']} {span(each)}" for each in trio)
+            told.append(f"{label}, {footing}: {losses}")
+    verdicts = "; ".join(f"{claim} in {sum(h[claim] for h in held)}" for claim in held[0])
+    sentence = (
+        f"Of {len(held)} comparisons (median of {len(seeds)} seeds after {steps} steps) {verdicts}. "
+        f"Validation loss, nats per character: {'; '.join(told)}. At equal width a GRU takes "
+        f"{' and '.join(shares['operations'])} of the LSTM's operations and "
+        f"{' and '.join(shares['milliseconds'])} of its time."
+    )
+    numbers = {"models": found, "rates": rates, "scan_seed": SCAN_SEED, "scan_steps": scan_steps}
+    numbers |= {"steps": steps, "batch": BATCH, "seq_len": LENGTH}
+    return Outcome(sentence, rows, numbers, seeds, draw(found))
+
+
+def span(record: Any) -> str:
+    losses = record["losses"]
+    return f"{np.median(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+
+
+def draw(found: Any) -> Any:
+    figure, grid = _drawing.figure(3, 13, 4 * len(found), len(found), squeeze=False, sharey="row")
+    for row, (label, records) in zip(grid, found.items(), strict=True):
+        middle = [float(np.median(each["losses"])) for each in records]
+        below = "lstm" if middle[1] < middle[4] else "gru"  # where the names have room
+        for axes, (measured, name) in zip(row, MEASURES.items(), strict=True):
+            for index, (each, loss) in enumerate(zip(records, middle, strict=True)):
+                x, (cell, size) = each[measured], (each["cell"], each["hidden"])
+                ends, colour = [min(each["losses"]), max(each["losses"])], COLOURS[cell]
+                axes.plot([x, x], ends, color=colour)
+                face = colour if index < len(CELLS) else "white"
+                axes.plot(x, loss, "o", color=colour, markerfacecolor=face, markersize=7)
+                place = ((x, ends[0]), (0, -13)) if cell == below else ((x, ends[1]), (0, 5))
+                how = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+                axes.annotate(f"{cell} {size}", *place, color=colour, **how)
+            axes.set_xlim(0, 1.15 * max(each[measured] for each in records))
+            axes.locator_params(axis="x", nbins=5)
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.margins(y=0.15)
+            _drawing.name_axes(axes, "", name, "")
+        _drawing.name_axes(
+            row[0], label, row[0].get_xlabel(), "validation loss, nats per character"
+        )
+    title = (
+        "Cell and width; filled: of equal width, hollow: with as many numbers to learn as the lstm"
+    )
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
