@@ -46,7 +46,7 @@ def oscillator(now: Any, before: Any) -> Any:
 
 
 SERIES: dict[str, tuple[Any, float] | None] = {  # equation and deviation of the noise
-    "oscillator": (oscillator, 0.1),
+    "oscillator": (oscillator, 0.05),
     "price": (lambda now, before: 0.99 * now, 0.1),
     "Mackey-Glass": None,
 }
@@ -184,7 +184,7 @@ def draw(found: Any, errors: Any) -> Any:
             style = "--" if model == FLOOR else "-"
             left.plot(time, forecast[0, :, 0], color=colour, linestyle=style)
             middle = _drawing.band(right, time, errors[name][model], colour, linestyle=style)
-            ends.append((forecast[0, -1, 0], model, colour))
+            ends.append((forecast[0, -1, 0], model.replace(FLOOR, "best forecast"), colour))
             lines.append((middle[-1], model, colour))
         left.set(xlim=(-39, AHEAD))
         right.set(xlim=(1, AHEAD), ylim=(0, None))
