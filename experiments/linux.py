@@ -24,7 +24,7 @@ import numpy as np
 from experiments import Outcome, _charnn, _text
 
 ROW = 12
-SECONDS = 60.0  # of training, for each program and seed
+SECONDS = 60.0  # of training on a quiet machine, for each program and seed
 SIZE, QUICK_SIZE = 1_000_000, 200_000  # bytes of the source; Tiny Shakespeare has as many
 FUNCTION = "\n}\n"  # ends one
 FUNCTIONS, COMMENTS, NAMES = "functions that balance", "comments closed", "names known"

@@ -11,7 +11,14 @@ What they write is measured against the training text: which words occur there, 
 speech are names there, and which lines do not. The held-out text is from other plays and has speakers
 of its own.
 
-    python -m experiments shakespeare      20 min on two CPU cores
+    python -m experiments shakespeare      23 min on two CPU cores
+
+On 2026-11-24: Validation loss in nats per character, median and range of 3 seeds: ours 1.512 (1.507 to
+1.516) after 116 s (6.5 epochs); lecture, older 1.563 (1.552 to 1.577) after 124 s (10 epochs, where it
+has 2 in the lecture); lecture, newer 1.859 (1.854 to 1.864) after 121 s (0.58 epochs, where it has 10 in
+the lecture). In the texts, words that are in the play: held-out text 96%, ours 83%, lecture, older 83%,
+lecture, newer 56%, untrained 8%; names that are speakers: held-out text 66%, ours 86%, lecture, older
+79%, lecture, newer 8%, untrained none.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from experiments import Outcome, _charnn, _text
 from jaxrnn import report
 
 ROW = 11
-SECONDS = 90.0  # of training, for each program and seed
+SECONDS = 90.0  # of training on a quiet machine, for each program and seed
 SPEECH = "\n\n"  # before a speaker's name
 SPEAKER = re.compile(r"(?:\A|(?<=\n\n))([^\n:]+):\n")
 LINE = re.compile(r"^.+[^:\n]$", re.MULTILINE)  # spoken: not empty and not a name
