@@ -7,9 +7,12 @@ with SIGKILL at random moments and started again by the same command. Held again
 line of metrics.jsonl, and the digests of the last checkpoint, of the parameters and of all the rest.
 And what the rest is for: the second half of the run once more, with less than everything restored.
 
-    python -m experiments resume      not yet run in full
+    python -m experiments resume      2 min on two CPU cores
 
-Not yet run in full.
+On 2026-11-24: In 3 runs of 600 steps, killed 3 times each, 180 of 180 lines of losses and 3 of 3 last
+checkpoints are equal to the bit. With the recurrent state lost half-way the loss is up to 0.088 nats
+per character higher, 0.0001 in the mean of the 300 steps that follow; with Adam's memory lost up to
+0.027, 0.0019 in the mean.
 """
 
 from __future__ import annotations
