@@ -12,9 +12,13 @@ at the cues and closed between. They are asked of the units that keep the symbol
 symbol, up to the last cue and not at a cue, correlates with it at r^2 > 0.9. A network has learnt the
 task when the last hundredth of its training has an error below 0.01 a cue (all zeros: 0.556).
 
-    python -m experiments gates      ? s on two CPU cores
+    python -m experiments gates      46 s on two CPU cores
 
-On 2026-11-24: ?
+On 2026-11-24: 1 unit: 3 of 10 networks learnt it; input and forget gate of a unit do as in the figure in
+3 of them, the output gate of a unit in 3, all three of one unit in 3. 2 units: 10 of 10 networks learnt
+it; input and forget gate of a unit do as in the figure in 9 of them, the output gate of a unit in 10,
+all three of one unit in 3. 4 units: 10 of 10 networks learnt it; input and forget gate of a unit do as
+in the figure in 3 of them, the output gate of a unit in 7, all three of one unit in 2.
 """
 
 from __future__ import annotations
