@@ -6,9 +6,9 @@
 (H the width, V characters, E = 64 the width of their embedding.) Each cell learns Tiny Shakespeare and
 Linux' source at the LSTM's width, and rnn and gru once more at the width that gives them as many numbers
 to learn as the LSTM has. Steps, batch, clipping and schedule are the same for all. The learning rate is
-each cell's own, of RATES the one with the least validation loss in a short run on that text, from a seed
-that is not used again. Operations are what XLA counts in one step forward; time is that of a whole step
-of training, measured in turns in one process.
+each cell's and width's own, of RATES the one with the least validation loss in a run of a third of the
+steps on that text, from a seed that is not used again. Operations are what XLA counts in one step
+forward; time is that of a whole step of training, measured in turns in one process.
 
     python -m experiments cells_compared      not yet run in full
 
@@ -34,7 +34,7 @@ ROW = 8
 CELLS = ("rnn", "lstm", "gru")
 COLOURS = dict(zip(CELLS, (_drawing.RED, _drawing.BLUE, _drawing.GREEN), strict=True))
 HIDDEN, BATCH, LENGTH = 128, 32, 64
-RATES, SCAN_SEED = [3e-3, 1e-2, 3e-2], 99
+RATES, SCAN_SEED = [3e-3, 1e-2, 3e-2, 1e-1], 99
 MEASURES = {
     "parameters": "numbers to learn",
     "operations": "operations for a character, forward",
@@ -97,7 +97,6 @@ def compare(
     def loss(*which: Any) -> float:
         return float(_text.learn(text, settings(*which)).val_losses[-1])
 
-    scans = {c: [loss(c, hidden, scan_steps, rate, SCAN_SEED) for rate in rates] for c in CELLS}
     target = charlm.count(model("lstm", hidden, vocabulary))
     kinds = [(cell, hidden) for cell in CELLS]
     kinds += [(cell, width(cell, target, vocabulary)) for cell in ("rnn", "gru")]
@@ -105,8 +104,9 @@ def compare(
     times = measure.in_turns(calls, 11 if len(seeds) > 1 else 1)
     found = []
     for cell, size in kinds:
-        rate, shapes = rates[int(np.argmin(scans[cell]))], model(cell, size, vocabulary)
-        record = {"cell": cell, "hidden": size, "learning_rate": rate, "scan": scans[cell]}
+        scan = [loss(cell, size, scan_steps, rate, SCAN_SEED) for rate in rates]
+        rate, shapes = rates[int(np.argmin(scan))], model(cell, size, vocabulary)
+        record = {"cell": cell, "hidden": size, "learning_rate": rate, "scan": scan}
         record["losses"] = [loss(cell, size, steps, rate, seed) for seed in seeds]
         record |= {"parameters": charlm.count(shapes), "operations": operations(shapes)}
         record["milliseconds"] = 1e3 * float(np.median(times[cell, size]["seconds"]))
