@@ -1,4 +1,4 @@
-"""Single units of a char-RNN that learnt C track comments, quotes, parentheses, the place in a line.
+"""Some units of a char-RNN that has learnt C can be read: they track comments, brackets, indentation.
 
     r(unit, feature) = correlation of tanh(c^t) with the feature at character t;  c: the LSTM's cell
 
@@ -31,7 +31,7 @@ CODE = Path(__file__).with_name("_inside.c").read_text()  # what page and pictur
 TEMPLATE = Path(__file__).with_name("_inside.html").read_text()
 TAB = 8
 COMMENT_OR_QUOTE = re.compile(r"/\*.*?\*/|//[^\n]*|([\"'])(?:\\.|(?!\1)[^\\\n])*\1", re.DOTALL)
-FEATURES = ["column", "indentation", "in quotes", "in a comment", "in parentheses"]
+FEATURES = ["column", "indentation", "depth of {}", "in quotes", "in a comment", "in parentheses"]
 
 
 class Found(NamedTuple):
@@ -47,19 +47,21 @@ class Found(NamedTuple):
 
 
 def features(text: str) -> dict[str, Any]:
-    """What C code is at each character [T]: column, columns of indentation, of the rest 0 or 1."""
+    """What C code is at each character [T], by FEATURES; 0 or 1 where it begins with "in "."""
     told = {name: np.zeros(len(text), np.float32) for name in FEATURES}
     for match in COMMENT_OR_QUOTE.finditer(text):
         kind = "in quotes" if match[1] else "in a comment"
         told[kind][match.start() : match.end()] = 1
     code = told["in quotes"] + told["in a comment"] == 0
-    column = indentation = depth = 0
+    column = indentation = round_open = curly_open = 0
     for place, character in enumerate(text):
         if code[place]:
-            depth = max(0, depth + (character == "(") - (character == ")"))
+            round_open = max(0, round_open + (character == "(") - (character == ")"))
+            curly_open = max(0, curly_open + (character == "{") - (character == "}"))
         blank = character in " \t" and column == indentation  # nothing else on the line so far
         told["column"][place] = column
-        told["in parentheses"][place] = depth > 0
+        told["in parentheses"][place] = round_open > 0
+        told["depth of {}"][place] = curly_open
         column += TAB - column % TAB if character == "\t" else 1
         indentation = column if blank else indentation
         told["indentation"][place] = indentation
@@ -95,14 +97,14 @@ def find(params: jaxrnn.Params, text: str) -> dict[str, Found]:
 
 def settings(quick: bool, seed: int) -> training.Config:
     model = charlm.Config(layers=2, hidden=16 if quick else 128, embed=32)
-    batch, length, steps, every = (32, 32, 10, 10) if quick else (32, 100, 2000, 1000)
+    batch, length, steps, every = (32, 32, 10, 10) if quick else (16, 100, 4000, 2000)
     return training.Config(
         model, batch, length, steps, learning_rate=5e-3, eval_every=every, sample_every=0, seed=seed
     )
 
 
 def run(quick: bool) -> Outcome:
-    seeds, size = ([0, 1], 4_000) if quick else ([0, 1, 2], 160_000)
+    seeds, size = ([0, 1], 4_000) if quick else ([0, 1, 2], 240_000)
     source = _text.find("linux", quick)
     corpus, plain = source.read()
     held_out = plain[corpus.split :].encode("ascii", "replace").decode()

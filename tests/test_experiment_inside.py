@@ -31,6 +31,11 @@ def test_quotes_comments_and_parentheses_are_told_apart() -> None:
         assert "".join(" i"[int(value)] for value in told[name]) == marks.ljust(len(text))
 
 
+def test_the_depth_of_braces_counts_those_of_code() -> None:
+    told = inside.features("}a{b{'{'/*}*/}c}d")
+    assert told["depth of {}"].tolist() == [0, 0, 1, 1] + 9 * [2] + [1, 1, 0, 0]
+
+
 def test_columns_and_indentation_count_a_tab_to_the_next_multiple_of_eight() -> None:
     told = inside.features("ab\n\t x\ty\n\n z")
     assert told["column"].tolist() == [0, 1, 2, 0, 8, 9, 10, 16, 17, 0, 0, 1]
