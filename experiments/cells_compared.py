@@ -167,22 +167,21 @@ def span(record: Any) -> str:
 def draw(found: Any) -> Any:
     figure, grid = _drawing.figure(3, 13, 4 * len(found), len(found), squeeze=False, sharey="row")
     for row, (label, records) in zip(grid, found.items(), strict=True):
-        middle = [float(np.median(each["losses"])) for each in records]
-        below = "lstm" if middle[1] < middle[4] else "gru"  # where the names have room
         for axes, (measured, name) in zip(row, MEASURES.items(), strict=True):
-            for index, (each, loss) in enumerate(zip(records, middle, strict=True)):
-                x, (cell, size) = each[measured], (each["cell"], each["hidden"])
-                ends, colour = [min(each["losses"]), max(each["losses"])], COLOURS[cell]
-                axes.plot([x, x], ends, color=colour)
+            for index, each in enumerate(records):
+                x, losses, colour = each[measured], each["losses"], COLOURS[each["cell"]]
                 face = colour if index < len(CELLS) else "white"
-                axes.plot(x, loss, "o", color=colour, markerfacecolor=face, markersize=7)
-                place = ((x, ends[0]), (0, -13)) if cell == below else ((x, ends[1]), (0, 5))
-                how = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
-                axes.annotate(f"{cell} {size}", *place, color=colour, **how)
-            axes.set_xlim(0, 1.15 * max(each[measured] for each in records))
+                axes.plot([x, x], [min(losses), max(losses)], color=colour)
+                place = x, np.median(losses)
+                axes.plot(*place, "o", color=colour, markerfacecolor=face, markersize=7)
+                how = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+                axes.annotate(
+                    f"{each['cell']} {each['hidden']}", place, (8, 0), color=colour, **how
+                )
+            axes.set_xlim(0, 1.25 * max(each[measured] for each in records))
             axes.locator_params(axis="x", nbins=5)
             axes.xaxis.set_major_formatter("{x:,g}")
-            axes.margins(y=0.15)
+            axes.margins(y=0.1)
             _drawing.name_axes(axes, "", name, "")
         _drawing.name_axes(
             row[0], label, row[0].get_xlabel(), "validation loss, nats per character"
