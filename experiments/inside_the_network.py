@@ -119,7 +119,7 @@ def run(quick: bool) -> Outcome:
     }
     best = int(np.argmax([np.mean([abs(f.r_found) for f in found.values()]) for found in trained]))
     shown = dict(sorted(trained[best].items(), key=lambda item: -abs(item[1].r)))
-    rows = [["feature", "|r|, trained", "|r|, untrained", f"the unit of seed {seeds[best]}"]]
+    rows = [["feature", "size of r, trained", "untrained", f"the unit of seed {seeds[best]}"]]
     rows += [[name, *map(span, r[name]), str(unit)] for name, unit in shown.items()]
     above = [name for name in shown if r[name][0].min() > r[name][1].max()]
     others = [name for name in shown if name not in above]
