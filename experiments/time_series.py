@@ -33,7 +33,7 @@ from experiments import Outcome, _drawing, _training
 ROW = 16
 TRAIN, VALIDATION, KNOWN, AHEAD, EVERY = 4000, 4000, 100, 50, 5  # EVERY: from origin to origin
 HIDDEN, BATCH, LENGTH, SETTLE = 32, 32, 60, 10  # SETTLE: first steps, which the loss leaves out
-ORDERS, PATHS, FLOOR = (1, 2, 4, 8, 16, 32), 200, "noise floor"
+ORDERS, PATHS, FLOOR = (1, 2, 4, 8, 16, 32, 64), 200, "noise floor"
 SHOWN = (1, 10, 50)  # horizons of the table
 COLOURS = (_drawing.BLUE, _drawing.RED, _drawing.GREEN, _drawing.PINK, _drawing.GREY)
 MODELS = {"lstm": jaxrnn.lstm(HIDDEN), "gru": jaxrnn.gru(HIDDEN)}
@@ -158,7 +158,12 @@ def run(quick: bool) -> Outcome:
             cells = [span(error[:, n - 1]) for n in SHOWN]
             rows.append([name, model, *cells])
             said.append(f"{model} {' / '.join(cell.split()[0] for cell in cells)}")
-        told.append(f"{name}: {', '.join(said)}")
+        middle = {model: np.median(error, axis=0) for model, error in errors[name].items()}
+        simple = [error for model, error in middle.items() if model not in (*MODELS, FLOOR)]
+        below = np.append(middle["lstm"] < np.min(simple, axis=0), False).argmin()
+        told.append(
+            f"{name} (lstm below both baselines for the first {below} steps): {', '.join(said)}"
+        )
     sentence = (
         f"RMS error {' / '.join(map(str, SHOWN))} steps ahead, in standard deviations of the series, "
         f"median of {len(seeds)} seeds. {'. '.join(told)}."
