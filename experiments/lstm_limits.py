@@ -194,7 +194,7 @@ def draw(cases: Any, curves: Any, steps: int) -> Any:
             x = np.linspace(0, steps, each.shape[1] + 1)[1:]
             middle = _drawing.band(axes, x, each, colour)
             ends.append((middle[-1], f"{kind}:\n{solved} solved", colour))
-        axes.set(yscale="log", xlim=(x[0], x[-1]))
+        axes.set(yscale="log", xlim=(x[0], x[-1]), ymargin=0.15)
         _drawing.label_ends(axes, ends, gap=0.12)
         _drawing.name_axes(axes, title, "training step", "loss, nats per sequence")
     return figure
