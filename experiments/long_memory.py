@@ -14,9 +14,13 @@ Width and batch are the same throughout; updates and rate are those of the task,
 counts as solved where the mean loss of the last tenth of the updates is below a tenth of the baseline,
 the loss that needs no memory.
 
-    python -m experiments long_memory      not yet run in full
+    python -m experiments long_memory      14 min on two CPU cores
 
-Not yet run in full.
+On 2026-11-24: The longest T that a cell of width 32 solves in every one of 3 seeds. adding (T of 20, 40,
+80, 160; 2000 updates): rnn tanh none, rnn relu 40, lstm 80, lstm peepholes 80, gru reset before 160, gru
+reset after 160; order (T of 20, 40, 80, 160; 2000 updates): rnn tanh 80, rnn relu 80, lstm 160, lstm
+peepholes 160, gru reset before 160, gru reset after 160; copy (T of 5, 10, 20, 40; 4000 updates): rnn
+tanh none, rnn relu none, lstm none, lstm peepholes none, gru reset before none, gru reset after none.
 """
 
 from __future__ import annotations
