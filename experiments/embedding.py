@@ -174,7 +174,7 @@ def draw(sizes: Any, characters: str, embedding: Any) -> Any:
             end = _drawing.band(axes, entries, values, colour, marker="o", markersize=4)[-1]
             labels.append((end, way, colour))
         axes.set(xscale="log", yscale="log")
-        axes.set_xticks(entries, names)
+        axes.set_xticks(entries, names, fontsize=8)
         axes.minorticks_off()
         _drawing.label_ends(axes, labels)
     title = f"Time, {SYMBOLS:,} symbols, value and gradient"
