@@ -161,9 +161,7 @@ def run(quick: bool) -> Outcome:
         middle = {model: np.median(error, axis=0) for model, error in errors[name].items()}
         simple = [error for model, error in middle.items() if model not in (*MODELS, FLOOR)]
         below = np.append(middle["lstm"] < np.min(simple, axis=0), False).argmin()
-        told.append(
-            f"{name} (lstm below both baselines for the first {below} steps): {', '.join(said)}"
-        )
+        told.append(f"{name}, lstm below both baselines for {below} steps: {', '.join(said)}")
     sentence = (
         f"RMS error {' / '.join(map(str, SHOWN))} steps ahead, in standard deviations of the series, "
         f"median of {len(seeds)} seeds. {'. '.join(told)}."
@@ -183,7 +181,8 @@ def draw(found: Any, errors: Any) -> Any:
     rows, time, unit = len(found), np.arange(1, AHEAD + 1), "standard deviations"
     figure, panels = _drawing.figure(2, 13, 1 + 3.4 * rows, rows=rows, squeeze=False)
     for (left, right), (name, (windows, made)) in zip(panels, found.items(), strict=True):
-        left.plot(np.arange(-40, AHEAD) + 1, windows[KNOWN - 40 :, 0], color=_drawing.BLACK)
+        past = np.arange(-39, AHEAD + 1)
+        left.plot(past, windows[KNOWN - 40 :, 0], color=_drawing.BLACK, linewidth=3)
         ends, lines = [(windows[-1, 0], "truth", _drawing.BLACK)], []
         for (model, forecast), colour in zip(made.items(), COLOURS, strict=False):
             style = "--" if model == FLOOR else "-"
