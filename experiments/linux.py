@@ -11,7 +11,19 @@ are keywords or occur in the training text, and lines indented by as many tabs a
 where the line before was complete. Held-out text is cut to the same length, since a cut leaves brackets
 and comments open.
 
-    python -m experiments linux      14 min on two CPU cores
+    python -m experiments linux      22 min on two CPU cores, with other work beside it
+
+On 2026-11-24: Validation loss in nats per character, median and range of 3 seeds: ours 1.488 (1.484 to
+1.507) after 133 s (4.8 epochs); lecture, older 1.567 (1.566 to 1.579) after 133 s (7.5 epochs, where it
+has 2 in the lecture); lecture, newer 2.069 (2.063 to 2.075) after 100 s (0.43 epochs, where it has 10 in
+the lecture). In the texts, functions that balance: held-out text 100%, ours 6%, lecture, older 0%,
+lecture, newer 0%, untrained 0%; comments closed: held-out text 98%, ours 82%, lecture, older 77%,
+lecture, newer 41%, untrained 0%; names known: held-out text 66%, ours 51%, lecture, older 52%, lecture,
+newer 18%, untrained 40%.
+
+So after these minutes most brackets have a partner and most comments of ours and the older program are
+closed, but whole functions hardly ever balance, and in the median fewer than half of the lines are
+indented right. The untrained model's known names are single letters, which all occur in the source.
 """
 
 from __future__ import annotations
