@@ -79,5 +79,13 @@ def test_the_baseline_is_the_least_loss_of_an_answer_that_does_not_look(name: st
 def test_a_task_counts_as_solved_below_a_tenth_of_the_baseline_in_every_seed() -> None:
     shares = np.array([[0.01, 0.02], [0.05, 0.0999], [0.05, 0.11], [1.0, np.nan]])
     assert [tasks.solved(each) for each in shares] == ["2 of 2", "2 of 2", "1 of 2", "0 of 2"]
-    assert tasks.longest(shares, [10, 20, 40, 80]) == "20"
-    assert tasks.longest(shares[2:], [40, 80]) == "none"
+    by_cell = {
+        "good": shares[:2],
+        "fair": shares[[0, 2]],
+        "late": shares[[3, 0]],
+        "bad": shares[2:],
+    }
+    assert tasks.reached(by_cell, [10, 20]) == "20 good; 10 fair; none late, bad"
+    assert tasks.reached({"good": shares[:1]}, [10]) == "10 good"
+    nearest = "none solves it, nearest is bad with 0.08 of the baseline at T = 10"
+    assert tasks.reached({"late": shares[[3, 0]], "bad": shares[2:]}, [10, 20]) == nearest
