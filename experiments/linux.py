@@ -1,4 +1,4 @@
-"""A char-RNN trained on Linux' source writes C that closes its braces and comments and is indented.
+"""Does a char-RNN trained on Linux' source write C: brackets in pairs, comments closed, names known?
 
     p(x^{t+1} | x^1 .. x^t) = softmax(h^t W_out + b_out),   x^{t+1} drawn from it, 4000 times
 
