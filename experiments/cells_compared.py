@@ -145,7 +145,7 @@ def run(quick: bool) -> Outcome:
         trios = {"equal width": (rnn, lstm, gru), "equal parameters": (wide_rnn, lstm, wide_gru)}
         for footing, trio in trios.items():
             held.append(claims(*trio))
-            losses = ", ".join(f"{each['cell']} {span(each)}" for each in trio)
+            losses = ", ".join(f"{e['cell']} {np.median(e['losses']):.3f}" for e in trio)
             told.append(f"{label}, {footing}: {losses}")
     verdicts = "; ".join(f"{claim} in {sum(h[claim] for h in held)}" for claim in held[0])
     sentence = (
@@ -167,6 +167,7 @@ def span(record: Any) -> str:
 def draw(found: Any) -> Any:
     figure, grid = _drawing.figure(3, 13, 4 * len(found), len(found), squeeze=False, sharey="row")
     for row, (label, records) in zip(grid, found.items(), strict=True):
+        middle = np.median([each["losses"] for each in records])
         for axes, (measured, name) in zip(row, MEASURES.items(), strict=True):
             for index, each in enumerate(records):
                 x, losses, colour = each[measured], each["losses"], COLOURS[each["cell"]]
@@ -174,10 +175,9 @@ def draw(found: Any) -> Any:
                 axes.plot([x, x], [min(losses), max(losses)], color=colour)
                 place = x, np.median(losses)
                 axes.plot(*place, "o", color=colour, markerfacecolor=face, markersize=7)
-                how = {"textcoords": "offset points", "va": "center", "fontsize": 9}
-                axes.annotate(
-                    f"{each['cell']} {each['hidden']}", place, (8, 0), color=colour, **how
-                )
+                how = {"textcoords": "offset points", "color": colour, "fontsize": 9}
+                side = "bottom" if place[1] > middle else "top"
+                axes.annotate("{cell} {hidden}".format(**each), place, (8, 0), va=side, **how)
             axes.set_xlim(0, 1.25 * max(each[measured] for each in records))
             axes.locator_params(axis="x", nbins=5)
             axes.xaxis.set_major_formatter("{x:,g}")
