@@ -5,17 +5,21 @@
 alpha is the forget gate, beta the input gate. Biases hold both of an LSTM (16 units, peepholes, random
 weights and inputs) at a value for 100 steps: beta = 0 keeps what was there, alpha = 0 forgets it at
 once, and between them the cell fades or sums up. The cell is compared with the equation above, its
-gradient ds^t / ds^0 with alpha^t I. With beta = 0 that is all of the gradient; with beta = 1 another
-part comes round by the hidden state, which the recurrent weights carry.
+gradient ds^t / ds^0 with alpha^t I, which is all of it where beta = 0; where beta = 1 the rest comes
+round by the hidden state.
 
 Two timing tasks after Gers, Schraudolph and Schmidhuber (2002), one input, a spike: *fire*, a signal 20
-steps after the spike and at no other step; *tell*, at a second spike whether it came 20 or 21 steps
-after the first. LSTMs of eight units with and without peepholes learn both by cross-entropy. Solved is a
-seed when in 99% of 500 fresh sequences every answer is right.
+steps after it and at no other step; *tell*, at a second spike whether it came 20 or 21 steps after the
+first. LSTMs of eight units learn both by cross-entropy, with and without peepholes. Solved is a seed
+that has every answer right in 99% of 500 fresh sequences.
 
-    python -m experiments lstm_limits      ? s on two CPU cores
+    python -m experiments lstm_limits      88 s on two CPU cores
 
-On 2026-11-24: ?
+On 2026-11-24: Largest error of the cell, and largest part of its gradient that is not α^t I but comes by
+the hidden state, in 100 steps and 10 seeds: keeps: α = 1, β = 0: 0, 0; fades: α = 0.9, β = 0: 4.0e-07,
+1.1e-07; forgets: α = 0, β = 1: 0, 0.535; sums: α = 1, β = 1: 1.8e-05, 59.2. Timing tasks: seeds that
+solve them after 3000 steps, and median loss then: fire, peepholes 8 of 10, 0.011; fire, no peepholes 10
+of 10, 0.29; tell, peepholes 10 of 10, 4e-05; tell, no peepholes 10 of 10, 4.3e-05.
 """
 
 from __future__ import annotations
@@ -55,16 +59,15 @@ def hold(params: Any, gate: int, value: float) -> Any:
 
 
 @jax.jit
-def watch(params: Any, xs: Any, first: Any) -> tuple[Any, Any, Any]:
-    """Cells s^t and block inputs g^t [T, H] from s^0 = first [H], and ds^t / ds^0 [T, H, H]."""
+def watch(params: Any, xs: Any, first: Any) -> tuple[Any, tuple[Any, Any]]:
+    """ds^t / ds^0 [T, H, H], and the cells s^t and block inputs g^t [T, H], from s^0 = first [H]."""
 
     def cells(first: Any) -> Any:
         state = jaxrnn.cells.LSTMState(jnp.tanh(first)[None], first[None])  # as after a step
         inside = jaxrnn.unroll(CELL, params, xs, state, record=["cell", "g"])[2]
         return inside["cell"][:, 0], (inside["cell"][:, 0], inside["g"][:, 0])
 
-    gradient, (cell, g) = jax.jacfwd(cells, has_aux=True)(first)
-    return cell, g, gradient
+    return jax.jacfwd(cells, has_aux=True)(first)
 
 
 def held(alpha: float, beta: float, seed: int) -> tuple[Any, Any, Any, Any]:
@@ -74,7 +77,7 @@ def held(alpha: float, beta: float, seed: int) -> tuple[Any, Any, Any, Any]:
     peepholes = 0.3 * jax.random.normal(keys[1], (3, UNITS))
     params = CELL.init(keys[0], UNITS)._replace(w_c=peepholes)
     xs, first = jax.random.normal(keys[2], (TIME, 1, UNITS)), jax.random.normal(keys[3], (UNITS,))
-    cell, g, gradient = jax.device_get(watch(hold(hold(params, 1, alpha), 0, beta), xs, first))
+    gradient, (cell, g) = jax.device_get(watch(hold(hold(params, 1, alpha), 0, beta), xs, first))
     fading = np.float64(alpha) ** np.arange(1, TIME + 1)[:, None, None] * np.eye(UNITS)
     exact = by_equation(alpha, beta, np.asarray(first), g)
     return cell, exact, size(gradient), size(gradient - fading)
@@ -145,8 +148,7 @@ def run(quick: bool) -> Outcome:
     for task in TASKS:
         for kind, peephole in KINDS.items():
             name, (losses, right) = f"{task}, {kind}", learn(TASKS[task], peephole, steps, seeds)
-            pieces = np.array_split(losses, min(60, steps), axis=1)
-            each = np.stack([piece.mean(1) for piece in pieces], axis=1)
+            each = np.stack([p.mean(1) for p in np.array_split(losses, min(60, steps), 1)], 1)
             curves[name] = f"{(right >= SOLVED).sum()} of {len(seeds)}", each
             rows.append([name, "loss at the end, nats", span(each[:, -1])])
             rows.append([name, f"share of {ASKED} sequences all right", span(right)])
@@ -156,11 +158,9 @@ def run(quick: bool) -> Outcome:
         f"the hidden state, in {TIME} steps and {len(seeds)} seeds: {'; '.join(told)}. Timing tasks: "
         f"seeds that solve them after {steps} steps, and median loss then: {'; '.join(ends)}."
     )
-    numbers = {
-        "gradient": {name: sizes.tolist() for name, (_, _, sizes, _) in cases.items()},
-        "loss": {name: each.tolist() for name, (_, each) in curves.items()},
-        "training_steps": steps,
-    }
+    losses = {name: each.tolist() for name, (_, each) in curves.items()}
+    gradient = {name: sizes.tolist() for name, (_, _, sizes, _) in cases.items()}
+    numbers = {"gradient": gradient, "loss": losses, "training_steps": steps}
     return Outcome(sentence, rows, numbers, seeds, draw(cases, curves, steps))
 
 
