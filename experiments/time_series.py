@@ -2,18 +2,17 @@
 
     x^{t+1} = network(x^1 .. x^t),    and further ahead from its own outputs
 
-Three series. *Oscillator*: x' = x + v + dt mu (1 - min(x^2, 4)) v - dt^2 x + noise with v the last
-change, a van der Pol oscillator of which only x is seen. *Price*: x' = 0.99 x + noise, where the last
-value is nearly all there is to know. *Mackey-Glass*: the delay equation dx/dt = 0.2 x(t - 17) / (1 +
-x(t - 17)^10) - 0.1 x, chaotic and without noise, one value every 6 units of time. All are computed here.
+Three series, made here. *Oscillator*: x' = x + v + dt mu (1 - min(x^2, 4)) v - dt^2 x + noise with v the
+last change (van der Pol). *Price*: x' = 0.99 x + noise, where the last value says nearly all. *Mackey-
+Glass*: dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x, chaotic, no noise, taken every 6 units.
 
 LSTM and GRU learn one step ahead by squared error. Baselines: the last value, and a linear
 autoregression by least squares, its order chosen by the last quarter of the training part. All forecast
-the validation part, later in time, from 100 known values. The error is the root mean square over all
-origins, in standard deviations of the training part. The noise floor is the error, from the same
-origins, of the best forecast there is: the mean of 200 continuations by the series' own equation.
+the later validation part from 100 known values. The error is the root mean square, in standard
+deviations of the training part; the noise floor that of the best forecast there is, the mean of 200
+continuations by the series' own equation.
 
-    python -m experiments time_series      ? s on two CPU cores
+    python -m experiments time_series      83 s on two CPU cores
 
 On 2026-11-24: ?
 """
@@ -125,8 +124,7 @@ def learn(net: Any, xs: Any, known: Any, steps: int, seeds: list[int]) -> Any:
 
     every, _ = _training.train(net, loss, task, steps, seeds)
     ahead = jax.jit(lambda params: net.forecast(params, known, AHEAD)[..., 0])
-    each = [jax.tree.map(lambda p, at=at: p[at], every) for at in range(len(seeds))]
-    return np.stack([ahead(params) for params in each])
+    return np.stack([ahead(jax.tree.map(lambda p, n=n: p[n], every)) for n in range(len(seeds))])
 
 
 def compare(name: str, steps: int, seeds: list[int]) -> tuple[Any, dict[str, Any]]:
@@ -134,8 +132,7 @@ def compare(name: str, steps: int, seeds: list[int]) -> tuple[Any, dict[str, Any
     raw = series(name)
     mean, scale = raw[:TRAIN].mean(), raw[:TRAIN].std()
     xs = (raw - mean) / scale
-    starts = np.arange(TRAIN, len(xs) - KNOWN - AHEAD + 1, EVERY)
-    windows = xs[np.arange(KNOWN + AHEAD)[:, None] + starts]
+    windows = np.lib.stride_tricks.sliding_window_view(xs[TRAIN:], KNOWN + AHEAD)[::EVERY].T
     known, made = windows[:KNOWN], {}
     for model, cell in MODELS.items():
         made[model] = learn(jaxrnn.network(cell, 1, 1), xs[:TRAIN], known, steps, seeds)
@@ -157,14 +154,14 @@ def run(quick: bool) -> Outcome:
         for model, error in errors[name].items():
             cells = [span(error[:, n - 1]) for n in SHOWN]
             rows.append([name, model, *cells])
-            said.append(f"{model} {' / '.join(cell.split()[0] for cell in cells)}")
+            said.append(f"{model} {' / '.join(cell.split()[0] for cell in cells[::2])}")
         middle = {model: np.median(error, axis=0) for model, error in errors[name].items()}
         simple = [error for model, error in middle.items() if model not in (*MODELS, FLOOR)]
         below = np.append(middle["lstm"] < np.min(simple, axis=0), False).argmin()
         told.append(f"{name}, lstm below both baselines for {below} steps: {', '.join(said)}")
     sentence = (
-        f"RMS error {' / '.join(map(str, SHOWN))} steps ahead, in standard deviations of the series, "
-        f"median of {len(seeds)} seeds. {'. '.join(told)}."
+        f"RMS error {SHOWN[0]} / {SHOWN[2]} steps ahead, in standard deviations of the series, median "
+        f"of {len(seeds)} seeds. {'. '.join(told)}."
     )
     plain = {n: {m: e.round(5).tolist() for m, e in each.items()} for n, each in errors.items()}
     numbers = {"error_by_horizon": plain, "training_steps": steps, "hidden": HIDDEN}
@@ -172,7 +169,6 @@ def run(quick: bool) -> Outcome:
 
 
 def span(runs: Any) -> str:
-    """The median of the runs, and their range where there are several."""
     several = f" ({runs.min():.3f} to {runs.max():.3f})" if len(runs) > 1 else ""
     return f"{np.median(runs):.3f}{several}"
 
@@ -181,9 +177,9 @@ def draw(found: Any, errors: Any) -> Any:
     rows, time, unit = len(found), np.arange(1, AHEAD + 1), "standard deviations"
     figure, panels = _drawing.figure(2, 13, 1 + 3.4 * rows, rows=rows, squeeze=False)
     for (left, right), (name, (windows, made)) in zip(panels, found.items(), strict=True):
-        past = np.arange(-39, AHEAD + 1)
-        left.plot(past, windows[KNOWN - 40 :, 0], color=_drawing.BLACK, linewidth=3)
-        ends, lines = [(windows[-1, 0], "truth", _drawing.BLACK)], []
+        truth = windows[KNOWN - 40 :, 0]
+        left.plot(range(-39, AHEAD + 1), truth, color=_drawing.BLACK, linewidth=3)
+        ends, lines = [(truth[-1], "truth", _drawing.BLACK)], []
         for (model, forecast), colour in zip(made.items(), COLOURS, strict=False):
             style = "--" if model == FLOOR else "-"
             left.plot(time, forecast[0, :, 0], color=colour, linestyle=style)
