@@ -9,7 +9,10 @@ in every way. Measured of each text: whether it ends in a loop (a passage said t
 the last character), which of its pieces of 10 characters it has used before (the rest are distinct),
 which of them are not in the training text, and which words are not. The real text is the reference.
 
-    python -m experiments decoding      7 min on two CPU cores, nearly all of it training
+    python -m experiments decoding      5 min on two CPU cores, of which the training takes 4.5
+
+On 2026-11-24 all of 30 texts by argmax ended in a loop (median: from character 30 on, 50 long), and no
+other text. Pieces used before: argmax 97.0%, after-space 3.9%, softmax 0.3%, the real text 3.5%.
 """
 
 from __future__ import annotations
@@ -155,8 +158,10 @@ def samples(texts: Any, openings: list[str]) -> str:
         for first in range(0, len(ways), 4):
             cells = ""
             for way in ways[first : first + 4]:
-                text = html.escape(texts[way][0][place])
-                cells += f"<td><b>{way}</b><pre>{text[:600]}\n\n[...]\n\n{text[-600:]}</pre></td>\n"
+                text = texts[way][0][place]
+                text = html.escape(f"{text[:600]}\n\n[...]\n\n{text[-600:]}")
+                text = re.sub(r"\n(?=\n)", "\n&nbsp;", text)  # a blank line would end the table
+                cells += f"<td><b>{way}</b><pre>{text}</pre></td>\n"
             page.append(f'<table><tr valign="top">\n{cells}</tr></table>\n')
     return "\n".join(page)
 

@@ -4,11 +4,14 @@
 
 An LSTM of two layers of 128 learns Linux' C source from three seeds. On a part of the held-out text the
 unit is found, of all 256, whose tanh(c) goes best with a feature that plain Python reads off the text; r
-is then taken on another part, so that the choice does not flatter it. The same is done with the network
-before training, whose units too go with what they have just read. `page.html` shows every unit of one
-model on C code that was written for it, each character in the colour of the unit (Karpathy's picture).
+is then taken on another part, so that the choice does not flatter it. The network before training goes
+through the same. `page.html` shows every unit of one model on C code made for it (Karpathy's picture).
 
-    python -m experiments inside_the_network      7 min on two CPU cores, nearly all of it training
+    python -m experiments inside_the_network      5 min on two CPU cores, of which the training takes 4.5
+
+On 2026-11-24 |r|, trained and untrained, was 0.89 and 0.30 in a comment, 0.80 and 0.28 in parentheses,
+0.54 and 0.23 for the depth of {}, 0.39 and 0.30 for the indentation: every trained network was above
+every untrained one. It was not for the column (0.40 and 0.39) and in quotes (0.18 and 0.12).
 """
 
 from __future__ import annotations
@@ -113,10 +116,8 @@ def run(quick: bool) -> Outcome:
     trained = [find(run.params, held_out) for run in runs]
     config, vocabulary = runs[0].params.config, runs[0].params.vocabulary
     fresh = [find(jaxrnn.init(config, vocabulary, seed), held_out) for seed in seeds]
-    r = {  # |r| on the second part, by feature: [trained or not][seeds]
-        name: np.abs([[found[name].r for found in some] for some in (trained, fresh)])
-        for name in FEATURES
-    }
+    both = trained, fresh  # |r| on the second part, by feature: [trained or not][seeds]
+    r = {name: np.abs([[each[name].r for each in some] for some in both]) for name in FEATURES}
     best = int(np.argmax([np.mean([abs(f.r_found) for f in found.values()]) for found in trained]))
     shown = dict(sorted(trained[best].items(), key=lambda item: -abs(item[1].r)))
     rows = [["feature", "size of r, trained", "untrained", f"the unit of seed {seeds[best]}"]]
@@ -132,7 +133,7 @@ def run(quick: bool) -> Outcome:
     numbers = {
         "trained": [{name: f._asdict() for name, f in found.items()} for found in trained],
         "untrained": [{name: f._asdict() for name, f in found.items()} for found in fresh],
-        "characters": {"to find on": size // 2, "to judge on": len(held_out) - size // 2},
+        "characters_read": len(held_out),
         "share_or_mean": {name: float(f.mean()) for name, f in features(held_out).items()},
         "validation_loss": [float(run.val_losses[-1]) for run in runs],
         "seconds_of_training": [run.seconds for run in runs],
@@ -176,8 +177,8 @@ def draw(values: Any, found: dict[str, Found], r: Any) -> Any:
         dots.text(*place, label, color=colour, ha="center")
     dots.set_yticks(range(len(names)), names)
     dots.set(xlim=(0, 1), ylim=(-0.5, len(names) - 0.4))
-    title = "Of each network, the unit that goes best with a feature"
-    _drawing.name_axes(dots, title, "|r| on text that it was not chosen on", "")
+    name = "|r| on text it was not chosen on"
+    _drawing.name_axes(dots, "The best unit of each network", name, "")
     return figure
 
 

@@ -52,3 +52,12 @@ def test_the_measures_of_a_text() -> None:
     assert again == pytest.approx(6 / pieces)  # the second " be or nott to " has 15 characters
     assert strange == pytest.approx(2 / 8)  # the first and the last word do not count
     assert new == 1
+
+
+def test_no_blank_line_ends_a_table_of_samples() -> None:
+    text = "A:\n\nb\n\n\n" + 100 * "c <d>\n\n"
+    texts = {way: [[text, text]] for way in [*decoding.WAYS, decoding.REAL]}
+    page = decoding.samples(texts, ["A:\n", "B:\n"])
+    tables = [part for part in page.split("\n\n") if "<td>" in part]
+    assert sum(part.count("<td>") for part in tables) == 2 * len(texts)
+    assert all(part.strip().endswith("</table>") and "<d>" not in part for part in tables)
