@@ -108,7 +108,8 @@ def _links(folder: Path) -> list[str]:
 INTRODUCTION = """# The lecture's claims, shown
 
 Each file here takes one claim of the lecture, runs it, and writes a table, the numbers and a picture. \
-This page is made from the results by the runner; its times leave out models that were trained before (they stay in runs/experiments/).
+This page is made from the results by the runner; its times \
+leave out models that were trained before (they stay in runs/experiments/).
 
 ```bash
 python -m experiments                        # what there is
