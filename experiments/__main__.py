@@ -60,11 +60,11 @@ def run(name: str, quick: bool) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
         new, former = Path(temporary, "new"), Path(temporary, "former")
         new.mkdir()
-        (new / "table.md").write_text(table(outcome.table))
+        (new / "table.md").write_text(table(outcome.table), encoding="utf-8")
         measure.write(record, new / "result.json")
         outcome.figure.savefig(new / "picture.png", dpi=120)
         for page, content in outcome.pages.items():
-            (new / page).write_text(content)
+            (new / page).write_text(content, encoding="utf-8")
         if folder.exists():
             folder.rename(former)
         new.rename(folder)
@@ -73,7 +73,8 @@ def run(name: str, quick: bool) -> Path:
 
 def table(rows: list[list[str]]) -> str:
     """Rows as Markdown, the first one as heads."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    head, *body = ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
@@ -98,9 +99,9 @@ def gallery() -> str:
 def _links(folder: Path) -> list[str]:
     """To an experiment's code and to all it wrote, but for the picture that is shown."""
     named = {"table.md": "table", "result.json": "numbers"}
-    files = sorted(path.name for path in folder.iterdir() if path.name != "picture.png")
-    first = [name for name in named if name in files]
-    names = first + [name for name in files if name not in named]
+    named["page.html"] = "page, to download and open in a browser"
+    there = {path.name for path in folder.iterdir()} - {"picture.png"}
+    names = [name for name in named if name in there] + sorted(there - named.keys())
     links = [f"[{named.get(name, name)}](results/{folder.name}/{name})" for name in names]
     return [f"[code]({folder.name}.py)", *links]
 
@@ -152,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         record = json.loads((folder / "result.json").read_text())
         print(f"  {record['sentence']}\n  {record['seconds']} s, in {folder}/", flush=True)
         if not flags.quick:
-            GALLERY.write_text(gallery())
+            GALLERY.write_text(gallery(), encoding="utf-8")
     return status
 
 

@@ -48,7 +48,7 @@ def as_people_run_it() -> Iterator[None]:
 def outcome(quick: bool) -> Outcome:
     figure, _ = _drawing.figure(1)
     pages = {"samples.md": "What it wrote.\n"}
-    return Outcome("It came out.", [["a", "b"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages)
+    return Outcome("It came out.", [["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages)
 
 
 def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def test_a_full_run_replaces_the_folder_and_writes_the_gallery(
     pretend(monkeypatch, outcome)
     assert runner.main(["hello"]) == 0
     folder = tmp_path / "results" / "hello"
-    assert (folder / "table.md").read_text() == "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert (folder / "table.md").read_text() == "| a | \\|b\\| |\n|---|---|\n| 1 | 2 |\n"
     assert json.loads((folder / "result.json").read_text())["numbers"] == {"a": [1.5]}
     assert (folder / "samples.md").read_text() == "What it wrote.\n"
     gallery = (tmp_path / "README.md").read_text()
