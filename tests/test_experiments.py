@@ -48,7 +48,9 @@ def as_people_run_it() -> Iterator[None]:
 def outcome(quick: bool) -> Outcome:
     figure, _ = _drawing.figure(1)
     pages = {"samples.md": "What it wrote.\n"}
-    return Outcome("It came out.", [["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages)
+    return Outcome(
+        "It came out.", [["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages
+    )
 
 
 def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
