@@ -12,9 +12,14 @@ the later validation part from 100 known values. The error is the root mean squa
 deviations of the training part; the noise floor that of the best forecast there is, the mean of 200
 continuations by the series' own equation.
 
-    python -m experiments time_series      83 s on two CPU cores
+    python -m experiments time_series      113 s on two CPU cores
 
-On 2026-11-24: ?
+On 2026-11-24: RMS error 1 / 50 steps ahead, in standard deviations of the series, median of 3 seeds.
+oscillator, lstm below both baselines for 8 steps: lstm 0.046 / 1.065, gru 0.044 / 1.060, linear, order
+16 0.167 / 0.902, last value 0.359 / 1.676, noise floor 0.042 / 0.882. price, lstm below both baselines
+for 0 steps: lstm 0.141 / 1.016, gru 0.138 / 0.954, linear, order 1 0.137 / 0.891, last value 0.137 /
+1.017, noise floor 0.137 / 0.885. Mackey-Glass, lstm below both baselines for 50 steps: lstm 0.012 /
+0.179, gru 0.009 / 0.192, linear, order 64 0.271 / 0.714, last value 0.826 / 0.802.
 """
 
 from __future__ import annotations
