@@ -167,4 +167,8 @@ def _described(name: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped; the former results are as they were", file=sys.stderr)
+        sys.exit(130)

@@ -24,7 +24,7 @@ MODELS = Path(__file__).parent.parent / "runs" / "experiments"
 LINUX_FILE = "linux-kernel.txt"
 LINUX_ADVICE = (
     "there is no {path}, the C files of Linux' folder kernel/ in one; fetch them with: "
-    "curl -L https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.6.tar.xz | "
+    "mkdir -p {path.parent} && curl -L https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.6.tar.xz | "
     "tar -xJO --wildcards 'linux-6.6/kernel/*.c' > {path}"
 )
 
