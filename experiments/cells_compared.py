@@ -10,9 +10,20 @@ each cell's and width's own, of RATES the one with the least validation loss in 
 steps on that text, from a seed that is not used again. Operations are what XLA counts in one step
 forward; time is that of a whole step of training, measured in turns in one process.
 
-    python -m experiments cells_compared      not yet run in full
+    python -m experiments cells_compared      about 30 min on two CPU cores; 53 s with its models trained
 
-Not yet run in full.
+On 2026-11-24: Of 4 comparisons (median of 3 seeds after 1500 steps) the LSTM has the least loss in 0;
+the GRU is nearer to the LSTM than to the RNN in 2; the RNN has the greatest loss in 2. Validation loss,
+nats per character: shakespeare, equal width: rnn 1.783 (1.769 to 1.794), lstm 1.618 (1.613 to 1.623),
+gru 1.593 (1.591 to 1.599); shakespeare, equal parameters: rnn 1.611 (1.610 to 1.617), lstm 1.618 (1.613
+to 1.623), gru 1.556 (1.550 to 1.566); linux, equal width: rnn 1.688 (1.679 to 1.698), lstm 1.593 (1.575
+to 1.611), gru 1.472 (1.465 to 1.475); linux, equal parameters: rnn 1.573 (1.569 to 1.575), lstm 1.593
+(1.575 to 1.611), gru 1.443 (1.437 to 1.448). At equal width a GRU takes 78% and 83% of the LSTM's
+operations and 79% and 85% of its time.
+
+So in these short runs of small networks the lecture's order does not hold: the GRU has the least loss
+everywhere, and the plain RNN is behind at equal width but beside the LSTM at equal parameters. Times are
+from a machine that had other work too; they are ratios measured in turns.
 """
 
 from __future__ import annotations
@@ -43,16 +54,8 @@ MEASURES = {
 
 
 def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> training.Config:
-    return training.Config(
-        model=charlm.Config(cell=cell, hidden=hidden),
-        batch=BATCH,
-        seq_len=LENGTH,
-        steps=steps,
-        learning_rate=rate,
-        eval_every=steps,
-        sample_every=0,
-        seed=seed,
-    )
+    how = {"learning_rate": rate, "eval_every": steps, "sample_every": 0, "seed": seed}
+    return training.Config(charlm.Config(cell, hidden=hidden), BATCH, LENGTH, steps, **how)
 
 
 def model(cell: str, hidden: int, vocabulary: Vocabulary) -> charlm.Params:
