@@ -125,9 +125,7 @@ def run(quick: bool) -> Outcome:
         "rates": rates.tolist(),
         "last_loss": {way: plain(each) for way, each in ends.items()},
         "loss": {way: plain(each[..., :: max(1, steps // 100)]) for way, each in losses.items()},
-        "grad_norm": {
-            way: plain(each[..., :: max(1, steps // 100)]) for way, each in norms.items()
-        },
+        "norm": {way: plain(each[..., :: max(1, steps // 100)]) for way, each in norms.items()},
         "line": {way: np.array(each[0]).tolist() for way, each in lines.items()},
         "clip": CLIP,
         "steps": steps,
