@@ -10,7 +10,7 @@ each cell's and width's own, of RATES the one with the least validation loss in 
 steps on that text, from a seed that is not used again. Operations are what XLA counts in one step
 forward; time is that of a whole step of training, measured in turns in one process.
 
-    python -m experiments cells_compared      about 30 min on two CPU cores; 53 s with its models trained
+    python -m experiments cells_compared      about 15 min on two CPU cores; 53 s with its models trained
 
 On 2026-11-24: Of 4 comparisons (median of 3 seeds after 1500 steps) the LSTM has the least loss in 0;
 the GRU is nearer to the LSTM than to the RNN in 2; the RNN has the greatest loss in 2. Validation loss,
