@@ -53,7 +53,6 @@ class Run(NamedTuple):
     """A trained char-RNN.
 
     params: of the last step.
-    best: of the best validation loss.
     steps, losses: where the training loss was written down, and it, nats per character.
     val_steps, val_losses: the same of the validation loss.
     seconds: that training took.
@@ -61,7 +60,6 @@ class Run(NamedTuple):
     """
 
     params: jaxrnn.Params
-    best: jaxrnn.Params
     steps: np.ndarray
     losses: np.ndarray
     val_steps: np.ndarray
@@ -114,7 +112,6 @@ def learn(text: Text, settings: training.Config) -> Run:
     training_alone = [line for line in lines if "val_loss" not in line] or lines
     return Run(
         checkpoint.load(workdir, "latest"),
-        checkpoint.load(workdir, "best"),
         np.array([line["step"] for line in lines]),
         np.array([line["loss"] for line in lines]),
         np.array([line["step"] for line in judged]),
