@@ -12,9 +12,9 @@ A cell is made once, holds no state and compares by value, so it can be a static
 Everything that runs a cell over time (`jaxrnn.unroll`, its hand-written backward pass, the kernels)
 takes `gx` and differs only in how it runs `step`.
 
-Numbers: parameters may be float32, bfloat16 or float64. Matrix products take their operands in the
-parameters' dtype and accumulate in float32 or wider; the state, the gates and `gx` stay in that wider
-dtype (`wide`). `y` is the new hidden state.
+Numbers: parameters may be float32, bfloat16, float16 or float64. Matrix products take their operands in
+the parameters' dtype and accumulate in float32 or wider; the state, the gates and `gx` stay in that
+wider dtype (`wide`). `y` is the new hidden state.
 
 The equations of the lecture have no biases. Each cell here adds one bias vector to the input
 projection, zero at the start (but for the LSTM's forget gate), and `gru(reset="after")` one more.
@@ -302,6 +302,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "reset": ("before", "after"),
     "recurrent_init": ("orthogonal", "glorot"),
 }
+
+
+def cell_name(cell: Cell) -> str:
+    """A cell's name in the table of choices, as in "lstm", "lstm-peephole" or "gru-before"."""
+    variant = "peephole" if getattr(cell, "peephole", False) else getattr(cell, "reset", None)
+    return "-".join([type(cell).__name__.lower(), *([variant] if variant else [])])
 
 
 def wide(dtype: Any) -> Any:

@@ -4,7 +4,7 @@
     xla       plain XLA with a backward pass by hand                       everywhere
     columns   the same, a feature after another in memory                  CPU
     native    C++, each core with rows of its own                          CPU
-    pallas    kernels with the recurrent weights on the chip, or streamed  TPU
+    pallas    kernels with the recurrent weights on the chip, or streamed  TPU, Hopper GPU
     cudnn     NVIDIA's own LSTM                                            GPU
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 
 from jaxrnn import accelerator
-from jaxrnn.cells import Cell
+from jaxrnn.cells import Cell, cell_name
 
 Implementation = Literal["scan", "xla", "columns", "native", "pallas", "cudnn"]
 
-DTYPES = ("float32", "bfloat16", "float64")  # of parameters and inputs
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # of parameters and inputs
 
 
 class Call(NamedTuple):
@@ -122,15 +122,20 @@ def measured() -> list[dict[str, Any]]:
 
 def kernel(name: Implementation) -> Any:
     """The module of an implementation other than scan; imported late, since Pallas takes a second."""
-    return importlib.import_module(f"jaxrnn.kernels.{_MODULES.get(name, name)}")
+    module = _MODULES.get((name, accelerator.device().platform), name)
+    return importlib.import_module(f"jaxrnn.kernels.{module}")
 
 
-_MODULES = {"pallas": "tpu", "native": "cpu"}  # where the names differ
-_PLATFORMS = {  # of those with one alone
-    "columns": "cpu",
-    "native": "cpu",
-    "pallas": "tpu",
-    "cudnn": "gpu",
+_MODULES = {  # where the names differ
+    ("pallas", "tpu"): "tpu",
+    ("pallas", "gpu"): "hopper",
+    ("native", "cpu"): "cpu",
+}
+_PLATFORMS = {  # of those that do not run everywhere
+    "columns": ("cpu",),
+    "native": ("cpu",),
+    "pallas": ("tpu", "gpu"),
+    "cudnn": ("gpu",),
 }
 _USUAL: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("native", "xla", "scan"),
@@ -159,9 +164,12 @@ def _fastest(call: Call, table: list[dict[str, Any]]) -> Choice:
 
 def _obstacle(name: Implementation, call: Call) -> str | None:
     """Why an implementation cannot serve; None where it can."""
-    here, wanted = accelerator.device().platform, _PLATFORMS.get(name)
-    if wanted and here != wanted:
-        return f"it runs on a {wanted.upper()} and this is a {here.upper()}"
+    here = accelerator.device().platform
+    wanted = _PLATFORMS.get(name, (here,))
+    if here not in wanted:
+        return (
+            f"it runs on a {' or a '.join(p.upper() for p in wanted)} and this is a {here.upper()}"
+        )
     if name == "scan":
         return None
     if name == "cudnn":
@@ -184,9 +192,3 @@ def _nearest(call: Call, platform: str, table: list[dict[str, Any]]) -> dict[str
 
 def _octaves(a: int, b: int) -> float:
     return abs(math.log2(a / b))
-
-
-def cell_name(cell: Cell) -> str:
-    """A cell's name in the table of choices, as in "lstm", "lstm-peephole" or "gru-before"."""
-    variant = "peephole" if getattr(cell, "peephole", False) else getattr(cell, "reset", None)
-    return "-".join([type(cell).__name__.lower(), *([variant] if variant else [])])

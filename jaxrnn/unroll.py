@@ -40,7 +40,7 @@ def unroll(
     Args:
       cell: made by `jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`, or any `jaxrnn.Cell`.
       params: the cell's parameters, `cell.init(key, D)`. Their dtype is the dtype of the matrix
-        products: float32, bfloat16 or float64.
+        products: float32, bfloat16, float16 or float64.
       xs: inputs [T, B, D], time first, in the parameters' dtype; at least one row.
       state: the state before the first step, each array [B, H], float32 (float64 beside float64
         parameters); None for zeros.
@@ -49,8 +49,8 @@ def unroll(
       lengths: [B] whole numbers from 0 to T. Steps at and after a row's length are padding: its state
         stands still and its outputs there are zeros.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
-      implementation: "scan", "xla", "columns" and "native" (CPU), "pallas" (TPU), "cudnn" (GPU), or
-        None for the fastest that serves this call; `jaxrnn.explain` says which that is and why.
+      implementation: "scan", "xla", "columns" and "native" (CPU), "pallas" (TPU, Hopper GPU), "cudnn"
+        (GPU), or None for the fastest that serves this call; `jaxrnn.explain` says which and why.
       save_every: k, how often the state is kept for the backward pass. 1 keeps every step's states
         and gates, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps every k-th
         state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and computes the k steps between

@@ -36,6 +36,7 @@ TOLERANCES = {  # largest error of an array, in units of its largest entry
     "float64": 1e-13,
     "float32": 3e-6,
     "bfloat16": 4e-2,
+    "float16": 5e-3,
     "differences": 3e-9,  # central differences in float64
     "torch": 1e-13,  # in float64
     "keras": 3e-6,  # its matrix product rounds float64 to float32

@@ -45,13 +45,13 @@ def test_by_name(name: str, implementation: Any) -> None:
 @pytest.mark.parametrize(
     ("cell", "dtype", "implementation", "message"),
     [
-        (lstm(4), "float32", "pallas", "'pallas' .*: it runs on a TPU and this is a CPU"),
+        (lstm(4), "float32", "pallas", "'pallas' .*: it runs on a TPU or a GPU and this is a CPU"),
         (lstm(4), "float32", "cudnn", "'cudnn' .*: it runs on a GPU and this is a CPU"),
         (Leaky(4), "float32", "xla", r"'xla' .*: it has no backward pass for Leaky\(hidden=4\)"),
         (Leaky(4), "float32", "columns", r"'columns' .*no backward pass for Leaky\(hidden=4\)"),
         (lstm(4), "float32", "cuda", f"must be one of {', '.join(ALL)} or None, not 'cuda'"),
-        (lstm(4), "float16", None, "must be float32, bfloat16, float64, not float16"),
-        (lstm(4), "float16", "scan", "must be float32, bfloat16, float64, not float16"),
+        (lstm(4), "float8_e5m2", None, "must be float32, bfloat16, float16, float64, not float8"),
+        (lstm(4), "float8_e5m2", "scan", "must be float32, .*, float64, not float8_e5m2"),
     ],
 )
 def test_what_cannot_serve_is_refused_with_the_reason(
@@ -174,7 +174,8 @@ def test_kernels_are_imported_when_they_are_picked() -> None:
     program = """
 import sys, jaxrnn
 jaxrnn.explain(jaxrnn.lstm(4), (5, 2, 3))
-print([name for name in sys.modules if name in ("jaxrnn.kernels.tpu", "jaxrnn.kernels.cudnn")])
+late = ["jaxrnn.kernels." + name for name in ("tpu", "hopper", "cudnn")]
+print([name for name in late if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout == "[]\n", result.stderr

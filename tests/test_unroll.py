@@ -254,16 +254,29 @@ def test_unroll_projected_after_project_is_unroll(name: str, implementation: str
     assert_close(got, want, TOLERANCES["float32"])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @implementations
 @two_cells
-def test_bfloat16_keeps_the_state_in_float32(name: str, implementation: str) -> None:
+def test_narrow_products_are_numpy(name: str, implementation: str, dtype: str) -> None:
+    """Values and gradients, from parameters rounded alike."""
+    given = problem(CELLS[name]).cast(dtype)
+    got = library(CELLS[name], given, implementation=implementation)
+    assert_close(got, expected(CELLS[name], given.exact()), TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@implementations
+@two_cells
+def test_narrow_products_keep_the_state_in_float32(
+    name: str, implementation: str, dtype: str
+) -> None:
     """ys come back in xs' dtype; from `unroll_projected` in gx', which is float32."""
     cell = CELLS[name]
-    given = problem(cell).cast("bfloat16")
+    given = problem(cell).cast(dtype)
     final, ys = unroll(cell, *given.inputs, implementation=implementation)
-    assert ys.dtype == jnp.bfloat16
+    assert ys.dtype == dtype
     assert {s.dtype for s in final} == {jnp.dtype("float32")}
-    assert any((s != s.astype(jnp.bfloat16).astype(s.dtype)).any() for s in final)
+    assert any((s != s.astype(dtype).astype(s.dtype)).any() for s in final)
     gx = cell.project(given.params, given.xs)
     _, ys = unroll_projected(cell, given.params, gx, implementation=implementation)
     assert ys.dtype == gx.dtype == jnp.float32
@@ -689,15 +702,15 @@ def test_unroll_projected_says_what_does_not_fit(gx: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("names", [("w_x", "w_h", "b"), ("w_h",), ("b",)])
-def test_float16_is_refused(names: tuple[str, ...]) -> None:
+def test_float8_is_refused(names: tuple[str, ...]) -> None:
     """In all of the parameters or in one of them; the inputs are of w_x' dtype."""
-    halves = PARAMS._replace(
-        **{name: zeros(getattr(PARAMS, name).shape, "float16") for name in names}
+    narrow = PARAMS._replace(
+        **{name: zeros(getattr(PARAMS, name).shape, "float8_e5m2") for name in names}
     )
-    xs = zeros((5, 2, 3), halves.w_x.dtype.name)
-    message = "must be float32, bfloat16, float64, not float16"
+    xs = zeros((5, 2, 3), narrow.w_x.dtype.name)
+    message = "must be float32, bfloat16, float16, float64, not float8_e5m2"
     with unchecked(), pytest.raises(ValueError, match=message):
-        jax.eval_shape(partial(unroll, CELL), halves, xs)
+        jax.eval_shape(partial(unroll, CELL), narrow, xs)
 
 
 @pytest.mark.parametrize("lengths", [[-1, 4], [1, 6]])

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.cells import ACTIVATIONS, GRU, LSTM, RNN
+from jaxrnn.kernels import elementwise
 from jaxrnn.kernels.layouts import Layout
 from jaxrnn.shapes import Array
 
@@ -34,12 +35,6 @@ class Rules(NamedTuple):
 
 
 # --- plain RNN ----------------------------------------------------------------------------------
-
-_SLOPES = {
-    "tanh": lambda h: 1 - h * h,
-    "relu": lambda h: (h > 0).astype(h.dtype),
-    "sigmoid": lambda h: h * (1 - h),
-}
 
 
 def _rnn_forward(
@@ -59,7 +54,7 @@ def _rnn_backward(
     gates: tuple[Array, ...],
     d_after: Any,
 ) -> tuple[Any, Array]:
-    d_gx = d_after.hidden * _SLOPES[cell.activation](after.hidden)
+    d_gx = d_after.hidden * elementwise.rnn_slope(cell, after.hidden)
     return before._replace(hidden=layout.times(d_gx, w_t)), d_gx
 
 
@@ -82,15 +77,16 @@ def _rnn_gradients(
 def _lstm_forward(
     layout: Layout, cell: LSTM, weights: Any, before: Any, gx: Array
 ) -> tuple[Any, tuple[Array, ...]]:
-    gates = gx + layout.times(before.hidden, weights.w_h)
-    a_i, a_f, a_g, a_o = jnp.split(gates, 4, axis=layout.axis)
-    if weights.w_c is not None:
-        p_i, p_f, p_o = map(layout.vector, weights.w_c)
-        a_i, a_f = a_i + p_i * before.cell, a_f + p_f * before.cell
-    i, f, g = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g)
-    c = f * before.cell + i * g
-    o = jax.nn.sigmoid(a_o if weights.w_c is None else a_o + p_o * c)
-    return before._replace(hidden=o * jnp.tanh(c), cell=c), (i, f, g, o)
+    gates = jnp.split(gx + layout.times(before.hidden, weights.w_h), 4, axis=layout.axis)
+    now = elementwise.lstm(gates, before.cell, _peepholes(layout, weights))
+    return before._replace(hidden=now.hidden, cell=now.cell), now.gates
+
+
+def _peepholes(layout: Layout, weights: Any) -> elementwise.Peepholes:
+    if weights.w_c is None:
+        return None
+    p_i, p_f, p_o = map(layout.vector, weights.w_c)
+    return p_i, p_f, p_o
 
 
 def _lstm_backward(
@@ -103,20 +99,11 @@ def _lstm_backward(
     gates: tuple[Array, ...],
     d_after: Any,
 ) -> tuple[Any, Array]:
-    i, f, g, o = gates
-    tanh_c = jnp.tanh(after.cell)
-    d_ao = d_after.hidden * tanh_c * o * (1 - o)
-    d_c = d_after.cell + d_after.hidden * o * (1 - tanh_c * tanh_c)
-    if weights.w_c is not None:
-        p_i, p_f, p_o = map(layout.vector, weights.w_c)
-        d_c = d_c + p_o * d_ao
-    d_ai = d_c * g * i * (1 - i)
-    d_af = d_c * before.cell * f * (1 - f)
-    d_ag = d_c * i * (1 - g * g)
-    d_gx = layout.join([d_ai, d_af, d_ag, d_ao])
-    d_c = d_c * f
-    if weights.w_c is not None:
-        d_c = d_c + p_i * d_ai + p_f * d_af
+    p = _peepholes(layout, weights)
+    d_gates, d_c = elementwise.lstm_back(
+        gates, before.cell, after.cell, d_after.hidden, d_after.cell, p
+    )
+    d_gx = layout.join(list(d_gates))
     return before._replace(hidden=layout.times(d_gx, w_t), cell=d_c), d_gx
 
 
@@ -163,7 +150,7 @@ def _gru_forward(
         z, r = jnp.split(jax.nn.sigmoid(gx_zr + times(h, w_zr)), 2, axis=layout.axis)
         n = jnp.tanh(gx_n + times(r * h, w_n))
         gates = (z, r, n)
-    return before._replace(hidden=(1 - z) * n + z * h), gates
+    return before._replace(hidden=elementwise.gru(z, n, h)), gates
 
 
 def _gru_backward(
@@ -177,8 +164,7 @@ def _gru_backward(
     d_after: Any,
 ) -> tuple[Any, Array]:
     (z, r, n), h, d_h, times = gates[:3], before.hidden, d_after.hidden, layout.times
-    d_an = d_h * (1 - z) * (1 - n * n)
-    d_az = d_h * (h - n) * z * (1 - z)
+    d_az, d_an = elementwise.gru_back(z, n, h, d_h)
     if cell.reset == "after":
         d_ar = d_an * gates[3] * r * (1 - r)
         d_before = d_h * z + times(layout.join([d_az, d_ar, d_an * r]), w_t)

@@ -1,0 +1,487 @@
+"""The persistent Hopper kernel: one block of rows and one share of the units, from first to last step.
+
+A CTA keeps the weights of its units in shared memory for the whole sequence; each of its warpgroups has
+a block of rows of its own, and meets in every step with the warpgroups that have the same rows in the
+other CTAs ("parts"). A step of theirs:
+
+    wait until every part has published                 a cluster's barrier, or a counter in L2
+    product of what was published, chunk by chunk       TMA into a ring, wgmma into registers
+    the gates' arithmetic, in float32 registers
+    publish the own units of the result                 registers, shared memory, TMA
+    put out what the caller keeps, fetch the inputs of a later step, while the others arrive
+
+Batch rows are M of the product, 64 of them; the part's columns, gate after gate, are N, so that all
+gates of a unit end in the same thread. Rows past the block's own hold whatever was in memory, meet no
+other row, and go nowhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles, swizzle
+from jaxrnn.shapes import Array
+
+Tile = Array  # [64, units of a part] float32, in registers as a wgmma leaves it
+Like = jax.ShapeDtypeStruct
+
+
+class Arrays(NamedTuple):
+    """What a kernel is given and makes, by name; [T, B, n * H] is n gates side by side.
+
+    weights: [parts, N, K]: of each part the columns of its units, gate after gate, each K long.
+    initial: [B, H] float32 each, the running state before the first step.
+    inputs: [T, B, n * H] each, read step by step.
+    vectors: [n, H] float32, beside the gates; None for none.
+    marks: [2, T, blocks, 64] float32: whether a row moves in this step; whether its running state is
+      dropped after it. None where all rows always move and keep it.
+    exchanged: [T, B, n * H] each in the weights' dtype, published to all parts; also an output.
+    outputs: [T, B, n * H] float32 each.
+    over: outputs that take the place of an input in shared memory, by the input's name.
+    """
+
+    weights: Array
+    initial: dict[str, Array]
+    inputs: dict[str, Array]
+    vectors: Array | None
+    marks: Array | None
+    exchanged: dict[str, Like]
+    outputs: dict[str, Like]
+    over: dict[str, str]
+
+
+class Steps(NamedTuple):
+    """What a kernel does.
+
+    name: of the kernel.
+    begin: of (block, state), before the first step; None for nothing.
+    step: of (block, state), gives the running state after the step, a dict of tiles.
+    products: how often a step publishes and multiplies.
+    published: gates published at once, at most.
+    """
+
+    name: str
+    begin: Any
+    step: Any
+    products: int
+    published: int
+
+
+def call(
+    steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory, reverse: bool, interpret: Any
+) -> dict[str, Array]:
+    """The exchanged arrays, the outputs, and the running state after the last step, by name.
+
+    memory: of `tiles`, that of this direction.
+    reverse: from the last step to the first.
+    interpret: a `plgpu.InterpretGPUParams`, or None or False for a GPU.
+    """
+    given = {"weights": arrays.weights, "vectors": arrays.vectors, "marks": arrays.marks}
+    given |= {f"initial_{k}": x for k, x in arrays.initial.items()} | arrays.inputs
+    given = {k: x for k, x in given.items() if x is not None}
+    final = {k: Like(x.shape, x.dtype) for k, x in arrays.initial.items()}
+    made = {**arrays.exchanged, **arrays.outputs, **final}
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        named = dict(zip((*given, *made), refs, strict=True))
+        refs_by_name = SimpleNamespace(**named, **scratch)
+        Block(arrays, tiles, memory, steps, reverse, refs_by_name).run()
+
+    body.__name__ = steps.name
+    cluster: dict[str, Any] = {}
+    if tiles.cluster > 1:
+        cluster = {"cluster": (tiles.cluster,), "cluster_names": ("peer",)}
+    kernel = plgpu.kernel(
+        body,
+        out_type=tuple(made.values()),
+        scratch_types=_scratch(steps, arrays, tiles, memory),
+        grid=(tiles.groups, tiles.parts // tiles.cluster),
+        grid_names=("group", "bundle"),
+        num_threads=tiles.warpgroups,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=interpret or None,
+        **cluster,
+    )
+    # with a batch of calls the grid would grow past the device, and its CTAs wait for ever
+    one_at_a_time = jax.custom_batching.sequential_vmap(kernel)
+    return dict(zip(made, one_at_a_time(*given.values()), strict=True))
+
+
+def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
+    """Shared memory and barriers; what a warpgroup has to itself begins with an axis of them."""
+    _, count, depth_k = arrays.weights.shape
+    dtype, each = arrays.weights.dtype, tiles.warpgroups
+    units = next(iter(arrays.initial.values())).shape[1] // tiles.parts
+    wide = [name for name in arrays.outputs if name not in arrays.over]
+    staged = sum(_gates(arrays.outputs[name], arrays) for name in wide)
+    scratch = {
+        "kept": _smem((memory.resident, count, memory.chunk), dtype),
+        "ring": _smem((each, memory.slots, M, memory.chunk), dtype),
+        "narrow": _smem((each, steps.published, M, units), dtype),
+        "wide": _smem((each, max(staged, len(arrays.initial)), M, units), jnp.float32),
+        "loaded": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),
+        "begun": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=each),
+        "fetched": plgpu.Barrier(num_barriers=(each, memory.slots)),
+    }
+    if memory.resident * memory.chunk < depth_k:
+        scratch["passing"] = _smem((each, STREAM, count, memory.chunk), dtype)
+        scratch["passed"] = plgpu.Barrier(num_barriers=(each, STREAM))
+    if tiles.cluster > 1:
+        peers: dict[str, Any] = {"collective_axes": ("peer",)}
+        scratch["freed"] = plgpu.ClusterBarrier(num_barriers=(each, memory.slots), **peers)
+        if tiles.cluster == tiles.parts:
+            scratch["met"] = plgpu.ClusterBarrier(num_barriers=each, **peers)
+    for name, x in arrays.inputs.items():
+        scratch[f"slots_{name}"] = _smem((each, memory.depth, _gates(x, arrays), M, units), x.dtype)
+    arrivals = sum(_gates(x, arrays) for x in arrays.inputs.values())
+    scratch["arrived"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=(each, memory.depth))
+    return scratch
+
+
+class Block:
+    """One warpgroup's block of rows, and its CTA's units, in the step at hand.
+
+    t: the time of the step.
+    last: whether it is the last one taken.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        tiles: Tiles,
+        memory: Memory,
+        steps: Steps,
+        reverse: bool,
+        refs: Any,
+    ) -> None:
+        self._arrays, self._tiles, self._memory, self._refs = arrays, tiles, memory, refs
+        self._steps, self._reverse = steps, reverse
+        self._total = next(iter(arrays.exchanged.values())).shape[0]
+        self._hidden = next(iter(arrays.initial.values())).shape[1]
+        self._units = self._hidden // tiles.parts
+        self._part = lax.axis_index("bundle")
+        if tiles.cluster > 1:
+            self._part = self._part * tiles.cluster + lax.axis_index("peer")
+        self._warpgroup = lax.axis_index("warpgroup")
+        self._counters = None
+        if tiles.parts > tiles.cluster:
+            self._counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiles.blocks,)))
+        count = 0 if arrays.vectors is None else len(arrays.vectors)
+        self._vectors = [self._vector(k) for k in range(count)]
+
+    def run(self) -> None:
+        """All steps of every block that is this warpgroup's."""
+        refs, memory, tiles = self._refs, self._memory, self._tiles
+
+        @pl.when(self._warpgroup == 0)
+        def _() -> None:
+            for k in range(memory.resident):
+                columns = pl.ds(k * memory.chunk, memory.chunk)
+                plgpu.copy_gmem_to_smem(
+                    refs.weights.at[self._part, :, columns], refs.kept.at[k], refs.loaded.at[0]
+                )
+
+        first = range(min(STREAM, len(self._streamed)))
+        for place in first:
+            self._pass(place)
+        plgpu.barrier_wait(refs.loaded.at[0])
+
+        def turn(k: Any, _: None) -> None:
+            at_once = tiles.groups * tiles.warpgroups
+            own = lax.axis_index("group") * tiles.warpgroups + self._warpgroup
+            self._block = k * at_once + own
+            self._run_block()
+
+        if tiles.turns == 1:
+            turn(0, None)
+        else:
+            lax.fori_loop(0, tiles.turns, turn, None)
+        for place in first:  # fetched for a step that does not come
+            plgpu.barrier_wait(refs.passed.at[self._warpgroup, place])
+
+    def _run_block(self) -> None:
+        """All steps, from the initial state to the final one."""
+        mine, refs, names = self._warpgroup, self._refs, list(self._arrays.initial)
+        for s in range(min(self._memory.depth, self._total)):
+            self._fetch_inputs(s)
+        for k, name in enumerate(names):
+            source = getattr(refs, f"initial_{name}").at[self._rows, self._columns(0)]
+            plgpu.copy_gmem_to_smem(source, self._own(refs.wide.at[mine, k]), refs.begun.at[mine])
+        plgpu.barrier_wait(refs.begun.at[mine])
+        state = {
+            name: _load(refs.wide.at[mine, k], layout=plgpu.Layout.WGMMA)
+            for k, name in enumerate(names)
+        }
+        if self._steps.begin is not None:
+            self._enter(-1)
+            self._steps.begin(self, state)
+
+        def step(s: Array, state: dict[str, Tile]) -> dict[str, Tile]:
+            self._enter(s)
+            return self._steps.step(self, state)
+
+        state = lax.fori_loop(0, self._total, step, state)
+        for k, name in enumerate(names):
+            refs.wide[mine, k] = state[name]
+        plgpu.commit_smem()
+        for k, name in enumerate(names):
+            target = getattr(refs, name).at[self._rows, self._columns(0)]
+            plgpu.copy_smem_to_gmem(self._own(refs.wide.at[mine, k]), target)
+        plgpu.wait_smem_to_gmem(0)
+
+    def _enter(self, s: Any) -> None:
+        self._s, self._product = s, 0
+        self.t, self.next = self._time(s), self._time(s + 1)
+        self.more = s + 1 < self._total
+        self._waited = False
+        self._marks = None
+        if self._arrays.marks is not None and not isinstance(s, int):
+            self._marks = [self._mark(k) for k in range(2)]
+
+    def _time(self, s: Any) -> Any:
+        return self._total - 1 - s if self._reverse else s
+
+    # --- what is read in a step -----------------------------------------------------------------
+
+    def take(self, name: str) -> tuple[Tile, ...]:
+        """The gates of an input at this time, in float32."""
+        if not self._waited:
+            self._waited = True
+            plgpu.barrier_wait(self._refs.arrived.at[self._warpgroup, self._slot(self._s)])
+        slots = getattr(self._refs, f"slots_{name}").at[self._warpgroup, self._slot(self._s)]
+        count = _gates(self._arrays.inputs[name], self._arrays)
+        tiles = [_load(slots.at[k], layout=plgpu.Layout.WGMMA) for k in range(count)]
+        return tuple(tile.astype(jnp.float32) for tile in tiles)
+
+    def vector(self, k: int) -> Tile:
+        """The k-th vector, the same in every row."""
+        return self._vectors[k]
+
+    def moving(self, x: Tile, otherwise: Tile) -> Tile:
+        """x where a row moves in this step."""
+        return x if self._marks is None else jnp.where(self._marks[0], x, otherwise)
+
+    def surviving(self, x: Tile) -> Tile:
+        """x where a row's running state is kept after this step, else zeros."""
+        return x if self._marks is None else jnp.where(self._marks[1], jnp.zeros_like(x), x)
+
+    def _vector(self, k: int) -> Tile:
+        row = self._refs.vectors.at[k, self._columns(0)]
+        row = _load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+        return lax.broadcast_in_dim(row, (M, self._units), (1,))
+
+    def _mark(self, k: int) -> Array:
+        marks = self._refs.marks.at[k, self.t, self._block]
+        column = _load(marks, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+        return lax.broadcast_in_dim(column, (M, self._units), (0,)) != 0
+
+    def _slot(self, s: Any) -> Any:
+        return 0 if self._memory.depth == 1 else lax.rem(s, self._memory.depth)
+
+    def _fetch_inputs(self, s: Any) -> None:
+        t, mine, slot = self._time(s), self._warpgroup, self._slot(s)
+        for name, x in self._arrays.inputs.items():
+            slots = getattr(self._refs, f"slots_{name}").at[mine, slot]
+            for k in range(_gates(x, self._arrays)):
+                source = getattr(self._refs, name).at[t, self._rows, self._columns(k)]
+                arrived = self._refs.arrived.at[mine, slot]
+                plgpu.copy_gmem_to_smem(source, self._own(slots.at[k]), arrived)
+
+    # --- what is exchanged ----------------------------------------------------------------------
+
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Any, when: Any = True) -> None:
+        """Own units for every part to read at the next `product`: by array and gate, at time t.
+
+        when: false in every part where there is no product to come.
+        """
+        mine, refs = self._warpgroup, self._refs
+        placed = [(name, gate, tile) for name, x in tiles.items() for gate, tile in x.items()]
+
+        @pl.when(when)
+        def _() -> None:
+            for k, (_, _, tile) in enumerate(placed):
+                refs.narrow[mine, k] = tile.astype(refs.narrow.dtype)
+            plgpu.commit_smem()
+            for k, (name, gate, _) in enumerate(placed):
+                target = getattr(refs, name).at[t, self._rows, self._columns(gate)]
+                plgpu.copy_smem_to_gmem(self._own(refs.narrow.at[mine, k]), target)
+            plgpu.wait_smem_to_gmem(0)
+            if self._counters is not None:
+                plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
+            elif self._tiles.cluster > 1:
+                plgpu.barrier_arrive(refs.met.at[mine])
+
+    def product(
+        self, sources: Iterable[tuple[str, int, int]], gates: range = range(1)
+    ) -> tuple[Tile, ...]:
+        """What all parts published, times these gates' columns of the own units.
+
+        sources: (array, its gate, which H of the weights' K meet it), summed over.
+        """
+        memory, refs, mine = self._memory, self._refs, self._warpgroup
+        self._meet()
+        per_gate = self._hidden // memory.chunk
+        # streamed weights first, which are there already
+        chunks = sorted(
+            (
+                (getattr(refs, name), gate * per_gate + c, k * per_gate + c)
+                for name, gate, k in sources
+                for c in range(per_gate)
+            ),
+            key=lambda chunk: chunk[2] < memory.resident,
+        )
+        rows = pl.ds(gates.start * self._units, len(gates) * self._units)
+
+        def fetch(j: int) -> None:
+            source, column, _ = chunks[j]
+            columns = pl.ds(column * memory.chunk, memory.chunk)
+            plgpu.copy_gmem_to_smem(
+                source.at[self.t, self._rows, columns],
+                self._own(refs.ring.at[mine, j % memory.slots]),
+                refs.fetched.at[mine, j % memory.slots],
+                collective_axes="peer" if self._tiles.cluster > 1 else None,
+            )
+
+        def release(j: int) -> None:
+            """The j-th product is done: what it read may be written over."""
+            if chunks[j][2] >= memory.resident:
+                self._pass(self._streamed.index(chunks[j][2]), following=True)
+            if j + memory.slots < len(chunks):
+                if self._tiles.cluster > 1:  # in every peer, since each writes into all of them
+                    freed = refs.freed.at[mine, j % memory.slots]
+                    plgpu.barrier_arrive(freed)
+                    plgpu.barrier_wait(freed)
+                fetch(j + memory.slots)
+
+        for j in range(min(memory.slots, len(chunks))):
+            fetch(j)
+
+        def multiply(accumulator: Any) -> Array:
+            for j, (_, _, k) in enumerate(chunks):
+                plgpu.barrier_wait(refs.fetched.at[mine, j % memory.slots])
+                weights = self._weights(k, rows)
+                plgpu.wgmma(accumulator, refs.ring.at[mine, j % memory.slots], _turned(weights))
+                plgpu.wgmma_wait(1)
+                if j:
+                    release(j - 1)
+            total = accumulator[...]
+            release(len(chunks) - 1)
+            return total
+
+        shape = (M, len(gates) * self._units)
+        total = pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
+        return tuple(
+            lax.slice(total, (0, k * self._units), (M, (k + 1) * self._units))
+            for k in range(len(gates))
+        )
+
+    def _meet(self) -> None:
+        """Wait until every part has published."""
+        self._product += 1
+        if self._counters is not None:
+            times = self._s * self._steps.products + self._product
+            plgpu.semaphore_wait(
+                self._counters.at[self._block],
+                times * self._tiles.parts,
+                decrement=False,
+                memory_scope="gpu",
+            )
+        elif self._tiles.cluster > 1:
+            plgpu.barrier_wait(self._refs.met.at[self._warpgroup])
+
+    # --- what is put out -------------------------------------------------------------------------
+
+    def finish(self, outputs: dict[str, tuple[Tile, ...]]) -> None:
+        """The step is done: put these out and fetch inputs of a later step into their place."""
+        mine, slot, refs, staged = self._warpgroup, self._slot(self._s), self._refs, 0
+        copies = []
+        for name, tiles in outputs.items():
+            over = self._arrays.over.get(name)
+            for k, tile in enumerate(tiles):
+                if over is not None:
+                    place = getattr(refs, f"slots_{over}").at[mine, slot, k]
+                else:
+                    place, staged = refs.wide.at[mine, staged], staged + 1
+                place[...] = tile
+                target = getattr(refs, name).at[self.t, self._rows, self._columns(k)]
+                copies.append((place, target))
+        plgpu.commit_smem()
+        for place, target in copies:
+            plgpu.copy_smem_to_gmem(self._own(place), target)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+        @pl.when(self._s + self._memory.depth < self._total)
+        def _() -> None:
+            self._fetch_inputs(self._s + self._memory.depth)
+
+    # --- places ----------------------------------------------------------------------------------
+
+    @property
+    def _rows(self) -> Any:
+        return pl.ds(self._block * self._tiles.rows, self._tiles.rows)
+
+    def _columns(self, gate: int) -> Any:
+        return pl.ds(gate * self._hidden + self._part * self._units, self._units)
+
+    def _own(self, place: Any) -> Any:
+        """The block's rows of 64 in shared memory."""
+        return place.at[pl.ds(0, self._tiles.rows)]
+
+    # --- weights that do not stay ----------------------------------------------------------------
+
+    @property
+    def _streamed(self) -> range:
+        """Chunks of the weights, in the order in which a step asks for them."""
+        return range(self._memory.resident, self._arrays.weights.shape[2] // self._memory.chunk)
+
+    def _weights(self, k: int, rows: Any) -> Any:
+        if k < self._memory.resident:
+            return self._refs.kept.at[k, rows]
+        place = self._streamed.index(k) % STREAM
+        plgpu.barrier_wait(self._refs.passed.at[self._warpgroup, place])
+        return self._refs.passing.at[self._warpgroup, place, rows]
+
+    def _pass(self, place: int, following: bool = False) -> None:
+        """Fetch the streamed chunk of this place in the order, or the one that takes its place next."""
+        mine, refs, streamed = self._warpgroup, self._refs, self._streamed
+        wanted = streamed[(place + STREAM * following) % len(streamed)]
+        columns = pl.ds(wanted * self._memory.chunk, self._memory.chunk)
+        plgpu.copy_gmem_to_smem(
+            refs.weights.at[self._part, :, columns],
+            refs.passing.at[mine, place % STREAM],
+            refs.passed.at[mine, place % STREAM],
+        )
+
+
+def _gates(x: Any, arrays: Arrays) -> int:
+    """How many arrays of width H stand side by side in x."""
+    return x.shape[-1] // next(iter(arrays.initial.values())).shape[-1]
+
+
+def _smem(shape: tuple[int, ...], dtype: Any) -> Any:
+    width, itemsize = swizzle(shape[-1], dtype), jnp.dtype(dtype).itemsize
+    tiling = plgpu.TilingTransform((8, width // itemsize))
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(width)))
+
+
+def _load(ref: Any, **options: Any) -> Array:
+    """`plgpu.load`, which took an index as well before JAX 0.12."""
+    indexed = "idx" in inspect.signature(plgpu.load).parameters
+    return plgpu.load(ref, (), **options) if indexed else plgpu.load(ref, **options)
+
+
+def _turned(ref: Any) -> Any:
+    """The transpose of a reference; a function of its own in JAX 0.10."""
+    if hasattr(ref, "transpose"):
+        return ref.transpose((1, 0))
+    return plgpu.transpose_ref(ref, (1, 0))
