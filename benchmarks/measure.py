@@ -64,21 +64,25 @@ def cores() -> int:
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, Any]:
-    """Where and with what it was measured; a package that is missing has the version null."""
+    """Where and with what it was measured; a package that is missing has the version null.
+
+    runtime: of the device, as JAX names it: on NVIDIA's the version of CUDA.
+    driver: what nvidia-smi says of the first card, null where there is none.
+    """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    commit = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    described = subprocess.run(commit, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
+        "runtime": " ".join(jax.devices()[0].client.platform_version.split()),
+        "driver": _driver(),
         "cpu": (model or [platform.processor()])[0],
         "cores": cores(),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy", *packages)},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": described.stdout.strip(),
+        "commit": _commit(),
     }
 
 
@@ -164,6 +168,28 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as problem:
         sys.exit(f"error: cannot read {path}: {problem}")
+
+
+def _commit() -> str:
+    """Of the sources; a copy without its repository is told which by JAXRNN_COMMIT."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        described = told.stdout.strip()
+    except OSError:  # no git here
+        described = ""
+    return described or os.environ.get("JAXRNN_COMMIT", "")
+
+
+def _driver() -> dict[str, str] | None:
+    asked = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
+    command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    first = told.stdout.partition("\n")[0].split(", ")
+    return dict(zip(asked, first, strict=False))
 
 
 def _version(name: str) -> str | None:

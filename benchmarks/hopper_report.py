@@ -1,0 +1,257 @@
+"""What `hopper.py` shows of a record, and the goals that its ratios are held against.
+
+A floor is what one forward step of an LSTM in bfloat16 could take at best on an H200, derived and not
+measured: 990 TFLOP/s, 30 TB/s of shared memory, and 1 to 2 µs for all its blocks to meet. A backward
+step is taken as 1.7 times that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cell_report import medians
+from rich.console import Console
+from rich.table import Table
+
+PASSES = ("forward", "forward+backward")
+OWN = ("jaxrnn pallas", "jaxrnn xla")
+RIVALS = ("torch", "torch float16", "jaxrnn cudnn float32", "flashrnn")
+FLAX = ("flax nnx", "flax linen")
+BATCHES, WIDTHS = range(16, 128 + 1), range(512, 1024 + 1)  # where others are to be beaten
+TIMES_RIVAL = {"lstm": 1.5, "gru-before": 3.0, "gru-after": 3.0}  # faster, forward + backward
+TIMES_FLAX = 10.0  # faster
+TIMES_FLOOR = 2.0  # at most
+FLOORS = {  # µs by H, up to B
+    512: {128: 1.1, 256: 1.3},
+    1024: {16: 1.8, 64: 2.0, 128: 2.8, 256: 4.0},
+    2048: {16: 3.0, 64: 4.5, 128: 7.5, 256: 13.0},
+}
+BACKWARD = 1.7  # of a forward step
+RIGHT = 3.0  # times the error of "xla" in the same dtype, at most
+TIMED = ("table", "flashrnn", "latency")  # stages whose results are times by pass
+
+
+def floor(job: dict[str, Any], what: str) -> float | None:
+    """Seconds of one step; None where none was derived."""
+    batch, _, _, hidden = job["size"]
+    rows = [rows for rows in FLOORS.get(hidden, {}) if rows >= batch]
+    if job["cell"] != "lstm" or job["dtype"] != "bfloat16" or not rows:
+        return None
+    return FLOORS[hidden][min(rows)] * 1e-6 * (1 if what == PASSES[0] else 1 + BACKWARD)
+
+
+def fastest(times: dict[str, float], names: tuple[str, ...]) -> str | None:
+    """Of those that were timed."""
+    return min(
+        (name for name in names if name in times), key=lambda name: times[name], default=None
+    )
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of one result: ratios of its medians, what is wanted of each (null: nothing here), whether met.
+
+    The rivals' and flax' ratios are their time over that of the faster of OWN; the floor's is the
+    time of OWN's first over the floor.
+    """
+    job, found = result["job"], []
+    if job["stage"] not in TIMED:
+        return []
+    for what, contenders in result.get("passes", {}).items():
+        times = medians({"contenders": contenders})
+        if job["stage"] == "latency":
+            least = floor(job, what)
+            if least and OWN[0] in times:
+                ratio = times[OWN[0]] / job["size"][1] / least
+                wanted = TIMES_FLOOR if job["size"][3] == 512 and what == PASSES[0] else None
+                found.append(_goal(what, "floor", ratio, wanted, ratio <= TIMES_FLOOR))
+            continue
+        mine = fastest(times, OWN)
+        for goal, names in ("rival", RIVALS), ("flax", FLAX):
+            name = fastest(times, names)
+            if mine and name:
+                ratio, wanted = times[name] / times[mine], _wanted(job, what, goal)
+                found.append(_goal(what, goal, ratio, wanted, ratio >= (wanted or 0)))
+    return found
+
+
+def is_right(result: dict[str, Any]) -> bool | None:
+    """Whether the kernels' errors are near those of "xla", and the same each time; None: did not run."""
+    kernels, plain = (result.get("contenders", {}).get(name, {}) for name in OWN)
+    if "left_out" in kernels or OWN[0] in (*result["lost"], *result["without"]):
+        return False
+    if "values" not in kernels or "values" not in plain:
+        return None
+    near = all(kernels[k] <= RIGHT * plain[k] for k in ("values", "gradients"))
+    return near and kernels["moved"] <= plain["moved"]
+
+
+def show(record: dict[str, Any], console: Console) -> None:
+    """Tables of every stage, then who is missing and why."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for result in record["results"]:
+        stages.setdefault(result["job"]["stage"], []).append(result)
+    for stage, results in stages.items():
+        console.print(_SHOWN[stage](f"{stage}: {_SAYS[stage]}", results))
+    say = console.print
+    for name, why in record["missing"].items():
+        say(f"without {name}: {why}", markup=False, soft_wrap=True)
+    for (stage, name, why), places in _left_out(record["results"]).items():
+        where = places[0] + f" and {len(places) - 1} more" * (len(places) > 1)
+        say(f"{stage} without {name} at {where}: {why}", markup=False, soft_wrap=True)
+    for name, stage in record["stages"].items():
+        line = f"{name}: {stage['seconds']:.0f} s, {stage['done']} done, {stage['left']} left"
+        say(line, markup=False, soft_wrap=True)
+    say(verdict(record), markup=False, soft_wrap=True)
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """How many goals are met, of those that were judged."""
+    judged = [g for r in record["results"] for g in goals(r) if g["wanted"] is not None]
+    answers = [is_right(r) for r in record["results"] if r["job"]["stage"] == "right"]
+    known = [answer for answer in answers if answer is not None]
+    return (
+        f"kernels right in {sum(known)} of {len(known)}; "
+        f"goals met: {sum(g['met'] for g in judged)} of {len(judged)}"
+    )
+
+
+# --- a table for every stage --------------------------------------------------------------------
+
+
+def _errors(title: str, results: list[dict[str, Any]]) -> Table:
+    made = _table(
+        title, "cell", "dtype", "B, T, I, H", "mode", "who", "values", "gradients", "moved"
+    )
+    made.add_column("right")
+    for result in results:
+        job = result["job"]
+        place = [job["cell"], job["dtype"], _size(job), job.get("mode", "")]
+        for name, errors in result.get("contenders", {}).items():
+            numbers = [f"{errors[k]:.1e}" if k in errors else "-" for k in _ERRORS]
+            answer = {True: "yes", False: "NO", None: "-"}[is_right(result)]
+            made.add_row(*place, name, *numbers, answer if name == OWN[0] else "")
+    return made
+
+
+_ERRORS = ("values", "gradients", "moved")
+
+
+def _times(title: str, results: list[dict[str, Any]]) -> Table:
+    made = _table(title, "cell", "B, T, I, H", "pass")
+    every = [c for r in results for c in r.get("passes", {}).values()]
+    names = dict.fromkeys(
+        n for contenders in every for n, c in contenders.items() if "seconds" in c
+    )
+    for name in names:
+        made.add_column(name.replace("float", "f"), justify="right")
+    latency = results[0]["job"]["stage"] == "latency"
+    headings = ("floor", "x floor") if latency else ("rival / own", "flax / own")
+    for heading in headings:
+        made.add_column(heading, justify="right")
+    for result in results:
+        job, judged = result["job"], goals(result)
+        for what, contenders in result.get("passes", {}).items():
+            times = medians({"contenders": contenders})
+            ratios = {goal["goal"]: _said(goal) for goal in judged if goal["pass"] == what}
+            least = floor(job, what)
+            extra = [ratios.get("rival", "-"), ratios.get("flax", "-")]
+            if latency:
+                extra = [f"{least * 1e6:.1f}" if least else "-", ratios.get("floor", "-")]
+            steps = [
+                f"{times[n] / job['size'][1] * 1e6:,.2f}" if n in times else "-" for n in names
+            ]
+            made.add_row(job["cell"], _size(job), what, *steps, *extra)
+    return made
+
+
+def _rates(title: str, results: list[dict[str, Any]]) -> Table:
+    made = _table(title, "what", "jaxrnn by", "who", "characters/s", "x torch")
+    for result in results:
+        job = result["job"]
+        if job["stage"] == "sampling":
+            seconds, characters = result.get("seconds", {}), job["size"][0] * job["length"]
+            place = [f"B, L, H = {_size(job)}", ""]
+        else:
+            contenders = result.get("contenders", {})
+            seconds = {n: c["seconds"] for n, c in contenders.items() if "seconds" in c}
+            picked = dict.fromkeys(
+                why.partition(":")[0] for why in result.get("picked", {}).values()
+            )
+            place = [job["setting"], ", ".join(picked)]
+            characters = result.get("characters", 0)
+        times = medians({"contenders": {name: {"seconds": s} for name, s in seconds.items()}})
+        for name, time in times.items():
+            ratio = f"{times['torch'] / time:.2f}" if "torch" in times else "-"
+            made.add_row(*place, name, f"{characters / time:,.0f}", ratio)
+    return made
+
+
+_SAYS = {
+    "right": "largest error from float64, of each array's largest entry",
+    "others": "the peers' errors",
+    "table": "µs per step of time, median; + a goal met, ! missed",
+    "flashrnn": "µs per step of time, median; + a goal met, ! missed",
+    "latency": "the recurrence alone, µs per step of time, median",
+    "training": "median",
+    "sampling": "median",
+}
+_SHOWN = {"right": _errors, "others": _errors, "table": _times, "flashrnn": _times}
+_SHOWN |= {"latency": _times, "training": _rates, "sampling": _rates}
+
+
+def _table(title: str, *headings: str) -> Table:
+    made = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), box=None)
+    for heading in headings:
+        made.add_column(heading, no_wrap=True)
+    return made
+
+
+def _wanted(job: dict[str, Any], what: str, goal: str) -> float | None:
+    batch, _, _, hidden = job["size"]
+    if batch not in BATCHES or hidden not in WIDTHS:
+        return None
+    if goal == "flax":
+        return TIMES_FLAX
+    return TIMES_RIVAL[job["cell"]] if what == PASSES[1] else None
+
+
+def _goal(what: str, goal: str, ratio: float, wanted: float | None, met: bool) -> dict[str, Any]:
+    return {"pass": what, "goal": goal, "ratio": ratio, "wanted": wanted} | {
+        "met": met if wanted is not None else None
+    }
+
+
+def _said(goal: dict[str, Any]) -> str:
+    return f"{goal['ratio']:.2f}" + {True: " +", False: " !", None: "  "}[goal["met"]]
+
+
+def _size(job: dict[str, Any]) -> str:
+    return ", ".join(map(str, job["size"]))
+
+
+def _left_out(results: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[str]]:
+    """Where a contender is missing: by stage, name and reason."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for result in results:
+        job = result["job"]
+        place = " ".join(
+            str(job[k]) for k in ("cell", "setting", "size", "dtype", "mode") if k in job
+        )
+        for name, why in _reasons(result):
+            places.setdefault((job["stage"], name, why), []).append(place)
+    return places
+
+
+def _reasons(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "failed" in result:
+        yield "everybody", result["failed"]
+    yield from result.get("unserved", {}).items()
+    for name, loss in result["lost"].items():
+        yield name, loss["why"]
+    for name in result["without"]:
+        yield name, "not asked again: it hung or died at this width before"
+    for contenders in (result.get("contenders", {}), *result.get("passes", {}).values()):
+        for name, contender in contenders.items():
+            if "left_out" in contender:
+                yield name, contender["left_out"]

@@ -1,0 +1,260 @@
+"""The child process of `hopper.py`: does the jobs that it is sent and says how it gets on.
+
+A job is a dict with a stage and the problem: a cell, a size (B, T, I, H), a dtype and who takes part
+(`hopper_contenders`). Those named under "without" are left out.
+
+What may hang is announced first (`hopper_child`), so nothing is lost but what is named. After an error
+of the device the process is of no more use, and it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+import json
+import math
+import sys
+import types
+from functools import partial
+from typing import Any
+
+import cell_throughput
+import jax
+import measure
+import numpy as np
+import peers
+from cell_throughput import PASSES, TOLERANCES
+from hopper_child import Say
+from hopper_contenders import (
+    COMPILE,
+    OURS,
+    PEERS,
+    How,
+    Job,
+    Run,
+    absent,
+    apart,
+    compiled,
+    patience,
+    peer,
+    problem,
+    queue,
+    reason,
+    reference,
+    rivals,
+    suspect,
+    way,
+)
+
+from jaxrnn import accelerator, dispatch
+
+RUN, TURNS = 15, 90  # seconds that one call, and all turns of one pass, may take
+QUEUE = 0.05  # seconds of calls that are queued, where the device alone is timed
+
+
+def main() -> None:
+    say = Say()
+    for line in sys.stdin:
+        job = json.loads(line)
+        say.done(STAGES[job["stage"]](job, say))
+        gc.collect()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+
+
+# --- the stages ---------------------------------------------------------------------------------
+
+
+def where(job: Job, say: Say) -> dict[str, Any]:
+    """The stamp, the device as part of a file's name, the dtypes there are, who is missing."""
+    packages = "torch", "flax", "optax", "flashrnn", "nvidia-cudnn-cu13", "nvidia-cublas"
+    missing = {name: why for name in PEERS if (why := absent(name))}
+    found = {"surroundings": measure.surroundings(packages), "place": measure.place()}
+    return found | {"dtypes": list(dispatch.DTYPES), "missing": missing}
+
+
+def right(job: Job, say: Say) -> dict[str, Any]:
+    """Errors against float64 on the CPU, in units of each array's largest entry.
+
+    values: of final state and outputs, without and with a backward pass to follow.
+    gradients: of all weights, inputs and the initial state.
+    moved: how far the same call, made again, was from itself.
+    """
+    cell, given = problem(job)
+    how = way(job)
+    if getattr(given.params, "b_h", None) is not None:  # zero as drawn, since flax has none
+        b_h = np.resize(given.params.b[::-1], cell.hidden)
+        given = given._replace(params=given.params._replace(b_h=b_h))
+    truth = reference(cell, given, how)
+    found: dict[str, Any] = {}
+    runs, out = compiled(job, cell, given, how, say)
+    for name, (forward, backward) in runs.items():
+        try:
+            say.now(name, "first forward", RUN)
+            values = [peers.numpy(forward())]
+            say.now(name, "first forward+backward", RUN)
+            (_, kept), gradients = peers.numpy(backward())
+            say.now(name, "the same again", 3 * RUN)
+            again = [(peers.numpy(forward()), peers.numpy(backward())[1]) for _ in range(2)]
+        except Exception as failure:
+            found[name] = {"left_out": reason(failure, say)}
+            continue
+        found[name] = {
+            "values": max(measure.error(v, truth[0]) for v in (*values, kept)),
+            "gradients": measure.error(gradients, truth[1]),
+            "moved": max(measure.error(a, (values[0], gradients)) for a in again),
+        }
+    return {"contenders": found, "unserved": out}
+
+
+def others(job: Job, say: Say) -> dict[str, Any]:
+    """The same errors of the peers, whose loss is of the outputs alone."""
+    cell, given = problem(job)
+    truth = cell_throughput.reference(cell, given)
+    found: dict[str, Any] = {}
+    out: dict[str, str] = {}
+    for name, contender in rivals(job, cell, given, out, say):
+        try:
+            values = contender.outputs(contender.forward())
+            gradients = contender.gradients(contender.backward())
+        except Exception as failure:
+            found[name] = {"left_out": reason(failure, say)}
+            continue
+        found[name] = {"values": measure.error(values, truth[0])}
+        found[name] |= {"gradients": measure.error(gradients, truth[1])}
+    return {"contenders": found, "unserved": out}
+
+
+def table(job: Job, say: Say) -> dict[str, Any]:
+    """Seconds per call of everybody in both passes, in turns; jaxrnn's own held against "xla" first.
+
+    error: from "xla" in the same dtype, in units of each array's largest entry.
+    loss: as everybody summed it up, a look at whether the peers run the same problem.
+    """
+    cell, given = problem(job)
+    entered: dict[str, dict[str, Run]] = {}
+    found: dict[str, dict[str, Any]] = {what: {} for what in PASSES}
+    results: dict[tuple[str, str], Any] = {}
+    runs, out = compiled(job, cell, given, How(), say)
+    for name, both in runs.items():
+        entered[name] = dict(zip(PASSES, both, strict=True))
+    entered |= {
+        name: {PASSES[0]: contender.forward, PASSES[1]: contender.backward}
+        for name, contender in rivals(job, cell, given, out, say)
+    }
+    for name, passes in entered.items():
+        for what, run in passes.items():
+            say.now(name, f"first {what}", RUN if name in runs else patience(name))
+            try:
+                first, result = measure.timed(run)
+            except Exception as failure:
+                found[what][name] = {"left_out": reason(failure, say)}
+                continue
+            found[what][name] = {"first_call": first}
+            if what == PASSES[1]:
+                loss, result = result
+                found[what][name]["loss"] = loss.item()
+            if name in runs:
+                results[what, name] = result
+    for (what, name), result in results.items():
+        truth = results.get((what, OURS + "xla"))
+        if truth is not None:
+            error = float(apart(result, truth))
+            found[what][name]["error"] = error
+            tolerance = TOLERANCES[jax.default_backend(), given.dtype]
+            if (
+                not error <= tolerance and name != OURS + "scan"
+            ):  # which sums up in the narrow dtype
+                found[what][name]["left_out"] = f"{error:.1e} off xla, above {tolerance:g}"
+    results.clear()
+    for what in PASSES:
+        timed = {n: entered[n][what] for n, c in found[what].items() if "left_out" not in c}
+        say.now(suspect(timed), f"{what} in turns", TURNS)
+        for name, times in measure.in_turns(timed, job["repeats"]).items():
+            found[what][name] |= times
+    return {"passes": found, "unserved": out}
+
+
+def latency(job: Job, say: Say) -> dict[str, Any]:
+    """Seconds per call of the recurrence alone, its inputs projected before; the host hides behind
+    calls that are queued."""
+    cell, given = problem(job)
+    found: dict[str, dict[str, Any]] = {what: {} for what in PASSES}
+    runs, out = compiled(job, cell, given, How(projected=True), say, wait=False)
+    for n, what in enumerate(PASSES):
+        queued: dict[str, Run] = {}
+        counts: dict[str, int] = {}
+        for name, both in runs.items():
+            say.now(name, f"first {what}", RUN)
+            try:
+                jax.block_until_ready(both[n]())
+                once = min(measure.timed(partial(queue, both[n], 1))[0] for _ in range(2))
+            except Exception as failure:
+                found[what][name] = {"left_out": reason(failure, say)}
+                continue
+            counts[name] = math.ceil(QUEUE / once)
+            queued[name] = partial(queue, both[n], counts[name])
+        say.now(suspect(queued), f"{what} in turns", TURNS)
+        for name, times in measure.in_turns(queued, job["repeats"]).items():
+            seconds = [each / counts[name] for each in times["seconds"]]
+            found[what][name] = {"calls": times["calls"] * counts[name], "seconds": seconds}
+    return {"passes": found, "unserved": out}
+
+
+def training(job: Job, say: Say) -> dict[str, Any]:
+    """Whole training steps, as `training_throughput.py` times them; an implementation may be named."""
+    if "tyro" not in sys.modules and importlib.util.find_spec("tyro") is None:
+        sys.modules["tyro"] = types.ModuleType("tyro")  # for command lines, and here is none
+    import training_throughput as steps
+
+    config = steps.SETTINGS[job["setting"]]
+    asked = "xla" if OURS + "pallas" in job["without"] else job["implementation"]
+    if job["quick"]:
+        model = dataclasses.replace(config.model, hidden=16, embed=16)
+        config = dataclasses.replace(config, model=model, batch=2, seq_len=5)
+    shape, cell = (config.seq_len, config.batch, config.model.embed), config.model.make_cell()
+    dtypes = list(dict.fromkeys(("float32", accelerator.fast_dtype())))
+    there = {name: peer(name) for name in job["peers"] if not absent(name)}
+    backend, usual = jax.default_backend(), dispatch.measured
+    try:
+        if asked:
+            place = {"platform": backend, "cell": dispatch.cell_name(cell), "implementation": asked}
+            place |= {"batch": config.batch, "hidden": cell.hidden}
+            rows = [place | {"dtype": dtype} for dtype in dtypes]
+            dispatch.measured = lambda: rows
+            jax.clear_caches()  # of steps that were traced with another implementation
+        picked = {dtype: str(dispatch.explain(cell, shape, dtype)) for dtype in dtypes}
+        if asked and not any(why.startswith(asked) for why in picked.values()):
+            why = "; ".join(dict.fromkeys(picked.values()))
+            return {"contenders": {}, "picked": picked, "unserved": {OURS + asked: why}}
+        steps.TOLERANCES |= {dtype: TOLERANCES[backend, dtype] for dtype in dtypes}
+        say.now(OURS + (asked or "pallas"), "training steps", COMPILE)
+        contenders = steps.measured(config, job["steps"], job["repeats"], there)
+    finally:
+        dispatch.measured = usual
+        jax.clear_caches()
+    characters = job["steps"] * config.batch * config.seq_len
+    return {"contenders": contenders, "characters": characters, "picked": picked}
+
+
+def sampling(job: Job, say: Say) -> dict[str, Any]:
+    """Characters one by one, as `sampling_throughput.py` times them."""
+    import sampling_throughput as samples
+
+    backend = jax.default_backend()
+    samples.TOLERANCE = TOLERANCES[backend, "float32"]
+    device = "cuda" if backend == "gpu" and not absent("torch") else "cpu"
+    say.now("", "sampling", COMPILE)
+    try:
+        return samples.measured(tuple(job["size"]), job["length"], job["repeats"], device)
+    except (Exception, SystemExit) as failure:
+        return {"failed": str(failure) if isinstance(failure, SystemExit) else reason(failure, say)}
+
+
+STAGES = {"where": where, "right": right, "others": others, "table": table, "flashrnn": table}
+STAGES |= {"latency": latency, "training": training, "sampling": sampling}
+
+
+if __name__ == "__main__":
+    main()
