@@ -13,10 +13,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells import RNN
+from jaxrnn.cells import ACTIVATIONS, RNN
 from jaxrnn.shapes import Array
 
 Peepholes = tuple[Array, Array, Array] | None
+
+
+def rnn(cell: RNN, a: Array) -> Array:
+    """The hidden state after the step."""
+    if cell.activation == "relu":
+        return jnp.maximum(a, jnp.zeros_like(a))  # jax.nn's carries a derivative that no kernel takes
+    return ACTIVATIONS[cell.activation](a)
 
 
 def rnn_slope(cell: RNN, h: Array) -> Array:

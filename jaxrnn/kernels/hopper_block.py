@@ -475,9 +475,10 @@ def _smem(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _load(ref: Any, **options: Any) -> Array:
-    """`plgpu.load`, which took an index as well before JAX 0.12."""
-    indexed = "idx" in inspect.signature(plgpu.load).parameters
-    return plgpu.load(ref, (), **options) if indexed else plgpu.load(ref, **options)
+    """`plgpu.load`, which wants an index as well in JAX 0.10."""
+    index = inspect.signature(plgpu.load).parameters.get("idx")
+    wanted = index is not None and index.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if wanted else []), **options)
 
 
 def _turned(ref: Any) -> Any:

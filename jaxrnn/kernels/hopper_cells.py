@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells import ACTIVATIONS, GRU, LSTM, RNN
+from jaxrnn.cells import GRU, LSTM, RNN
 from jaxrnn.kernels import elementwise
 from jaxrnn.kernels.hopper_block import Block, Steps, Tile
 
@@ -37,6 +37,11 @@ def forward(cell: Any, keep: bool) -> Steps:
     """One step of this cell; keep: put out what its way back needs."""
     step, products = _FORWARD[_kind(cell)]
     return Steps(f"{_name(cell)}_forward", _begin, partial(_forward, cell, step, keep), products, 1)
+
+
+def step(cell: Any) -> Any:
+    """Of (block, state), gives the state after a step of this cell, and what its way back needs."""
+    return partial(_FORWARD[_kind(cell)][0], cell)
 
 
 def backward(cell: Any) -> Steps:
@@ -85,7 +90,7 @@ def _recurrent(block: Block, gates: range, source: str = "previous_hidden") -> t
 def _rnn(cell: RNN, block: Block, state: State) -> tuple[State, Kept]:
     (recurrent,) = _recurrent(block, range(1))
     (x,) = block.take("gx")
-    hidden = ACTIVATIONS[cell.activation](x + recurrent)
+    hidden = elementwise.rnn(cell, x + recurrent)
     return {"hidden": hidden}, {"gates": (hidden,)}
 
 

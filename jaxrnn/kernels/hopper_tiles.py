@@ -109,8 +109,8 @@ def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
 def tiles_for(cell: Any, batch: int, dtype: Any) -> Tiles | None:
     """From the table where it has this size, else by search; None where nothing fits."""
     sizes = cell_name(cell), jnp.dtype(dtype).name, cell.hidden, batch
-    row = _table().get((multiprocessors(), *sizes))
-    return row or search(cell, batch, jnp.dtype(dtype), multiprocessors())
+    known = _known().get((multiprocessors(), *sizes))
+    return known or search(cell, batch, jnp.dtype(dtype), multiprocessors())
 
 
 def width(hidden: int) -> int:
@@ -127,7 +127,7 @@ def multiprocessors() -> int:
 def search(cell: Any, batch: int, dtype: Any, processors: int) -> Tiles | None:
     """The cut with the least time by the model; None where none fits."""
     found = [
-        (sum(microseconds(cell, tiles, dtype, batch).values()), tiles)
+        (sum(microseconds(cell, tiles, dtype).values()), tiles)
         for tiles in _cuts(cell, batch, dtype, processors)
     ]
     return min(found, default=(0, None), key=lambda pair: pair[0])[1]
@@ -202,7 +202,7 @@ def _shape(cell: Any, direction: str, units: int, size: int, dtype: Any) -> tupl
     return units, gates * size, _Tile(each * kept, each * (published * narrow + states * wide))
 
 
-def microseconds(cell: Any, tiles: Tiles, dtype: Any, batch: int) -> dict[str, float]:
+def microseconds(cell: Any, tiles: Tiles, dtype: Any) -> dict[str, float]:
     """The model's time of one step in each direction, the whole batch.
 
     A step meets, then takes as long as the slowest of: what its multiprocessor fetches from L2 (a
@@ -240,11 +240,16 @@ def swizzle(columns: int, dtype: Any) -> int:
 
 
 @functools.cache
-def _table() -> dict[tuple[Any, ...], Tiles]:
+def table() -> list[dict[str, Any]]:
+    """The rows of `hopper_tiles.json`: a size, its cut, and whether that was measured on a card."""
     file = resources.files("jaxrnn.kernels").joinpath("hopper_tiles.json")
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+@functools.cache
+def _known() -> dict[tuple[Any, ...], Tiles]:
     keys = "multiprocessors", "cell", "dtype", "hidden", "batch"
-    return {tuple(row[key] for key in keys): read(row["tiles"]) for row in rows}
+    return {tuple(row[key] for key in keys): read(row["tiles"]) for row in table()}
 
 
 def read(tiles: dict[str, Any]) -> Tiles:

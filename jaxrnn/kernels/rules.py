@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.cells import ACTIVATIONS, GRU, LSTM, RNN
+from jaxrnn.cells import GRU, LSTM, RNN
 from jaxrnn.kernels import elementwise
 from jaxrnn.kernels.layouts import Layout
 from jaxrnn.shapes import Array
@@ -40,7 +40,7 @@ class Rules(NamedTuple):
 def _rnn_forward(
     layout: Layout, cell: RNN, weights: Any, before: Any, gx: Array
 ) -> tuple[Any, tuple[Array, ...]]:
-    hidden = ACTIVATIONS[cell.activation](gx + layout.times(before.hidden, weights.w_h))
+    hidden = elementwise.rnn(cell, gx + layout.times(before.hidden, weights.w_h))
     return before._replace(hidden=hidden), ()
 
 

@@ -1,0 +1,95 @@
+"""How the Hopper kernels are cut for the usual sizes, by the search or as measured.
+
+    python benchmarks/hopper_tiles.py            # shows the table
+    python benchmarks/hopper_tiles.py --write    # searches again, writes kernels/hopper_tiles.json
+
+The microseconds beside a cut are its step's by the model in `jaxrnn.kernels.hopper_tiles`: a way to
+compare cuts, not times of a card. Rows that were measured on a card stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import measure
+from rich.console import Console
+from rich.table import Table
+
+import jaxrnn
+from jaxrnn.cells import cell_name
+from jaxrnn.kernels import hopper_tiles
+
+CELLS = {
+    cell_name(cell): cell
+    for cell in (
+        jaxrnn.rnn(1),
+        jaxrnn.lstm(1),
+        jaxrnn.lstm(1, peephole=True),
+        jaxrnn.gru(1, reset="before"),
+        jaxrnn.gru(1, reset="after"),
+    )
+}
+DTYPES = ("bfloat16", "float32")
+HIDDEN = (256, 512, 768, 1024, 2048)
+BATCHES = (16, 64, 128, 256)
+MULTIPROCESSORS = (132,)  # an H100 or H200 with NVLink
+FILE = Path(hopper_tiles.__file__).with_suffix(".json")
+
+
+def searched() -> list[dict[str, Any]]:
+    """A row for every usual size."""
+    rows = []
+    sizes = itertools.product(MULTIPROCESSORS, CELLS, DTYPES, HIDDEN, BATCHES)
+    for processors, name, dtype, hidden, batch in sizes:
+        cell = dataclasses.replace(CELLS[name], hidden=hidden)
+        tiles = hopper_tiles.search(cell, batch, jnp.dtype(dtype), processors)
+        assert tiles is not None
+        directions = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
+        row = {"multiprocessors": processors, "cell": name, "dtype": dtype}
+        row |= {"hidden": hidden, "batch": batch, "measured": False}
+        rows.append(row | {"tiles": tiles._asdict() | directions})
+    return rows
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("multiprocessors", "cell", "dtype", "hidden", "batch"))
+
+
+def shown(rows: list[dict[str, Any]]) -> Table:
+    made = Table(title="Cuts; microseconds a step are the model's")
+    columns = ("cell", "dtype", "H", "B", "parts", "cluster", "rows", "blocks", "turns")
+    for heading in (*columns, "forward", "back"):
+        made.add_column(heading)
+    for row in rows:
+        tiles = hopper_tiles.read(row["tiles"])
+        cell = dataclasses.replace(CELLS[row["cell"]], hidden=row["hidden"])
+        times = hopper_tiles.microseconds(cell, tiles, row["dtype"])
+        numbers = (row["hidden"], row["batch"], tiles.parts, tiles.cluster, tiles.rows)
+        made.add_row(
+            row["cell"] + (" measured" if row["measured"] else ""),
+            row["dtype"],
+            *map(str, (*numbers, tiles.blocks, tiles.turns)),
+            *(f"{time:.2f}" for time in times.values()),
+        )
+    return made
+
+
+def main() -> None:
+    parser = measure.Parser(description="how the Hopper kernels are cut")
+    parser.add_argument("--write", action="store_true", help=f"write {FILE.name}")
+    flags = parser.parse_args()
+    rows = hopper_tiles.table()
+    if flags.write:
+        kept = {key(row): row for row in rows if row["measured"]}
+        rows = [kept.get(key(row), row) for row in searched()]
+        FILE.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+    Console().print(shown(rows))
+
+
+if __name__ == "__main__":
+    main()
