@@ -100,7 +100,7 @@ def values_and_gradients(
 
 def interpret(cell: Any, given: Problem, masks: Masks, reverse: bool = False) -> tuple[Any, Any]:
     """With a detector of races, which raises where it finds one."""
-    how = plgpu.InterpretGPUParams(detect_races=True)
+    how = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
     run = partial(values_and_gradients, cell, reverse=reverse, interpret=how)
     return jax.jit(run)(given, masks)
 
@@ -229,6 +229,7 @@ REAL = [
     ("lstm-peephole", "float32", 16, 256),
     ("gru-after", "bfloat16", 200, 320),
     ("gru-before", "float16", 1, 100),
+    ("gru-before", "float32", 64, 512),  # 16 peers, of which each fetches a part for all
 ]
 
 

@@ -47,7 +47,8 @@ def run(
     Args:
       cell, params, gx, state, masks, reverse: as for `jaxrnn.kernels.xla.run`; params in bfloat16,
         float16 or float32.
-      interpret: run as plain JAX on any device, for tests: a `plgpu.InterpretGPUParams` (JAX 0.11.2).
+      interpret: run as plain JAX on any device, for tests: a `plgpu.InterpretGPUParams` (JAX 0.11.2)
+        that ignores `inline_mgpu`.
 
     Raises:
       ValueError: where `obstacle` names one.

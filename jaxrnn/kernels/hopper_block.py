@@ -18,7 +18,7 @@ other row, and go nowhere.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir.dialects import nvvm
 
 from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles, swizzle
 from jaxrnn.shapes import Array
@@ -83,7 +84,7 @@ def call(
 
     memory: of `tiles`, that of this direction.
     reverse: from the last step to the first.
-    interpret: a `plgpu.InterpretGPUParams`, or None or False for a GPU.
+    interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
     """
     given = {"weights": arrays.weights, "vectors": arrays.vectors, "marks": arrays.marks}
     given |= {f"initial_{k}": x for k, x in arrays.initial.items()} | arrays.inputs
@@ -108,7 +109,7 @@ def call(
         grid_names=("group", "bundle"),
         num_threads=tiles.warpgroups,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=arrays.weights.dtype.itemsize < 4),
         interpret=interpret or None,
         **cluster,
     )
@@ -191,9 +192,9 @@ class Block:
                     refs.weights.at[self._part, :, columns], refs.kept.at[k], refs.loaded.at[0]
                 )
 
-        first = range(min(STREAM, len(self._streamed)))
-        for place in first:
-            self._pass(place)
+        ahead = range(min(STREAM, self._chunks - memory.resident))
+        for k in ahead:
+            self._pass(memory.resident + k)
         plgpu.barrier_wait(refs.loaded.at[0])
 
         def turn(k: Any, _: None) -> None:
@@ -206,8 +207,8 @@ class Block:
             turn(0, None)
         else:
             lax.fori_loop(0, tiles.turns, turn, None)
-        for place in first:  # fetched for a step that does not come
-            plgpu.barrier_wait(refs.passed.at[self._warpgroup, place])
+        for k in ahead:  # fetched for a step that does not come
+            plgpu.barrier_wait(refs.passed.at[self._warpgroup, k])
 
     def _run_block(self) -> None:
         """All steps, from the initial state to the final one."""
@@ -322,66 +323,85 @@ class Block:
                 plgpu.barrier_arrive(refs.met.at[mine])
 
     def product(
-        self, sources: Iterable[tuple[str, int, int]], gates: range = range(1)
+        self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
     ) -> tuple[Tile, ...]:
         """What all parts published, times these gates' columns of the own units.
 
-        sources: (array, its gate, which H of the weights' K meet it), summed over.
+        sources: (array, its gate), summed over; the k-th meets the H of the weights' K that come
+          (start + k) * H after their beginning.
         """
         memory, refs, mine = self._memory, self._refs, self._warpgroup
         self._meet()
-        per_gate = self._hidden // memory.chunk
-        # streamed weights first, which are there already
-        chunks = sorted(
-            (
-                (getattr(refs, name), gate * per_gate + c, k * per_gate + c)
-                for name, gate, k in sources
-                for c in range(per_gate)
-            ),
-            key=lambda chunk: chunk[2] < memory.resident,
-        )
+        each = self._hidden // memory.chunk  # chunks of a gate
+        first, total = start * each, len(sources) * each
+        streamed = max(0, first + total - max(first, memory.resident))
         rows = pl.ds(gates.start * self._units, len(gates) * self._units)
 
-        def fetch(j: int) -> None:
-            source, column, _ = chunks[j]
-            columns = pl.ds(column * memory.chunk, memory.chunk)
-            plgpu.copy_gmem_to_smem(
-                source.at[self.t, self._rows, columns],
-                self._own(refs.ring.at[mine, j % memory.slots]),
-                refs.fetched.at[mine, j % memory.slots],
-                collective_axes="peer" if self._tiles.cluster > 1 else None,
-            )
+        def chunk(j: Any) -> Any:
+            """The j-th that is multiplied: streamed weights first, which are there already."""
+            if not streamed:
+                return first + j
+            return jnp.where(j < streamed, first + total - streamed + j, first + j - streamed)
 
-        def release(j: int) -> None:
+        def slot(j: Any) -> Any:
+            return lax.rem(j, memory.slots)
+
+        def fetch(j: Any) -> None:
+            for k, (array, gate) in enumerate(sources):
+                column = chunk(j) - first - k * each
+
+                @pl.when((column >= 0) & (column < each))
+                def _(array: str = array, gate: int = gate, column: Any = column) -> None:
+                    columns = pl.ds((gate * each + column) * memory.chunk, memory.chunk)
+                    plgpu.copy_gmem_to_smem(
+                        getattr(refs, array).at[self.t, self._rows, columns],
+                        self._own(refs.ring.at[mine, slot(j)]),
+                        refs.fetched.at[mine, slot(j)],
+                        collective_axes="peer" if self._tiles.cluster > 1 else None,
+                    )
+
+        def release(j: Any) -> None:
             """The j-th product is done: what it read may be written over."""
-            if chunks[j][2] >= memory.resident:
-                self._pass(self._streamed.index(chunks[j][2]), following=True)
-            if j + memory.slots < len(chunks):
+            if streamed:
+
+                @pl.when((j >= 0) & (j < streamed))
+                def _() -> None:
+                    self._pass(chunk(j) + STREAM)
+
+            @pl.when((j >= 0) & (j + memory.slots < total))
+            def _() -> None:
                 if self._tiles.cluster > 1:  # in every peer, since each writes into all of them
-                    freed = refs.freed.at[mine, j % memory.slots]
+                    freed = refs.freed.at[mine, slot(j)]
                     plgpu.barrier_arrive(freed)
                     plgpu.barrier_wait(freed)
                 fetch(j + memory.slots)
 
-        for j in range(min(memory.slots, len(chunks))):
-            fetch(j)
+        lax.fori_loop(0, min(memory.slots, total), lambda j, _: fetch(j), None)
 
         def multiply(accumulator: Any) -> Array:
-            for j, (_, _, k) in enumerate(chunks):
-                plgpu.barrier_wait(refs.fetched.at[mine, j % memory.slots])
-                weights = self._weights(k, rows)
-                plgpu.wgmma(accumulator, refs.ring.at[mine, j % memory.slots], _turned(weights))
+            def one(j: Any, weights: Any) -> None:
+                plgpu.barrier_wait(refs.fetched.at[mine, slot(j)])
+                plgpu.wgmma(accumulator, refs.ring.at[mine, slot(j)], _turned(weights))
                 plgpu.wgmma_wait(1)
-                if j:
-                    release(j - 1)
-            total = accumulator[...]
-            release(len(chunks) - 1)
-            return total
+                release(j - 1)
+
+            def passing(j: Any, _: None) -> None:
+                place = lax.rem(chunk(j) - memory.resident, STREAM)
+                plgpu.barrier_wait(refs.passed.at[mine, place])
+                one(j, refs.passing.at[mine, place, rows])
+
+            if streamed:
+                lax.fori_loop(0, streamed, passing, None)
+            staying = lambda j, _: one(j, refs.kept.at[chunk(j), rows])  # noqa: E731
+            lax.fori_loop(streamed, total, staying, None)
+            result = accumulator[...]
+            release(total - 1)
+            return result
 
         shape = (M, len(gates) * self._units)
-        total = pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
+        result = pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
         return tuple(
-            lax.slice(total, (0, k * self._units), (M, (k + 1) * self._units))
+            lax.slice(result, (0, k * self._units), (M, (k + 1) * self._units))
             for k in range(len(gates))
         )
 
@@ -398,6 +418,7 @@ class Block:
             )
         elif self._tiles.cluster > 1:
             plgpu.barrier_wait(self._refs.met.at[self._warpgroup])
+        _fence()
 
     # --- what is put out -------------------------------------------------------------------------
 
@@ -440,26 +461,23 @@ class Block:
     # --- weights that do not stay ----------------------------------------------------------------
 
     @property
-    def _streamed(self) -> range:
-        """Chunks of the weights, in the order in which a step asks for them."""
-        return range(self._memory.resident, self._arrays.weights.shape[2] // self._memory.chunk)
+    def _chunks(self) -> int:
+        """Of the weights, in all."""
+        return self._arrays.weights.shape[2] // self._memory.chunk
 
-    def _weights(self, k: int, rows: Any) -> Any:
-        if k < self._memory.resident:
-            return self._refs.kept.at[k, rows]
-        place = self._streamed.index(k) % STREAM
-        plgpu.barrier_wait(self._refs.passed.at[self._warpgroup, place])
-        return self._refs.passing.at[self._warpgroup, place, rows]
+    def _pass(self, k: Any) -> None:
+        """Fetch the k-th chunk of the weights; after the last comes the first that does not stay.
 
-    def _pass(self, place: int, following: bool = False) -> None:
-        """Fetch the streamed chunk of this place in the order, or the one that takes its place next."""
-        mine, refs, streamed = self._warpgroup, self._refs, self._streamed
-        wanted = streamed[(place + STREAM * following) % len(streamed)]
-        columns = pl.ds(wanted * self._memory.chunk, self._memory.chunk)
+        They are asked for in this order, and fetched STREAM ahead.
+        """
+        memory, refs, mine = self._memory, self._refs, self._warpgroup
+        streamed = self._chunks - memory.resident
+        place = lax.rem(k - memory.resident, streamed)
+        columns = pl.ds((memory.resident + place) * memory.chunk, memory.chunk)
         plgpu.copy_gmem_to_smem(
             refs.weights.at[self._part, :, columns],
-            refs.passing.at[mine, place % STREAM],
-            refs.passed.at[mine, place % STREAM],
+            refs.passing.at[mine, lax.rem(place, STREAM)],
+            refs.passed.at[mine, lax.rem(place, STREAM)],
         )
 
 
@@ -479,6 +497,12 @@ def _load(ref: Any, **options: Any) -> Array:
     index = inspect.signature(plgpu.load).parameters.get("idx")
     wanted = index is not None and index.default is inspect.Parameter.empty
     return plgpu.load(ref, *([()] if wanted else []), **options)
+
+
+@plgpu.inline_mgpu()
+def _fence(_: Any) -> None:
+    """What threads have seen of the others' memory, TMA is to see as well."""
+    nvvm.fence_proxy(nvvm.ProxyKind.async_global)
 
 
 def _turned(ref: Any) -> Any:

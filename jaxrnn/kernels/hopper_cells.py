@@ -84,7 +84,7 @@ def _forward(cell: Any, step: Any, keep: bool, block: Block, state: State) -> St
 
 
 def _recurrent(block: Block, gates: range, source: str = "previous_hidden") -> tuple[Tile, ...]:
-    return block.product([(source, 0, 0)], gates)
+    return block.product([(source, 0)], gates)
 
 
 def _rnn(cell: RNN, block: Block, state: State) -> tuple[State, Kept]:
@@ -151,7 +151,7 @@ def _publish(block: Block, gates: dict[int, Tile], q: Tile | None = None) -> Non
 def _rnn_back(cell: RNN, block: Block, d: State) -> State:
     (hidden,) = block.take("gates")
     _publish(block, {0: d["hidden"] * elementwise.rnn_slope(cell, hidden)})
-    (through,) = block.product([("d_gx", 0, 0)])
+    (through,) = block.product([("d_gx", 0)])
     return {"hidden": through}
 
 
@@ -163,7 +163,7 @@ def _lstm_back(cell: LSTM, block: Block, d: State) -> State:
         gates, before, after, d["hidden"], d["cell"], _peepholes(cell, block)
     )
     _publish(block, dict(enumerate(d_gates)))
-    (through,) = block.product([("d_gx", k, k) for k in range(4)])
+    (through,) = block.product([("d_gx", k) for k in range(4)])
     return {"hidden": through, "cell": d_cell}
 
 
@@ -171,7 +171,7 @@ def _gru_after_back(cell: GRU, block: Block, d: State) -> State:
     (z, r, n), (q,), (h,) = (block.take(name) for name in ("gates", "q", "previous_hidden"))
     d_z, d_n = elementwise.gru_back(z, n, h, d["hidden"])
     _publish(block, {0: d_z, 1: d_n * q * r * (1 - r), 2: d_n}, q=d_n * r)
-    (through,) = block.product([("d_gx", 0, 0), ("d_gx", 1, 1), ("d_q", 0, 2)])
+    (through,) = block.product([("d_gx", 0), ("d_gx", 1), ("d_q", 0)])
     return {"hidden": d["hidden"] * z + through}
 
 
@@ -179,9 +179,9 @@ def _gru_before_back(cell: GRU, block: Block, d: State) -> State:
     (z, r, n), (h,) = block.take("gates"), block.take("previous_hidden")
     d_z, d_n = elementwise.gru_back(z, n, h, d["hidden"])
     _publish(block, {0: d_z, 2: d_n})
-    (d_rh,) = block.product([("d_gx", 2, 0)])
+    (d_rh,) = block.product([("d_gx", 2)])
     _publish(block, {1: d_rh * h * r * (1 - r)})
-    (through,) = block.product([("d_gx", 0, 1), ("d_gx", 1, 2)])
+    (through,) = block.product([("d_gx", 0), ("d_gx", 1)], start=1)
     return {"hidden": d["hidden"] * z + d_rh * r + through}
 
 

@@ -88,6 +88,17 @@ class Tiles(NamedTuple):
 
 def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
     """Why the kernels cannot run a cell on the GPU at hand; None where they can."""
+    reason = unserved(dtype)
+    if reason is None and tiles_for(cell, batch, dtype) is None:
+        return (
+            f"w_h of H = {cell.hidden} in {jnp.dtype(dtype)} does not fit: no cut over "
+            f"{multiprocessors()} multiprocessors leaves room for a step; use 'xla'"
+        )
+    return reason
+
+
+def unserved(dtype: Any) -> str | None:
+    """Why no kernel takes weights of this dtype or runs on the GPU at hand; None where they do."""
     dtype = jnp.dtype(dtype)
     if dtype.name not in ("bfloat16", "float16", "float32"):
         return f"its products take bfloat16, float16 or float32 weights, not {dtype}; use 'xla'"
@@ -97,11 +108,6 @@ def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
         return (
             f"it is written for Hopper (compute capability 9.0), and this {device.device_kind} has "
             f"{capability}; use 'xla'"
-        )
-    if tiles_for(cell, batch, dtype) is None:
-        return (
-            f"w_h of H = {cell.hidden} in {dtype} does not fit: no cut over "
-            f"{multiprocessors()} multiprocessors leaves room for a step; use 'xla'"
         )
     return None
 
@@ -144,17 +150,34 @@ def _cuts(cell: Any, batch: int, dtype: Any, processors: int) -> Any:
             if parts % cluster or (cluster > PORTABLE and parts > cluster):
                 continue
             at_most = processors // GPC * (GPC // cluster) * cluster if cluster > 1 else processors
+            forward = _memory(cell, "forward", units, warpgroups, size, dtype)
+            backward = _memory(cell, "backward", units, warpgroups, size, dtype)
+            if not (forward and backward):
+                continue
             for groups in range(1, at_most // parts + 1):
                 at_once = groups * warpgroups
                 turns = -(-batch // (at_once * M))
-                rows = -(-batch // (at_once * turns * 8)) * 8
                 blocks = at_once * turns
-                if blocks > 1 and rows * (blocks - 1) >= batch:
-                    continue  # a block would have nothing to do
-                forward = _memory(cell, "forward", units, warpgroups, size, dtype)
-                backward = _memory(cell, "backward", units, warpgroups, size, dtype)
-                if forward and backward:
-                    yield Tiles(parts, cluster, rows, warpgroups, groups, turns, forward, backward)
+                rows = -(-batch // (blocks * 8)) * 8
+                for more in range(rows, M + 1, 8):  # the least that the peers can fetch together
+                    chunks = {memory.chunk for memory in (forward, backward)}
+                    if all(_divides(cluster, more, chunk, dtype) for chunk in chunks):
+                        break
+                else:
+                    continue
+                if blocks == 1 or more * (blocks - 1) < batch:  # or a block would have none
+                    yield Tiles(parts, cluster, more, warpgroups, groups, turns, forward, backward)
+
+
+def _divides(cluster: int, rows: int, chunk: int, dtype: Any) -> bool:
+    """Whether the peers can each fetch a part of a chunk for all of them, as Mosaic GPU divides it."""
+    for length in (rows // 8, chunk * dtype.itemsize // swizzle(chunk, dtype), 8):
+        if length % cluster == 0:
+            return True
+        if cluster % length:
+            return False
+        cluster //= length
+    return cluster == 1
 
 
 def _memory(
