@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from oracle import CELLS, TOLERANCES, Problem, assert_close, expected, library, problem
 from test_accelerator import fake
-from test_tpu import as_masks
+from test_tpu import as_masks, with_orthogonal
 
 from jaxrnn import accelerator, explain, gru, lstm, rnn
 from jaxrnn.cells import Cell
@@ -246,6 +248,50 @@ def test_real_sizes_lower(name: str, dtype: str, batch: int, hidden: int) -> Non
 
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(shapes, gx, state)
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_sharded_rows_lower(check: bool) -> None:
+    """Rows of the batch over a mesh, the weights everywhere, and their gradient summed."""
+    cell = cell_of("lstm-peephole", 64)
+    given = problem(cell, STEPS, 8, FEATURES).cast("bfloat16")
+    gx = cell.project(given.params, given.xs)
+
+    def loss(params: Any, gx: Any, state: Any) -> Any:
+        run = partial(hopper.run, cell, masks=Masks(None, None), reverse=False)
+        final, ys = jax.shard_map(
+            lambda *a: run(*a),
+            mesh=Mesh(np.array(jax.devices()[:1]), ("data",)),
+            in_specs=(P(), P(None, "data"), P("data")),
+            out_specs=(P("data"), P(None, "data")),
+            check_vma=check,
+        )(params, gx, state)
+        return ys.sum() + final.cell.sum()
+
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(given.params, gx, given.state)
+    assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+# --- on a card ----------------------------------------------------------------------------------
+
+hopper_here = getattr(jax.devices()[0], "compute_capability", "").startswith("9.")
+
+
+@pytest.mark.skipif(not hopper_here, reason="waits for an H100 or H200")
+@pytest.mark.parametrize("batch", [1, 64, 200])
+@pytest.mark.parametrize("hidden", [64, 512, 1024])
+@pytest.mark.parametrize("name", ["rnn-tanh", "lstm-peephole", "gru-before", "gru-after"])
+def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
+    """Through `unroll`, in the cuts that the search finds for it."""
+    cell, steps = cell_of(name, hidden), 20
+    rng = np.random.default_rng(0)
+    masks = {
+        "resets": jnp.asarray(rng.random((steps, batch)) < 0.1),
+        "lengths": jnp.asarray(rng.integers(0, steps + 1, batch, np.int32)),
+    }
+    given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("bfloat16")
+    got = library(cell, given, **masks, implementation="pallas")
+    assert_close(got, library(cell, given, **masks, implementation="scan"), TOLERANCES["bfloat16"])
 
 
 # --- the cut ------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir.dialects import nvvm
 
 from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles, swizzle
+from jaxrnn.kernels.inputs import vary_like
 from jaxrnn.shapes import Array
 
 Tile = Array  # [64, units of a part] float32, in registers as a wgmma leaves it
@@ -115,7 +116,8 @@ def call(
     )
     # with a batch of calls the grid would grow past the device, and its CTAs wait for ever
     one_at_a_time = jax.custom_batching.sequential_vmap(kernel)
-    return dict(zip(made, one_at_a_time(*given.values()), strict=True))
+    results = vary_like(one_at_a_time(*given.values()), given)
+    return dict(zip(made, results, strict=True))
 
 
 def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
