@@ -154,8 +154,8 @@ def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict
 class Block:
     """One warpgroup's block of rows, and its CTA's units, in the step at hand.
 
-    t: the time of the step.
-    last: whether it is the last one taken.
+    t, next: the time of the step, and of the one that is taken after it.
+    more: whether there is one after it.
     """
 
     def __init__(
@@ -374,6 +374,7 @@ class Block:
             def _() -> None:
                 if self._tiles.cluster > 1:  # in every peer, since each writes into all of them
                     freed = refs.freed.at[mine, slot(j)]
+                    plgpu.commit_smem()  # all four warps are done, of which one arrives
                     plgpu.barrier_arrive(freed)
                     plgpu.barrier_wait(freed)
                 fetch(j + memory.slots)
