@@ -105,7 +105,7 @@ def call(
     kernel = plgpu.kernel(
         body,
         out_type=tuple(made.values()),
-        scratch_types=scratch_of(steps, arrays, tiles, memory),
+        scratch_types=_scratch(steps, arrays, tiles, memory),
         grid=(tiles.groups, tiles.parts // tiles.cluster),
         grid_names=("group", "bundle"),
         num_threads=tiles.warpgroups,
@@ -120,7 +120,7 @@ def call(
     return dict(zip(made, results, strict=True))
 
 
-def scratch_of(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
+def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
     """Shared memory and barriers; what a warpgroup has to itself begins with an axis of them."""
     _, count, depth_k = arrays.weights.shape
     dtype, each = arrays.weights.dtype, tiles.warpgroups
@@ -177,23 +177,10 @@ class Block:
             self._part = self._part * tiles.cluster + lax.axis_index("peer")
         self._warpgroup = lax.axis_index("warpgroup")
         self._counters = None
-        self._earlier = 0  # meetings before those of the first step
-        if self._where == "grid":
+        if tiles.parts > tiles.cluster:
             self._counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiles.blocks,)))
         count = 0 if arrays.vectors is None else len(arrays.vectors)
         self._vectors = [self._vector(k) for k in range(count)]
-
-    @property
-    def _where(self) -> str | None:
-        """What meets: a "cluster" at its barrier, or the "grid" at a counter; None for one part alone."""
-        if self._tiles.parts > self._tiles.cluster:
-            return "grid"
-        return "cluster" if self._tiles.cluster > 1 else None
-
-    @property
-    def _meeting(self) -> int:
-        """CTAs that meet."""
-        return self._tiles.parts
 
     def run(self) -> None:
         """All steps of every block that is this warpgroup's."""
@@ -247,7 +234,6 @@ class Block:
             return self._steps.step(self, state)
 
         state = lax.fori_loop(0, self._total, step, state)
-        self._leave()
         for k, name in enumerate(names):
             refs.wide[mine, k] = state[name]
         plgpu.commit_smem()
@@ -255,9 +241,6 @@ class Block:
             target = getattr(refs, name).at[self._rows, self._columns(0)]
             plgpu.copy_smem_to_gmem(self._own(refs.wide.at[mine, k]), target)
         plgpu.wait_smem_to_gmem(0)
-
-    def _leave(self) -> None:
-        """After the last step."""
 
     def _enter(self, s: Any) -> None:
         self._s, self._product = s, 0
@@ -295,8 +278,8 @@ class Block:
         """x where a row's running state is kept after this step, else zeros."""
         return x if self._marks is None else jnp.where(self._marks[1], jnp.zeros_like(x), x)
 
-    def _vector(self, k: int, name: str = "vectors") -> Tile:
-        row = getattr(self._refs, name).at[k, self._columns(0)]
+    def _vector(self, k: int) -> Tile:
+        row = self._refs.vectors.at[k, self._columns(0)]
         row = _load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
         return lax.broadcast_in_dim(row, (M, self._units), (1,))
 
@@ -329,28 +312,17 @@ class Block:
 
         @pl.when(when)
         def _() -> None:
-            self._stage([tile for _, _, tile in placed])
+            for k, (_, _, tile) in enumerate(placed):
+                refs.narrow[mine, k] = tile.astype(refs.narrow.dtype)
+            plgpu.commit_smem()
             for k, (name, gate, _) in enumerate(placed):
-                self._put(k, name, gate, t)
+                target = getattr(refs, name).at[t, self._rows, self._columns(gate)]
+                plgpu.copy_smem_to_gmem(self._own(refs.narrow.at[mine, k]), target)
             plgpu.wait_smem_to_gmem(0)
-            self._arrive()
-
-    def _stage(self, tiles: Sequence[Tile]) -> None:
-        for k, tile in enumerate(tiles):
-            self._refs.narrow[self._warpgroup, k] = tile.astype(self._refs.narrow.dtype)
-        plgpu.commit_smem()
-
-    def _put(self, k: int, name: str, gate: int, t: Any) -> None:
-        """The k-th tile that was staged on its way to where all parts read it."""
-        target = getattr(self._refs, name).at[t, self._rows, self._columns(gate)]
-        plgpu.copy_smem_to_gmem(self._own(self._refs.narrow.at[self._warpgroup, k]), target)
-
-    def _arrive(self) -> None:
-        """What was put is there."""
-        if self._counters is not None:
-            plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
-        elif self._where == "cluster":
-            plgpu.barrier_arrive(self._refs.met.at[self._warpgroup])
+            if self._counters is not None:
+                plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
+            elif self._tiles.cluster > 1:
+                plgpu.barrier_arrive(refs.met.at[mine])
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
@@ -360,20 +332,11 @@ class Block:
         sources: (array, its gate), summed over; the k-th meets the H of the weights' K that come
           (start + k) * H after their beginning.
         """
-        self._meet()
-        return self._multiply(sources, gates, start)
-
-    def _multiply(
-        self, sources: Sequence[tuple[str, int]], gates: range, start: int, when: Any = True
-    ) -> tuple[Tile, ...]:
-        """The product of what is there already; zeros where not `when`, then without streaming."""
         memory, refs, mine = self._memory, self._refs, self._warpgroup
+        self._meet()
         each = self._hidden // memory.chunk  # chunks of a gate
         first, total = start * each, len(sources) * each
         streamed = max(0, first + total - max(first, memory.resident))
-        at_first: Any = min(memory.slots, total)
-        if when is not True:
-            total, at_first = (jnp.where(when, n, 0) for n in (total, at_first))
         rows = pl.ds(gates.start * self._units, len(gates) * self._units)
 
         def chunk(j: Any) -> Any:
@@ -416,7 +379,7 @@ class Block:
                     plgpu.barrier_wait(freed)
                 fetch(j + memory.slots)
 
-        lax.fori_loop(0, at_first, lambda j, _: fetch(j), None)
+        lax.fori_loop(0, min(memory.slots, total), lambda j, _: fetch(j), None)
 
         def multiply(accumulator: Any) -> Array:
             def one(j: Any, weights: Any) -> None:
@@ -448,18 +411,15 @@ class Block:
     def _meet(self) -> None:
         """Wait until every part has published."""
         self._product += 1
-        self._wait(self._earlier + self._s * self._steps.products + self._product)
-
-    def _wait(self, times: Any) -> None:
-        """Until every part has arrived so often."""
         if self._counters is not None:
+            times = self._s * self._steps.products + self._product
             plgpu.semaphore_wait(
                 self._counters.at[self._block],
-                times * self._meeting,
+                times * self._tiles.parts,
                 decrement=False,
                 memory_scope="gpu",
             )
-        elif self._where == "cluster":
+        elif self._tiles.cluster > 1:
             plgpu.barrier_wait(self._refs.met.at[self._warpgroup])
         _fence()
 

@@ -42,7 +42,6 @@ HBM = 25_000  # 3.35 TB/s shared by 132
 TENSOR = 3_700_000  # multiply-adds a microsecond, dense bfloat16
 MEET = {"cluster": 0.6, "grid": 1.3}  # microseconds to publish, to wait, and for the first data
 GATES = 0.3  # microseconds of the gates' arithmetic
-REFILL = 0.7  # microseconds until a second product has its first data
 
 
 class Memory(NamedTuple):
@@ -131,42 +130,31 @@ def multiprocessors() -> int:
 
 
 @functools.cache
-def search(
-    cell: Any, batch: int, dtype: Any, processors: int, layers: int = 1
-) -> Tiles | None:
-    """The cut with the least time by the model; None where none fits.
-
-    layers: all of them at once (`jaxrnn.kernels.hopper_stack`), each with its own parts and groups.
-    """
+def search(cell: Any, batch: int, dtype: Any, processors: int) -> Tiles | None:
+    """The cut with the least time by the model; None where none fits."""
     found = [
-        (sum(microseconds(cell, tiles, dtype, layers).values()), tiles)
-        for tiles in _cuts(cell, batch, dtype, processors, layers)
+        (sum(microseconds(cell, tiles, dtype).values()), tiles)
+        for tiles in _cuts(cell, batch, dtype, processors)
     ]
     return min(found, default=(0, None), key=lambda pair: pair[0])[1]
 
 
-def joined(parts: int, cluster: int, layers: int) -> bool:
-    """Whether all CTAs with the same rows, of all layers, are one cluster and meet at its barrier."""
-    return parts == cluster and layers * parts <= max(CLUSTERS)
-
-
-def _cuts(cell: Any, batch: int, dtype: Any, processors: int, layers: int) -> Any:
+def _cuts(cell: Any, batch: int, dtype: Any, processors: int) -> Any:
     gates, size = len(cell.GATES), width(cell.hidden)
     least = 32 // dtype.itemsize  # a row of 32 bytes is the narrowest that TMA swizzles
     for units in range(least, COLUMNS // gates + 1, least):
-        if size % units or layers * size // units > processors:
+        if size % units or size // units > processors:
             continue
         parts = size // units
         for cluster, warpgroups in itertools.product(CLUSTERS, (1, 2)):
             if parts % cluster or (cluster > PORTABLE and parts > cluster):
                 continue
-            placed = cluster * (layers if joined(parts, cluster, layers) else 1)
-            at_most = processors // GPC * (GPC // placed) * placed if placed > 1 else processors
-            forward = _memory(cell, "forward", units, warpgroups, size, dtype, layers)
-            backward = _memory(cell, "backward", units, warpgroups, size, dtype, layers)
+            at_most = processors // GPC * (GPC // cluster) * cluster if cluster > 1 else processors
+            forward = _memory(cell, "forward", units, warpgroups, size, dtype)
+            backward = _memory(cell, "backward", units, warpgroups, size, dtype)
             if not (forward and backward):
                 continue
-            for groups in range(1, at_most // (layers * parts) + 1):
+            for groups in range(1, at_most // parts + 1):
                 at_once = groups * warpgroups
                 turns = -(-batch // (at_once * M))
                 blocks = at_once * turns
@@ -193,22 +181,20 @@ def _divides(cluster: int, rows: int, chunk: int, dtype: Any) -> bool:
 
 
 def _memory(
-    cell: Any, direction: str, units: int, warpgroups: int, size: int, dtype: Any, layers: int
+    cell: Any, direction: str, units: int, warpgroups: int, size: int, dtype: Any
 ) -> Memory | None:
     """The most resident weights, then the deepest rings, that fit; None where nothing does."""
     for slots, depth, length in ((4, 2, 256), (4, 2, 128), (3, 1, 128), (2, 1, 128)):
         chunk = length // dtype.itemsize
         if size % chunk:
             continue
-        columns, total, tile = _shape(cell, direction, units, size, dtype, layers)
+        columns, total, tile = _shape(cell, direction, units, size, dtype)
         ring = warpgroups * slots * M * chunk * dtype.itemsize
         left = SHARED - ring - warpgroups * (tile.fixed + depth * tile.input)
         per_chunk = columns * chunk * dtype.itemsize
         chunks = total // chunk
         if chunks * per_chunk <= left:
             return Memory(chunk, slots, chunks, depth)
-        if layers > 1:
-            continue
         resident = (left - warpgroups * STREAM * per_chunk) // per_chunk
         if slots == 2 and resident >= 1:
             resident -= (chunks - resident) % STREAM  # so that a chunk always takes the same place
@@ -223,40 +209,35 @@ class _Tile(NamedTuple):
     fixed: int
 
 
-def _shape(
-    cell: Any, direction: str, units: int, size: int, dtype: Any, layers: int
-) -> tuple[int, int, _Tile]:
-    """The product's columns of one part, its K, and a block's tiles.
-
-    One of several layers multiplies what its neighbour publishes as well, and publishes its output.
-    """
+def _shape(cell: Any, direction: str, units: int, size: int, dtype: Any) -> tuple[int, int, _Tile]:
+    """The product's columns of one part, its K, and a block's tiles."""
     gates, is_lstm, wide, narrow = len(cell.GATES), isinstance(cell, LSTM), 4, dtype.itemsize
     after = isinstance(cell, GRU) and cell.reset == "after"
     states = 2 if is_lstm else 1
-    each, sources = M * units, min(layers, 2)
+    each = M * units
     if direction == "forward":  # beside gx and the gates: y, and what enters or q
-        fixed = sources * narrow + wide * max(states, 2 if is_lstm or after else 1)
-        return gates * units, sources * size, _Tile(each * gates * wide, each * fixed)
+        fixed = narrow + wide * max(states, 2 if is_lstm or after else 1)
+        return gates * units, size, _Tile(each * gates * wide, each * fixed)
     kept = gates * wide + (wide if is_lstm or after else 0) + wide  # and d_y
     published = gates
     if isinstance(cell, GRU):
         kept, published = kept + narrow, 4 if after else 2
-    return units, sources * gates * size, _Tile(each * kept, each * (published * narrow + states * wide))
+    return units, gates * size, _Tile(each * kept, each * (published * narrow + states * wide))
 
 
-def microseconds(cell: Any, tiles: Tiles, dtype: Any, layers: int = 1) -> dict[str, float]:
-    """The model's time of one step in each direction, the whole batch, of all layers at once.
+def microseconds(cell: Any, tiles: Tiles, dtype: Any) -> dict[str, float]:
+    """The model's time of one step in each direction, the whole batch.
 
     A step meets, then takes as long as the slowest of: what its multiprocessor fetches from L2 (a
     multicast reads once for a cluster), writes to its shared memory, reads back from there for the
     products, multiplies, and exchanges with the card's memory.
     """
     size, dtype = width(cell.hidden), jnp.dtype(dtype)
-    where = "cluster" if joined(tiles.parts, tiles.cluster, layers) else "grid"
+    where = "cluster" if tiles.parts == tiles.cluster else "grid"
     before = isinstance(cell, GRU) and cell.reset == "before"
     found = {}
     for direction, memory in (("forward", tiles.forward), ("backward", tiles.backward)):
-        columns, total, tile = _shape(cell, direction, size // tiles.parts, size, dtype, layers)
+        columns, total, tile = _shape(cell, direction, size // tiles.parts, size, dtype)
         streamed = (total // memory.chunk - memory.resident) * memory.chunk * columns
         published = tiles.rows * (total if direction == "backward" else total * (1 + before))
         each = dtype.itemsize * tiles.warpgroups
@@ -267,7 +248,7 @@ def microseconds(cell: Any, tiles: Tiles, dtype: Any, layers: int = 1) -> dict[s
             tiles.warpgroups * M * columns * total * (dtype.itemsize / 2) / TENSOR,
             tiles.warpgroups * tiles.rows / M * (2 * tile.input + tile.fixed) / HBM,
         )
-        meet = MEET[where] * (1 + before) + REFILL * (layers > 1)
+        meet = MEET[where] * (1 + before)
         found[direction] = tiles.turns * (meet + GATES + max(rates))
     return found
 
