@@ -22,7 +22,9 @@ Peepholes = tuple[Array, Array, Array] | None
 def rnn(cell: RNN, a: Array) -> Array:
     """The hidden state after the step."""
     if cell.activation == "relu":
-        return jnp.maximum(a, jnp.zeros_like(a))  # jax.nn's carries a derivative that no kernel takes
+        return jnp.maximum(
+            a, jnp.zeros_like(a)
+        )  # jax.nn's carries a derivative that no kernel takes
     return ACTIVATIONS[cell.activation](a)
 
 

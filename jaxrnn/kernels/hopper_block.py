@@ -365,10 +365,7 @@ class Block:
         def release(j: Any) -> None:
             """The j-th product is done: what it read may be written over."""
             if streamed:
-
-                @pl.when((j >= 0) & (j < streamed))
-                def _() -> None:
-                    self._pass(chunk(j) + STREAM)
+                pl.when((j >= 0) & (j < streamed))(lambda: self._pass(chunk(j) + STREAM))
 
             @pl.when((j >= 0) & (j + memory.slots < total))
             def _() -> None:
