@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# threads of XLA's CPU: those that wait inside an interpreted GPU kernel must not take the last one
+os.environ.setdefault("NPROC", "16")
 
 import jax
 
