@@ -31,9 +31,13 @@ from jaxrnn.shapes import Array, Bool, Float, Int, Key
 from jaxrnn.text import Vocabulary
 
 Mode = Literal["categorical", "argmax", "after-space"]
+Implementation = Literal["xla", "pallas"]
 
 TEMPERATURES = (1e-30, 1e30)  # beyond them nothing changes but float32's patience
 CHUNK = 16  # characters that `stream` draws in one call of the device
+LAUNCH = (
+    256  # characters that the sampling kernel draws at most at once, whose noise is made before
+)
 
 
 def sample(
@@ -46,6 +50,7 @@ def sample(
     top_p: float | None = None,
     seed: int = 0,
     count: int = 1,
+    implementation: Implementation | None = None,
 ) -> str | list[str]:
     """Write on from `prime`.
 
@@ -59,15 +64,17 @@ def sample(
       top_p: draw among the fewest characters whose probabilities reach p (Holtzman et al. 2020).
       seed: 0 to 2^32 - 1; the same seed gives the same text on the same machine.
       count: how many texts; each is the one that its place in the count always gives.
+      implementation: "xla", or on a Hopper GPU "pallas", which draws all characters in one kernel with
+        the weights on the chip, without top_k and top_p; None for "xla".
 
     Returns:
       The text, prime included; a list of texts where count > 1.
 
     Raises:
-      InputError: for a value out of its range or a prime with characters that the model has never
-        seen; it says which.
+      InputError: for a value out of its range, a prime with characters that the model has never
+        seen, or an implementation that cannot run this; it says which.
     """
-    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, count)
+    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, count, implementation)
     _check_length(length)
     drawn = drawer.draw(length) if length else np.zeros((0, count), np.int32)
     texts = [prime + params.vocabulary.decode(drawn[:, row]) for row in range(count)]
@@ -83,12 +90,13 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    implementation: Implementation | None = None,
 ) -> Iterator[str]:
     """The text of `sample` in pieces, the prime first, each as soon as it is made.
 
     Arguments and errors are those of `sample`; `length=None` never ends.
     """
-    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, 1)
+    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, 1, implementation)
     if length is not None:
         _check_length(length)
     return _pieces(drawer, params, prime, length)
@@ -155,6 +163,7 @@ class _Drawer:
         top_p: float | None,
         seed: int,
         count: int,
+        implementation: Implementation | None = None,
     ) -> None:
         size = len(params.vocabulary)
         if not prime:
@@ -184,10 +193,22 @@ class _Drawer:
             jnp.asarray(params.vocabulary.whitespace()),
         )
         self.prime = params.vocabulary.encode(prime).astype(np.int32)
+        self.on_chip = None
+        if implementation not in (None, "xla"):
+            _check(implementation, params, count, self.truncate)
+            self.on_chip = _arrange(self.config, self.prepared, count)
         self.state = _begin(self.config, size, count, jnp.uint32(seed))
 
     def draw(self, length: int) -> np.ndarray:
         """The next `length` tokens, [length, B]; the first call reads the prime before it draws."""
+        if self.on_chip is None:
+            return self._advance(length)
+        if len(self.prime):
+            self._advance(0)
+        drawn = [self._launch(min(LAUNCH, length - at)) for at in range(0, length, LAUNCH)]
+        return np.concatenate(drawn)
+
+    def _advance(self, length: int) -> np.ndarray:
         prime, self.prime = self.prime, self.prime[:0]
         padded = np.zeros(_bucket(len(prime)), np.int32)
         padded[: len(prime)] = prime
@@ -201,6 +222,18 @@ class _Drawer:
             self.settings,
             mode=self.mode,
             truncate=self.truncate,
+            size=_bucket(length),
+        )
+        return np.asarray(drawn)[:length]
+
+    def _launch(self, length: int) -> np.ndarray:
+        self.state, drawn = launch(
+            self.config,
+            self.on_chip,
+            self.state,
+            np.int32(length),
+            self.settings,
+            mode=self.mode,
             size=_bucket(length),
         )
         return np.asarray(drawn)[:length]
@@ -240,6 +273,44 @@ def advance(
 
     drawn = jnp.zeros((size, batch), jnp.int32)
     return lax.fori_loop(0, prime_length + length, body, (state, drawn))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("mode", "size", "interpret"))
+def launch(
+    config: charlm.Config,
+    weights: Any,
+    state: State,
+    length: Int[Array, ""],
+    settings: Settings,
+    *,
+    mode: Mode,
+    size: int,
+    interpret: Any = False,
+) -> tuple[State, Int[Array, "N B"]]:
+    """`advance` without a prime, by the sampling kernel: the same characters but for rounding.
+
+    weights: from `hopper_sampling.arrange`. length: at least 1. interpret: as there.
+    """
+    from jaxrnn.kernels import hopper_sampling  # late, since Pallas takes a second
+
+    def noise(step: Array) -> Array:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.position + step)
+        shape = state.logits.shape[1:]
+        return settings.temperature * jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
+
+    carry, logits, drawn = hopper_sampling.run(
+        config.make_cell(),
+        weights,
+        state.carry,
+        state.logits,
+        state.last,
+        length,
+        None if mode == "argmax" else jax.vmap(noise)(jnp.arange(size, dtype=jnp.int32)),
+        settings.whitespace if mode == "after-space" else None,
+        size=size,
+        interpret=interpret,
+    )
+    return State(carry, logits, drawn[length - 1], state.position + length, state.keys), drawn
 
 
 def _on_chip(prepared: charlm.Prepared, length: Int[Array, ""]) -> charlm.Prepared:
@@ -287,6 +358,13 @@ def _truncate(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "
 _prepare = jax.jit(charlm.prepare)
 
 
+@partial(jax.jit, static_argnums=(0, 2))
+def _arrange(config: charlm.Config, prepared: charlm.Prepared, count: int) -> Any:
+    from jaxrnn.kernels import hopper_sampling
+
+    return hopper_sampling.arrange(config.make_cell(), prepared, count)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin(config: charlm.Config, size: int, count: int, seed: Array) -> State:
     key = jax.random.key(seed)
@@ -304,3 +382,24 @@ def _bucket(n: int) -> int:
 def _check_length(length: int) -> None:
     if not 0 <= length < 2**30:
         raise InputError(f"length must be from 0 to 2^30 - 1, not {length}")
+
+
+def _check(implementation: str, params: charlm.Params, count: int, truncate: bool) -> None:
+    """An InputError where the sampling kernel was asked for and cannot run."""
+    if implementation not in get_args(Implementation):
+        names = ", ".join(get_args(Implementation))
+        raise InputError(f"implementation must be one of {names} or None, not {implementation!r}")
+    platform = accelerator.device().platform
+    reason: str | None
+    if platform != "gpu":
+        reason = f"it runs on a Hopper GPU and this is a {platform.upper()}"
+    elif truncate:
+        reason = "it draws without top_k and top_p; use 'xla'"
+    else:
+        from jaxrnn.kernels import hopper_sampling
+
+        config, size = params.config, len(params.vocabulary)
+        cell, dtype = config.make_cell(), config.dtype
+        reason = hopper_sampling.obstacle(cell, config.layers, size, count, dtype)
+    if reason:
+        raise InputError(f"implementation {implementation!r} cannot run this: {reason}")

@@ -128,16 +128,16 @@ def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict
     wide = [name for name in arrays.outputs if name not in arrays.over]
     staged = sum(_gates(arrays.outputs[name], arrays) for name in wide)
     scratch = {
-        "kept": _smem((memory.resident, count, memory.chunk), dtype),
-        "ring": _smem((each, memory.slots, M, memory.chunk), dtype),
-        "narrow": _smem((each, steps.published, M, units), dtype),
-        "wide": _smem((each, max(staged, len(arrays.initial)), M, units), jnp.float32),
+        "kept": smem((memory.resident, count, memory.chunk), dtype),
+        "ring": smem((each, memory.slots, M, memory.chunk), dtype),
+        "narrow": smem((each, steps.published, M, units), dtype),
+        "wide": smem((each, max(staged, len(arrays.initial)), M, units), jnp.float32),
         "loaded": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),
         "begun": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=each),
         "fetched": plgpu.Barrier(num_barriers=(each, memory.slots)),
     }
     if memory.resident * memory.chunk < depth_k:
-        scratch["passing"] = _smem((each, STREAM, count, memory.chunk), dtype)
+        scratch["passing"] = smem((each, STREAM, count, memory.chunk), dtype)
         scratch["passed"] = plgpu.Barrier(num_barriers=(each, STREAM))
     if tiles.cluster > 1:
         peers: dict[str, Any] = {"collective_axes": ("peer",)}
@@ -145,7 +145,7 @@ def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict
         if tiles.cluster == tiles.parts:
             scratch["met"] = plgpu.ClusterBarrier(num_barriers=each, **peers)
     for name, x in arrays.inputs.items():
-        scratch[f"slots_{name}"] = _smem((each, memory.depth, _gates(x, arrays), M, units), x.dtype)
+        scratch[f"slots_{name}"] = smem((each, memory.depth, _gates(x, arrays), M, units), x.dtype)
     arrivals = sum(_gates(x, arrays) for x in arrays.inputs.values())
     scratch["arrived"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=(each, memory.depth))
     return scratch
@@ -222,7 +222,7 @@ class Block:
             plgpu.copy_gmem_to_smem(source, self._own(refs.wide.at[mine, k]), refs.begun.at[mine])
         plgpu.barrier_wait(refs.begun.at[mine])
         state = {
-            name: _load(refs.wide.at[mine, k], layout=plgpu.Layout.WGMMA)
+            name: load(refs.wide.at[mine, k], layout=plgpu.Layout.WGMMA)
             for k, name in enumerate(names)
         }
         if self._steps.begin is not None:
@@ -263,7 +263,7 @@ class Block:
             plgpu.barrier_wait(self._refs.arrived.at[self._warpgroup, self._slot(self._s)])
         slots = getattr(self._refs, f"slots_{name}").at[self._warpgroup, self._slot(self._s)]
         count = _gates(self._arrays.inputs[name], self._arrays)
-        tiles = [_load(slots.at[k], layout=plgpu.Layout.WGMMA) for k in range(count)]
+        tiles = [load(slots.at[k], layout=plgpu.Layout.WGMMA) for k in range(count)]
         return tuple(tile.astype(jnp.float32) for tile in tiles)
 
     def vector(self, k: int) -> Tile:
@@ -280,12 +280,12 @@ class Block:
 
     def _vector(self, k: int) -> Tile:
         row = self._refs.vectors.at[k, self._columns(0)]
-        row = _load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+        row = load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
         return lax.broadcast_in_dim(row, (M, self._units), (1,))
 
     def _mark(self, k: int) -> Array:
         marks = self._refs.marks.at[k, self.t, self._block]
-        column = _load(marks, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+        column = load(marks, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
         return lax.broadcast_in_dim(column, (M, self._units), (0,)) != 0
 
     def _slot(self, s: Any) -> Any:
@@ -381,7 +381,7 @@ class Block:
         def multiply(accumulator: Any) -> Array:
             def one(j: Any, weights: Any) -> None:
                 plgpu.barrier_wait(refs.fetched.at[mine, slot(j)])
-                plgpu.wgmma(accumulator, refs.ring.at[mine, slot(j)], _turned(weights))
+                plgpu.wgmma(accumulator, refs.ring.at[mine, slot(j)], turned(weights))
                 plgpu.wgmma_wait(1)
                 release(j - 1)
 
@@ -418,7 +418,7 @@ class Block:
             )
         elif self._tiles.cluster > 1:
             plgpu.barrier_wait(self._refs.met.at[self._warpgroup])
-        _fence()
+        fence()
 
     # --- what is put out -------------------------------------------------------------------------
 
@@ -486,13 +486,13 @@ def _gates(x: Any, arrays: Arrays) -> int:
     return x.shape[-1] // next(iter(arrays.initial.values())).shape[-1]
 
 
-def _smem(shape: tuple[int, ...], dtype: Any) -> Any:
+def smem(shape: tuple[int, ...], dtype: Any) -> Any:
     width, itemsize = swizzle(shape[-1], dtype), jnp.dtype(dtype).itemsize
     tiling = plgpu.TilingTransform((8, width // itemsize))
     return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(width)))
 
 
-def _load(ref: Any, **options: Any) -> Array:
+def load(ref: Any, **options: Any) -> Array:
     """`plgpu.load`, which wants an index as well in JAX 0.10."""
     index = inspect.signature(plgpu.load).parameters.get("idx")
     wanted = index is not None and index.default is inspect.Parameter.empty
@@ -500,12 +500,12 @@ def _load(ref: Any, **options: Any) -> Array:
 
 
 @plgpu.inline_mgpu()
-def _fence(_: Any) -> None:
+def fence(_: Any) -> None:
     """What threads have seen of the others' memory, TMA is to see as well."""
     nvvm.fence_proxy(nvvm.ProxyKind.async_global)
 
 
-def _turned(ref: Any) -> Any:
+def turned(ref: Any) -> Any:
     """The transpose of a reference; a function of its own in JAX 0.10."""
     if hasattr(ref, "transpose"):
         return ref.transpose((1, 0))

@@ -19,8 +19,9 @@ The equations are those of `jaxrnn.kernels.elementwise`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,25 @@ State = dict[str, Tile]
 Kept = dict[str, tuple[Tile, ...]]
 
 
+@runtime_checkable
+class Units(Protocol):
+    """What a step forward asks of its kernel: a `Block`, or a `Part` of the sampling kernel."""
+
+    t: Any
+
+    def product(self, sources: Sequence[tuple[str, int]], gates: range) -> tuple[Tile, ...]: ...
+
+    def take(self, name: str) -> tuple[Tile, ...]: ...
+
+    def vector(self, k: int) -> Tile: ...
+
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Any) -> None: ...
+
+
 def forward(cell: Any, keep: bool) -> Steps:
     """One step of this cell; keep: put out what its way back needs."""
-    step, products = _FORWARD[_kind(cell)]
-    return Steps(f"{_name(cell)}_forward", _begin, partial(_forward, cell, step, keep), products, 1)
+    one, products = _FORWARD[_kind(cell)]
+    return Steps(f"{_name(cell)}_forward", _begin, partial(_forward, cell, one, keep), products, 1)
 
 
 def step(cell: Any) -> Any:
@@ -46,9 +62,9 @@ def step(cell: Any) -> Any:
 
 def backward(cell: Any) -> Steps:
     """The way back through one step of this cell."""
-    step, products, published = _BACKWARD[_kind(cell)]
+    one, products, published = _BACKWARD[_kind(cell)]
     name = f"{_name(cell)}_backward"
-    return Steps(name, None, partial(_backward, cell, step), products, published)
+    return Steps(name, None, partial(_backward, cell, one), products, published)
 
 
 def order_of_gates(cell: Any) -> tuple[int, ...]:
@@ -83,18 +99,18 @@ def _forward(cell: Any, step: Any, keep: bool, block: Block, state: State) -> St
     return after
 
 
-def _recurrent(block: Block, gates: range, source: str = "previous_hidden") -> tuple[Tile, ...]:
+def _recurrent(block: Units, gates: range, source: str = "previous_hidden") -> tuple[Tile, ...]:
     return block.product([(source, 0)], gates)
 
 
-def _rnn(cell: RNN, block: Block, state: State) -> tuple[State, Kept]:
+def _rnn(cell: RNN, block: Units, state: State) -> tuple[State, Kept]:
     (recurrent,) = _recurrent(block, range(1))
     (x,) = block.take("gx")
     hidden = elementwise.rnn(cell, x + recurrent)
     return {"hidden": hidden}, {"gates": (hidden,)}
 
 
-def _lstm(cell: LSTM, block: Block, state: State) -> tuple[State, Kept]:
+def _lstm(cell: LSTM, block: Units, state: State) -> tuple[State, Kept]:
     recurrent = _recurrent(block, range(4))
     a = [x + z for x, z in zip(block.take("gx"), recurrent, strict=True)]
     before = state["cell"]
@@ -103,11 +119,11 @@ def _lstm(cell: LSTM, block: Block, state: State) -> tuple[State, Kept]:
     return after, {"gates": now.gates, "previous_cell": (before,)}
 
 
-def _peepholes(cell: LSTM, block: Block) -> elementwise.Peepholes:
+def _peepholes(cell: LSTM, block: Units) -> elementwise.Peepholes:
     return (block.vector(0), block.vector(1), block.vector(2)) if cell.peephole else None
 
 
-def _gru_after(cell: GRU, block: Block, state: State) -> tuple[State, Kept]:
+def _gru_after(cell: GRU, block: Units, state: State) -> tuple[State, Kept]:
     recurrent = _recurrent(block, range(3))
     x = block.take("gx")
     z, r = (jax.nn.sigmoid(x[k] + recurrent[k]) for k in range(2))
@@ -117,7 +133,7 @@ def _gru_after(cell: GRU, block: Block, state: State) -> tuple[State, Kept]:
     return {"hidden": hidden}, {"gates": (z, r, n), "q": (q,)}
 
 
-def _gru_before(cell: GRU, block: Block, state: State) -> tuple[State, Kept]:
+def _gru_before(cell: GRU, block: Units, state: State) -> tuple[State, Kept]:
     recurrent = _recurrent(block, range(2))
     x = block.take("gx")
     z, r = (jax.nn.sigmoid(x[k] + recurrent[k]) for k in range(2))
