@@ -17,24 +17,20 @@ other row, and go nowhere.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir.dialects import nvvm
 
-from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles, swizzle
-from jaxrnn.kernels.inputs import vary_like
+from jaxrnn.kernels.hopper_mosaic import Like, fence, launch, load, smem, turned
+from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles
 from jaxrnn.shapes import Array
 
 Tile = Array  # [64, units of a part] float32, in registers as a wgmma leaves it
-Like = jax.ShapeDtypeStruct
 
 
 class Arrays(NamedTuple):
@@ -99,25 +95,18 @@ def call(
         Block(arrays, tiles, memory, steps, reverse, refs_by_name).run()
 
     body.__name__ = steps.name
-    cluster: dict[str, Any] = {}
-    if tiles.cluster > 1:
-        cluster = {"cluster": (tiles.cluster,), "cluster_names": ("peer",)}
-    kernel = plgpu.kernel(
+    return launch(
         body,
-        out_type=tuple(made.values()),
+        given,
+        made,
+        tiles.cluster,
         scratch_types=_scratch(steps, arrays, tiles, memory),
         grid=(tiles.groups, tiles.parts // tiles.cluster),
         grid_names=("group", "bundle"),
         num_threads=tiles.warpgroups,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=arrays.weights.dtype.itemsize < 4),
         interpret=interpret or None,
-        **cluster,
     )
-    # with a batch of calls the grid would grow past the device, and its CTAs wait for ever
-    one_at_a_time = jax.custom_batching.sequential_vmap(kernel)
-    results = vary_like(one_at_a_time(*given.values()), given)
-    return dict(zip(made, results, strict=True))
 
 
 def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
@@ -484,29 +473,3 @@ class Block:
 def _gates(x: Any, arrays: Arrays) -> int:
     """How many arrays of width H stand side by side in x."""
     return x.shape[-1] // next(iter(arrays.initial.values())).shape[-1]
-
-
-def smem(shape: tuple[int, ...], dtype: Any) -> Any:
-    width, itemsize = swizzle(shape[-1], dtype), jnp.dtype(dtype).itemsize
-    tiling = plgpu.TilingTransform((8, width // itemsize))
-    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(width)))
-
-
-def load(ref: Any, **options: Any) -> Array:
-    """`plgpu.load`, which wants an index as well in JAX 0.10."""
-    index = inspect.signature(plgpu.load).parameters.get("idx")
-    wanted = index is not None and index.default is inspect.Parameter.empty
-    return plgpu.load(ref, *([()] if wanted else []), **options)
-
-
-@plgpu.inline_mgpu()
-def fence(_: Any) -> None:
-    """What threads have seen of the others' memory, TMA is to see as well."""
-    nvvm.fence_proxy(nvvm.ProxyKind.async_global)
-
-
-def turned(ref: Any) -> Any:
-    """The transpose of a reference; a function of its own in JAX 0.10."""
-    if hasattr(ref, "transpose"):
-        return ref.transpose((1, 0))
-    return plgpu.transpose_ref(ref, (1, 0))

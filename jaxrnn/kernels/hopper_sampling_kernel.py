@@ -23,14 +23,14 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels import hopper_cells
-from jaxrnn.kernels.hopper_block import Like, Tile, fence, load, smem, turned
+from jaxrnn.kernels.hopper_block import Tile
+from jaxrnn.kernels.hopper_mosaic import Like, fence, launch, load, smem, turned
 from jaxrnn.kernels.hopper_tiles import M
 from jaxrnn.shapes import Array
 
@@ -105,22 +105,16 @@ def call(cell: Any, arrays: Arrays, cut: Cut, size: int, interpret: Any) -> dict
         Part(cell, arrays, cut, SimpleNamespace(**named, **scratch)).run()
 
     kernel.__name__ = f"{type(cell).__name__.lower()}_sampling"
-    cluster: dict[str, Any] = {}
-    if cut.cluster > 1:
-        cluster = {"cluster": (cut.cluster,), "cluster_names": ("peer",)}
-    run = plgpu.kernel(
+    return launch(
         kernel,
-        out_type=tuple(made.values()),
+        given,
+        made,
+        cut.cluster,
         scratch_types=_scratch(arrays, cut),
         grid=(cut.parts // cut.cluster,),
         grid_names=("bundle",),
-        compiler_params=plgpu.CompilerParams(approx_math=dtype.itemsize < 4),
         interpret=interpret or None,
-        **cluster,
     )
-    # with a batch of calls the grid would grow past the device, and its CTAs wait for ever
-    out = jax.custom_batching.sequential_vmap(run)(*given.values())
-    return dict(zip(made, out, strict=True))
 
 
 def _scratch(arrays: Arrays, cut: Cut) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""What the Hopper kernels ask of Pallas Mosaic GPU, on every JAX that is supported."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir.dialects import nvvm
+
+from jaxrnn.kernels.hopper_tiles import swizzle
+from jaxrnn.kernels.inputs import vary_like
+from jaxrnn.shapes import Array
+
+Like = jax.ShapeDtypeStruct
+
+
+def launch(
+    body: Any, given: dict[str, Any], made: dict[str, Like], cluster: int, **options: Any
+) -> dict[str, Array]:
+    """What a kernel makes, by name; options: of `plgpu.kernel`. A cluster's axis is "peer"."""
+    if cluster > 1:
+        options |= {"cluster": (cluster,), "cluster_names": ("peer",)}
+    approximate = given["weights"].dtype.itemsize < 4
+    params = plgpu.CompilerParams(approx_math=approximate)
+    kernel = plgpu.kernel(body, out_type=tuple(made.values()), compiler_params=params, **options)
+    # with a batch of calls the grid would grow past the device, and its CTAs wait for ever
+    one_at_a_time = jax.custom_batching.sequential_vmap(kernel)
+    results = vary_like(one_at_a_time(*given.values()), given)
+    return dict(zip(made, results, strict=True))
+
+
+def smem(shape: tuple[int, ...], dtype: Any) -> Any:
+    width, itemsize = swizzle(shape[-1], dtype), jnp.dtype(dtype).itemsize
+    tiling = plgpu.TilingTransform((8, width // itemsize))
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(width)))
+
+
+def load(ref: Any, **options: Any) -> Array:
+    """`plgpu.load`, which wants an index as well in JAX 0.10."""
+    index = inspect.signature(plgpu.load).parameters.get("idx")
+    wanted = index is not None and index.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if wanted else []), **options)
+
+
+@plgpu.inline_mgpu()
+def fence(_: Any) -> None:
+    """What threads have seen of the others' memory, TMA is to see as well."""
+    nvvm.fence_proxy(nvvm.ProxyKind.async_global)
+
+
+def turned(ref: Any) -> Any:
+    """The transpose of a reference; a function of its own in JAX 0.10."""
+    if hasattr(ref, "transpose"):
+        return ref.transpose((1, 0))
+    return plgpu.transpose_ref(ref, (1, 0))
