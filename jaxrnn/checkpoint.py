@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -293,6 +294,7 @@ def _quieten_orbax() -> None:
     was raised in `save`, `wait` or `restore` already.
     """
     logging.getLogger("asyncio").addFilter(_told_already)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = sys.unraisablehook
     if getattr(before, "__name__", "") == "drop_abandoned_tasks":
         return

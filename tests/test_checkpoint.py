@@ -25,12 +25,9 @@ from jaxrnn.checkpoint import Checkpoints, load
 from jaxrnn.errors import InputError
 from jaxrnn.report import Report
 
-# A read or write that fails leaves coroutines of orbax behind, in the tests' own process; that the
-# commands stay silent about them is tested on a process of their own.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+# A read or write that fails leaves tasks of orbax behind, in the tests' own process; that the commands
+# stay silent about them is tested on a process of their own.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 LSTM = change(CONFIG, cell="lstm", layers=2, steps=8)  # checkpoints at 4 and 8
 
