@@ -302,7 +302,7 @@ class _disk:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not distributed.lost(error):
             raise OSError(
                 f"could not save to {self._directory}: {_first_line(error)}; "
                 "the checkpoints before it are intact"

@@ -1,6 +1,6 @@
 """Many processes, one training: how they find one another, and how they come to agree.
 
-    start("host0:7000", process=1, count=4)       # or start(), where a cluster's manager says it all
+    start(Processes(coordinator="host0:7000", process_id=1, num_processes=4))
     corpus = together(lambda: read(...))           # what is wrong for one is wrong for all
     settings = gather(settings)                    # of every process, in the order of their numbers
 
@@ -11,6 +11,7 @@ themselves (`_meet`), where there is time to say what is wrong.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import time
@@ -24,47 +25,67 @@ from jax.experimental import multihost_utils
 
 from jaxrnn.errors import InputError
 
-PATIENCE = 60.0  # seconds that processes wait for one another at the start
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 
 T = TypeVar("T")
 
 
-def start(
-    coordinator: str | None = None,
-    process: int | None = None,
-    count: int | None = None,
-    patience: float = PATIENCE,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which of several processes this is."""
+
+    distributed: bool = False
+    """One of several processes; SLURM, Open MPI, Kubernetes or a Cloud TPU says which."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where nothing else says it; with the next two."""
+    process_id: int | None = None
+    """The number of this process, from 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    connect_timeout: float = 60.0
+    """Seconds that processes wait for one another at the start."""
+
+    def __post_init__(self) -> None:
+        told = self.coordinator, self.process_id, self.num_processes
+        if told == (None, None, None):
+            return
+        if self.coordinator is None or self.process_id is None or self.num_processes is None:
+            raise InputError(
+                "--coordinator, --process-id and --num-processes go together: give all or none"
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"--process-id must be from 0 to {self.num_processes - 1}, below --num-processes "
+                f"{self.num_processes}, not {self.process_id}"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(
+                f"--coordinator must be HOST:PORT, as in host0:7000, not {self.coordinator!r}"
+            )
+
+
+def start(processes: Processes) -> None:
     """Make this process one of several; `jax.devices()` are then those of all. Call it first of all.
 
-    Args:
-      coordinator: host:port of process 0; with None what SLURM, Open MPI, Kubernetes or a Cloud TPU
-        says.
-      process: this one's number, from 0; with `coordinator`.
-      count: of processes; with `coordinator`.
-      patience: seconds to wait for the others.
-
     Raises:
-      InputError: where something is not given, does not fit or is asked for by another process too, or
-        where the others do not come in time.
+      InputError: where a number is asked for by another process too, or the others do not come in
+        time.
     """
-    if coordinator is None:
-        if process is not None or count is not None:
-            raise InputError("--process-id and --num-processes need --coordinator HOST:PORT too")
-        _initialize(patience)
+    patience = processes.connect_timeout
+    if processes.coordinator is None:
+        if processes.distributed:
+            _initialize(patience)
         return
-    if process is None or count is None:
-        raise InputError("--coordinator needs --process-id and --num-processes too")
-    if not 0 <= process < count:
-        raise InputError(
-            f"--process-id must be from 0 to {count - 1}, below --num-processes {count}, not {process}"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"--coordinator must be HOST:PORT, as in host0:7000, not {coordinator!r}")
-    _meet(host, int(port), process, count, patience)
-    _initialize(patience, coordinator_address=coordinator, process_id=process, num_processes=count)
+    host, _, port = processes.coordinator.rpartition(":")
+    number, count = processes.process_id or 0, processes.num_processes or 1
+    _meet(host, int(port), number, count, patience)
+    _initialize(
+        patience,
+        coordinator_address=processes.coordinator,
+        process_id=number,
+        num_processes=count,
+    )
 
 
 def _initialize(patience: float, **where: Any) -> None:
@@ -95,6 +116,12 @@ def gather(value: Any) -> list[Any]:
     padded[: raw.size] = raw
     all_of_them = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(all_of_them, sizes, strict=True)]
+
+
+def lost(error: BaseException) -> bool:
+    """Whether this is how JAX says that another process is gone; it says so in many ways."""
+    words = "Gloo", "barrier", "Barrier", "coordination", "DEADLINE_EXCEEDED", "UNAVAILABLE"
+    return jax.process_count() > 1 and any(word in str(error) for word in words)
 
 
 class Told(InputError):

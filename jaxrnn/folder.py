@@ -20,6 +20,7 @@ from jaxrnn.text import Vocabulary
 FREE = {
     "name", "data", "glob", "preset", "workdir", "overwrite", "accelerator", "sample_prime",
     "tensorboard", "mesh", "distributed", "coordinator", "process_id", "num_processes",
+    "connect_timeout",
     "steps", "epochs", "learning_rate", "schedule", "warmup", "beta2", "clip_norm", "accumulate",
     "log_every", "eval_every", "sample_every", "memory_map", "implementation",
     "dropout", "weight_dropout",

@@ -60,14 +60,7 @@ class Config:
     mesh: str | None = None
     """How the devices share the work, as in data=8,model=2: rows of the batch over data, units of the
     layers over model; without it all devices on data."""
-    distributed: bool = False
-    """One of several processes; SLURM, Open MPI, Kubernetes and Cloud TPUs say which."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, where nobody else says it (with --process-id and --num-processes)."""
-    process_id: int | None = None
-    """This process, from 0."""
-    num_processes: int | None = None
-    """How many processes there are."""
+    processes: distributed.Processes = dataclasses.field(default_factory=distributed.Processes)
     sample_prime: str | None = None
     """How the samples begin that are written while training; without it a new line."""
     tensorboard: bool = False
@@ -126,14 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before there is a state to save
         return 128 + signal.SIGINT
     except Exception as error:
-        if jax.process_count() == 1:
+        if not distributed.lost(error):
             raise
         print(f"error: {_lost(error)}", file=sys.stderr)
         return _leave(1)
 
 
 def _lost(error: Exception) -> str:
-    """What to say where a computation of several processes broke; JAX says it in many ways."""
+    """What to say where a computation of several processes broke off."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost the others ({why}); the "
@@ -166,8 +159,7 @@ def parse(argv: Sequence[str]) -> Config:
 
 def run(config: Config) -> int:
     """Train as configured, on the screen and in the run's folder. Returns the exit status."""
-    if config.distributed or config.coordinator or config.process_id is not None:
-        distributed.start(config.coordinator, config.process_id, config.num_processes)
+    distributed.start(config.processes)
     accelerator.use(config.accelerator)
     workdir = config.workdir or default_workdir(config)
     with folder.held(workdir):

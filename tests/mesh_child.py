@@ -1,0 +1,94 @@
+"""Trains on meshes of 8 CPU devices, in a process of its own, since a process has so many or not.
+
+python tests/mesh_child.py OUTPUT    # JSON: by cell, implementation and mesh, what came out
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrnn import charlm, mesh, text, training
+from jaxrnn.evaluation import evaluate
+from jaxrnn.feed import place
+
+TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
+CORPUS = text.corpus(TEXT)
+MODELS = {
+    "lstm": charlm.Config(
+        "lstm", hidden=16, embed=6, peephole=True, dropout=0.3, weight_dropout=0.2
+    ),
+    "layers": charlm.Config("lstm", layers=2, hidden=16, embed=6),
+    "rnn": charlm.Config("rnn", hidden=16, embed=0),
+    "gru-before": charlm.Config("gru", hidden=16, embed=6),
+    "gru-after": charlm.Config("gru", hidden=16, embed=16, tie=True, reset="after"),
+}
+DATA = [{"data": n} for n in (1, 2, 4, 8)]
+BOTH = [{"data": 1, "model": 2}, {"data": 4, "model": 2}, {"data": 2, "model": 4}]
+RUNS = {
+    ("lstm", "scan"): [*DATA, BOTH[1]],
+    ("lstm", "xla"): [*DATA, *BOTH],
+    ("lstm", "native"): DATA,
+    ("layers", "xla"): [DATA[0], BOTH[1]],
+    ("rnn", "xla"): [DATA[0], BOTH[1]],
+    ("gru-before", "xla"): [DATA[0], BOTH[1]],
+    ("gru-before", "scan"): [DATA[0], BOTH[1]],
+    ("gru-after", "xla"): [DATA[0], BOTH[1]],
+    ("gru-after", "native"): [DATA[0], DATA[2]],
+}
+STEPS = 6
+
+
+def train(config: training.Config, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
+    """Losses, gradient norms, the validation loss and the weights after STEPS steps."""
+    optimizer = training.make_optimizer(config, STEPS)
+    source, batches = place(CORPUS.tokens, memory_map, devices=devices), config.batches(CORPUS)
+    state = training.begin(config, optimizer, CORPUS.vocabulary, devices)
+    curves = []
+    for n in range(0, STEPS, 3):
+        ahead = range(n, n + 3)
+        windows = source.windows(np.stack([batches.starts(m) for m in ahead]), config.seq_len)
+        fresh = np.array([batches.fresh(m) for m in ahead])
+        state, metrics = training.run_steps(
+            config, optimizer, devices, state, source.tokens, windows, fresh, 3
+        )
+        curves.append([np.asarray(metric).tolist() for metric in metrics])
+    w_h = state.params.layers[0].w_h
+    return {
+        "curves": np.concatenate(curves, axis=1).tolist(),
+        "validation": evaluate(state.params, source, CORPUS, config.batch, config.seq_len),
+        "weights": np.concatenate(
+            [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(mesh.whole(state.params))]
+        ).tolist(),
+        "part": [w_h.addressable_shards[0].data.size, w_h.size],
+        "programs": training.run_steps._cache_size(),
+    }
+
+
+def main(output: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    found: dict[str, Any] = {}
+    for (name, implementation), meshes in RUNS.items():
+        config = training.Config(
+            MODELS[name], batch=16, seq_len=8, steps=STEPS, warmup=2, log_every=3, eval_every=3,
+            sample_every=0, accumulate=2 if name == "layers" else 1, implementation=implementation,
+        )  # fmt: skip
+        for sizes in meshes:
+            count = sizes["data"] * sizes.get("model", 1)
+            devices = mesh.make(sizes, jax.devices()[:count])
+            training.run_steps.clear_cache()
+            key = f"{name} {implementation} {json.dumps(sizes)}"
+            found[key] = train(config, devices)
+    config = dataclasses.replace(config, implementation="xla")
+    found["from a file"] = train(config, mesh.make(DATA[3]), "always")
+    found["from the device"] = train(config, mesh.make(DATA[3]))
+    Path(output).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
