@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -31,15 +32,21 @@ class Feed(NamedTuple):
         """
         if self.tokens is not None:
             return starts.astype(np.int32)
-        places = np.minimum(starts[..., None] + np.arange(seq_len + 1), len(self.text) - 1)
-        return np.moveaxis(self.text[places], -1, -2)
+        text, rows = np.asarray(self.text), starts.reshape(-1)
+        windows = np.empty((len(rows), seq_len + 1), text.dtype)
+        for at in range(0, len(rows), ROWS):
+            places = rows[at : at + ROWS, None] + np.arange(seq_len + 1)
+            windows[at : at + ROWS] = text[np.minimum(places, len(text) - 1)]
+            _let_go(self.text)
+        return np.moveaxis(windows.reshape(*starts.shape, seq_len + 1), -1, -2)
 
 
 def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None = None) -> Feed:
     """Put a text where the steps will read it.
 
     Args:
-      tokens: [N] unsigned integers.
+      tokens: [N] unsigned integers, in memory or memory-mapped. Those mapped already are read where
+        they are, if they are not to be on the device.
       memory_map: "auto" keeps the text on the device where it takes no more than a quarter of the
         memory there, else in a file; "always" and "never" say so.
       run: the folder for that file, tokens.npy.
@@ -47,7 +54,7 @@ def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None =
     room = accelerator.memory() or HOST_ROOM
     if memory_map == "never" or (memory_map == "auto" and tokens.nbytes <= room // 4):
         return Feed(jnp.asarray(tokens), tokens)
-    if run is None:
+    if run is None or isinstance(tokens, np.memmap):
         return Feed(None, tokens)
     path = run / "tokens.npy"
     np.save(path, tokens)
@@ -55,6 +62,16 @@ def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None =
 
 
 HOST_ROOM = 4 << 30  # bytes, where the device does not say what it has
+ROWS = 1024  # read from a file at a time; each makes some 64 kB of it resident
+
+
+def _let_go(text: np.ndarray) -> None:
+    """Let go of the pages of a memory-mapped text, which else count as this process's memory.
+
+    They stay in the system's cache for the next time.
+    """
+    if isinstance(text.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        text.base.madvise(mmap.MADV_DONTNEED)
 
 
 def gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 B"]:

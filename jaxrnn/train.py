@@ -19,7 +19,7 @@ from typing import Any, Literal
 import filelock
 import tyro
 
-from jaxrnn import accelerator, charlm, checkpoint, sampling, sources, text, training
+from jaxrnn import accelerator, charlm, checkpoint, sampling, sources, text, tokens, training
 from jaxrnn.errors import InputError
 from jaxrnn.report import Report
 
@@ -35,8 +35,8 @@ class Config:
     settings of the lecture's code), shakespeare (the best that 15 CPU minutes buy)."""
     data: tuple[str, ...] = ("play",)
     """What to learn from: files, folders, "-" (standard input), "shakespeare" (Tiny Shakespeare,
-    downloaded once) or "play" (an original play, written on the spot by a grammar whose entropy is
-    known exactly)."""
+    downloaded once), "play" (an original play, written on the spot by a grammar whose entropy is
+    known exactly), or one folder that python -m jaxrnn.prepare made."""
     glob: str | None = None
     """Which files of a folder, as in "*.c"; without it "*.txt"."""
     bytes: bool = False
@@ -156,18 +156,18 @@ def default_workdir(config: Config) -> Path:
 def _run(config: Config, workdir: Path) -> int:
     model = _dtype_of_the_run(config.training.model, workdir, config.overwrite).resolved()
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, model=model))
-    source = sources.read(config.data, config.glob, config.bytes)
-    corpus = text.corpus(source.content, source.nats)
+    name, corpus = _corpus(config)
+    config = dataclasses.replace(config, bytes=corpus.vocabulary.by_bytes)
     batches = config.training.batches(corpus)
     total = config.training.total_steps(batches)
     prime = _sample_prime(config, corpus)
-    description = {**_plain(config), "text": {"name": source.name, "sha256": corpus.sha256}}
+    description = {**_plain(config), "text": {"name": name, "sha256": corpus.sha256}}
     if config.overwrite:
         _clear(workdir)
     _check_same_run(workdir, description, corpus.vocabulary)
     checkpoint.write_description(workdir, description, corpus.vocabulary)
 
-    _introduce(config, workdir, source.name, corpus, total)
+    _introduce(config, workdir, name, corpus, total)
     characters = config.training.batch * config.training.seq_len
     report = Report(workdir, characters, corpus.floor, prime, config.tensorboard)
     stop = _Signals()
@@ -178,6 +178,23 @@ def _run(config: Config, workdir: Path) -> int:
         return stop.status
     print(f'done. Now: python -m jaxrnn.generate {workdir} --prime "{_example_prime(corpus)}"')
     return 0
+
+
+def _corpus(config: Config) -> tuple[str, text.Corpus]:
+    """What --data names, and its short name: a prepared folder as it is, else a text, read whole."""
+    prepared = [word for word in config.data if tokens.is_prepared(word)]
+    prepared = [word for word in prepared if word not in sources.NAMED]
+    if not prepared:
+        source = sources.read(config.data, config.glob, config.bytes)
+        return source.name, text.corpus(source.content, source.nats)
+    if len(config.data) > 1:
+        raise InputError(
+            f"{prepared[0]} is a prepared text and is trained on alone; prepare all texts together"
+        )
+    if config.glob is not None or config.bytes:
+        flag = "--bytes" if config.glob is None else "--glob"
+        raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
+    return tokens.meta(prepared[0]).name, tokens.corpus(prepared[0])
 
 
 def _dtype_of_the_run(model: charlm.Config, workdir: Path, overwrite: bool) -> charlm.Config:
