@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import accelerator
+from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Int, UInt
 
 MemoryMap = Literal["auto", "always", "never"]
@@ -48,19 +49,34 @@ def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None =
       tokens: [N] unsigned integers, in memory or memory-mapped. Those mapped already are read where
         they are, if they are not to be on the device.
       memory_map: "auto" keeps the text on the device where it takes no more than a quarter of the
-        memory there, else in a file; "always" and "never" say so.
+        memory there, else in a file; "always" and "never" say so. Where the device shares the host's
+        memory, "auto" leaves a text that is mapped already as it is.
       run: the folder for that file, tokens.npy.
+
+    Raises:
+      InputError: "never" for a text longer than the device can count.
     """
-    room = accelerator.memory() or HOST_ROOM
-    if memory_map == "never" or (memory_map == "auto" and tokens.nbytes <= room // 4):
-        return Feed(jnp.asarray(tokens), tokens)
-    if run is None or isinstance(tokens, np.memmap):
+    mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
+    room = accelerator.memory()
+    if room is None:
+        room = 0 if mapped else HOST_ROOM
+    if memory_map == "never" and not countable:
+        raise InputError(
+            f"a text of {len(tokens):,} tokens is too long for --memory-map never, which counts "
+            f"to {LONGEST:,}; use auto"
+        )
+    if memory_map == "never" or (memory_map == "auto" and countable and tokens.nbytes <= room // 4):
+        there = jnp.asarray(tokens).block_until_ready()
+        _let_go(tokens)
+        return Feed(there, tokens)
+    if run is None or mapped:
         return Feed(None, tokens)
     path = run / "tokens.npy"
     np.save(path, tokens)
     return Feed(None, np.load(path, mmap_mode="r"))
 
 
+LONGEST = 2**31 - 2**20  # tokens on the device, whose places are int32, with room for a row beyond
 HOST_ROOM = 4 << 30  # bytes, where the device does not say what it has
 ROWS = 1024  # read from a file at a time; each makes some 64 kB of it resident
 
