@@ -557,8 +557,8 @@ def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     mapped = np.memmap(tmp_path / "tokens.bin", np.uint8, "r")
     assert feed.place(mapped, "auto", tmp_path).text is mapped  # a CPU's memory is the host's
     assert feed.place(mapped, "auto", tmp_path).tokens is None
-    for tokens, where in (plain, "auto"), (mapped, "never"):
-        there = feed.place(tokens, where, tmp_path).tokens
+    for held, where in (plain, "auto"), (mapped, "never"):
+        there = feed.place(held, where, tmp_path).tokens
         assert there is not None
         np.testing.assert_array_equal(there, plain)
     monkeypatch.setattr(feed.accelerator, "memory", lambda: 10_000)
