@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxrnn import sources, text, tokens
+from jaxrnn import files, text, tokens
 from jaxrnn.errors import InputError
 
 NOTE_EVERY = 10.0  # seconds between notes of how far it is
@@ -55,7 +55,7 @@ class State:
     ordered: tokens in tokens.bin.
     """
 
-    place: sources.Place = dataclasses.field(default_factory=sources.Place)
+    place: files.Place = dataclasses.field(default_factory=files.Place)
     characters: str = ""
     count: int = 0
     size: int = 0
@@ -68,7 +68,7 @@ class Preparation:
     """The work on one folder.
 
     Args:
-      files: of the text, from `sources.find`.
+      parts: the files of the text, from `sources.find`.
       as_bytes: tokens are bytes.
       name: of the text, for meta.json.
       output: the folder; it exists, and this process alone writes to it.
@@ -81,25 +81,25 @@ class Preparation:
 
     def __init__(
         self,
-        files: Sequence[sources.File],
+        parts: Sequence[files.File],
         as_bytes: bool,
         name: str,
         output: Path,
         floor: float | None = None,
         screen: Screen | None = None,
     ) -> None:
-        self._files, self._as_bytes, self._name, self._output = files, as_bytes, name, output
+        self._files, self._as_bytes, self._name, self._output = parts, as_bytes, name, output
         self._floor, self._screen = floor, screen or Screen()
-        stamps = sources.stamps(files)
+        stamps = files.stamps(parts)
         self._sources: list[list[Any]] = [
             [os.path.abspath(file.path) if file.path else file.label, *(stamp or (None, None))]
-            for file, stamp in zip(files, stamps, strict=True)
+            for file, stamp in zip(parts, stamps, strict=True)
         ]
         known = [stamp[0] for stamp in stamps if stamp is not None]
-        self.total = sum(known) if len(known) == len(files) else None
+        self.total = sum(known) if len(known) == len(parts) else None
         self.resumable = all(
             stamp is not None or (file.path is None and file.label == "play")
-            for file, stamp in zip(files, stamps, strict=True)
+            for file, stamp in zip(parts, stamps, strict=True)
         )
         self.state = State()
         self._noted = time.monotonic()
@@ -149,7 +149,7 @@ class Preparation:
         try:
             same = said["sources"], bool(said["bytes"])
             fields = {field.name: said["state"][field.name] for field in dataclasses.fields(State)}
-            self.state = State(**fields | {"place": sources.Place(*fields["place"])})
+            self.state = State(**fields | {"place": files.Place(*fields["place"])})
             counts = self.state.count, self.state.ordered, *self.state.place
             if not all(number >= 0 for number in counts):
                 raise ValueError("negative")
@@ -197,7 +197,7 @@ class Preparation:
             stack.callback(self._screen.end)
             self._screen.begin("reading", self.state.size, self.total)
             file = stack.enter_context(_at(self._partial(), self.state.count, self._dtype()))
-            for chunk in sources.stream(self._files, self._as_bytes, self.state.place):
+            for chunk in files.stream(self._files, self._as_bytes, self.state.place):
                 new = numbering.encode(chunk.raw, chunk.text)
                 if new.dtype.itemsize > self._dtype().itemsize:
                     self._widen(numbering.vocabulary)
@@ -224,7 +224,7 @@ class Preparation:
         if self.state.count:
             self._screen.begin("reading again what was read", 0, self.state.size)
             try:
-                known = sources.stream(self._files, self._as_bytes, stop=self.state.place)
+                known = files.stream(self._files, self._as_bytes, stop=self.state.place)
                 for chunk in known:
                     digest.update(chunk.raw)
                     size += len(chunk.raw)

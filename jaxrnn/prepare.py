@@ -21,6 +21,7 @@ import tyro
 
 from jaxrnn import sources, text, tokens
 from jaxrnn.errors import InputError
+from jaxrnn.files import File
 from jaxrnn.preparation import Preparation, Screen, discard
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
@@ -70,22 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config) -> None:
     """Prepare as configured, on the screen and in the folder."""
     output = config.output or Path("tokens", sources.name(config.data))
-    files = sources.find(config.data, config.glob)
+    parts = sources.find(config.data, config.glob)
     _claim(output)
     try:
         with filelock.FileLock(output / "lock", timeout=0):
             if config.overwrite:
                 discard(output)
-            _run(config, files, output)
+            _run(config, parts, output)
     except filelock.Timeout:
         raise InputError(
             f"another preparation is at work in {output}; wait for it or choose another --output"
         ) from None
 
 
-def _run(config: Config, files: Sequence[sources.File], output: Path) -> None:
+def _run(config: Config, parts: Sequence[File], output: Path) -> None:
     name, floor = sources.name(config.data), text.floor(sources.nats(config.data))
-    work = Preparation(files, config.bytes, name, output, floor, _screen())
+    work = Preparation(parts, config.bytes, name, output, floor, _screen())
     try:
         meta = work.run()
     except Stopped:

@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 FLOORS = [
     {"train", "prepare", "generate"},
     {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"},
-    {"charlm", "network", "text", "sources", "tokens", "play", "feed"},
+    {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
     {"unroll"},
     {"dispatch"},
     {"kernels"},
@@ -31,7 +31,8 @@ WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
     "report": {"sampling"},
     "charlm": {"text"},
-    "sources": {"play"},
+    "sources": {"play", "files"},
+    "files": {"play"},
     "tokens": {"text"},
     "kernels": {"kernels"},
     "cells": {"shapes"},

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from test_commands import contents, flags
 from test_training import TEXT, quicken
 
-from jaxrnn import feed, preparation, prepare, sources, text, tokens, train
+from jaxrnn import feed, files, preparation, prepare, sources, text, tokens, train
 from jaxrnn.errors import InputError
 from jaxrnn.text import Corpus, Numbering, Vocabulary
 
@@ -75,7 +75,7 @@ def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Co
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    files=st.lists(
+    parts=st.lists(
         st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), min_size=1, max_size=30),
         min_size=1,
         max_size=4,
@@ -85,16 +85,16 @@ def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Co
     block=st.integers(1, 9),
 )
 def test_streamed_is_read(
-    files: list[list[str]], size: int, as_bytes: bool, block: int, here: Path
+    parts: list[list[str]], size: int, as_bytes: bool, block: int, here: Path
 ) -> None:
     shutil.rmtree(here / "texts", ignore_errors=True)
     shutil.rmtree(here / "out", ignore_errors=True)
     (here / "texts").mkdir()
-    for n, pieces in enumerate(files):
+    for n, pieces in enumerate(parts):
         raw = "".join(pieces).encode()
         (here / "texts" / f"{n}.txt").write_bytes(raw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK", size)
+        patch.setattr(files, "CHUNK", size)
         patch.setattr(preparation, "BLOCK", 4 * block)
         patch.setattr(preparation, "NOTE_EVERY", 1e9)
         patch.setattr(os, "fsync", lambda file: None)
@@ -114,8 +114,8 @@ def test_streamed_is_read(
 
 def run(*data: str, as_bytes: bool = False) -> tokens.Meta:
     Path("out").mkdir(exist_ok=True)
-    files = sources.find(data)
-    return preparation.Preparation(files, as_bytes, sources.name(data), Path("out")).run()
+    parts = sources.find(data)
+    return preparation.Preparation(parts, as_bytes, sources.name(data), Path("out")).run()
 
 
 @settings(deadline=None)
@@ -128,7 +128,7 @@ def test_bad_utf8_is_told_alike_however_it_is_cut(
     told = []
     for chunk in (-1, size):
         try:
-            chunks = list(sources.stream(sources.find([str(path)]), size=chunk))
+            chunks = list(files.stream(sources.find([str(path)]), size=chunk))
             told.append("".join(c.text for c in chunks))
             assert b"".join(c.raw for c in chunks) == told[-1].encode()
         except InputError as error:
@@ -139,7 +139,7 @@ def test_bad_utf8_is_told_alike_however_it_is_cut(
 @pytest.mark.parametrize("kinds", [100, 256, 257, 300, 70_000])
 def test_every_width(kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Characters that keep coming: the file is widened on the way, and sorted at the end."""
-    monkeypatch.setattr(sources, "CHUNK", 50_000)
+    monkeypatch.setattr(files, "CHUNK", 50_000)
     known = [chr(n) for n in range(1, kinds + 3000) if not 0xD800 <= n < 0xE000][:kinds]
     assert len(set(known)) == kinds
     random.Random(0).shuffle(known)
@@ -212,7 +212,7 @@ def test_going_on_from_every_note(
         raise Cut
 
     while True:
-        monkeypatch.setattr(sources, "CHUNK", size)
+        monkeypatch.setattr(files, "CHUNK", size)
         monkeypatch.setattr(preparation.Preparation, "_note", cut)
         try:
             run("texts", as_bytes=as_bytes)
@@ -230,8 +230,8 @@ def test_going_on_from_every_note(
 
 KILLED = """
 import sys
-from jaxrnn import preparation, prepare, sources
-preparation.NOTE_EVERY, sources.CHUNK, preparation.BLOCK = 0.002, 2000, 2000
+from jaxrnn import files, preparation, prepare
+preparation.NOTE_EVERY, files.CHUNK, preparation.BLOCK = 0.002, 2000, 2000
 sys.exit(prepare.main(sys.argv[1:]))
 """
 
@@ -326,7 +326,7 @@ def test_full_disk(
 ) -> None:
     """While reading, while sorting: one line, and the same command goes on."""
     Path("text.txt").write_text("zyx" + TEXT)
-    monkeypatch.setattr(sources, "CHUNK", 100)
+    monkeypatch.setattr(files, "CHUNK", 100)
     monkeypatch.setattr(preparation, "BLOCK", 100)
     write, count = preparation._write, 0
 
@@ -385,7 +385,7 @@ def test_text_that_changed_halfway(
     monkeypatch: pytest.MonkeyPatch,
     refusal: Callable[..., str],
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 100)
+    monkeypatch.setattr(files, "CHUNK", 100)
     Path("text.txt").write_text(TEXT)
     times = os.stat("text.txt").st_mtime_ns
 
@@ -568,6 +568,26 @@ def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InputError, match="100 tokens is too long for --memory-map never"):
         feed.place(mapped, "never", tmp_path)
     assert not (tmp_path / "tokens.npy").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
+    """Also past the end, where the last token is repeated and not counted (`evaluate`)."""
+    plain = np.arange(20_000).astype(dtype)
+    np.save(tmp_path / "tokens.npy", plain)
+    plain.tofile(tmp_path / "tokens.bin")
+    for mapped in (
+        np.memmap(tmp_path / "tokens.bin", dtype, "r"),
+        np.load(tmp_path / "tokens.npy", mmap_mode="r"),
+    ):
+        source = feed.place(mapped, "always", tmp_path)
+        for starts in (
+            np.array([0, 19_000, 19_999, 25_000]),
+            np.array([[5, 9000], [15, 9010], [70, 3]]),
+        ):
+            places = np.minimum(starts[..., None] + np.arange(11), len(plain) - 1)
+            want = np.moveaxis(plain[places], -1, -2)
+            np.testing.assert_array_equal(source.windows(starts, 10), want)
 
 
 def test_the_order_of_windows_is_what_it_was() -> None:
