@@ -101,8 +101,8 @@ class Preparation:
             stamp is not None or (file.path is None and file.label == "play")
             for file, stamp in zip(parts, stamps, strict=True)
         )
-        self.state = State()
-        self._noted = time.monotonic()
+        self.state = self.noted = self._before = State()  # now, on disk, a large chunk before
+        self._when = time.monotonic()  # it was noted
 
     def run(self) -> tokens.Meta:
         """Do the work, or what is left of it. Finished, it is not done again.
@@ -120,7 +120,9 @@ class Preparation:
             return self._finish()
         except BaseException as error:
             bad_text = isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
-            with contextlib.suppress(OSError):  # a full disk: an older note is there
+            if isinstance(error, OSError):
+                self.state = self._before  # whose files are shorter: room for the note
+            with contextlib.suppress(OSError):  # an older note is there
                 if (self._output / tokens.META).exists():
                     pass
                 elif bad_text or not self.resumable:
@@ -143,27 +145,24 @@ class Preparation:
         """Take up the state that the folder is in."""
         path = self._output / tokens.PROGRESS
         if not path.exists():
-            discard(self._output)  # at most a beginning
-            return
+            return discard(self._output)  # at most a beginning
         said = tokens.load(path)
         try:
             same = said["sources"], bool(said["bytes"])
             fields = {field.name: said["state"][field.name] for field in dataclasses.fields(State)}
             self.state = State(**fields | {"place": files.Place(*fields["place"])})
             counts = self.state.count, self.state.ordered, *self.state.place
-            if not all(number >= 0 for number in counts):
+            if min(counts) < 0:
                 raise ValueError("negative")
         except (KeyError, TypeError, ValueError) as error:
             raise tokens.damaged(path, error) from None
         self._check_same(*same)
         if not self.resumable:
             self._screen.line("a stream cannot be read again, so this begins anew")
-            discard(self._output)
             self.state = State()
-            return
-        for file in tokens.partials(self._output):
-            if file != self._partial():
-                file.unlink()  # narrower or wider, from just before or after the last note
+            return discard(self._output)
+        for file in {*tokens.partials(self._output)} - {self._partial()}:
+            file.unlink()  # narrower or wider, from just before or after the last note
         itemsize = self._dtype().itemsize
         partial, final = (
             path.stat().st_size // itemsize if path.exists() else -1
@@ -173,6 +172,7 @@ class Preparation:
             self.state = dataclasses.replace(self.state, ordered=final)  # only meta.json is missing
         elif partial < self.state.count or max(final, 0) < self.state.ordered:
             raise tokens.damaged(self._partial(), ValueError("shorter than noted"))
+        self.noted = self._before = self.state
 
     def _check_same(self, stamps: list[list[Any]], as_bytes: bool) -> None:
         """Raises InputError unless the folder was made from the very files that are there now."""
@@ -205,6 +205,8 @@ class Preparation:
                     file = stack.enter_context(_at(path, self.state.count, self._dtype()))
                 _write(file, new)
                 digest.update(chunk.raw)
+                if len(chunk.raw) >= files.CHUNK // 2:
+                    self._before = self.state
                 self.state = State(
                     chunk.place,
                     numbering.vocabulary.characters,
@@ -224,8 +226,7 @@ class Preparation:
         if self.state.count:
             self._screen.begin("reading again what was read", 0, self.state.size)
             try:
-                known = files.stream(self._files, self._as_bytes, stop=self.state.place)
-                for chunk in known:
+                for chunk in files.stream(self._files, self._as_bytes, stop=self.state.place):
                     digest.update(chunk.raw)
                     size += len(chunk.raw)
                     self._screen.reach(size)
@@ -246,6 +247,7 @@ class Preparation:
             for block in iter(lambda: file.read(BLOCK), b""):
                 _write(wider, np.frombuffer(block, narrow).astype(wide))
         self.state = dataclasses.replace(self.state, characters=vocabulary.characters)
+        self._before = self.state
         self._note()
         old.unlink()
 
@@ -258,6 +260,7 @@ class Preparation:
         if np.array_equal(rank, np.arange(len(rank))):
             partial.replace(path)
             self.state = dataclasses.replace(self.state, ordered=self.state.count)
+            self._before = self.state
             return
         ranks, total = rank.astype(dtype), self.state.count * dtype.itemsize
         done = self.state.ordered * dtype.itemsize
@@ -269,6 +272,7 @@ class Preparation:
                     block = np.frombuffer(file.read(min(BLOCK, total - done)), dtype)
                     _write(ordered, ranks.take(block))
                     done += block.nbytes
+                    self._before = self.state
                     self.state = dataclasses.replace(self.state, ordered=done // dtype.itemsize)
                     self._screen.reach(done)
                     self._note_if_due()
@@ -291,7 +295,7 @@ class Preparation:
     # --- notes ---
 
     def _note_if_due(self) -> None:
-        if time.monotonic() - self._noted >= NOTE_EVERY:
+        if time.monotonic() - self._when >= NOTE_EVERY:
             self._note()
 
     def _note(self) -> None:
@@ -309,7 +313,8 @@ class Preparation:
         tokens.save(
             self._output / tokens.PROGRESS, {**said, "state": dataclasses.asdict(self.state)}
         )
-        self._noted = time.monotonic()
+        self.noted = self._before = self.state
+        self._when = time.monotonic()
 
     def _partial(self) -> Path:
         return self._output / tokens.PARTIAL.format(self._dtype().name)

@@ -107,7 +107,7 @@ def _left(work: Preparation) -> str:
     """What can be done about a preparation that ended early."""
     if not work.resumable:
         return "stopped; what was read from a stream cannot be read again, so begin anew"
-    return f"stopped at {_size(work.state.size)} of text; the same command goes on from there"
+    return f"stopped at {_size(work.noted.size)} of text; the same command goes on from there"
 
 
 def _claim(output: Path) -> None:

@@ -317,33 +317,51 @@ def test_the_second_signal_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("after", [0, 3, 40])
+@pytest.mark.parametrize("room", [0.0, 0.1, 0.5, 0.999, 1.05, 1.5, 1.999])
 def test_full_disk(
-    after: int,
+    room: float,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     refusal: Callable[..., str],
 ) -> None:
-    """While reading, while sorting: one line, and the same command goes on."""
-    Path("text.txt").write_text("zyx" + TEXT)
-    monkeypatch.setattr(files, "CHUNK", 100)
-    monkeypatch.setattr(preparation, "BLOCK", 100)
-    write, count = preparation._write, 0
+    """A disk with room for so much of the text: one line, and the same command goes on."""
+    size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
+    monkeypatch.setattr(files, "CHUNK", 1000)
+    monkeypatch.setattr(preparation, "BLOCK", 1000)
+    write, save, output = preparation._write, tokens.save, here / "out"
+    limit = int(room * size) + 100  # a note alone is longer
 
-    def full(file: Any, new: np.ndarray) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
+    def full(size: int) -> OSError | None:
+        used = sum(path.stat().st_size for path in output.iterdir())
+        return None if used + size <= limit else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_some(file: Any, new: np.ndarray) -> None:
+        if error := full(new.nbytes):
             file.write(new.view(np.uint8)[:7].data)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
         write(file, new)
 
+    def save_some(path: Path, said: Any) -> None:
+        if error := full(len(json.dumps(said))):
+            path.with_name(path.name + ".partial").touch()
+            raise error
+        save(path, said)
+
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_write", full)
+        patch.setattr(preparation, "_write", write_some)
+        patch.setattr(tokens, "save", save_some)
+        patch.setattr(preparation, "NOTE_EVERY", 1e9)  # so that the last note is that of the end
         message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)
-    assert message.startswith("could not write to out: the disk is full; stopped at ")
+    progress, noted = output / "progress.json", 0
+    if progress.exists():
+        noted = json.loads(progress.read_text())["state"]["size"]
+    assert message == (
+        f"could not write to out: the disk is full; stopped at {prepare._size(noted)} of text; "
+        "the same command goes on from there"
+    )
+    assert noted >= min(room, 1) * size - 3000
     assert command("--data", "text.txt", "--output", "out") == 0
-    assert_same(here / "out", corpus_of("text.txt"))
+    assert_same(output, corpus_of("text.txt"))
 
 
 # --- what it refuses ---
