@@ -69,15 +69,14 @@ def ours(config: training.Config, text: np.ndarray, starts: np.ndarray) -> Calla
     """jaxrnn's trainer, as `training.fit` runs it between two lines of its log."""
     optimizer = training.make_optimizer(config, 2**31 - 1)
     source = place(text, "never")
-    state = training.create(config, optimizer, VOCABULARY)
-    state = jax.device_put(state, accelerator.device())
+    state = training.begin(config, optimizer, VOCABULARY, source.devices)
     fresh = np.array([config.shuffle or n == 0 for n in range(len(starts))])
     windows = source.windows(starts, config.seq_len)
 
     def run() -> np.ndarray:
         nonlocal state
-        given = config, optimizer, state, source.tokens, windows, fresh, len(starts)
-        state, metrics = training.run_steps(*given)
+        what = source.tokens, windows, fresh, len(starts)
+        state, metrics = training.run_steps(config, optimizer, source.devices, state, *what)
         losses, _ = (np.asarray(m) for m in metrics)
         return losses
 

@@ -116,9 +116,9 @@ def go_on(config: training.Config, corpus: text.Corpus) -> dict[str, Any]:
         fresh = jnp.array([batches.fresh(n) for n in ahead])
         state = jax.tree.map(jnp.copy, state)  # what run_steps is given it may overwrite
         what = source.tokens, source.windows(starts, config.seq_len), fresh
-        return training.run_steps(config, optimizer, state, *what, jnp.int32(half))
+        return training.run_steps(config, optimizer, source.devices, state, *what, jnp.int32(half))
 
-    begun = training.create(config, optimizer, corpus.vocabulary)
+    begun = training.begin(config, optimizer, corpus.vocabulary, source.devices)
     middle, _ = steps(begun, 0)
     losses = {}
     for name, forgotten in LEFT_OUT.items():

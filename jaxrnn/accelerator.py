@@ -40,10 +40,11 @@ def use(accelerator: Accelerator) -> None:
     jax.config.update("jax_platform_name", wanted[0].platform)
 
 
-def describe() -> str:
-    """The device in use, as in "cpu, 2 cores" or "NVIDIA H200"."""
+def describe(count: int = 1) -> str:
+    """The device in use, or `count` of them, as in "cpu, 2 cores" or "8 x TPU v5e"."""
     here = device()
-    return f"cpu, {os.cpu_count()} cores" if here.platform == "cpu" else here.device_kind
+    one = f"cpu, {os.cpu_count()} cores" if here.platform == "cpu" else here.device_kind
+    return one if count == 1 else f"{count} x {one}"
 
 
 def memory() -> int | None:
@@ -54,7 +55,9 @@ def memory() -> int | None:
 def device() -> jax.Device:
     """The device that new arrays go to; inside `jax.default_device(...)`, the one named there."""
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+    if isinstance(chosen, jax.Device):
+        return chosen
+    return jax.local_devices(backend=chosen)[0]  # of several processes, this one's
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:

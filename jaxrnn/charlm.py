@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn import accelerator, cells
+from jaxrnn import accelerator, cells, mesh
 from jaxrnn.dispatch import Implementation
 from jaxrnn.errors import InputError
 from jaxrnn.kernels.inputs import Dense, Lookup
@@ -177,6 +178,7 @@ def forward(
     *,
     dropout_key: Key | None = None,
     implementation: Implementation | None = None,
+    devices: mesh.Mesh | None = None,
     record: Sequence[str] | None = None,
 ) -> Any:
     """Logits for the character after each of `tokens`, and the state after the last.
@@ -186,13 +188,17 @@ def forward(
       tokens: [T, B] integers.
       carry: from `initial_carry` or from the call before.
       dropout_key: drops units where given (training); None keeps them all.
-      implementation, record: as in `jaxrnn.unroll`.
+      implementation, record: as in `jaxrnn.unroll`; without `record` where there are several devices.
+      devices: the mesh that rows and units are divided over; None for one device.
 
     Returns:
       (carry, logits [T, B, V]); with `record` (carry, logits, recorded), one dict a layer.
     """
     config, prepared = params.config, prepare(params)
     cell = config.make_cell()
+    run = partial(unroll_projected, record=record)
+    if devices is not None and devices.size > 1:
+        run = partial(mesh.unroll_projected, devices)
     after, recorded = [], []
     hidden = None
     for layer, (weights, state) in enumerate(zip(prepared.layers, carry, strict=True)):
@@ -202,9 +208,7 @@ def forward(
         gx: Lookup | Dense = Lookup(prepared.table, tokens)
         if hidden is not None:
             gx = Dense(hidden, weights.w_x, weights.b)
-        state, ys, *inside = unroll_projected(
-            cell, weights, gx, state, implementation=implementation, record=record
-        )
+        state, ys, *inside = run(cell, weights, gx, state, implementation=implementation)
         recorded += inside
         after.append(state)
         hidden = ys.astype(weights.w_h.dtype)
@@ -237,13 +241,14 @@ def output(prepared: Prepared, hidden: Float[Array, "... H"]) -> Float[Array, ".
 
 
 def loss(
-    params: Params, tokens: Int[Array, "T1 B"], carry: Carry, *, dropout_key: Key | None = None
+    params: Params, tokens: Int[Array, "T1 B"], carry: Carry, **how: Any
 ) -> tuple[Scalar, Carry]:
     """Mean cross-entropy in nats per character; the target is the input shifted by one.
 
     tokens: [T + 1, B]; characters 0..T-1 go in, 1..T are to be predicted.
+    how: as for `forward`: dropout_key, implementation, devices.
     """
-    carry, logits = forward(params, tokens[:-1], carry, dropout_key=dropout_key)
+    carry, logits = forward(params, tokens[:-1], carry, **how)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:])
     return nats.mean(), carry
 

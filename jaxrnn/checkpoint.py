@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxrnn import accelerator, charlm
+from jaxrnn import accelerator, charlm, distributed, mesh
 from jaxrnn.errors import InputError
 from jaxrnn.text import Vocabulary
 
@@ -103,6 +103,13 @@ class Checkpoints:
                 self._manager.delete(old)
                 del self._losses[old]
 
+    def preempted(self, steps: range) -> bool:
+        """Whether a process was told to end, and all are to save after these steps, the last taken.
+
+        JAX spreads the news and chooses one step for all. It must be asked about each, in order.
+        """
+        return any([self._manager.reached_preemption(step) for step in steps])
+
     def wait(self) -> None:
         """Until everything is on the disk. Raises OSError as `save` does."""
         with _disk(self.directory):
@@ -134,28 +141,40 @@ class Checkpoints:
           accept: passes over checkpoints by their notes.
 
         Returns:
-          tree = (params, rest) on the default device.
+          tree = (params, rest), each array where the one given lies, or on the default device.
         """
         for step in self.steps(which):
+            trees = {"params": params} if rest is None else {"params": params, "rest": rest}
+            found, error = None, None
             try:
-                notes = self._read(step, notes=ocp.args.JsonRestore())["notes"]
-                if not accept(notes):
-                    continue
-                trees = {"params": params} if rest is None else {"params": params, "rest": rest}
-                arguments = {n: ocp.args.StandardRestore(_abstract(t)) for n, t in trees.items()}
-                found = self._read(step, **arguments)
-                for name in trees:
-                    if _digest(found[name]) != notes["digest"][name]:
-                        raise ValueError(f"the {name} differ from their digest")
-            except Exception as error:  # whatever orbax meets in a damaged file
+                found = self._read_good(step, trees, accept)
+            except Exception as met:  # whatever orbax meets in a damaged file
+                error = _first_line(met)
+            errors = [line for line in distributed.gather(error) if line]
+            if errors:
                 self._warn(
                     f"checkpoint {step} in {self.directory} is damaged and passed over "
-                    f"({_first_line(error)})"
+                    f"({errors[0]})"
                 )
-                continue
-            built = {name: _rebuilt(tree, found[name]) for name, tree in trees.items()}
-            return Restored((built["params"], built.get("rest")), step, notes)
+            elif found is not None:
+                built = {name: _rebuilt(tree, found[name]) for name, tree in trees.items()}
+                return Restored((built["params"], built.get("rest")), step, found["notes"])
         return None
+
+    def _read_good(
+        self, step: int, trees: dict[str, Any], accept: Callable[[dict[str, Any]], bool]
+    ) -> Any:
+        """A checkpoint's items, None where it is not accepted. Raises for one that is damaged."""
+        notes = self._read(step, notes=ocp.args.JsonRestore())["notes"]
+        if not accept(notes):
+            return None
+        found = self._read(
+            step, **{n: ocp.args.StandardRestore(_abstract(t)) for n, t in trees.items()}
+        )
+        for name in trees:
+            if _digest(found[name]) != notes["digest"][name]:
+                raise ValueError(f"the {name} differ from their digest")
+        return {"notes": notes, **{name: found[name] for name in trees}}
 
     def set_aside(self, step: int) -> None:
         """Move every checkpoint later than `step` to the run's folder `set-aside`, deleting nothing.
@@ -163,13 +182,14 @@ class Checkpoints:
         They are damaged, or ahead of a state that the run went back to; their steps come again.
         """
         self._manager.wait_until_finished()
-        for later in self.steps():
-            if later > step:
+        for later in [later for later in self.steps() if later > step]:
+            if distributed.first():
                 target = self.directory.parent / "set-aside" / str(later)
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 (self.directory / str(later)).rename(target)
-                del self._losses[later]
+            del self._losses[later]
+        distributed.gather(None)  # nobody looks before they are gone
         self._manager.reload()
 
     def _loss(self, step: int) -> float:
@@ -252,7 +272,9 @@ def _named(tree: Any) -> dict[str, Any]:
 def _abstract(tree: Any) -> dict[str, Any]:
     here = jax.sharding.SingleDeviceSharding(accelerator.device())
     return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        name: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here
+        )
         for name, leaf in _named(tree).items()
     }
 
@@ -264,7 +286,7 @@ def _rebuilt(tree: Any, named: dict[str, Any]) -> Any:
 def _digest(named: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(named):
-        array = np.asarray(named[name])
+        array = np.asarray(mesh.whole(named[name]))
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

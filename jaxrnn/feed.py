@@ -1,4 +1,4 @@
-"""The text as the training steps read it: on the device, or from a memory-mapped file."""
+"""The text as the training steps read it: on the devices, or from a file that the hosts read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import mmap
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import accelerator
+from jaxrnn import accelerator, mesh
 from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Int, UInt
 
@@ -17,46 +18,57 @@ MemoryMap = Literal["auto", "always", "never"]
 
 
 class Feed(NamedTuple):
-    """The text as the device reads it: windows gathered there, or here from a file, by their starts.
+    """The text as the devices read it: windows gathered there, or here from a file, by their starts.
 
-    tokens: [N] on the device; None where the text is memory-mapped.
+    tokens: [N] on each device; None where the hosts read the text.
     text: [N] on the host.
+    devices: the mesh that the rows are divided over.
     """
 
     tokens: UInt[Array, "N"] | None
     text: np.ndarray
+    devices: mesh.Mesh
 
-    def windows(self, starts: np.ndarray, seq_len: int) -> np.ndarray:
+    def windows(self, starts: np.ndarray, seq_len: int) -> Array:
         """What the compiled step is given for rows that begin at starts [..., B].
 
-        The starts themselves where the device holds the text, else the tokens [..., T + 1, B].
+        The starts themselves where the devices hold the text, else the tokens [..., T + 1, B]; rows
+        divided over the mesh. Each process reads those of its own devices and no others.
         """
-        if self.tokens is not None:
-            return starts.astype(np.int32)
-        _announce(self.text, starts, seq_len)
-        text, rows = np.asarray(self.text), starts.reshape(-1)
-        windows = np.empty((len(rows), seq_len + 1), text.dtype)
-        for at in range(0, len(rows), ROWS):
-            places = rows[at : at + ROWS, None] + np.arange(seq_len + 1)
-            windows[at : at + ROWS] = text[np.minimum(places, len(text) - 1)]
-            _let_go(self.text)
-        return np.moveaxis(windows.reshape(*starts.shape, seq_len + 1), -1, -2)
+        *before, rows = starts.shape
+
+        def read(part: slice) -> np.ndarray:
+            mine = starts[..., part]
+            if self.tokens is not None:
+                return mine.astype(np.int32)
+            return _read(self.text, mine, seq_len)
+
+        window = () if self.tokens is not None else (seq_len + 1,)
+        shape = (*before, *window, rows)
+        return mesh.own_rows(self.devices, shape, len(shape) - 1, read)
 
 
-def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None = None) -> Feed:
+def place(
+    tokens: np.ndarray,
+    memory_map: MemoryMap = "auto",
+    run: Path | None = None,
+    devices: mesh.Mesh | None = None,
+) -> Feed:
     """Put a text where the steps will read it.
 
     Args:
       tokens: [N] unsigned integers, in memory or memory-mapped. Those mapped already are read where
-        they are, if they are not to be on the device.
-      memory_map: "auto" keeps the text on the device where it takes no more than a quarter of the
-        memory there, else in a file; "always" and "never" say so. Where the device shares the host's
-        memory, "auto" leaves a text that is mapped already as it is.
+        they are, if they are not to be on the devices.
+      memory_map: "auto" keeps the text on each device where it takes no more than a quarter of the
+        memory there and all are this process', else in a file; "always" and "never" say so. Where the
+        devices share the host's memory, "auto" leaves a text that is mapped already as it is.
       run: the folder for that file, tokens.npy.
+      devices: the mesh that the rows are divided over; None for one device.
 
     Raises:
-      InputError: "never" for a text longer than the device can count.
+      InputError: "never" for a text longer than the devices can count.
     """
+    devices = mesh.single() if devices is None else devices
     mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
     room = accelerator.memory()
     if room is None:
@@ -66,20 +78,33 @@ def place(tokens: np.ndarray, memory_map: MemoryMap = "auto", run: Path | None =
             f"a text of {len(tokens):,} tokens is too long for --memory-map never, which counts "
             f"to {LONGEST:,}; use auto"
         )
-    if memory_map == "never" or (memory_map == "auto" and countable and tokens.nbytes <= room // 4):
-        there = jnp.asarray(tokens).block_until_ready()
+    fits = countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
+    if memory_map == "never" or (memory_map == "auto" and fits):
+        there = jax.device_put(tokens, mesh.everywhere(devices)).block_until_ready()
         _let_go(tokens)
-        return Feed(there, tokens)
-    if run is None or mapped:
-        return Feed(None, tokens)
+        return Feed(there, tokens, devices)
+    if run is None or mapped or devices.is_multi_process:
+        return Feed(None, tokens, devices)
     path = run / "tokens.npy"
     np.save(path, tokens)
-    return Feed(None, np.load(path, mmap_mode="r"))
+    return Feed(None, np.load(path, mmap_mode="r"), devices)
 
 
 LONGEST = 2**31 - 2**20  # tokens on the device, whose places are int32, with room for a row beyond
 HOST_ROOM = 4 << 30  # bytes, where the device does not say what it has
 ROWS = 1024  # read from a file at a time; each makes some 64 kB of it resident
+
+
+def _read(text: np.ndarray, starts: np.ndarray, seq_len: int) -> np.ndarray:
+    """The tokens [..., T + 1, B] of rows that begin at starts [..., B]."""
+    _announce(text, starts, seq_len)
+    plain, rows = np.asarray(text), starts.reshape(-1)
+    windows = np.empty((len(rows), seq_len + 1), text.dtype)
+    for at in range(0, len(rows), ROWS):
+        places = rows[at : at + ROWS, None] + np.arange(seq_len + 1)
+        windows[at : at + ROWS] = plain[np.minimum(places, len(text) - 1)]
+        _let_go(text)
+    return np.moveaxis(windows.reshape(*starts.shape, seq_len + 1), -1, -2)
 
 
 def _announce(text: np.ndarray, starts: np.ndarray, seq_len: int) -> None:

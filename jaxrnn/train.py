@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import filelock
+import jax
 import tyro
 
-from jaxrnn import accelerator, charlm, checkpoint, sampling, sources, text, tokens, training
+from jaxrnn import (
+    accelerator,
+    charlm,
+    checkpoint,
+    distributed,
+    folder,
+    mesh,
+    sampling,
+    sources,
+    text,
+    tokens,
+    training,
+)
 from jaxrnn.errors import InputError
-from jaxrnn.report import Report
+from jaxrnn.report import Report, Unheard
+from jaxrnn.stopping import Stop
 
 Preset = Literal["small", "lecture", "shakespeare"]
 
@@ -47,6 +58,17 @@ class Config:
     """Throw away the run that is in the folder."""
     accelerator: accelerator.Accelerator = "auto"
     """Where to compute; auto takes the fastest that JAX finds."""
+    mesh: str | None = None
+    """How the devices share the work, as in data=8,model=2: rows of the batch over data, units of the
+    layers over model; without it all devices on data."""
+    distributed: bool = False
+    """One of several processes; SLURM, Open MPI, Kubernetes and Cloud TPUs say which."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where nobody else says it (with --process-id and --num-processes)."""
+    process_id: int | None = None
+    """This process, from 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
     sample_prime: str | None = None
     """How the samples begin that are written while training; without it a new line."""
     tensorboard: bool = False
@@ -89,27 +111,44 @@ PRESETS: dict[str, Config] = {
     ),
 }
 
-# What may differ when a run is continued: how long and how it goes on, not what it is.
-_FREE = {
-    "name", "data", "glob", "preset", "workdir", "overwrite", "accelerator", "sample_prime",
-    "tensorboard",
-    "steps", "epochs", "learning_rate", "schedule", "warmup", "beta2", "clip_norm", "accumulate",
-    "log_every", "eval_every", "sample_every", "memory_map", "dropout", "weight_dropout",
-}  # fmt: skip
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 1 failed, 2 bad input, 128 + n for signal n."""
     try:
         return run(parse(sys.argv[1:] if argv is None else argv))
+    except distributed.Told:
+        return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, training.Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _leave(1)
     except KeyboardInterrupt:  # before there is a state to save
         return 128 + signal.SIGINT
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {_lost(error)}", file=sys.stderr)
+        return _leave(1)
+
+
+def _lost(error: Exception) -> str:
+    """What to say where a computation of several processes broke; JAX says it in many ways."""
+    why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} lost the others ({why}); the "
+        "checkpoints are intact: start all processes again, and they go on from the newest"
+    )
+
+
+def _leave(status: int) -> int:
+    """The status; where there are several processes at once, since leaving would wait for the others."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -128,23 +167,12 @@ def parse(argv: Sequence[str]) -> Config:
 
 def run(config: Config) -> int:
     """Train as configured, on the screen and in the run's folder. Returns the exit status."""
+    if config.distributed or config.coordinator or config.process_id is not None:
+        distributed.start(config.coordinator, config.process_id, config.num_processes)
     accelerator.use(config.accelerator)
     workdir = config.workdir or default_workdir(config)
-    _make(workdir)
-    lock = filelock.FileLock(workdir / "lock", timeout=0)
-    try:
-        with lock:
-            return _run(config, workdir)
-    except filelock.Timeout:
-        raise InputError(
-            f"another training is at work in {workdir}; wait for it or choose another --workdir"
-        ) from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(
-                f"could not save to {workdir}: {error.strerror}; the checkpoints before it are intact"
-            ) from error
-        raise
+    with folder.held(workdir):
+        return _run(config, workdir)
 
 
 def default_workdir(config: Config) -> Path:
@@ -153,31 +181,60 @@ def default_workdir(config: Config) -> Path:
     return Path("runs", "-".join(names))
 
 
-def _run(config: Config, workdir: Path) -> int:
+class _Work(NamedTuple):
+    """All that a training needs, checked."""
+
+    config: training.Config
+    devices: mesh.Mesh
+    name: str  # of the text
+    corpus: text.Corpus
+    prime: str  # of the samples
+    steps: int
+    description: dict[str, Any]
+
+
+def _work(config: Config, workdir: Path) -> _Work:
     model = _dtype_of_the_run(config.training.model, workdir, config.overwrite).resolved()
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, model=model))
+    devices = mesh.make(mesh.parse(config.mesh) if config.mesh else None)
+    how = config.training
+    mesh.check(devices, how.batch, how.accumulate, model.hidden)
     name, corpus = _corpus(config)
     config = dataclasses.replace(config, bytes=corpus.vocabulary.by_bytes)
-    batches = config.training.batches(corpus)
-    total = config.training.total_steps(batches)
+    steps = how.total_steps(how.batches(corpus))
     prime = _sample_prime(config, corpus)
     description = {**_plain(config), "text": {"name": name, "sha256": corpus.sha256}}
-    if config.overwrite:
-        _clear(workdir)
-    _check_same_run(workdir, description, corpus.vocabulary)
-    checkpoint.write_description(workdir, description, corpus.vocabulary)
+    if not config.overwrite:
+        folder.check_same_run(workdir, description, corpus.vocabulary)
+    return _Work(how, devices, name, corpus, prime, steps, description)
 
-    _introduce(config, workdir, name, corpus, total)
-    characters = config.training.batch * config.training.seq_len
-    report = Report(workdir, characters, corpus.floor, prime, config.tensorboard)
-    stop = _Signals()
-    with stop:
-        _, step = training.fit(config.training, corpus, workdir, report, stop.asked)
-    if step < total:
-        print(f"stopped and saved at step {step}; the same command goes on from there")
+
+def _run(config: Config, workdir: Path) -> int:
+    work = distributed.together(lambda: _work(config, workdir))
+    same = {n: v for n, v in folder.flat(work.description).items() if n not in folder.OWN}
+    distributed.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
+    report: Report = Unheard()
+    if distributed.first():
+        if config.overwrite:
+            folder.clear(workdir)
+        checkpoint.write_description(workdir, work.description, work.corpus.vocabulary)
+        _introduce(config, workdir, work)
+        characters = work.config.batch * work.config.seq_len
+        report = Report(workdir, characters, work.corpus.floor, work.prime, config.tensorboard)
+    distributed.gather(None)  # the others look into the folder after the first has cleared it
+    with Stop() as stop:
+        _, step = training.fit(work.config, work.corpus, workdir, report, stop.asked, work.devices)
+    if step < work.steps:
+        _say(f"stopped and saved at step {step}; the same command goes on from there")
         return stop.status
-    print(f'done. Now: python -m jaxrnn.generate {workdir} --prime "{_example_prime(corpus)}"')
+    example = _example_prime(work.corpus)
+    _say(f'done. Now: python -m jaxrnn.generate {workdir} --prime "{example}"')
     return 0
+
+
+def _say(line: str) -> None:
+    if distributed.first():
+        print(line)
 
 
 def _corpus(config: Config) -> tuple[str, text.Corpus]:
@@ -206,19 +263,20 @@ def _dtype_of_the_run(model: charlm.Config, workdir: Path, overwrite: bool) -> c
     return dataclasses.replace(model, dtype=there)
 
 
-def _introduce(config: Config, workdir: Path, name: str, corpus: text.Corpus, total: int) -> None:
-    model = config.training.model
-    params = charlm.count(charlm.init(model, corpus.vocabulary))
+def _introduce(config: Config, workdir: Path, work: _Work) -> None:
+    model, corpus = work.config.model, work.corpus
+    params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
     size = len(corpus.vocabulary)
+    kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
     print(
-        f"{name}: {len(corpus.tokens):,} {'bytes' if config.bytes else 'characters'}, {size} "
+        f"{work.name}: {len(corpus.tokens):,} {kind}, {size} "
         f"different; the last {corpus.validation_size:,} are for validation"
     )
     if corpus.floor is not None:
         print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
     print(
         f"{model.layers} x {model.cell} of {model.hidden}, {params:,} parameters, {model.dtype}; "
-        f"{total:,} steps on {accelerator.describe()}; run folder {workdir}",
+        f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; run folder {workdir}",
         flush=True,
     )
 
@@ -243,85 +301,10 @@ def _example_prime(corpus: text.Corpus) -> str:
     return words[0][:20] if words else "..."
 
 
-class _Signals:
-    """Between enter and exit, Ctrl-C and SIGTERM only leave a mark; the second one is final."""
-
-    def __init__(self) -> None:
-        self.status = 0
-
-    def asked(self) -> bool:
-        return self.status != 0
-
-    def __enter__(self) -> None:
-        self._before = {n: signal.signal(n, self._mark) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _mark(self, number: int, frame: Any) -> None:
-        if self.asked():
-            os._exit(128 + number)
-        self.status = 128 + number
-        print("\nstopping after this call of the device; once more to leave at once", flush=True)
-
-
-# --- the run's folder ---
-
-
-def _make(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {workdir}: {error.strerror}; choose another --workdir"
-        ) from None
-
-
-def _clear(workdir: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for name in ("checkpoints", "set-aside", "tensorboard"):
-        shutil.rmtree(workdir / name, ignore_errors=True)
-    for name in (
-        "config.json",
-        "vocab.json",
-        "metrics.jsonl",
-        "samples.txt",
-        "loss.png",
-        "tokens.npy",
-    ):
-        (workdir / name).unlink(missing_ok=True)
-
-
-def _check_same_run(workdir: Path, new: dict[str, Any], vocabulary: text.Vocabulary) -> None:
-    """Raises InputError where the folder holds a run of another model or another text."""
-    if not (workdir / "config.json").exists():
-        return
-    old, _ = checkpoint.read_description(workdir)
-    before, after = _flat(old), _flat(new)
-    names = sorted((before.keys() | after.keys()) - _FREE)
-    differing = [n for n in names if before.get(n) != after.get(n)]
-    if differing:
-        told = "; ".join(f"{n} is {before.get(n)} there and {after.get(n)} here" for n in differing)
-        raise InputError(
-            f"{workdir} holds a different run: {told}; choose another --workdir, or --overwrite it"
-        )
-
-
 def _plain(config: Config) -> dict[str, Any]:
     described = dataclasses.asdict(config)
     described["workdir"] = None  # the folder may be moved
     return described
-
-
-def _flat(description: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, value in description.items():
-        flat.update(_flat(value) if isinstance(value, dict) else {name: value})
-    return flat
 
 
 if __name__ == "__main__":

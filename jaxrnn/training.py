@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrnn import accelerator, charlm, checkpoint
+from jaxrnn import charlm, checkpoint, mesh
+from jaxrnn.dispatch import Implementation
 from jaxrnn.errors import InputError
 from jaxrnn.evaluation import evaluate
 from jaxrnn.feed import Feed, MemoryMap, gather, place
@@ -67,6 +68,8 @@ class Config:
     """Steps between samples; 0 for none."""
     memory_map: MemoryMap = "auto"
     """Keep the text in a file of the run directory; auto does where the device has no room for it."""
+    implementation: Implementation | None = None
+    """What runs the recurrence; None takes the fastest that is known here."""
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "seq_len": 1, "accumulate": 1, "log_every": 1, "eval_every": 1}
@@ -164,12 +167,19 @@ def create(config: Config, optimizer: Any, vocabulary: Vocabulary) -> TrainState
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def begin(config: Config, optimizer: Any, vocabulary: Vocabulary, devices: mesh.Mesh) -> TrainState:
+    """`create`, made on the mesh: no device holds what is another's."""
+    return mesh.keep(devices, create(config, optimizer, vocabulary))
+
+
 def train_step(
     optimizer: Any,
     state: TrainState,
     tokens: Int[Array, "T1 B"],
     fresh: Bool[Array, ""],
     accumulate: int = 1,
+    **how: Any,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
@@ -179,11 +189,12 @@ def train_step(
       tokens: [T + 1, B], characters and their successors.
       fresh: start from the zero state instead of the carry.
       accumulate: parts of the batch, computed one after the other.
+      how: as for `charlm.forward`: implementation, devices.
     """
     params = state.params
     carry = jax.tree.map(lambda s: jnp.where(fresh, 0, s), state.carry)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    value_and_grad = jax.value_and_grad(charlm.loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(functools.partial(charlm.loss, **how), has_aux=True)
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
         index, tokens, carry = slices
@@ -203,7 +214,7 @@ def train_step(
             jax.tree.map(functools.partial(split, axis=0), carry),
         )
         (loss, gradient), carries = lax.scan(part, zero, slices)
-        carry = jax.tree.map(lambda c: c.reshape(-1, *c.shape[2:]), carries)
+        carry = jax.tree.map(lambda c: c.swapaxes(0, 1).reshape(-1, *c.shape[2:]), carries)
 
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     updates = jax.tree.map(lambda u: u * state.rate, updates)
@@ -217,14 +228,17 @@ def train_step(
 
 
 def _split_rows(x: Array, axis: int, parts: int) -> Array:
-    """[..., B, ...] → [parts, ..., B / parts, ...]."""
-    return jnp.stack(jnp.split(x, parts, axis=axis))
+    """[..., B, ...] → [parts, ..., B / parts, ...]; rows side by side go to different parts, so that
+    each of several devices has some of every part."""
+    x = x.reshape(*x.shape[:axis], -1, parts, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis + 1, 0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def run_steps(
     config: Config,
     optimizer: Any,
+    devices: mesh.Mesh,
     state: TrainState,
     tokens: Array | None,
     windows: Array,
@@ -234,15 +248,18 @@ def run_steps(
     """The first `count` of K steps in one call of the device.
 
     The loop's trip count is an argument: a run cut off in the middle and resumed there goes through
-    the same program, whatever the number of steps to the next line of the log.
+    the same program, whatever the number of steps to the next line of the log. The state lies on the
+    mesh `devices` as `mesh.shardings` says, and stays there.
     """
+    how = {"implementation": config.implementation, "devices": devices}
     nothing = jnp.zeros(fresh.shape[0], jnp.float32)
 
     def body(i: Array, loop: Any) -> Any:
         state, metrics = loop
         batch = gather(tokens, windows[i], config.seq_len)
-        state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate)
-        return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
+        state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate, **how)
+        metrics = jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
+        return mesh.keep(devices, (state, metrics))
 
     return lax.fori_loop(0, count, body, (state, Metrics(nothing, nothing)))
 
@@ -253,6 +270,7 @@ def fit(
     run: Path,
     report: Report,
     should_stop: Callable[[], bool] = lambda: False,
+    devices: mesh.Mesh | None = None,
 ) -> tuple[charlm.Params, int]:
     """Train, or go on where the run directory stands, to the last step or until asked to stop.
 
@@ -262,6 +280,7 @@ def fit(
       run: the run directory; it exists and its description is written.
       report: told of everything as it happens.
       should_stop: asked after every call of the device; on True the state is saved and fit returns.
+      devices: the mesh to train on, as all processes know it; None for one device.
 
     Returns:
       (params, step): the model as it stands, and the steps taken.
@@ -273,11 +292,12 @@ def fit(
     batches = config.batches(corpus)
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
-    source = place(corpus.tokens, config.memory_map, run)
-    shapes = jax.eval_shape(lambda: create(config, optimizer, corpus.vocabulary))
+    devices = mesh.single() if devices is None else devices
+    source = place(corpus.tokens, config.memory_map, run, devices)
+    shapes = mesh.described(devices, lambda: create(config, optimizer, corpus.vocabulary))
     checkpoints = checkpoint.Checkpoints(run, report.note)
 
-    def begin(scheduled: bool = False) -> tuple[TrainState, float]:
+    def resume(scheduled: bool = False) -> tuple[TrainState, float]:
         """The newest good state (of those saved by the plan alone) and the best loss until then."""
         found = checkpoints.restore(
             shapes.params, _rest(shapes), accept=lambda notes: notes["scheduled"] >= scheduled
@@ -285,9 +305,7 @@ def fit(
         checkpoints.set_aside(found.step if found else -1)
         report.rewind(found.notes["report"] if found else {})
         if found is None:
-            state = create(config, optimizer, corpus.vocabulary)
-            # committed to the device, as a restored one is, or the two would be compiled apart
-            return jax.device_put(state, accelerator.device()), math.inf
+            return begin(config, optimizer, corpus.vocabulary, devices), math.inf
         params, rest = found.tree
         return TrainState(params=params, **rest), float(found.notes["best"] or math.inf)
 
@@ -299,22 +317,27 @@ def fit(
                 "state, each at half the learning rate; the last good checkpoint is intact; "
                 "lower --learning-rate or --clip-norm"
             )
-        state, best = begin(scheduled=True)
+        state, best = resume(scheduled=True)
         report.note(
             f"the loss is not finite near step {step}: back to step {state.step} "
             f"with {rate / 2:g} of the learning rate"
         )
-        slower = jax.device_put(jnp.float32(rate / 2), accelerator.device())
+        slower = jax.device_put(np.float32(rate / 2), mesh.everywhere(devices))
         return state.replace(rate=slower), best  # type: ignore[attr-defined]
 
     stopping = False
+    plans: dict[int, Any] = {}
     try:
-        state, best = begin()
+        state, best = resume()
         report.begin(int(state.step), total)
         while (step := int(state.step)) < total and not stopping:
             ahead = min(total, step - step % config.log_every + config.log_every)
-            plan = _plan(config, batches, source, step)
-            state, metrics = run_steps(config, optimizer, state, source.tokens, *plan, ahead - step)
+            plan = plans.pop(step, None) or _plan(config, batches, source, step)
+            state, metrics = run_steps(
+                config, optimizer, devices, state, source.tokens, *plan, ahead - step
+            )
+            if ahead < total:  # while the device is at work
+                plans = {ahead: _plan(config, batches, source, ahead)}
             losses, norms = (np.asarray(m)[: ahead - step] for m in metrics)
             finite, validation = bool(np.isfinite([losses, norms]).all()), None
             if finite and (ahead % config.eval_every == 0 or ahead == total):
@@ -325,8 +348,9 @@ def fit(
                 continue
             report.steps(ahead, float(losses.mean()), float(norms.mean()), validation)
             if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
-                report.sample(ahead, state.params)
-            stopping = should_stop()
+                report.sample(ahead, mesh.whole(state.params))
+            stopping = checkpoints.preempted(range(step + 1, ahead + 1))
+            stopping = should_stop() or stopping
             if validation is not None or stopping:
                 notes = {
                     "validation": validation,
@@ -349,9 +373,7 @@ class Diverged(RuntimeError):
     """The loss stayed non-finite; the message says what was tried and what is left."""
 
 
-def _plan(
-    config: Config, batches: Batches, source: Feed, step: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _plan(config: Config, batches: Batches, source: Feed, step: int) -> tuple[Array, np.ndarray]:
     """The windows and the fresh starts of the next `log_every` steps."""
     ahead = range(step, step + config.log_every)
     starts = np.stack([batches.starts(n) for n in ahead])

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn
 from benchmarks import aot
-from jaxrnn import charlm, sampling, training
+from jaxrnn import charlm, mesh, sampling, training
 from jaxrnn.unroll import unroll_projected
 
 pytestmark = [
@@ -247,9 +247,10 @@ def test_training_step(chip: str, hidden: int) -> None:
     state = jax.eval_shape(lambda: training.create(config, optimizer, VOCABULARY))
     text, starts = abstract((1_000_000,), jnp.uint8), abstract((10, B), jnp.int32)
     fresh, count = abstract((10,), jnp.bool_), abstract((), jnp.int32)
+    on_chip = mesh.make(devices=aot.devices(chip)[:1])
     with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
         program = compiled(
-            chip, training.run_steps, config, optimizer, state, text, starts, fresh, count
+            chip, training.run_steps, config, optimizer, on_chip, state, text, starts, fresh, count
         )
     over_time = [loop for loop in program.loops if loop.trips == T]
     over_steps = program.loops[0]

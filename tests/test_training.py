@@ -311,7 +311,7 @@ def dispatch(config: training.Config, calls: list[int]) -> tuple[training.TrainS
         windows = source.windows(np.stack([batches.starts(n) for n in ahead]), config.seq_len)
         fresh = np.array([batches.fresh(n) for n in ahead])
         state, now = training.run_steps(
-            config, optimizer, state, source.tokens, windows, fresh, count
+            config, optimizer, source.devices, state, source.tokens, windows, fresh, count
         )
         metrics.append(np.stack(now)[:, :count])
         done += count
@@ -332,7 +332,7 @@ def test_state_is_donated() -> None:
     source = place(CORPUS.tokens)
     windows = np.zeros((2, 4), np.int32)
     after, _ = training.run_steps(
-        CONFIG, optimizer, state, source.tokens, windows, np.zeros(2, bool), 2
+        CONFIG, optimizer, source.devices, state, source.tokens, windows, np.zeros(2, bool), 2
     )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the memory is used again"
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
@@ -362,7 +362,7 @@ class Recorder:
         self.starts: list[np.ndarray] = []
         self.fresh: list[bool] = []
 
-    def __call__(self, config: Any, optimizer: Any, state: Any, *rest: Any) -> Any:
+    def __call__(self, config: Any, optimizer: Any, devices: Any, state: Any, *rest: Any) -> Any:
         _, windows, fresh, count = rest
         self.starts += list(windows[:count])
         self.fresh += fresh[:count].tolist()
@@ -562,8 +562,8 @@ def break_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     whole = training.train_step
 
     def patch(step: int, above: float, part: str = "loss") -> None:
-        def broken(optimizer: Any, state: Any, *rest: Any) -> Any:
-            after, metrics = whole(optimizer, state, *rest)
+        def broken(optimizer: Any, state: Any, *rest: Any, **how: Any) -> Any:
+            after, metrics = whole(optimizer, state, *rest, **how)
             bad = (state.step == step) & (state.rate > above)
             poison = jnp.where(bad, jnp.float32(jnp.nan), jnp.float32(1))
             if part == "params":

@@ -2,12 +2,13 @@
 
     Rows       state [B, H], gates [B, G]    h W         every platform
     Columns    state [H, B], gates [G, B]    W^T h       float32 on a CPU, large batches and widths
+    Units      as Rows, of a part of the units; the others are on other devices of a mesh
 
 Columns pay on a CPU because its matrix product packs the right-hand operand at every call. In h W that
 is the weights, again at every step; in W^T h it is the state, a few hundred rows of B numbers. Gates
 also come apart as whole blocks of memory, and dW is a product of two arrays laid out for it.
 
-The two classes have the same members, all static; the loops take the class itself as an argument.
+The classes have the same members, all static; the loops take the class itself as an argument.
 """
 
 from __future__ import annotations
@@ -213,6 +214,33 @@ class Columns:
         weights = weights._replace(w_h=lax.optimization_barrier(weights.w_h.T))
         w_x = lax.optimization_barrier(w_x.T)
         return weights, xs, lambda before, x: (before, Columns.times(x, w_x) + b)
+
+
+class Units(Rows):
+    """A part of the units, with their gates: [B, H / m] and [B, G / m] on each of m devices.
+
+    A product with W_h first gathers the state, [B, H]; one with W_h^T is a part of a sum, of which each
+    device takes its own units'. Both inside `jax.shard_map`, over its axis `model`. The inputs come
+    projected: `back` and `sum_equal` are never asked for.
+    """
+
+    @staticmethod
+    def times(x: Array, w: Array) -> Array:
+        if x.shape[-1] != w.shape[0]:
+            return product(_gathered(x.astype(w.dtype)), w)
+        last = x.ndim - 1
+        return lax.psum_scatter(product(x, w), MODEL, scatter_dimension=last, tiled=True)
+
+    @staticmethod
+    def outer(x: Float[Array, "T B K"], d_gx: Float[Array, "T B N"]) -> Float[Array, "K*m N"]:
+        return Rows.outer(_gathered(x.astype(d_gx.dtype)), d_gx)
+
+
+MODEL = "model"  # the axis of a mesh that a layer's units are divided over
+
+
+def _gathered(x: Float[Array, "... K"]) -> Float[Array, "... K*m"]:
+    return lax.all_gather(x, MODEL, axis=x.ndim - 1, tiled=True)
 
 
 Layout = type[Rows] | type[Columns]

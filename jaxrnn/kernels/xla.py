@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import accelerator
-from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, vary, vary_like
 from jaxrnn.kernels.layouts import Layout, Rows
 from jaxrnn.kernels.rules import RULES
 from jaxrnn.shapes import Array, Float
@@ -68,7 +68,7 @@ def run(
         inputs = inputs.project()
     weights = params._replace(w_x=None, b=None)
     loop = Loop(reverse, unroll or _steps_per_turn())
-    return _run(cell, layout, loop, weights, inputs, state, masks)
+    return _run(cell, layout, loop, *vary((weights, inputs, state, masks)))
 
 
 def _step_by_step(batch: int) -> bool:
@@ -153,11 +153,11 @@ def _backward(
 
     steps, batch, _ = d_ys.shape
     shape = (steps, batch, weights.w_h.shape[1])
-    if layout is not Rows:
+    if layout.time:
         shape = (weights.w_h.shape[1], steps, batch)
     bits = jnp.uint16 if dtype == jnp.bfloat16 else dtype
     # of several steps in a turn scan writes dgx with one launch; of one, in place is faster
-    place: Any = jnp.zeros(shape, bits) if loop.unroll == 1 else None
+    place: Any = vary_like(jnp.zeros(shape, bits), d_ys) if loop.unroll == 1 else None
     turn = partial(jax.tree.map, layout.turn)
     slices = (jnp.arange(steps), previous, states, gates, layout.turn(d_ys), masks)
     back = loop._replace(reverse=not loop.reverse)

@@ -1,0 +1,292 @@
+"""Many devices: rows of the batch over one axis of a mesh, the units of every layer over the other.
+
+    mesh = make({"data": 4, "model": 2})         # of all devices, or those given
+    state = jax.device_put(state, shardings(mesh, state))
+    final, ys = unroll_projected(mesh, cell, params, gx, state)
+
+Over `data` each device runs its own rows with whatever implementation is fastest there, and the
+gradients are summed once a step of training. Over `model` each device holds its units' part of every
+gate: the columns of w_h, w_x and b that make them, and the units' states. A step of time then needs
+the whole hidden state, [B, H], from all of them (`kernels.layouts.Units`). All outside of the recurrence
+XLA divides by itself, from where the arrays lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrnn import accelerator, dispatch
+from jaxrnn.dispatch import Implementation
+from jaxrnn.errors import InputError
+from jaxrnn.kernels.inputs import Dense, Lookup, Masks
+from jaxrnn.kernels.layouts import MODEL, Units
+from jaxrnn.shapes import Array, Float
+from jaxrnn.unroll import unroll_projected as unroll_here
+
+DATA = "data"
+AXES = (DATA, MODEL)
+
+
+def make(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the axes `data` and `model`.
+
+    Args:
+      sizes: devices along each axis; one that is not named has 1. None puts all on `data`.
+      devices: to make it of; None for all there are, of every process.
+
+    Raises:
+      InputError: where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [(sizes or {DATA: len(devices)}).get(axis, 1) for axis in AXES]
+    if math.prod(shape) != len(devices):
+        asked = " x ".join(map(str, shape))
+        raise InputError(
+            f"--mesh {DATA}={shape[0]},{MODEL}={shape[1]} is for {asked} = {math.prod(shape)} "
+            f"devices, and there {'is' if len(devices) == 1 else 'are'} {len(devices)}; "
+            f"the sizes must multiply to that, as in --mesh {DATA}={len(devices)}"
+        )
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def single() -> Mesh:
+    """The mesh of one device: the one that new arrays go to."""
+    return make(devices=[accelerator.device()])
+
+
+def parse(text: str) -> dict[str, int]:
+    """Sizes from words, as in "data=8,model=2".
+
+    Raises:
+      InputError: for words that are not of that form.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+            raise InputError(f"--mesh must be as in data=8,model=2, not {text!r}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def check(mesh: Mesh, batch: int, parts: int, hidden: int) -> None:
+    """Raises InputError where rows or units do not divide over the mesh.
+
+    Args:
+      batch: rows of a step.
+      parts: that they are computed in, one after the other.
+      hidden: units of a layer.
+    """
+    data, model = mesh.shape[DATA], mesh.shape[MODEL]
+    if batch % (data * parts):
+        share = f" in --accumulate {parts} parts" if parts > 1 else ""
+        raise InputError(
+            f"--batch {batch} cannot be divided{share} over {data} devices: make it a multiple of "
+            f"{data * parts}, or choose another --mesh"
+        )
+    if hidden % model:
+        raise InputError(
+            f"--hidden {hidden} cannot be divided over {model} devices: make it a multiple of {model}, "
+            "or choose another --mesh"
+        )
+
+
+# --- where arrays lie ---
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Where each array of a model, an optimizer's state or a carry lies; those of no known name
+    everywhere."""
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = getattr(path[-1], "name", "") if path else ""
+        return _placed(mesh, _SPECS.get(name, P()))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+_SPECS = {
+    "w_x": P(None, MODEL),  # [D, G]
+    "w_h": P(None, MODEL),  # [H, G]
+    "w_c": P(None, MODEL),  # [3, H]
+    "b": P(MODEL),  # [G]
+    "b_h": P(MODEL),  # [H]
+    "w_out": P(MODEL),  # [H, V]
+    "hidden": P(DATA, MODEL),  # [B, H]
+    "cell": P(DATA, MODEL),  # [B, H]
+}
+
+
+def described(mesh: Mesh, function: Any) -> Any:
+    """The shapes of what a function makes, placed as `shardings` says; nothing is made."""
+    shapes = jax.eval_shape(function)
+    return jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        shapes,
+        shardings(mesh, shapes),
+    )
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The whole array on each device."""
+    return _placed(mesh, P())
+
+
+def whole(tree: Any) -> Any:
+    """The arrays as they are, or of those divided over devices the whole of each, on every host.
+
+    All processes must call it. One array after the other, so a device holds one whole at a time.
+    """
+
+    def gathered(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+            return leaf
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(gathered, tree)
+
+
+def keep(mesh: Mesh, tree: Any) -> Any:
+    """Inside of jit: results that lie as `shardings` says, so that the next call finds them alike."""
+    return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
+
+
+def over_rows(mesh: Mesh, axis: int) -> NamedSharding:
+    """Its rows, along this axis, over `data`."""
+    return _placed(mesh, P(*[None] * axis, DATA))
+
+
+def _placed(mesh: Mesh, spec: P) -> NamedSharding:
+    """As XLA names it too, without axes of one device; or equal arrays would be compiled for apart."""
+    axes = [axis if axis and mesh.shape[axis] > 1 else None for axis in spec]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return NamedSharding(mesh, P(*axes))
+
+
+def own_rows(mesh: Mesh, shape: tuple[int, ...], axis: int, read: Any) -> Array:
+    """An array divided by rows, of which each process makes its own.
+
+    Args:
+      mesh: where it goes.
+      shape: of the whole.
+      axis: of the rows.
+      read: called with the slice of rows that a device of this process takes; makes their part.
+    """
+    made: dict[Any, np.ndarray] = {}  # devices along `model` take the same rows
+
+    def part(index: Any) -> np.ndarray:
+        key = index[axis].indices(shape[axis])
+        if key not in made:
+            made[key] = read(slice(*key))
+        return made[key]
+
+    return jax.make_array_from_callback(shape, over_rows(mesh, axis), part)
+
+
+# --- the recurrence ---
+
+
+def unroll_projected(
+    mesh: Mesh,
+    cell: Any,
+    params: Any,
+    gx: Lookup | Dense,
+    state: Any,
+    implementation: Implementation | None = None,
+) -> tuple[Any, Float[Array, "T B H"]]:
+    """`unroll.unroll_projected` on a mesh: rows over `data`, units over `model`.
+
+    Args:
+      mesh: from `make`.
+      cell: an `rnn`, `lstm` or `gru`; B and H are multiples of the mesh's sizes.
+      params, gx, state: as there, wherever they lie.
+      implementation: as there; over several devices of `model` "scan" or "xla".
+
+    Raises:
+      ValueError: for another implementation over several devices of `model`.
+    """
+    parts, gates = mesh.shape[MODEL], len(cell.GATES)
+    if parts > 1 and implementation not in (None, "scan", "xla"):
+        raise ValueError(
+            f"implementation {implementation!r} keeps all units on one device; over several, as in "
+            f"--mesh model={parts}, there are 'scan' and 'xla'"
+        )
+
+    def apart(a: Array | None) -> Array | None:
+        """[..., G] → [..., gates, H], of which each device takes its units."""
+        return None if a is None else a.reshape(*a.shape[:-1], gates, cell.hidden)
+
+    def together(a: Array | None) -> Array | None:
+        return None if a is None else a.reshape(*a.shape[:-2], -1)
+
+    def local(params: Any, gx: Any, state: Any) -> Any:
+        params = _on_gates(together, params)
+        gx = _on_gates(together, gx)
+        if parts == 1:
+            return unroll_here(cell, params, gx, state, implementation=implementation)
+        part: Any = _Part(dataclasses.replace(cell, hidden=cell.hidden // parts))
+        gx = gx.project()
+        if implementation == "scan":
+            return unroll_here(part, params, gx, state, implementation="scan")
+        run = dispatch.kernel("xla").run
+        return run(part.cell, params, gx, state, Masks(None, None), False, layout=Units)
+
+    units, columns, biases = P(DATA, MODEL), P(None, None, MODEL), P(None, MODEL)
+    weights = params._replace(
+        w_h=columns,
+        **{
+            name: None if value is None else {"w_x": columns, "b": biases}.get(name, _SPECS[name])
+            for name, value in params._asdict().items()
+            if name != "w_h"
+        },
+    )
+    inputs = (
+        Lookup(columns, P(None, DATA))  # type: ignore[arg-type]
+        if isinstance(gx, Lookup)
+        else Dense(P(None, DATA), columns, biases)  # type: ignore[arg-type]
+    )
+    states = jax.tree.map(lambda _: units, state)
+    given = (_on_gates(apart, params), _on_gates(apart, gx), state)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(weights, inputs, states),
+        out_specs=(states, P(None, DATA, MODEL)),
+    )(*given)
+
+
+def _on_gates(change: Any, tree: Any) -> Any:
+    """The arrays with gates along their last axis changed, the others as they are."""
+    names = [n for n in ("w_x", "w_h", "b", "table") if hasattr(tree, n)]
+    return tree._replace(**{n: change(getattr(tree, n)) for n in names})
+
+
+class _Part(NamedTuple):
+    """A device's part of a cell: a `Cell` of its own units, that sees those of all devices."""
+
+    cell: Any  # as wide as the part
+
+    @property
+    def hidden(self) -> int:
+        return self.cell.hidden
+
+    def initial_state(self, batch: int, dtype: Any) -> Any:
+        return self.cell.initial_state(batch, dtype)
+
+    def step(self, params: Any, state: Any, gx: Array) -> tuple[Any, Array]:
+        from jaxrnn.kernels.rules import RULES
+
+        after, _ = RULES[type(self.cell)].forward(Units, self.cell, params, state, gx)
+        return after, after.hidden
