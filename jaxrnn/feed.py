@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import accelerator, mesh
+from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Int, UInt
 
 MemoryMap = Literal["auto", "always", "never"]
@@ -39,8 +41,7 @@ class Feed(NamedTuple):
             mine = starts[..., part]
             if self.tokens is not None:
                 return mine.astype(np.int32)
-            places = np.minimum(mine[..., None] + np.arange(seq_len + 1), len(self.text) - 1)
-            return np.moveaxis(self.text[places], -1, -2)
+            return _read(self.text, mine, seq_len)
 
         window = () if self.tokens is not None else (seq_len + 1,)
         shape = (*before, *window, rows)
@@ -56,25 +57,82 @@ def place(
     """Put a text where the steps will read it.
 
     Args:
-      tokens: [N] unsigned integers.
+      tokens: [N] unsigned integers, in memory or memory-mapped. Those mapped already are read where
+        they are, if they are not to be on the devices.
       memory_map: "auto" keeps the text on each device where it takes no more than a quarter of the
-        memory there and all are this process', else in a file; "always" and "never" say so.
+        memory there and all are this process', else in a file; "always" and "never" say so. Where the
+        devices share the host's memory, "auto" leaves a text that is mapped already as it is.
       run: the folder for that file, tokens.npy.
       devices: the mesh that the rows are divided over; None for one device.
+
+    Raises:
+      InputError: "never" for a text longer than the devices can count.
     """
     devices = mesh.single() if devices is None else devices
-    room = accelerator.memory() or HOST_ROOM
-    fits = tokens.nbytes <= room // 4 and not devices.is_multi_process
+    mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
+    room = accelerator.memory()
+    if room is None:
+        room = 0 if mapped else HOST_ROOM
+    if memory_map == "never" and not countable:
+        raise InputError(
+            f"a text of {len(tokens):,} tokens is too long for --memory-map never, which counts "
+            f"to {LONGEST:,}; use auto"
+        )
+    fits = countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
     if memory_map == "never" or (memory_map == "auto" and fits):
-        return Feed(jax.device_put(tokens, mesh.everywhere(devices)), tokens, devices)
-    if run is None or devices.is_multi_process:
+        there = jax.device_put(tokens, mesh.everywhere(devices)).block_until_ready()
+        _let_go(tokens)
+        return Feed(there, tokens, devices)
+    if run is None or mapped or devices.is_multi_process:
         return Feed(None, tokens, devices)
     path = run / "tokens.npy"
     np.save(path, tokens)
     return Feed(None, np.load(path, mmap_mode="r"), devices)
 
 
+LONGEST = 2**31 - 2**20  # tokens on the device, whose places are int32, with room for a row beyond
 HOST_ROOM = 4 << 30  # bytes, where the device does not say what it has
+ROWS = 1024  # read from a file at a time; each makes some 64 kB of it resident
+
+
+def _read(text: np.ndarray, starts: np.ndarray, seq_len: int) -> np.ndarray:
+    """The tokens [..., T + 1, B] of rows that begin at starts [..., B]."""
+    _announce(text, starts, seq_len)
+    plain, rows = np.asarray(text), starts.reshape(-1)
+    windows = np.empty((len(rows), seq_len + 1), text.dtype)
+    for at in range(0, len(rows), ROWS):
+        places = rows[at : at + ROWS, None] + np.arange(seq_len + 1)
+        windows[at : at + ROWS] = plain[np.minimum(places, len(text) - 1)]
+        _let_go(text)
+    return np.moveaxis(windows.reshape(*starts.shape, seq_len + 1), -1, -2)
+
+
+def _announce(text: np.ndarray, starts: np.ndarray, seq_len: int) -> None:
+    """Let the system read the rows of a memory-mapped text all at once, not each when it is needed.
+
+    Rows that go on from those before them in starts [..., B] it foresees by itself.
+    """
+    file = text.base
+    if not (isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")):
+        return
+    jumps = np.ones(starts.shape, bool)
+    if starts.ndim > 1:
+        jumps[1:] = starts[1:] != starts[:-1] + seq_len
+    first = np.minimum(starts[jumps], len(text) - 1) * text.itemsize
+    header = len(file) - text.nbytes  # of an .npy file
+    for begin in (header + first).tolist():
+        page = begin - begin % mmap.PAGESIZE
+        size = begin - page + (seq_len + 1) * text.itemsize
+        file.madvise(mmap.MADV_WILLNEED, page, size)
+
+
+def _let_go(text: np.ndarray) -> None:
+    """Let go of the pages of a memory-mapped text, which else count as this process's memory.
+
+    They stay in the system's cache for the next time.
+    """
+    if isinstance(text.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        text.base.madvise(mmap.MADV_DONTNEED)
 
 
 def gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 B"]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrnn import files
 from jaxrnn.errors import InputError
 
 SHAKESPEARE_URL = (
@@ -68,25 +69,37 @@ def read(
         UTF-8; a folder has no file that matches; or `glob` is given without a folder.
     """
     words = _words(data)
-    if glob is not None and not any(map(_is_folder, words)):
-        raise InputError(f'--glob "{glob}" chooses files from a folder, but --data names no folder')
+    found = find(words, glob)
     if words == ["play"]:
         from jaxrnn import play
 
-        text, nats = play.write()
-        return Source(name(words), text.encode("ascii") if as_bytes else text, nats)
+        text, known = play.write()
+        return Source(name(words), text.encode("ascii") if as_bytes else text, known)
+    chunks = files.stream(found, as_bytes, size=-1)
+    if as_bytes:
+        return Source(name(words), b"".join(chunk.raw for chunk in chunks), None)
+    return Source(name(words), "".join(chunk.text for chunk in chunks), None)
 
-    parts: list[Any] = []  # all str, or all bytes
-    for word in words:
-        files = _files(word, "*.txt" if glob is None else glob)
-        contents = [raw if as_bytes else _decode(label, raw) for label, raw in files]
-        if not any(contents):
-            label = "standard input" if word == "-" else word
-            raise InputError(f"{label} is empty; give a text to train on")
-        parts += filter(None, contents)
-    newline: Any = b"\n" if as_bytes else "\n"
-    ended = [part if part.endswith(newline) else part + newline for part in parts[:-1]]
-    return Source(name(words), newline[:0].join([*ended, parts[-1]]), None)
+
+def nats(data: Sequence[str]) -> np.ndarray | None:
+    """float64 [N], the exact information of each character of `data`: of the play alone, else None."""
+    if _words(data) != ["play"]:
+        return None
+    from jaxrnn import play
+
+    return play.write().nats
+
+
+def find(data: Sequence[str], glob: str | None = None) -> list[files.File]:
+    """The files that a text is made of, in order. Arguments and errors as of `read`; reads nothing."""
+    words = _words(data)
+    if glob is not None and not any(map(_is_folder, words)):
+        raise InputError(f'--glob "{glob}" chooses files from a folder, but --data names no folder')
+    return [
+        files.File(nth, "standard input" if word == "-" else word, label, path)
+        for nth, word in enumerate(words)
+        for label, path in _files(word, "*.txt" if glob is None else glob)
+    ]
 
 
 def cache_folder() -> Path:
@@ -119,19 +132,17 @@ def _is_folder(word: str) -> bool:
     return word not in NAMED and os.path.isdir(word)
 
 
-def _files(word: str, pattern: str) -> list[tuple[str, bytes]]:
-    """What is behind a word: each file's name, for the errors, and its bytes."""
+def _files(word: str, pattern: str) -> list[tuple[str, str | None]]:
+    """What is behind a word: each file's name, for the errors, and its path."""
     if word == "play":
-        from jaxrnn import play
-
-        return [(word, play.write().text.encode("ascii"))]
+        return [("play", None)]
     if word == "-":
-        return [("standard input", _read_stdin())]
+        return [("standard input", None)]
     if word == "shakespeare":
         paths = [_fetch_shakespeare()]
     else:
         paths = _find(word, pattern) if _is_folder(word) else [word]
-    return [(path, _read_file(path)) for path in paths]
+    return [(path, path) for path in paths]
 
 
 def _find(folder: str, pattern: str) -> list[str]:
@@ -147,60 +158,20 @@ def _find(folder: str, pattern: str) -> list[str]:
 
     found = []
     try:
-        for place, folders, files in os.walk(folder, onerror=stop):
+        for place, folders, names in os.walk(folder, onerror=stop):
             folders[:] = [inner for inner in folders if not inner.startswith(".")]
-            for path in (Path(place, file) for file in files if not file.startswith(".")):
+            for path in (Path(place, file) for file in names if not file.startswith(".")):
                 inside = path.relative_to(folder).as_posix()
                 if PurePosixPath(inside).match(end) and stat.S_ISREG(path.stat().st_mode):
                     found.append(inside)
     except OSError as error:
-        raise _unreadable(error.filename, error) from error
+        raise files.unreadable(error.filename, error) from error
     if not found:
         raise InputError(
             f'no file in {folder} matches "{pattern}"; choose others with --glob "PATTERN"'
         )
     # Sorted as plain strings: the file system's own order differs from machine to machine.
     return [os.path.join(folder, inside) for inside in sorted(found)]
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f'no file or folder "{path}"; --data takes play, shakespeare, - for standard input, or '
-            "a path"
-        ) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"cannot read {path}: {error.strerror}; make it readable or leave it out")
-
-
-def _read_stdin() -> bytes:
-    closed = sys.stdin is None or sys.stdin.closed
-    if closed or sys.stdin.isatty():
-        raise InputError(
-            f"standard input is {'closed' if closed else 'the terminal'}; pipe a text into it, or "
-            "name a file in --data"
-        )
-    try:
-        return sys.stdin.buffer.read()
-    except OSError as error:
-        raise _unreadable("standard input", error) from error
-
-
-def _decode(label: str, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{label} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
-            "read it as bytes with --bytes"
-        ) from error
 
 
 def _fetch_shakespeare() -> str:

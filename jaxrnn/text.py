@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ class Vocabulary:
     @classmethod
     def of(cls, text: str) -> Vocabulary:
         """The vocabulary of a text: each of its characters once, in the order of Unicode."""
-        return cls("".join(map(chr, np.unique(_code_points(text)))))
+        return cls("".join(map(chr, np.unique(code_points(text)))))
 
     @classmethod
     def of_bytes(cls) -> Vocabulary:
@@ -61,7 +62,7 @@ class Vocabulary:
                 raise InputError(
                     f"not UTF-8: byte 0x{text[error.start]:02x} at offset {error.start}"
                 ) from None
-        points, known = _code_points(text), self._known
+        points, known = code_points(text), self._known
         tokens = np.searchsorted(known, points)
         found = np.zeros(len(points), bool)
         inside = tokens < len(known)
@@ -89,11 +90,57 @@ class Vocabulary:
 
     @functools.cached_property
     def _known(self) -> np.ndarray:
-        return _code_points(self.characters)
+        return code_points(self.characters)
 
 
-def _code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
+    """The numbers that Unicode gives to the characters of a text [N], uint32 [N]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+class Numbering:
+    """Numbers for the characters of a text that is still coming in, given in the order they come.
+
+    Args:
+      characters: that have a number already.
+      by_bytes: the text is bytes, which are their own numbers.
+    """
+
+    def __init__(self, characters: str = "", by_bytes: bool = False) -> None:
+        self.vocabulary = Vocabulary(by_bytes=by_bytes)
+        self._numbers = np.full(sys.maxunicode + 1, -1, np.int32)
+        self._add(code_points(characters))
+
+    def encode(self, raw: bytes, text: str) -> np.ndarray:
+        """Tokens [N] of `vocabulary.dtype`, the vocabulary of all that has come until now.
+
+        Args:
+          raw: the next part of the text in UTF-8, or any bytes where tokens are bytes.
+          text: the same part as characters; not looked at where tokens are bytes.
+        """
+        if self.vocabulary.by_bytes:
+            return np.frombuffer(raw, np.uint8)
+        if raw.isascii():  # of most text, nearly all; bytes.translate is the fastest way there is
+            new = raw.translate(None, self._known)
+            if new:
+                self._add(np.unique(np.frombuffer(new, np.uint8)))
+            if len(self.vocabulary) <= 256:
+                return np.frombuffer(raw.translate(self._table), np.uint8)
+        points = code_points(text)
+        tokens = self._numbers.take(points, mode="clip")
+        unknown = tokens < 0
+        if unknown.any():
+            self._add(np.unique(points[unknown]))
+            tokens = self._numbers.take(points, mode="clip")
+        return tokens.astype(self.vocabulary.dtype)
+
+    def _add(self, points: np.ndarray) -> None:
+        characters = self.vocabulary.characters
+        self._numbers[points] = len(characters) + np.arange(len(points), dtype=np.int32)
+        characters += "".join(map(chr, points))
+        self.vocabulary = Vocabulary(characters, self.vocabulary.by_bytes)
+        self._table = self._numbers[:256].astype(np.uint8).tobytes()  # right up to 256 characters
+        self._known = np.flatnonzero(self._numbers[:128] >= 0).astype(np.uint8).tobytes()
 
 
 class Corpus(NamedTuple):
@@ -132,15 +179,24 @@ def corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
     Raises:
       InputError: for fewer than 20 characters.
     """
-    if len(content) < 20:
-        raise InputError(f"the text has only {len(content)} characters; give at least 20")
+    begin = split(len(content))
     by_bytes = isinstance(content, bytes)
     raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
     vocabulary = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
-    split = len(content) * 9 // 10
-    floor = None if nats is None else float(np.mean(nats[split:], dtype=np.float64))
     tokens = vocabulary.encode(content)
-    return Corpus(tokens, split, vocabulary, hashlib.sha256(raw).hexdigest(), floor)
+    return Corpus(tokens, begin, vocabulary, hashlib.sha256(raw).hexdigest(), floor(nats))
+
+
+def split(size: int) -> int:
+    """Where the last tenth of a text begins. Raises InputError for a size below 20."""
+    if size < 20:
+        raise InputError(f"the text has only {size} characters; give at least 20")
+    return size * 9 // 10
+
+
+def floor(nats: np.ndarray | None) -> float | None:
+    """The mean information of a text's last tenth, nats per character. nats: [N], or None for None."""
+    return None if nats is None else float(np.mean(nats[split(len(nats)) :], dtype=np.float64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,13 +254,24 @@ class Batches:
         epoch, index = divmod(step, self.per_epoch)
         if self.shuffle:
             order = _order(self.size // (self.seq_len + 1), self.seed, epoch)
-            return order[index * self.batch : (index + 1) * self.batch] * (self.seq_len + 1)
+            rows = order[index * self.batch : (index + 1) * self.batch]
+            return rows.astype(np.int64) * (self.seq_len + 1)
         stream = self.size // self.batch
         slack = stream - 1 - self.per_epoch * self.seq_len
         shift = np.random.default_rng((self.seed, epoch)).integers(slack + 1)
         return np.arange(self.batch) * stream + shift + index * self.seq_len
 
 
-@functools.lru_cache(maxsize=2)
 def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(windows)
+    """The windows of an epoch in their order; int32 [windows], or int64 where their number needs it."""
+    key = windows, seed, epoch
+    order = _kept.get(key)
+    if order is None:
+        _kept.clear()  # before the next is made: of 4 GB in windows of 100, each is 160 MB
+        order = np.arange(windows, dtype=np.int32 if windows <= 2**31 else np.int64)
+        np.random.default_rng((seed, epoch)).shuffle(order)  # the same in either type
+        _kept[key] = order
+    return order
+
+
+_kept: dict[tuple[int, int, int], np.ndarray] = {}  # the order in use

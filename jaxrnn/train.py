@@ -27,6 +27,7 @@ from jaxrnn import (
     sampling,
     sources,
     text,
+    tokens,
     training,
 )
 from jaxrnn.errors import InputError
@@ -45,8 +46,8 @@ class Config:
     settings of the lecture's code), shakespeare (the best that 15 CPU minutes buy)."""
     data: tuple[str, ...] = ("play",)
     """What to learn from: files, folders, "-" (standard input), "shakespeare" (Tiny Shakespeare,
-    downloaded once) or "play" (an original play, written on the spot by a grammar whose entropy is
-    known exactly)."""
+    downloaded once), "play" (an original play, written on the spot by a grammar whose entropy is
+    known exactly), or one folder that python -m jaxrnn.prepare made."""
     glob: str | None = None
     """Which files of a folder, as in "*.c"; without it "*.txt"."""
     bytes: bool = False
@@ -190,14 +191,14 @@ def _work(config: Config, workdir: Path) -> _Work:
     devices = mesh.make(mesh.parse(config.mesh) if config.mesh else None)
     how = config.training
     mesh.check(devices, how.batch, how.accumulate, model.hidden)
-    source = sources.read(config.data, config.glob, config.bytes)
-    corpus = text.corpus(source.content, source.nats)
+    name, corpus = _corpus(config)
+    config = dataclasses.replace(config, bytes=corpus.vocabulary.by_bytes)
     steps = how.total_steps(how.batches(corpus))
     prime = _sample_prime(config, corpus)
-    description = {**_plain(config), "text": {"name": source.name, "sha256": corpus.sha256}}
+    description = {**_plain(config), "text": {"name": name, "sha256": corpus.sha256}}
     if not config.overwrite:
         folder.check_same_run(workdir, description, corpus.vocabulary)
-    return _Work(how, devices, source.name, corpus, prime, steps, description)
+    return _Work(how, devices, name, corpus, prime, steps, description)
 
 
 def _run(config: Config, workdir: Path) -> int:
@@ -228,6 +229,23 @@ def _say(line: str) -> None:
         print(line)
 
 
+def _corpus(config: Config) -> tuple[str, text.Corpus]:
+    """What --data names, and its short name: a prepared folder as it is, else a text, read whole."""
+    prepared = [word for word in config.data if tokens.is_prepared(word)]
+    prepared = [word for word in prepared if word not in sources.NAMED]
+    if not prepared:
+        source = sources.read(config.data, config.glob, config.bytes)
+        return source.name, text.corpus(source.content, source.nats)
+    if len(config.data) > 1:
+        raise InputError(
+            f"{prepared[0]} is a prepared text and is trained on alone; prepare all texts together"
+        )
+    if config.glob is not None or config.bytes:
+        flag = "--bytes" if config.glob is None else "--glob"
+        raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
+    return tokens.meta(prepared[0]).name, tokens.corpus(prepared[0])
+
+
 def _dtype_of_the_run(model: charlm.Config, workdir: Path, overwrite: bool) -> charlm.Config:
     """With dtype "auto", go on in the dtype of the run that is there, whatever is fast here."""
     if model.dtype != "auto" or overwrite or not (workdir / "config.json").exists():
@@ -241,8 +259,9 @@ def _introduce(config: Config, workdir: Path, work: _Work) -> None:
     model, corpus = work.config.model, work.corpus
     params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
     size = len(corpus.vocabulary)
+    kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
     print(
-        f"{work.name}: {len(corpus.tokens):,} {'bytes' if config.bytes else 'characters'}, {size} "
+        f"{work.name}: {len(corpus.tokens):,} {kind}, {size} "
         f"different; the last {corpus.validation_size:,} are for validation"
     )
     if corpus.floor is not None:

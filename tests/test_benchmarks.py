@@ -95,6 +95,21 @@ def test_every_training_program_comes_to_the_same_losses(tmp_path: Path) -> None
     assert len(losses) == result["steps"] == len(set(losses))  # it does learn
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_what_the_input_takes_is_measured(tmp_path: Path) -> None:
+    record = run("input_pipeline", output=tmp_path / "input.json")
+    for what in record["prepare"], record["train"]["streams"]:
+        assert list(what) == ["small", "big"]
+        for taken in what.values():
+            assert taken["VmHWM"] > taken["RssAnon"] > 0 and taken["RssFile"] > 0
+    sizes = {name: taken["bytes"] for name, taken in record["prepare"].items()}
+    assert sizes == {"small": 1_000_000, "big": record["bytes"]} and record["bytes"] == 4_000_000
+    assert len(record["train"]["streams"]["big"]["step_seconds"]) >= 2
+    alone = record["windows"]["streams"]
+    assert len(alone["warm"]) == len(alone["cold"]) > 0 and min(alone["warm"]) > 0
+    assert record["pass"]["steps"] == alone["per_epoch"]
+
+
 @pytest.mark.parametrize("name", cell_throughput.CELLS)
 def test_the_reference_is_numpy(name: str) -> None:
     cell = cell_throughput.CELLS[name](3)

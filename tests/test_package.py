@@ -19,9 +19,9 @@ README = ROOT / "README.md"
 
 # Imports run downwards, from a floor to one below it. On one floor, only as WITHIN says.
 FLOORS = [
-    {"train", "generate"},
-    {"training", "evaluation", "report", "checkpoint", "sampling", "inspection"},
-    {"charlm", "network", "text", "sources", "play", "feed"},
+    {"train", "prepare", "generate"},
+    {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"},
+    {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
     {"unroll"},
     {"dispatch"},
     {"kernels"},
@@ -31,7 +31,9 @@ WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
     "report": {"sampling"},
     "charlm": {"text"},
-    "sources": {"play"},
+    "sources": {"play", "files"},
+    "files": {"play"},
+    "tokens": {"text"},
     "kernels": {"kernels"},
     "cells": {"shapes"},
     "accelerator": {"errors"},

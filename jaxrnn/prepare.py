@@ -1,0 +1,222 @@
+"""Make token files of a text of any size: `python -m jaxrnn.prepare --data big.txt`.
+
+`python -m jaxrnn.train --data tokens/big` then trains on them without reading the text. Running the
+same command again goes on where it was stopped. `--help` lists every setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tyro
+
+from jaxrnn import sources, text, tokens
+from jaxrnn.errors import InputError
+from jaxrnn.files import File
+from jaxrnn.preparation import Preparation, Screen, discard
+
+PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Make token files of a text of any size, to train on without reading it into memory."""
+
+    data: tuple[str, ...]
+    """The text, in the words of python -m jaxrnn.train: files, folders, "-" (standard input),
+    "shakespeare" or "play"."""
+    output: Path | None = None
+    """The folder of the token files; without it tokens/ and the name of the data."""
+    glob: str | None = None
+    """Which files of a folder, as in "*.c"; without it "*.txt"."""
+    bytes: bool = False
+    """Read the text as bytes instead of UTF-8 characters."""
+    overwrite: bool = False
+    """Throw away the token files that are in the folder."""
+
+
+class Stopped(BaseException):
+    """A signal came; its number is the argument."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0 done, 1 failed, 2 bad input, 128 + n for signal n."""
+    signals = _Signals()
+    try:
+        config = tyro.cli(Config, prog="python -m jaxrnn.prepare", args=argv)
+        with signals:
+            run(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        return 128 + int(stopped.args[0])
+    except KeyboardInterrupt:  # before there is anything to go on from
+        return 128 + signal.SIGINT
+    return 0
+
+
+def run(config: Config) -> None:
+    """Prepare as configured, on the screen and in the folder."""
+    output = config.output or Path("tokens", sources.name(config.data))
+    parts = sources.find(config.data, config.glob)
+    _claim(output)
+    try:
+        with filelock.FileLock(output / "lock", timeout=0):
+            if config.overwrite:
+                discard(output)
+            _run(config, parts, output)
+    except filelock.Timeout:
+        raise InputError(
+            f"another preparation is at work in {output}; wait for it or choose another --output"
+        ) from None
+
+
+def _run(config: Config, parts: Sequence[File], output: Path) -> None:
+    name, floor = sources.name(config.data), text.floor(sources.nats(config.data))
+    work = Preparation(parts, config.bytes, name, output, floor, _screen())
+    try:
+        meta = work.run()
+    except Stopped:
+        print(_left(work))
+        raise
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise OSError(f"could not write to {output}: {why}; {_left(work)}") from error
+    kind = "bytes" if meta.vocabulary.by_bytes else "characters"
+    print(
+        f"{meta.name}: {meta.count:,} {kind}, {len(meta.vocabulary)} different, in {output} as "
+        f"{meta.dtype.name}; sha256 of the text {meta.sha256}"
+    )
+    print(f"done. Now: python -m jaxrnn.train --data {output}")
+
+
+def _left(work: Preparation) -> str:
+    """What can be done about a preparation that ended early."""
+    if not work.resumable:
+        return "stopped; what was read from a stream cannot be read again, so begin anew"
+    return f"stopped at {_size(work.noted.size)} of text; the same command goes on from there"
+
+
+def _claim(output: Path) -> None:
+    """Make the folder. Raises InputError where it cannot be written or holds something else."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        others = sorted({path.name for path in output.iterdir()} - {"lock", ".writable"})
+        if others and not tokens.is_prepared(output):
+            raise InputError(
+                f"{output} holds something else ({others[0]}); choose another --output"
+            )
+        probe = output / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {output}: {error.strerror}; choose another --output"
+        ) from None
+
+
+class _Signals:
+    """Between enter and exit, Ctrl-C and SIGTERM raise Stopped; the second one is final."""
+
+    def __enter__(self) -> None:
+        self._came = False
+        self._before = {n: signal.signal(n, self._raise) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, frame: Any) -> None:
+        if self._came:
+            os._exit(128 + number)
+        self._came = True
+        raise Stopped(number)
+
+
+# --- the screen: a progress bar on a terminal, plain lines elsewhere ---
+
+
+class _Plain(Screen):
+    """Lines for a file or a pipe."""
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
+    def begin(self, what: str, done: int, total: int | None) -> None:
+        self._what, self._total, self._done, self._first = what, total, done, done
+        self._began = self._told = time.monotonic()
+
+    def reach(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() - self._told >= PLAIN_EVERY:
+            self._tell()
+
+    def end(self) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        rate = (self._done - self._first) / max(self._told - self._began, 1e-9)
+        of = "" if self._total is None else f" of {_size(self._total)}"
+        self.line(f"{self._what}: {_size(self._done)}{of}, {rate / 1e6:,.0f} MB/s")
+
+
+class _Bar(Screen):
+    """A rich progress bar with the speed and the time left."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+
+    def line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, what: str, done: int, total: int | None) -> None:
+        from rich import progress
+
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._progress.add_task(what, completed=done, total=total)
+        self._progress.start()
+
+    def reach(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
+
+    def end(self) -> None:
+        self._progress.stop()
+
+
+def _screen() -> Screen:
+    from rich.console import Console
+
+    console = Console()
+    return _Bar(console) if console.is_terminal else _Plain()
+
+
+def _size(size: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

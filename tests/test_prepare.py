@@ -1,0 +1,623 @@
+"""A prepared text is the text: token for token, however it was cut, stopped or killed on the way."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pytest
+import test_commands
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_commands import contents, flags
+from test_training import TEXT, quicken
+
+from jaxrnn import feed, files, preparation, prepare, sources, text, tokens, train
+from jaxrnn.errors import InputError
+from jaxrnn.text import Corpus, Numbering, Vocabulary
+
+refusal = test_commands.refusal  # the fixture
+ROOT = Path(__file__).parents[1]
+PIECES = [
+    "a",
+    "b",
+    "\n",
+    "\r\n",
+    "\ufeff",
+    "é",
+    "한국",
+    "\U0001f469\u200d\U0001f466",
+    "\U0010ffff",
+    "\0",
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preparation, "NOTE_EVERY", 0.0)
+    return tmp_path
+
+
+def command(*arguments: Any) -> int:
+    return prepare.main([str(argument) for argument in arguments])
+
+
+def assert_same(prepared: Path, want: Corpus) -> None:
+    got = tokens.corpus(prepared)
+    assert isinstance(got.tokens, np.memmap) and not got.tokens.flags.writeable
+    assert got.tokens.dtype == want.tokens.dtype
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    assert got._replace(tokens=want.tokens) == want
+    assert (prepared / "tokens.bin").read_bytes() == want.tokens.tobytes()
+    assert {path.name for path in prepared.iterdir()} == {"tokens.bin", "meta.json", "lock"}
+
+
+def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Corpus:
+    source = sources.read(data, glob, as_bytes)
+    return text.corpus(source.content, source.nats)
+
+
+# --- it is the text ---
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    parts=st.lists(
+        st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), min_size=1, max_size=30),
+        min_size=1,
+        max_size=4,
+    ),
+    size=st.integers(1, 40),
+    as_bytes=st.booleans(),
+    block=st.integers(1, 9),
+)
+def test_streamed_is_read(
+    parts: list[list[str]], size: int, as_bytes: bool, block: int, here: Path
+) -> None:
+    shutil.rmtree(here / "texts", ignore_errors=True)
+    shutil.rmtree(here / "out", ignore_errors=True)
+    (here / "texts").mkdir()
+    for n, pieces in enumerate(parts):
+        raw = "".join(pieces).encode()
+        (here / "texts" / f"{n}.txt").write_bytes(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK", size)
+        patch.setattr(preparation, "BLOCK", 4 * block)
+        patch.setattr(preparation, "NOTE_EVERY", 1e9)
+        patch.setattr(os, "fsync", lambda file: None)
+        try:
+            want = corpus_of("texts", as_bytes=as_bytes)
+        except InputError as error:
+            with pytest.raises(InputError) as caught:
+                run("texts", as_bytes=as_bytes)
+            assert str(caught.value) == str(error)
+            assert contents(here / "out") == {}
+        else:
+            meta = run("texts", as_bytes=as_bytes)
+            assert meta.name == "texts"
+            (here / "out" / "lock").touch()
+            assert_same(here / "out", want)
+
+
+def run(*data: str, as_bytes: bool = False) -> tokens.Meta:
+    Path("out").mkdir(exist_ok=True)
+    parts = sources.find(data)
+    return preparation.Preparation(parts, as_bytes, sources.name(data), Path("out")).run()
+
+
+@settings(deadline=None)
+@given(raw=st.binary(min_size=1, max_size=12), size=st.integers(1, 5), mark=st.booleans())
+def test_bad_utf8_is_told_alike_however_it_is_cut(
+    raw: bytes, size: int, mark: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "raw.txt"
+    path.write_bytes(b"\xef\xbb\xbf" * mark + raw)
+    told = []
+    for chunk in (-1, size):
+        try:
+            chunks = list(files.stream(sources.find([str(path)]), size=chunk))
+            told.append("".join(c.text for c in chunks))
+            assert b"".join(c.raw for c in chunks) == told[-1].encode()
+        except InputError as error:
+            told.append(str(error))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("kinds", [100, 256, 257, 300, 70_000])
+def test_every_width(kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters that keep coming: the file is widened on the way, and sorted at the end."""
+    monkeypatch.setattr(files, "CHUNK", 50_000)
+    known = [chr(n) for n in range(1, kinds + 3000) if not 0xD800 <= n < 0xE000][:kinds]
+    assert len(set(known)) == kinds
+    random.Random(0).shuffle(known)
+    Path("text.txt").write_text("".join(known) + "and again" * 9, newline="")
+    assert command("--data", "text.txt", "--output", "out") == 0
+    want = corpus_of("text.txt")
+    assert want.tokens.dtype == (
+        np.uint8 if kinds <= 256 else np.uint16 if kinds < 65536 else np.uint32
+    )
+    assert_same(here / "out", want)
+
+
+def test_the_words_of_train(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jaxrnn import play
+
+    short = play.write(3000)
+    monkeypatch.setattr(play, "write", lambda: short)
+    assert command("--data", "play") == 0
+    assert_same(here / "tokens" / "play", corpus_of("play"))
+    assert tokens.corpus("tokens/play").floor is not None
+    (here / "code" / "deep").mkdir(parents=True)
+    (here / "code" / "a.c").write_text("int x;" * 9)
+    (here / "code" / "deep" / "b.c").write_text("int y;\n" * 9)
+    assert command("--data", "code", "play", "--glob", "*.c", "--bytes") == 0
+    assert_same(here / "tokens" / "code+1", corpus_of("code", "play", glob="*.c", as_bytes=True))
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert command("--data", "-", "--output", "out") == 0
+    assert_same(here / "out", text.corpus(TEXT))
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines()[-2:] == [
+        f"stdin: {len(TEXT):,} characters, {len(set(TEXT))} different, in out as uint8; "
+        f"sha256 of the text {hashlib.sha256(TEXT.encode()).hexdigest()}",
+        "done. Now: python -m jaxrnn.train --data out",
+    ]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1))
+def test_numbers_as_they_come(parts: list[str]) -> None:
+    numbering, encoded = Numbering(), []
+    for part in parts:
+        encoded.append(numbering.encode(part.encode(), part))
+        assert encoded[-1].dtype == numbering.vocabulary.dtype
+    assert numbering.vocabulary.decode(np.concatenate(encoded)) == "".join(parts)
+    assert sorted(numbering.vocabulary.characters) == list(Vocabulary.of("".join(parts)).characters)
+
+
+# --- it goes on ---
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_going_on_from_every_note(
+    as_bytes: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut after each note in turn, in whatever part of the work: the same files in the end."""
+    pieces = "one\ntwo é", "한국 \U0001f469\r\n", "".join(map(chr, range(400, 150, -1)))
+    Path("texts").mkdir()
+    for n, piece in enumerate(pieces):
+        Path("texts", f"{n}.txt").write_bytes(piece.encode())
+    want = corpus_of("texts", as_bytes=as_bytes)
+    monkeypatch.setattr(preparation, "BLOCK", 64)
+    note, ends, size = preparation.Preparation._note, 0, 7
+
+    class Cut(Exception): ...
+
+    def cut(self: Any) -> None:
+        note(self)
+        raise Cut
+
+    while True:
+        monkeypatch.setattr(files, "CHUNK", size)
+        monkeypatch.setattr(preparation.Preparation, "_note", cut)
+        try:
+            run("texts", as_bytes=as_bytes)
+        except Cut:
+            ends, size = ends + 1, size % 40 + 7
+            assert tokens.is_prepared("out")
+            with pytest.raises(InputError, match="unfinished"):
+                tokens.corpus("out")
+        else:
+            break
+    (here / "out" / "lock").touch()
+    assert_same(here / "out", want)
+    assert ends > 20
+
+
+KILLED = """
+import sys
+from jaxrnn import files, preparation, prepare
+preparation.NOTE_EVERY, files.CHUNK, preparation.BLOCK = 0.002, 2000, 2000
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=env, text=True, **pipes)
+
+
+def wait_for_progress(output: Path, process: Any, least: int = 0) -> int:
+    """Until the work has come so far, or is over: how far."""
+    while process.poll() is None:
+        try:
+            state = json.loads((output / "progress.json").read_text())["state"]
+        except FileNotFoundError:
+            continue
+        if state["count"] + state["ordered"] > least:
+            return state["count"] + state["ordered"]
+        time.sleep(0.002)
+    return least
+
+
+def test_killed_again_and_again(here: Path) -> None:
+    raw = (TEXT * 40 + "한국 é\n") * 20 + "Ω"
+    Path("big.txt").write_text(raw)
+    output, generator, far, kills = here / "out", random.Random(0), 0, 0
+    for _ in range(4):
+        process = start("--data", "big.txt", "--output", "out")
+        far = wait_for_progress(output, process, far + generator.randrange(len(raw) // 3))
+        time.sleep(generator.random() * 0.02)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        process.communicate()
+    assert kills >= 3
+    assert command("--data", "big.txt", "--output", "out") == 0
+    assert_same(output, text.corpus(raw))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal(number: int, here: Path) -> None:
+    raw = TEXT * 2000
+    Path("big.txt").write_text(raw)
+    process = start("--data", "big.txt", "--output", "out")
+    wait_for_progress(here / "out", process)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number and err == ""
+    last = out.splitlines()[-1]
+    assert last.startswith("stopped at ") and last.endswith("the same command goes on from there")
+    assert command("--data", "big.txt", "--output", "out") == 0
+    assert_same(here / "out", text.corpus(raw))
+
+
+def test_a_stream_stopped(here: Path) -> None:
+    process = start("--data", "-", "--output", "out", stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(TEXT * 1000)
+    process.stdin.flush()
+    wait_for_progress(here / "out", process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM and err == ""
+    assert "cannot be read again, so begin anew" in out.splitlines()[-1]
+    assert contents(here / "out") == {}
+
+
+def test_the_second_signal_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(prepare.os, "_exit", left.append)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(prepare.Stopped), prepare._Signals() as _:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            with pytest.raises(prepare.Stopped):
+                signal.raise_signal(signal.SIGINT)
+            assert left == [128 + signal.SIGINT]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("room", [0.0, 0.1, 0.5, 0.999, 1.05, 1.5, 1.999])
+def test_full_disk(
+    room: float,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Callable[..., str],
+) -> None:
+    """A disk with room for so much of the text: one line, and the same command goes on."""
+    size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
+    monkeypatch.setattr(files, "CHUNK", 1000)
+    monkeypatch.setattr(preparation, "BLOCK", 1000)
+    write, save, output = preparation._write, tokens.save, here / "out"
+    limit = int(room * size) + 100  # a note alone is longer
+
+    def full(size: int) -> OSError | None:
+        used = sum(path.stat().st_size for path in output.iterdir())
+        return None if used + size <= limit else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_some(file: Any, new: np.ndarray) -> None:
+        if error := full(new.nbytes):
+            file.write(new.view(np.uint8)[:7].data)
+            raise error
+        write(file, new)
+
+    def save_some(path: Path, said: Any) -> None:
+        if error := full(len(json.dumps(said))):
+            path.with_name(path.name + ".partial").touch()
+            raise error
+        save(path, said)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_write", write_some)
+        patch.setattr(tokens, "save", save_some)
+        patch.setattr(preparation, "NOTE_EVERY", 1e9)  # so that the last note is that of the end
+        message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)
+    progress, noted = output / "progress.json", 0
+    if progress.exists():
+        noted = json.loads(progress.read_text())["state"]["size"]
+    assert message == (
+        f"could not write to out: the disk is full; stopped at {prepare._size(noted)} of text; "
+        "the same command goes on from there"
+    )
+    assert noted >= min(room, 1) * size - 3000
+    assert command("--data", "text.txt", "--output", "out") == 0
+    assert_same(output, corpus_of("text.txt"))
+
+
+# --- what it refuses ---
+
+
+def test_what_is_there_already(here: Path, refusal: Callable[..., str]) -> None:
+    Path("text.txt").write_text(TEXT)
+    Path("other.txt").write_text(TEXT + "more")
+    Path("mine").mkdir()
+    Path("mine/meta.json").write_text("{}")
+    there = ["--data", "text.txt", "--output"]
+    for more in ([], ["--overwrite"]):
+        assert "mine holds something else (meta.json)" in refusal(
+            prepare.main, [*there, "mine", *more]
+        )
+    assert contents(here / "mine") == {"meta.json": b"{}"}
+    assert "cannot write to text.txt: " in refusal(prepare.main, [*there, "text.txt"])
+    assert command(*there, "out") == 0
+    before = contents(here / "out")
+    assert command(*there, "out") == 0  # done already
+    assert "as characters; choose" in refusal(prepare.main, [*there, "out", "--bytes"])
+    message = refusal(prepare.main, ["--data", "other.txt", "--output", "out"])
+    assert (
+        message == "out was prepared from other files; choose another --output, or --overwrite it"
+    )
+    os.utime("text.txt", (0, 0))
+    assert "text.txt has changed since out was prepared" in refusal(prepare.main, [*there, "out"])
+    with filelock.FileLock("out/lock"):
+        assert "another preparation is at work in out" in refusal(
+            prepare.main, [*there, "out", "--overwrite"]
+        )
+    assert contents(here / "out") == before
+    assert command("--data", "other.txt", "--output", "out", "--overwrite") == 0
+    assert_same(here / "out", corpus_of("other.txt"))
+
+
+def test_text_that_changed_halfway(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Callable[..., str],
+) -> None:
+    monkeypatch.setattr(files, "CHUNK", 100)
+    Path("text.txt").write_text(TEXT)
+    times = os.stat("text.txt").st_mtime_ns
+
+    def interrupted() -> list[str]:
+        with monkeypatch.context() as patch:
+            note = preparation.Preparation._note_if_due
+
+            def stop(self: Any) -> None:
+                note(self)
+                raise OSError(errno.EIO, "Input/output error")
+
+            patch.setattr(preparation.Preparation, "_note_if_due", stop)
+            arguments = ["--data", "text.txt", "--output", "out"]
+            assert "stopped at 100 bytes" in refusal(prepare.main, arguments, status=1)
+        return arguments
+
+    arguments = interrupted()
+    Path("text.txt").write_text(TEXT + "!")
+    assert "text.txt has changed since" in refusal(prepare.main, arguments)
+    Path("text.txt").write_text("#" + TEXT[1:])  # of the same length, its time put back
+    os.utime("text.txt", ns=(times, times))
+    assert "begins anew" in refusal(prepare.main, arguments)
+    assert command(*arguments) == 0
+    assert_same(here / "out", corpus_of("text.txt"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"short", "only 5 characters; give at least 20"),
+        (b"", "text.txt is empty"),
+        (b"\xef\xbb\xbf", "text.txt is empty"),
+        (
+            TEXT.encode() + b"\xff",
+            f"text.txt is not UTF-8: byte 0xff at offset {len(TEXT)}; read it",
+        ),
+        (None, 'no file or folder "text.txt"'),
+    ],
+)
+def test_texts_that_are_none(
+    raw: bytes | None,
+    told: str,
+    here: Path,
+    refusal: Callable[..., str],
+) -> None:
+    """And nothing is left in the folder, so that another try begins there anew."""
+    if raw is not None:
+        Path("text.txt").write_bytes(raw)
+    Path("good.txt").write_text(TEXT)
+    assert told in refusal(prepare.main, ["--data", "text.txt", "--output", "out"])
+    assert contents(here / "out") == {}
+    if raw != b"short":
+        assert told in refusal(prepare.main, ["--data", "good.txt", "text.txt", "--output", "out"])
+    assert command("--data", "good.txt", "--output", "out") == 0
+
+
+# --- training on it ---
+
+
+@pytest.fixture
+def prepared(here: Path) -> Path:
+    Path("text.txt").write_text(TEXT)
+    assert command("--data", "text.txt", "--output", "out") == 0
+    return here / "out"
+
+
+def test_a_run_goes_on_with_the_other_form_of_its_text(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quicken(monkeypatch)
+    assert train.default_workdir(train.parse(["--data", "out"])) == Path("runs/out-small")
+    assert train.main(flags("out", "run", steps=4)) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"text: {len(TEXT):,} characters")
+    assert train.main(flags("text.txt", "run", steps=8)) == 0
+    assert train.main(flags("out", "run", steps=12)) == 0
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_mapped_tokens_are_used_where_they_are(
+    as_bytes: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    kind = ["--bytes"] if as_bytes else []
+    assert command("--data", "text.txt", "--output", "out", "--overwrite", *kind) == 0
+    assert train.main(flags("text.txt", "plain", *kind)) == 0
+    assert train.main(flags("out", "mapped", memory_map="always")) == 0
+    assert not Path("mapped/tokens.npy").exists()
+    lines = [Path(run, "metrics.jsonl").read_text().splitlines() for run in ("plain", "mapped")]
+    losses = [[(m["loss"], m.get("val_loss")) for m in map(json.loads, each)] for each in lines]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert train.main(flags("out", "plain", steps=12)) == 0  # a run of the plain text goes on
+
+
+def test_what_train_refuses(prepared: Path, refusal: Callable[..., str]) -> None:
+    before = contents(prepared)
+    assert "out is a prepared text and is trained on alone" in refusal(
+        train.main, ["--data", "out", "text.txt", "--workdir", "run"]
+    )
+    for flag in ["--bytes"], ["--glob", "*.c"]:
+        told = f"{flag[0]} was decided when out was prepared; leave it out"
+        assert refusal(train.main, ["--data", "out", *flag, "--workdir", "run"]) == told
+    assert contents(prepared) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("meta.json", None, "the preparation in {} is unfinished; give the same"),
+        ("meta.json", "{", "meta.json is damaged (JSONDecodeError"),
+        ("meta.json", "[]", "meta.json is damaged (ValueError"),
+        ("meta.json", '{"format": 1}', "meta.json is damaged (KeyError"),
+        ("meta.json", '{"format": 2}', "was prepared in format 2, and this version reads 1"),
+        ("meta.json", ("uint8", "uint16"), "meta.json is damaged (ValueError"),
+        ("meta.json", ('"count": ', '"count": 1'), "tokens.bin is damaged: "),
+        ("tokens.bin", "short", "tokens.bin is damaged: 5 bytes where there should be "),
+    ],
+)
+def test_folders_that_are_damaged(
+    name: str,
+    change: Any,
+    told: str,
+    prepared: Path,
+    refusal: Callable[..., str],
+) -> None:
+    path = prepared / name
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace(*change) if isinstance(change, tuple) else change)
+    before = contents(prepared)
+    message = refusal(train.main, ["--data", "out", "--workdir", "run"])
+    assert told.format("out") in message
+    assert contents(prepared) == before
+    assert command("--data", "text.txt", "--output", "out", "--overwrite") == 0
+    assert_same(prepared, corpus_of("text.txt"))
+
+
+# --- memory ---
+
+
+def test_pages_are_let_go(tmp_path: Path) -> None:
+    """What was read of a mapped text does not stay with the process."""
+    status = Path("/proc/self/status")
+    if not status.exists() or "RssFile" not in status.read_text():
+        pytest.skip("only Linux tells")
+
+    def resident() -> int:
+        lines = status.read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("RssFile")) << 10
+
+    size, path = 64 << 20, tmp_path / "tokens.bin"
+    path.write_bytes(np.random.default_rng(0).bytes(1 << 20) * (size >> 20))
+    mapped = np.memmap(path, np.uint8, "r")
+    source = feed.place(mapped, "always", tmp_path)
+    assert source.text is mapped and source.tokens is None
+    starts = np.linspace(0, size - 101, 5000, dtype=np.int64).reshape(5, -1)
+    before = resident()
+    windows = source.windows(starts, 100)
+    assert resident() - before < 16 << 20
+    np.testing.assert_array_equal(windows[2, 30], mapped[starts[2] + 30])
+    assert windows.shape == (5, 101, starts.shape[1]) and windows.dtype == np.uint8
+    np.asarray(mapped).sum()
+    assert resident() - before > 32 << 20, "this test can fail"
+
+
+def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = np.arange(100, dtype=np.uint8)
+    plain.tofile(tmp_path / "tokens.bin")
+    mapped = np.memmap(tmp_path / "tokens.bin", np.uint8, "r")
+    assert feed.place(mapped, "auto", tmp_path).text is mapped  # a CPU's memory is the host's
+    assert feed.place(mapped, "auto", tmp_path).tokens is None
+    for held, where in (plain, "auto"), (mapped, "never"):
+        there = feed.place(held, where, tmp_path).tokens
+        assert there is not None
+        np.testing.assert_array_equal(there, plain)
+    monkeypatch.setattr(feed.accelerator, "memory", lambda: 10_000)
+    assert feed.place(mapped, "auto", tmp_path).tokens is not None
+    monkeypatch.setattr(feed, "LONGEST", 99)  # int32 places would wrap around in silence
+    assert feed.place(mapped, "auto", tmp_path).tokens is None
+    with pytest.raises(InputError, match="100 tokens is too long for --memory-map never"):
+        feed.place(mapped, "never", tmp_path)
+    assert not (tmp_path / "tokens.npy").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
+    """Also past the end, where the last token is repeated and not counted (`evaluate`)."""
+    plain = np.arange(20_000).astype(dtype)
+    np.save(tmp_path / "tokens.npy", plain)
+    plain.tofile(tmp_path / "tokens.bin")
+    for mapped in (
+        np.memmap(tmp_path / "tokens.bin", dtype, "r"),
+        np.load(tmp_path / "tokens.npy", mmap_mode="r"),
+    ):
+        source = feed.place(mapped, "always", tmp_path)
+        for starts in (
+            np.array([0, 19_000, 19_999, 25_000]),
+            np.array([[5, 9000], [15, 9010], [70, 3]]),
+        ):
+            places = np.minimum(starts[..., None] + np.arange(11), len(plain) - 1)
+            want = np.moveaxis(plain[places], -1, -2)
+            np.testing.assert_array_equal(source.windows(starts, 10), want)
+
+
+def test_the_order_of_windows_is_what_it_was() -> None:
+    for windows in (1, 10, 1000, 4099):
+        order = text._order(windows, 3, 2)
+        assert order.dtype == np.int32 and text._order(windows, 3, 2) is order
+        np.testing.assert_array_equal(order, np.random.default_rng((3, 2)).permutation(windows))
+    assert len(text._kept) == 1
+
+
+def test_windows_beyond_what_an_int32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = 2**33 // 16 - 1
+    monkeypatch.setattr(text, "_order", lambda *_: np.arange(last - 3, last + 1).astype(np.int32))
+    starts = text.Batches(2**33, 4, 15, shuffle=True).starts(0)
+    assert starts.dtype == np.int64 and starts[-1] == last * 16
