@@ -18,7 +18,18 @@ import filelock
 import pytest
 from test_training import TEXT, quicken
 
-from jaxrnn import charlm, checkpoint, generate, load, sample, sources, text, train, training
+from jaxrnn import (
+    charlm,
+    checkpoint,
+    generate,
+    load,
+    sample,
+    sources,
+    stopping,
+    text,
+    train,
+    training,
+)
 from jaxrnn.errors import InputError
 from jaxrnn.report import Report
 
@@ -475,10 +486,12 @@ def test_the_second_signal_is_final(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(train, "os", SimpleNamespace(_exit=left.append))
+    monkeypatch.setattr(stopping, "os", SimpleNamespace(_exit=left.append))
     before = signal.getsignal(signal.SIGINT)
 
-    def fit(config: Any, corpus: Any, workdir: Any, report: Any, should_stop: Any) -> Any:
+    def fit(
+        config: Any, corpus: Any, workdir: Any, report: Any, should_stop: Any, devices: Any
+    ) -> Any:
         assert not should_stop()
         signal.raise_signal(signal.SIGINT)
         assert should_stop() and left == []

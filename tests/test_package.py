@@ -20,12 +20,14 @@ README = ROOT / "README.md"
 # Imports run downwards, from a floor to one below it. On one floor, only as WITHIN says.
 FLOORS = [
     {"train", "prepare", "generate"},
-    {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"},
+    {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"}
+    | {"folder", "stopping"},
     {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
+    {"mesh"},
     {"unroll"},
     {"dispatch"},
     {"kernels"},
-    {"cells", "accelerator", "shapes", "errors"},
+    {"cells", "accelerator", "distributed", "shapes", "errors"},
 ]
 WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
@@ -37,6 +39,8 @@ WITHIN = {
     "kernels": {"kernels"},
     "cells": {"shapes"},
     "accelerator": {"errors"},
+    "distributed": {"errors"},
+    "folder": {"checkpoint"},
 }
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
 OPTIONAL += ["tensorboardX", "torch", "keras", "tensorflow"]
