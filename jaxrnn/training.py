@@ -261,7 +261,8 @@ def run_steps(
         metrics = jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
         return mesh.keep(devices, (state, metrics))
 
-    return lax.fori_loop(0, count, body, (state, Metrics(nothing, nothing)))
+    begun = state, Metrics(nothing, nothing)
+    return mesh.keep(devices, lax.fori_loop(0, count, body, begun))
 
 
 def fit(

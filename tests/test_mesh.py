@@ -60,6 +60,10 @@ def test_rows_read_from_a_file_are_the_same(trained: dict[str, Any]) -> None:
         assert trained["from a file"][part] == trained["from the device"][part]
 
 
+def test_a_state_made_on_a_mesh_is_the_same(trained: dict[str, Any]) -> None:
+    assert trained["begins alike"]
+
+
 def test_both_axes_are_tried() -> None:
     assert all(sizes in RUNS["lstm", "xla"] for sizes in [*DATA, *BOTH])
 
