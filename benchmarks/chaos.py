@@ -10,11 +10,12 @@ that nobody disturbed: its losses, its samples, and the digests of all its array
     kill       SIGKILL, while it starts or trains
     term       SIGTERM: it saves, says so, and leaves with 143
     truncate   a file of its newest checkpoint is cut short while it is down
-    readonly   its folder can be read only, from one moment to the next
+    readonly   it may not write to its folder any more, from one moment to the next
     full       its disk has no room left, from one moment to the next
     vanish     its folder is gone, and comes back later
 
-Those that need a disk of their own (readonly, full) need root and are left out elsewhere.
+A disk of its own (full) needs root, and root is not held back by permissions (readonly) unless setpriv
+takes that right away; what is not possible is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from rich.console import Console
 from rich.table import Table
 
 KINDS = ("kill", "term", "truncate", "readonly", "full", "vanish")
-NEED_A_DISK = ("readonly", "full")
+# root's right to write anywhere, taken from what is run by these words
+HELD_BACK = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
 OUTPUT = measure.RESULTS / "chaos.json"
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
 FLAGS = (
@@ -70,6 +72,8 @@ class Victim:
         data = ["--data", str(place / "text.txt"), "--workdir", str(self.run)]
         self._command = [sys.executable, "-m", "jaxrnn.train", *data, f"--steps={steps}"]
         self._command += FLAGS.split()
+        if os.geteuid() == 0 and shutil.which("setpriv"):
+            self._command = [*HELD_BACK, *self._command]
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -151,7 +155,7 @@ class Chaos:
         while self.tried.total() < faults:
             victim = Victim(self._place, self._steps, f"run{self.runs}")
             self.runs += 1
-            with _own_disk(victim.run, any(kind in NEED_A_DISK for kind in self._kinds)):
+            with _own_disk(victim.run, "full" in self._kinds):
                 while self.tried.total() < faults and self._hurt(victim):
                     told(f"{self.tried.total()} faults, run {self.runs}")
                 victim.start(wait=False)
@@ -199,11 +203,16 @@ class Chaos:
             file.truncate(self._chance.randrange(size) if size else 0)
 
     def _readonly(self, victim: Victim) -> None:
-        _mount("-o", "remount,ro", str(victim.run))
+        folders = [victim.run, *(path for path in victim.run.rglob("*") if path.is_dir())]
+        files = [victim.metrics, victim.run / "samples.txt"]
         try:
+            for path in [*folders, *filter(Path.exists, files)]:
+                path.chmod(path.stat().st_mode & ~0o222)
             _failed_in_one_line(victim)
         finally:
-            _mount("-o", "remount,rw", str(victim.run))
+            for path in [*folders, *files]:
+                if path.exists():
+                    path.chmod(path.stat().st_mode | 0o200)
 
     def _full(self, victim: Victim) -> None:
         filler = victim.run / "filler"
@@ -272,14 +281,16 @@ def _mount(*arguments: str) -> None:
 
 def possible() -> tuple[str, ...]:
     """The kinds that this user can try here."""
-    if not shutil.which("mount"):
-        return tuple(kind for kind in KINDS if kind not in NEED_A_DISK)
+    missing = set()
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        missing.add("readonly")
     with tempfile.TemporaryDirectory() as folder:
         try:
             with _own_disk(Path(folder) / "disk", True):
-                return KINDS
-        except subprocess.CalledProcessError:
-            return tuple(kind for kind in KINDS if kind not in NEED_A_DISK)
+                pass
+        except (OSError, subprocess.CalledProcessError):
+            missing.add("full")
+    return tuple(kind for kind in KINDS if kind not in missing)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ lines as one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -100,8 +101,9 @@ class Report:
         self._screen.sample(step, str(text))
 
     def end(self) -> None:
-        """The loop is over."""
-        self.draw()
+        """The loop is over, or broken off; then nothing here stands before what broke it."""
+        with contextlib.suppress(OSError):
+            self.draw()
         self._screen.end()
         if self._board is not None:
             self._board.close()
@@ -140,6 +142,8 @@ class Report:
             if not self._missed_matplotlib:
                 self._missed_matplotlib = True
                 self.note('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
+        except OSError as error:
+            raise _unsaved(self._picture, error) from error
 
     def _describe(self, metric: Metric) -> str:
         parts = [f"loss {_both(metric.loss)}"]
@@ -170,9 +174,13 @@ def _append(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(text)
     except OSError as error:
-        raise OSError(
-            f"could not save to {path}: {error.strerror}; the checkpoints before it are intact"
-        ) from error
+        raise _unsaved(path, error) from error
+
+
+def _unsaved(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"could not save to {path}: {error.strerror}; the checkpoints before it are intact"
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
