@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import tyro
@@ -116,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (OSError, training.Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
-        return _leave(1)
+        return 1
     except KeyboardInterrupt:  # before there is a state to save
         return 128 + signal.SIGINT
     except Exception as error:
         if not distributed.lost(error):
             raise
         print(f"error: {_lost(error)}", file=sys.stderr)
-        return _leave(1)
+        return 1
 
 
 def _lost(error: Exception) -> str:
@@ -133,15 +133,6 @@ def _lost(error: Exception) -> str:
         f"process {jax.process_index()} of {jax.process_count()} lost the others ({why}); the "
         "checkpoints are intact: start all processes again, and they go on from the newest"
     )
-
-
-def _leave(status: int) -> int:
-    """The status; where there are several processes at once, since leaving would wait for the others."""
-    if jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -299,5 +290,15 @@ def _plain(config: Config) -> dict[str, Any]:
     return described
 
 
+def leave(status: int) -> NoReturn:
+    """End the process. At once where it failed: what a failed write left behind in orbax' threads may
+    never end, and JAX would wait for processes that are gone."""
+    if status == 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

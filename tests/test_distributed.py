@@ -21,6 +21,10 @@ from jaxrnn import distributed, load
 from jaxrnn.distributed import Processes
 from jaxrnn.errors import InputError
 
+# Processes that train side by side want a machine to themselves for some minutes.
+several = pytest.mark.skipif(
+    "JAXRNN_PROCESSES" not in os.environ, reason="several processes at once: set JAXRNN_PROCESSES=1"
+)
 PATIENCE = 240  # seconds for one training, on a busy machine
 END = 60  # seconds in which the others must notice that one is gone
 
@@ -103,6 +107,7 @@ def digests(run: Path) -> Any:
     return json.loads(path.read_text())["digest"]
 
 
+@several
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count, victim", [(2, 1), (4, 0), (4, 2)])
 def test_one_is_killed_and_all_start_again(
@@ -115,14 +120,16 @@ def test_one_is_killed_and_all_start_again(
     statuses, _, errors = job.end(END)
     assert statuses.pop(victim) == -signal.SIGKILL
     assert all(status != 0 for status in statuses), "nobody goes on alone"
-    lines = errors_of(errors)
-    assert lines and all("start all processes again" in line for line in lines)
+    # where JAX sees it first it ends them itself, with SIGABRT and words of its own
+    told = all("start all processes again" in line for line in errors_of(errors))
+    assert told and all(status in (1, -signal.SIGABRT) for status in statuses)
     statuses, _, errors = Job(text, run, count).end()
     assert statuses == [0] * count, errors
     assert metrics_of(run) == metrics_of(whole[count]), "the curve goes on to the bit"
     assert digests(run) == digests(whole[count]), "and so does the whole state"
 
 
+@several
 @pytest.mark.timeout(900)
 def test_checkpoints_move_between_4_processes_and_1(
     whole: dict[int, Path], text: Path, tmp_path: Path
@@ -136,6 +143,7 @@ def test_checkpoints_move_between_4_processes_and_1(
     assert_same_bits(load(whole[4]), load(whole[4]))
 
 
+@several
 @pytest.mark.timeout(900)
 def test_sigterm_to_one_saves_in_all(text: Path, whole: dict[int, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -155,6 +163,7 @@ def test_sigterm_to_one_saves_in_all(text: Path, whole: dict[int, Path], tmp_pat
 # --- what does not fit ---
 
 
+@several
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "changes, told",
@@ -181,6 +190,7 @@ def test_processes_that_differ(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@several
 @pytest.mark.parametrize(
     "start, told",
     [
@@ -202,6 +212,7 @@ def test_processes_that_do_not_meet(
     assert all(len(error.splitlines()) == 1 for error in errors)
 
 
+@several
 def test_processes_told_of_different_numbers(text: Path, tmp_path: Path) -> None:
     changes = {1: ["--num-processes=3"]}
     statuses, _, errors = Job(text, tmp_path / "run", 2, changes=changes).end()
