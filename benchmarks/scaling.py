@@ -265,7 +265,14 @@ def _run(flags: Any, console: Console) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")  # of this process; what is here runs in others
     output = flags.output or (None if flags.quick else OUTPUT)
     record: dict[str, Any] = {"benchmark": "scaling"} | measure.surroundings(["libtpu", "flax"])
-    record |= {"layers": LAYERS, "steps": STEPS, "chips": {}, "predicted": [], "measured": []}
+    record |= {
+        "layers": LAYERS,
+        "steps": STEPS,
+        "chips": {},
+        "predicted": [],
+        "measured": [],
+        "left_out": [],
+    }
     record["hop"], record["collective"] = model.HOP, model.COLLECTIVE
     record["chips"] = {name: c._asdict() | {"clock": c.clock} for name, c in model.CHIPS.items()}
     if not flags.quick:
@@ -278,7 +285,12 @@ def _run(flags: Any, console: Console) -> dict[str, Any]:
             if case == Case(**{name: row[name] for name in Case._fields})._replace(fixed=case.fixed)
         ]
         console.print(f"{case.chip} {case.shape}, H = {case.hidden}, {case.rows} rows ...")
-        row = same[0] | {"fixed": case.fixed} if same else predicted(case, known)
+        try:
+            row = same[0] | {"fixed": case.fixed} if same else predicted(case, known)
+        except Exception as failure:  # of the compiler, or a text in a form not known here
+            record["left_out"].append(case._asdict() | {"why": measure.told(failure)})
+            console.print(f"left out: {measure.told(failure)}", markup=False)
+            continue
         record["predicted"].append(row)
         if output:
             measure.write(record, output)

@@ -182,6 +182,15 @@ def exchange(chip: Chip, collective: Collective, span: Span) -> tuple[float, flo
     return collective.turns * links, collective.turns * (COLLECTIVE + hops * HOP)
 
 
+def recurrence(chip: Chip, work: Work) -> dict[str, float]:
+    """Seconds that each of what the recurrence needs would take alone, by its name."""
+    return {
+        "cycles": work.recurrent_cycles / chip.clock,
+        "compute": work.recurrent_flops * chip.devices / chip.flops,
+        "HBM": work.recurrent_bytes * chip.devices / chip.hbm,
+    }
+
+
 def predict(chip: Chip, work: Work, exchanges: Sequence[tuple[float, float]]) -> Terms:
     """Seconds of a step.
 
@@ -192,11 +201,7 @@ def predict(chip: Chip, work: Work, exchanges: Sequence[tuple[float, float]]) ->
     """
     flops, hbm = chip.flops / chip.devices, chip.hbm / chip.devices
     return Terms(
-        max(
-            work.recurrent_cycles / chip.clock,
-            work.recurrent_flops / flops,
-            work.recurrent_bytes / hbm,
-        ),
+        max(recurrence(chip, work).values()),
         work.flops / flops,
         work.bytes / hbm,
         sum(links for links, _ in exchanges),

@@ -18,12 +18,14 @@ PREDICTED = (
     "HBM, MB",
     "memory, MB",
     "sent, MB",
+    "exchanges",
     "step, ms",
-    "at least, ms",
     "efficiency",
     "limit",
+    "at least, ms",
+    "by XLA's cycles, ms",
 )
-MEASURED = ("device", "who", "rows", "step, of one device's", "efficiency")
+MEASURED = ("device", "who", "rows", "step, of one device's", "efficiency", "of 2 processes'")
 NOTE = "predicted: nothing of this ran on a TPU"
 
 
@@ -60,26 +62,55 @@ def groups(record: dict[str, Any]) -> dict[str, list[list[str]]]:
         cells.append(f"{row['flops'] / 1e9:,.0f}")
         cells += [f"{row[name] / 1e6:,.0f}" for name in ("hbm_bytes", "memory")]
         cells.append(f"{row['sent_bytes'] / 1e6:,.1f}")
-        cells += [f"{1e3 * row[name]:.2f}" for name in ("step", "floor")]
+        cells.append(f"{sum(c['count'] * c['turns'] for c in row['collectives']):,}")
+        cells.append(f"{1e3 * row['step']:.2f}")
         full = row["memory"] > record["chips"][row["chip"]]["capacity"]
         cells.append("-" if share is None else f"{share:.0%}")
-        cells.append(row["limit"] + (", memory full" if full else ""))
+        cells.append(limit(row) + (", memory full" if full else ""))
+        cells += [f"{1e3 * seconds:.2f}" for seconds in (row["floor"], by_xla(row))]
         found.setdefault(title, []).append(cells)
     return found
 
 
+def limit(row: dict[str, Any]) -> str:
+    """What takes the most of a step, and where that is the recurrence, what of it."""
+    if row["limit"] != "recurrence":
+        return row["limit"]
+    needs = model.recurrence(model.CHIPS[row["chip"]], _work(row))
+    return f"recurrence ({max(needs, key=lambda name: needs[name])})"
+
+
+def by_xla(row: dict[str, Any]) -> float:
+    """Seconds of a step whose rest takes the cycles that XLA estimates for it, one after the other."""
+    terms = model.Terms(**row["terms"])
+    cycles = row["of_a_device"]["estimated_cycles_of_the_rest"]
+    rest = cycles / model.CHIPS[row["chip"]].clock
+    return terms.step - max(terms.compute, terms.memory) + rest
+
+
+def _work(row: dict[str, Any]) -> model.Work:
+    return model.Work(**{name: row["of_a_device"][name] for name in model.Work._fields})
+
+
 def measured(record: dict[str, Any]) -> list[list[str]]:
-    """A row for each contender: its median time by one device's in the same turn."""
+    """A row for each contender: its median time by one device's in the same turn, and by that of two
+    processes that have nothing to tell each other."""
     made = []
     for result in record["measured"]:
         seconds = result["seconds"]
-        first = next(iter(seconds.values()))
+        first, apart = next(iter(seconds.values())), seconds.get("2 processes")
         for who, each in seconds.items():
             count = int(who.split()[0])
-            ratio = statistics.median(s / one for s, one in zip(each, first, strict=True))
-            rows = str(count * result["rows"])
-            made.append([result["device"], who, rows, f"{ratio:.2f}", f"{1 / ratio:.0%}"])
+            ratio = _ratio(each, first)
+            cells = [result["device"], who, str(count * result["rows"])]
+            cells += [f"{ratio:.2f}", f"{1 / ratio:.0%}"]
+            made.append([*cells, f"{_ratio(each, apart):.2f}" if apart and count == 2 else "-"])
     return made
+
+
+def _ratio(seconds: list[float], others: list[float]) -> float:
+    """The median over the turns."""
+    return statistics.median(s / other for s, other in zip(seconds, others, strict=True))
 
 
 def show(record: dict[str, Any], console: Console) -> None:

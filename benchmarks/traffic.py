@@ -23,13 +23,22 @@ from aot import Buffer, Operation
 
 Computations = dict[str, list[Operation]]
 
-_BITS = {"pred": 8, "bf16": 16}  # else what the name ends in
+_BITS = {"token": 0, "pred": 8, "bf16": 16}  # else what the name ends in
 
 
 def bytes_of(array: Buffer) -> int:
     """Without the padding of its tiles."""
-    bits = _BITS.get(array.dtype) or int(re.sub(r"^[a-z]+(\d+).*", r"\1", array.dtype))
+    bits = _BITS.get(array.dtype)
+    if bits is None:
+        bits = int(re.sub(r"^[a-z]+(\d+).*", r"\1", array.dtype))
     return array.size * bits // 8
+
+
+def _called(operation: Operation) -> str | None:
+    """The computation that an operation runs once, or that is given to another core to run."""
+    if operation.kind in ("call", "call-start"):
+        return aot.attribute(operation, "to_apply")
+    return aot.attribute(operation, "calls")
 
 
 # --- HBM ----------------------------------------------------------------------------------------
@@ -73,8 +82,12 @@ def _moved(computations: Computations, operation: Operation) -> int:
         return max(0, stated - sum(bytes_of(a) for a in arrays if not a.in_hbm))
     if kind == "custom-call":  # notes to the compiler, and buffers put together in place
         return 0
+    called = _called(operation)
     if kind.endswith("-start"):
-        return _in_hbm(operation.operands) + _in_hbm(_made(operation))
+        read = _in_hbm(operation.operands)
+        if called is not None:
+            read = _reads(computations, computations[called], operation)
+        return read + _in_hbm(_made(operation))
     if kind == "dynamic-slice":
         return sum(a.in_hbm for a in (operation.operands[0], operation.results[0])) * bytes_of(
             operation.results[0]
@@ -82,7 +95,6 @@ def _moved(computations: Computations, operation: Operation) -> int:
     if kind == "dynamic-update-slice":
         update = operation.operands[1]
         return bytes_of(update) * (update.in_hbm + operation.results[0].in_hbm)
-    called = aot.attribute(operation, "calls")
     if called is None:
         return _in_hbm(operation.operands) + _in_hbm(operation.results)
     return _fused(computations, computations[called], operation)
@@ -93,11 +105,7 @@ def _in_hbm(arrays: list[Buffer]) -> int:
 
 
 def _fused(computations: Computations, inside: list[Operation], call: Operation) -> int:
-    read = sum(
-        _read(computations, inside, place)
-        for place, array in enumerate(call.operands)
-        if array.in_hbm
-    )
+    read = _reads(computations, inside, call)
     root = inside[-1]
     roots = root.given if root.kind == "tuple" else [root.name]
     by_name = {operation.name: operation for operation in inside}
@@ -111,6 +119,15 @@ def _fused(computations: Computations, inside: list[Operation], call: Operation)
     return read + written + sum(bytes_of(a) for a in begun if a.size in there)
 
 
+def _reads(computations: Computations, inside: list[Operation], call: Operation) -> int:
+    """Bytes of HBM that a called computation reads."""
+    return sum(
+        _read(computations, inside, place)
+        for place, array in enumerate(call.operands)
+        if array.in_hbm
+    )
+
+
 def _read(computations: Computations, inside: list[Operation], place: int) -> int:
     """Bytes that a called computation reads of its operand at this place."""
     (parameter,) = (
@@ -121,7 +138,7 @@ def _read(computations: Computations, inside: list[Operation], place: int) -> in
         places = [n for n, name in enumerate(user.given) if name in names]
         if not places:
             continue
-        called = aot.attribute(user, "calls")
+        called = _called(user)
         if user.kind == "bitcast":
             names.add(user.name)
         elif user.kind in ("dynamic-slice", "slice", "gather") and places == [0]:
@@ -185,7 +202,7 @@ def collectives(
     found: Counter[Collective] = Counter()
     for operation in operations:
         kind = operation.kind.removesuffix("-start")
-        called = aot.attribute(operation, "calls")
+        called = _called(operation)
         if kind in KINDS:
             if "chain_id=" in operation.rest and not _starts(operations):
                 continue

@@ -70,6 +70,12 @@ TEXT = """HloModule jit_f, is_scheduled=true
   ROOT %end = bf16[8,64]{1,0} custom-call(%c0, %c1, %ag.2), custom_call_target="AsyncCollectiveDone"
 }
 
+%elsewhere (e0: f32[8,16], e1: token[]) -> f32[8,16] {
+  %e0 = f32[8,16]{1,0} parameter(0)
+  %e1 = token[] parameter(1)
+  ROOT %over = f32[8,16]{1,0} all-reduce(%e0), replica_groups={{0,1}}, to_apply=%add
+}
+
 %body (t: (s32[], f32[100,8,16], f32[8,16])) -> (s32[], f32[100,8,16], f32[8,16]) {
   %t = (s32[], f32[100,8,16]{2,1,0}, f32[8,16]{1,0:S(1)}) parameter(0)
   %i = s32[]{:S(6)} get-tuple-element(%t), index=0
@@ -101,6 +107,9 @@ ENTRY %main (m0: f32[100,8,16], m1: bf16[8,64], m2: bf16[8,16]) -> bf16[8,64] {
   %part = bf16[8,16]{1,0} fusion(%m1), kind=kCustom, calls=%all-reduce-scatter.1
   %s = f32[8,16]{1,0} all-reduce-start(%h), replica_groups=[4,4]<=[4,4]T(1,0), to_apply=%add
   %d = f32[8,16]{1,0} all-reduce-done(%s)
+  %w = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %c = ((f32[8,16]{1,0}, token[]), f32[8,16]{1,0}) call-start(%d, %w), to_apply=%elsewhere
+  %v = f32[8,16]{1,0} call-done(%c)
   %a = (bf16[8,16]{1,0}, bf16[8,64]{1,0}) fusion(%m2), kind=kCustom, calls=%begin
   %a0 = bf16[8,16]{1,0} get-tuple-element(%a), index=0
   %a1 = bf16[8,64]{1,0} get-tuple-element(%a), index=1
@@ -120,6 +129,7 @@ def test_collectives_count_where_they_begin_and_know_their_loop() -> None:
             Collective("all-gather", 4 * 8 * 64, (0, 1, 2, 3), 100): 1,
             Collective("reduce-scatter", 2 * 8 * 64, (0, 1, 2, 3), 1): 1,
             Collective("all-reduce", 4 * 8 * 16, (0, 4, 8, 12), 1): 1,
+            Collective("all-reduce", 4 * 8 * 16, (0, 1), 1): 1,  # that another core runs
             Collective("all-gather", 2 * 8 * 64, (0, 1, 2, 3), 1): 1,
         }
     )
@@ -132,6 +142,7 @@ def test_bytes_of_hbm_are_slices_in_a_loop_and_nothing_on_the_core() -> None:
     assert moved["loop"] == 100 * 2 * row  # one read, one written in place
     assert (moved["fetch"], moved["there"]) == (whole, 0)
     assert moved["s"] == row and moved["d"] == 0  # from the core to HBM
+    assert moved["c"] == 2 * row and moved["v"] == 0
     assert moved["part"] == whole + whole // 4
     assert moved["a"] == whole // 4 + whole and moved["g"] == 0
     assert traffic.hbm_bytes(computations, operations) == sum(moved.values())
@@ -235,6 +246,13 @@ def test_a_step_is_its_stretches_and_its_limit_the_longest() -> None:
 def row(chips: int, rows: int, step: float, fixed: str = "chip", **other: Any) -> dict[str, Any]:
     made = {"chip": "v5e", "shape": "", "hidden": 512, "parts": 1, "mesh": {"data": chips}}
     made |= {"flops": 1e9, "hbm_bytes": 1e6, "memory": 1e6, "sent_bytes": 2e6, "limit": "HBM"}
+    made |= {"collectives": [{"count": 2, "turns": 100}, {"count": 1, "turns": 1}]}
+    made |= {"terms": {"recurrence": 2e-4, "compute": 1e-4, "memory": 3e-4, "links": 0, "delay": 0}}
+    device = {"recurrent_flops": 0, "recurrent_bytes": 0, "recurrent_cycles": 1, "flops": 0}
+    made["of_a_device"] = device | {
+        "bytes": 0,
+        "estimated_cycles_of_the_rest": 197e12 / 131072 / 1e3,
+    }
     return (
         made | {"chips": chips, "rows": rows, "step": step, "floor": step, "fixed": fixed} | other
     )
@@ -244,7 +262,8 @@ def record() -> dict[str, Any]:
     chips = {"v5e": {"capacity": 16e9}}
     predicted = [row(1, 64, 1e-3), row(4, 256, 1.25e-3), row(4, 256, 1.25e-3, hidden=1024)]
     predicted += [row(1, 256, 4e-3, "total", memory=17e9), row(4, 256, 1.25e-3, "total")]
-    seconds = {"1 device": [1.0, 2.0, 1.0], "2 devices": [1.25, 2.5, 9.0]}
+    seconds = {"1 device": [1.0, 2.0, 1.0], "2 processes": [1.0, 2.5, 1.25]}
+    seconds["2 devices"] = [1.25, 2.5, 9.0]
     measured = [{"device": "cpu", "rows": 64, "seconds": seconds}]
     return {"layers": 2, "chips": chips, "predicted": predicted, "measured": measured}
 
@@ -261,16 +280,23 @@ def test_predicted_and_measured_stand_apart() -> None:
     assert first.startswith(
         "2 x 512 units, 64 rows a chip (predicted: nothing of this ran on a TPU)"
     )
-    assert [line.split(" | ")[-2:] for line in second.splitlines()[2:]] == [
-        ["100%", "HBM |"],
-        ["80%", "HBM |"],
+    assert [line.split(" | ")[-6:] for line in second.splitlines()[2:]] == [
+        ["201", "1.00", "100%", "HBM", "1.00", "1.20 |"],
+        ["201", "1.25", "80%", "HBM", "1.25", "1.20 |"],
     ]
     assert "HBM, memory full" in said and said.count("nothing of this ran") == 3
     assert others[-1] == "Measured:"
     assert last.splitlines()[2:] == [
-        "| cpu | 1 device | 64 | 1.00 | 100% |",
-        "| cpu | 2 devices | 128 | 1.25 | 80% |",
+        "| cpu | 1 device | 64 | 1.00 | 100% | - |",
+        "| cpu | 2 processes | 128 | 1.25 | 80% | 1.00 |",
+        "| cpu | 2 devices | 128 | 1.25 | 80% | 1.25 |",
     ]
+
+
+def test_the_limit_says_what_of_the_recurrence_it_is() -> None:
+    work = {"recurrent_flops": 0, "recurrent_bytes": 819, "recurrent_cycles": 1}
+    made = row(1, 64, 1e-3, limit="recurrence", of_a_device=work | {"flops": 0, "bytes": 0})
+    assert scaling_report.limit(made) == "recurrence (HBM)"
 
 
 def test_the_slices_go_from_one_chip_on_with_the_same_rows_on_each_or_in_all() -> None:
