@@ -14,6 +14,7 @@ array's layout ends in the memory it lives in: `S(1)` is the core's VMEM, none i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -50,6 +51,11 @@ def missing() -> str | None:
     return None
 
 
+@functools.cache  # or a second call makes other devices, which JAX takes for another machine's
+def _described(named: str, **how: Any) -> list[jax.Device]:
+    return list(topologies.get_topology_desc(named, platform="tpu", **how).devices)
+
+
 def devices(chip: str, shape: str | None = None) -> list[jax.Device]:
     """The devices of a slice of this kind of chip, without any being there.
 
@@ -70,9 +76,9 @@ def devices(chip: str, shape: str | None = None) -> list[jax.Device]:
         os.environ.setdefault(name, value)  # read once, when libtpu is loaded
     of_a_host: dict[str, Any] = {}
     if shape and set(shape.split("x")) == {"1"}:
-        of_a_host = {"chips_per_host_bounds": [1, 1, 1]}  # or a host has four
+        of_a_host = {"chips_per_host_bounds": (1, 1, 1)}  # or a host has four
     named = f"{chip}:{shape}" if shape else CHIPS[chip]
-    return list(topologies.get_topology_desc(named, platform="tpu", **of_a_host).devices)
+    return list(_described(named, **of_a_host))
 
 
 class Buffer(NamedTuple):
