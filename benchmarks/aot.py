@@ -14,6 +14,7 @@ array's layout ends in the memory it lives in: `S(1)` is the core's VMEM, none i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -50,18 +51,34 @@ def missing() -> str | None:
     return None
 
 
-def devices(chip: str) -> list[jax.Device]:
-    """The cores of a small slice of this kind of chip (a name of CHIPS), without any being there.
+@functools.cache  # or a second call makes other devices, which JAX takes for another machine's
+def _described(named: str, **how: Any) -> list[jax.Device]:
+    return list(topologies.get_topology_desc(named, platform="tpu", **how).devices)
+
+
+def devices(chip: str, shape: str | None = None) -> list[jax.Device]:
+    """The devices of a slice of this kind of chip, without any being there.
+
+    Args:
+      chip: a name of CHIPS.
+      shape: chips along each axis of the slice, as in "4x4" or "2x2x4"; None for a small one.
+
+    Returns:
+      One for each chip; of a tpu7x two, its cores.
 
     Raises:
       ValueError: for a name that is not in CHIPS.
-      RuntimeError: where libtpu is missing or does not know the chip.
+      RuntimeError: where libtpu is missing or does not know the slice.
     """
     if chip not in CHIPS:
         raise ValueError(f"chip must be one of {', '.join(CHIPS)}, not {chip!r}")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # read once, when libtpu is loaded
-    return list(topologies.get_topology_desc(CHIPS[chip], platform="tpu").devices)
+    of_a_host: dict[str, Any] = {}
+    if shape and set(shape.split("x")) == {"1"}:
+        of_a_host = {"chips_per_host_bounds": (1, 1, 1)}  # or a host has four
+    named = f"{chip}:{shape}" if shape else CHIPS[chip]
+    return list(_described(named, **of_a_host))
 
 
 class Buffer(NamedTuple):
@@ -83,6 +100,7 @@ class Operation(NamedTuple):
     results: the arrays it makes, more than one for a tuple.
     operands: the arrays it is given.
     rest: all that follows the kind: operands by name, attributes, the compiler's notes.
+    given: the operands' names.
     """
 
     name: str
@@ -90,6 +108,7 @@ class Operation(NamedTuple):
     results: list[Buffer]
     operands: list[Buffer]
     rest: str
+    given: list[str]
 
     @property
     def cycles(self) -> int | None:
@@ -135,7 +154,9 @@ class Program:
 
     seconds: of CPU time that tracing, lowering and compiling took.
     text: of the compiled program.
+    computations: its operations, in lists that they call one another by.
     arguments, temporary: bytes on the device for its inputs, and beside inputs and outputs.
+    memory: bytes on the device for all three, of which outputs may take the inputs' place.
     loops: all of its loops, the outer before the inner.
     operations: those outside of every loop.
     flops: of its matrix products and kernels, each as often as it runs; an inner loop whose trip
@@ -146,10 +167,12 @@ class Program:
         self.seconds, self.text = seconds, compiled.as_text()
         memory = compiled.memory_analysis()
         self.arguments, self.temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        entry, computations = _parse(self.text)
-        self.operations = computations[entry]
-        self.loops = list(_loops(computations, entry))
-        self.flops = _flops(computations, entry)
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        self.memory = self.arguments + self.temporary + outputs
+        entry, self.computations = parse(self.text)
+        self.operations = self.computations[entry]
+        self.loops = list(_loops(self.computations, entry))
+        self.flops = flops(self.computations, self.operations)
 
     def every(self, kind: str) -> list[Operation]:
         """The operations of this kind outside of loops."""
@@ -169,8 +192,8 @@ def compile(device: jax.Device, function: Any, *args: Any, **kwargs: Any) -> Pro
       function: made by `jax.jit`.
       args, kwargs: its arguments; arrays may be `jax.ShapeDtypeStruct`s, static ones are as they are.
     """
-    placed = placed_on(SingleDeviceSharding(device), (args, kwargs))
-    return _compile(device, function, *placed)
+    placed, named = placed_on(SingleDeviceSharding(device), (args, kwargs))
+    return compile_placed(device, function, *placed, **named)
 
 
 def compile_sharded(
@@ -182,7 +205,7 @@ def compile_sharded(
     """
     mesh = Mesh(np.array(cores), ("data",))
     placed = [placed_on(NamedSharding(mesh, s), a) for s, a in zip(specs, args, strict=True)]
-    return _compile(cores[0], jax.jit(lambda *args: function(mesh, *args)), placed, {})
+    return compile_placed(cores[0], jax.jit(lambda *args: function(mesh, *args)), *placed)
 
 
 def placed_on(sharding: Any, tree: Any) -> Any:
@@ -196,7 +219,8 @@ def placed_on(sharding: Any, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _compile(device: jax.Device, function: Any, args: Any, kwargs: Any) -> Program:
+def compile_placed(device: jax.Device, function: Any, *args: Any, **kwargs: Any) -> Program:
+    """Compile a jitted function for the devices that its arguments lie on, `device` among them."""
     begin = time.process_time()
     with jax.default_device(device):  # what is traced can ask where it will run
         compiled = function.lower(*args, **kwargs).compile()
@@ -206,7 +230,7 @@ def _compile(device: jax.Device, function: Any, args: Any, kwargs: Any) -> Progr
 # --- the compiled text --------------------------------------------------------------------------
 
 
-def _parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
+def parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
     """The name of the program's first computation, and the operations of each by its name."""
     entry, computations = "", {}
     operations: list[Operation] = []
@@ -221,8 +245,11 @@ def _parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
             kind, _, rest = rest.partition("(")
             operands, _ = _split("(" + rest)
             buffers[found[1]] = [_buffer(a) for a in re.findall(_BUFFER, results)]
-            given = [a for name in re.findall(r"%([\w.\-]+)", operands) for a in buffers[name]]
-            operations.append(Operation(found[1], kind.strip(), buffers[found[1]], given, rest))
+            given = re.findall(r"%([\w.\-]+)", operands)
+            arrays = [a for name in given for a in buffers[name]]
+            operations.append(
+                Operation(found[1], kind.strip(), buffers[found[1]], arrays, rest, given)
+            )
     if not entry:
         raise ValueError("the compiled text has no entry computation in the form known here")
     return entry, computations
@@ -249,14 +276,15 @@ def _split(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _attribute(operation: Operation, name: str) -> str | None:
+def attribute(operation: Operation, name: str) -> str | None:
+    """The computation that an operation names: its "body", or what it "calls"."""
     found = re.search(rf"\b{name}=%([\w.\-]+)", operation.rest)
     return found[1] if found else None
 
 
-def _trips(computations: dict[str, list[Operation]], loop: Operation) -> int | None:
+def trips(computations: dict[str, list[Operation]], loop: Operation) -> int | None:
     """The constant that a loop from 0 counts up to."""
-    condition = _attribute(loop, "condition")
+    condition = attribute(loop, "condition")
     assert condition is not None
     root = computations[condition][-1]
     constants = [o for o in computations[condition] if o.kind == "constant"]
@@ -269,15 +297,16 @@ def _trips(computations: dict[str, list[Operation]], loop: Operation) -> int | N
 def _loops(computations: dict[str, list[Operation]], name: str) -> Any:
     for operation in computations[name]:
         if operation.kind == "while":
-            body = _attribute(operation, "body")
+            body = attribute(operation, "body")
             assert body is not None
-            yield Loop(_trips(computations, operation), computations[body])
+            yield Loop(trips(computations, operation), computations[body])
             yield from _loops(computations, body)
 
 
-def _flops(computations: dict[str, list[Operation]], name: str) -> int:
+def flops(computations: dict[str, list[Operation]], operations: list[Operation]) -> int:
+    """Of the matrix products and kernels among these operations, and in what they call."""
     total = 0
-    for operation in computations[name]:
+    for operation in operations:
         if operation.kind == "convolution":
             # every entry of the result sums over all of the kernel's axes but its output's
             order = re.search(r"dim_labels=\w+_(\w+)->", operation.rest)
@@ -286,12 +315,17 @@ def _flops(computations: dict[str, list[Operation]], name: str) -> int:
             summed = kernel.size // kernel.shape[order[1].index("o")]
             total += 2 * operation.results[0].size * summed
         elif operation.is_kernel:
-            cost = re.search(r'"cost_estimate":(\{[^}]*\})', operation.rest)
-            total += int(json.loads(cost[1])["flops"]) if cost else 0
+            total += estimate(operation, "flops") or 0
         elif operation.kind == "while":
-            body = _attribute(operation, "body")
+            body = attribute(operation, "body")
             assert body is not None
-            total += (_trips(computations, operation) or 1) * _flops(computations, body)
-        elif inner := _attribute(operation, "calls"):
-            total += _flops(computations, inner)
+            total += (trips(computations, operation) or 1) * flops(computations, computations[body])
+        elif inner := attribute(operation, "calls"):
+            total += flops(computations, computations[inner])
     return total
+
+
+def estimate(kernel: Operation, what: str) -> int | None:
+    """A number of a kernel's own `pl.CostEstimate`, None where it has none."""
+    cost = re.search(r'"cost_estimate":(\{[^}]*\})', kernel.rest)
+    return int(json.loads(cost[1])[what]) if cost else None

@@ -232,14 +232,14 @@ class Units(Rows):
         return lax.psum_scatter(product(x, w), MODEL, scatter_dimension=last, tiled=True)
 
     @staticmethod
-    def outer(x: Float[Array, "T B K"], d_gx: Float[Array, "T B N"]) -> Float[Array, "K*m N"]:
+    def outer(x: Float[Array, "T B K"], d_gx: Float[Array, "T B N"]) -> Float[Array, "H N"]:
         return Rows.outer(_gathered(x.astype(d_gx.dtype)), d_gx)
 
 
 MODEL = "model"  # the axis of a mesh that a layer's units are divided over
 
 
-def _gathered(x: Float[Array, "... K"]) -> Float[Array, "... K*m"]:
+def _gathered(x: Float[Array, "... K"]) -> Float[Array, "... H"]:
     return lax.all_gather(x, MODEL, axis=x.ndim - 1, tiled=True)
 
 
