@@ -43,7 +43,7 @@ def held(workdir: Path) -> Iterator[None]:
     def take() -> str:
         if not distributed.first():
             return ""
-        _make(workdir)
+        make(workdir, "--workdir")
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -108,15 +108,16 @@ def flat(description: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _make(workdir: Path) -> None:
+def make(folder: Path, flag: str) -> None:
+    """Make a folder that a flag names. Raises InputError where it cannot be written."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write to {workdir}: {error.strerror}; choose another --workdir"
+            f"cannot write to {folder}: {error.strerror}; choose another {flag}"
         ) from None
 
 

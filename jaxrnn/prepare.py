@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 import tyro
 
-from jaxrnn import sources, text, tokens
+from jaxrnn import folder, sources, text, tokens
 from jaxrnn.errors import InputError
 from jaxrnn.files import File
 from jaxrnn.preparation import Preparation, Screen, discard
@@ -112,20 +112,10 @@ def _left(work: Preparation) -> str:
 
 def _claim(output: Path) -> None:
     """Make the folder. Raises InputError where it cannot be written or holds something else."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        others = sorted({path.name for path in output.iterdir()} - {"lock", ".writable"})
-        if others and not tokens.is_prepared(output):
-            raise InputError(
-                f"{output} holds something else ({others[0]}); choose another --output"
-            )
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {output}: {error.strerror}; choose another --output"
-        ) from None
+    folder.make(output, "--output")
+    others = sorted({path.name for path in output.iterdir()} - {"lock"})
+    if others and not tokens.is_prepared(output):
+        raise InputError(f"{output} holds something else ({others[0]}); choose another --output")
 
 
 class _Signals:
