@@ -131,7 +131,7 @@ class Chaos:
 
     Args:
       place: a folder to work in.
-      kinds: of KINDS, tried in random order.
+      kinds: of KINDS, in rounds of all of them, each in random order.
       steps: of each training.
       seed: of the order and the moments.
     """
@@ -139,6 +139,7 @@ class Chaos:
     def __init__(self, place: Path, kinds: tuple[str, ...], steps: int, seed: int) -> None:
         self._place, self._kinds, self._steps = place, kinds, steps
         self._chance = random.Random(seed)
+        self._round: list[str] = []  # the kinds that this round has still to try
         self.tried: collections.Counter[str] = collections.Counter()
         self.runs = 0
 
@@ -168,7 +169,9 @@ class Chaos:
 
     def _hurt(self, victim: Victim) -> bool:
         """One life of the training and what ends it. Whether the fault met it alive."""
-        kind = self._chance.choice(self._kinds)
+        if not self._round:
+            self._round = self._chance.sample(self._kinds, len(self._kinds))
+        kind = self._round[-1]
         early = kind == "kill" and self._chance.random() < 0.2
         alive = victim.start(wait=not early)
         time.sleep(self._chance.uniform(0, 2.5 * LIFE if early else LIFE))
@@ -177,7 +180,7 @@ class Chaos:
             victim.end()
             return False
         getattr(self, f"_{kind}")(victim)
-        self.tried[kind] += 1
+        self.tried[self._round.pop()] += 1
         return True
 
     def _kill(self, victim: Victim) -> None:

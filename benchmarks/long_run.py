@@ -5,12 +5,14 @@
 
 The training is the command, in a process of its own, ended with SIGTERM. Its resident memory is read
 from the kernel every few seconds (on a CPU the device's memory is the host's), the programs it compiles
-from JAX's own log. Growth is the slope of a straight line through the second half of the curve: what
-allocators and caches take in the beginning they take once.
+from JAX's own log: by name, with the shapes and places of what each is given. One that is compiled for
+the same twice is compiled again. Growth is the slope of a straight line through the second half of the
+curve: what allocators and caches take in the beginning they take once.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import signal
@@ -28,6 +30,7 @@ from matplotlib.figure import Figure
 OUTPUT = measure.RESULTS / "long_run.json"
 EVERY = 5.0  # seconds between two looks
 STEPS = 10_000_000  # more than an hour has
+PROGRAM = re.compile(r"Compiling (jit\(.*?\)) with global shapes and types (.*)")
 
 
 def resident(process: int) -> dict[str, int]:
@@ -38,7 +41,7 @@ def resident(process: int) -> dict[str, int]:
 
 
 def watch(minutes: float, flags: list[str], place: Path) -> dict[str, Any]:
-    """Train for so long: seconds and bytes at every look, the programs compiled and when."""
+    """Train for so long: seconds and bytes at every look, and when each program was compiled."""
     log, run = place / "log", place / "run"
     command = [sys.executable, "-m", "jaxrnn.train", "--workdir", str(run), f"--steps={STEPS}"]
     with log.open("w") as errors, (place / "out").open("w") as out:
@@ -48,19 +51,28 @@ def watch(minutes: float, flags: list[str], place: Path) -> dict[str, Any]:
             stdout=out,
             stderr=errors,
         )
-        begin, looks, compiled = time.monotonic(), [], []
+        begin, looks = time.monotonic(), []
+        compiled: list[tuple[float, str, str]] = []
         while (passed := time.monotonic() - begin) < 60 * minutes and process.poll() is None:
             time.sleep(EVERY)
-            programs = log.read_text().count("Finished XLA compilation")
-            compiled += [passed] * (programs - len(compiled))
+            programs = PROGRAM.findall(log.read_text())
+            compiled += [(passed, *program) for program in programs[len(compiled) :]]
             if process.poll() is None:
                 looks.append([passed, *resident(process.pid).values()])
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=300)
     if status != 128 + signal.SIGTERM:
         sys.exit(f"error: the training ended with status {status}: {log.read_text()[-500:]}")
-    steps = (run / "metrics.jsonl").read_text().count("\n")
-    return {"looks": looks, "compiled": compiled, "lines of metrics": steps, "flags": flags}
+    lines = (run / "metrics.jsonl").read_text().count("\n")
+    kinds = collections.Counter(tuple(program) for _, *program in compiled)
+    again = sorted(name for (name, _), times in kinds.items() if times > 1)
+    return {
+        "looks": looks,
+        "compiled": [program[:2] for program in compiled],
+        "compiled again": again,
+        "lines of metrics": lines,
+        "flags": flags,
+    }
 
 
 def growth(looks: list[list[float]]) -> float:
@@ -75,7 +87,10 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     axes.plot(looks[:, 0] / 60, looks[:, 1] / 2**20, color="#4a90c2")
     axes.plot(
-        np.array(record["compiled"]) / 60, [0] * len(record["compiled"]), "|", color="#d95f02"
+        [passed / 60 for passed, _ in record["compiled"]],
+        [0] * len(record["compiled"]),
+        "|",
+        color="#d95f02",
     )
     axes.annotate("programs compiled", (0, 0), (8, 8), textcoords="offset points", color="#d95f02")
     axes.set(xlabel="minutes", ylabel="resident memory, MiB", ylim=(0, None))
@@ -90,13 +105,12 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         found = watch(given.minutes, given.flags, Path(place))
-    last = found["compiled"][-1] if found["compiled"] else 0.0
     record = {"benchmark": "long_run", **measure.surroundings(["orbax-checkpoint"]), **found}
-    record |= {"bytes an hour": growth(found["looks"]), "last compiled": last}
+    record |= {"bytes an hour": growth(found["looks"])}
     print(
         f"{len(found['looks'])} looks; {found['looks'][-1][1] / 2**20:.0f} MiB at the end, "
         f"{record['bytes an hour'] / 2**20:+.1f} MiB an hour; {len(found['compiled'])} programs "
-        f"compiled, the last after {last:.0f} s"
+        f"compiled, again: {', '.join(found['compiled again']) or 'none'}"
     )
     if given.minutes >= 60:
         measure.write(record, OUTPUT)

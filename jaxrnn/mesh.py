@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,7 +55,9 @@ def make(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None =
             f"devices, and there {'is' if len(devices) == 1 else 'are'} {len(devices)}; "
             f"the sizes must multiply to that, as in --mesh {DATA}={len(devices)}"
         )
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    # an axis of a slice may be shared by both of ours, which jax.make_mesh refuses
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def single() -> Mesh:

@@ -20,6 +20,8 @@ import scaling
 import traffic
 from traffic import Collective
 
+from jaxrnn import mesh
+
 pytestmark = [
     pytest.mark.tpu_aot,
     pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing())),
@@ -70,3 +72,12 @@ def test_over_units_the_state_is_gathered_and_its_gradient_scattered_at_every_st
     assert over_rows and {c.kind for c in over_rows} == {"all-reduce"}
     assert sum(n * c.bytes for c, n in found.items() if c in over_rows) < 4 * 1e6
     assert scaling.work(program, bundles=None)[0].recurrent_cycles > 0
+
+
+@pytest.mark.parametrize("chip, shape", [("v5p", "4x4x4"), ("tpu7x", "4x4x4"), ("v5e", "16x16")])
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_every_slice_makes_a_mesh(chip: str, shape: str, parts: int) -> None:
+    """Also where an axis of the slice must serve both of the mesh."""
+    devices = aot.devices(chip, shape)
+    made = mesh.make({"data": len(devices) // parts, "model": parts}, devices)
+    assert set(made.devices.flat) == set(devices)
