@@ -116,7 +116,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """As `wait`, and no more after it."""
+        with _disk(self.directory):
+            self._manager.close()
 
     def steps(self, which: Which = "latest") -> list[int]:
         """The steps saved, from the one asked for down: newest first, or best first."""
@@ -180,17 +182,19 @@ class Checkpoints:
         """Move every checkpoint later than `step` to the run's folder `set-aside`, deleting nothing.
 
         They are damaged, or ahead of a state that the run went back to; their steps come again.
+        Raises OSError as `save` does.
         """
-        self._manager.wait_until_finished()
-        for later in [later for later in self.steps() if later > step]:
-            if distributed.first():
-                target = self.directory.parent / "set-aside" / str(later)
-                shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(exist_ok=True)
-                (self.directory / str(later)).rename(target)
-            del self._losses[later]
-        distributed.gather(None)  # nobody looks before they are gone
-        self._manager.reload()
+        with _disk(self.directory):
+            self._manager.wait_until_finished()
+            for later in [later for later in self.steps() if later > step]:
+                if distributed.first():
+                    target = self.directory.parent / "set-aside" / str(later)
+                    shutil.rmtree(target, ignore_errors=True)
+                    target.parent.mkdir(exist_ok=True)
+                    (self.directory / str(later)).rename(target)
+                del self._losses[later]
+            distributed.gather(None)  # nobody looks before they are gone
+            self._manager.reload()
 
     def _loss(self, step: int) -> float:
         try:

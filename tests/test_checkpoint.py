@@ -455,7 +455,15 @@ def small_files(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_failing_write_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+ENDINGS: dict[str, Callable[[Checkpoints], None]] = {  # what first hears of it
+    "wait": Checkpoints.wait,
+    "close": Checkpoints.close,
+    "set_aside": lambda checkpoints: checkpoints.set_aside(1),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_failing_write_is_one_line_and_loses_nothing(ending: str, tmp_path: Path) -> None:
     state = state_of(change(LSTM, hidden=40))
     run = tmp_path
     checkpoints = Checkpoints(run)
@@ -465,10 +473,11 @@ def test_a_failing_write_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     later = jax.tree.map(lambda a: a + a, state)
     with small_files(1000), pytest.raises(OSError) as caught:
         checkpoints.save(2, *split(later), {"validation": 1.0})
-        checkpoints.wait()
+        ENDINGS[ending](checkpoints)
     assert_one_line(caught.value, run)
     assert contents(run / "checkpoints" / "1") == before
-    checkpoints.close()
+    if ending != "close":
+        checkpoints.close()
     with opened(run) as (again, lines):
         found = again.restore(*split(jax.eval_shape(lambda: state)))
     assert found is not None and found.step == 1 and lines == []

@@ -4,6 +4,7 @@ The processes are real, and talk over the CPU's collectives as hosts talk over a
 """
 
 import json
+import math
 import os
 import signal
 import socket
@@ -30,7 +31,10 @@ END = 60  # seconds in which the others must notice that one is gone
 
 
 class Job:
-    """The training command in `count` processes; `changes` adds flags to some, by their number."""
+    """The training command in `count` processes.
+
+    changes: adds flags to some, by their number. start: only these. program: in the command's place.
+    """
 
     def __init__(
         self,
@@ -41,10 +45,14 @@ class Job:
         changes: dict[int, list[str]] | None = None,
         start: list[int] | None = None,
         patience: float = 60,
+        program: Path | None = None,
     ) -> None:
         self.metrics = run / "metrics.jsonl"
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
+        words = command(text, run)
+        if program is not None:
+            words[1 : words.index("jaxrnn.train") + 1] = [str(program)]
         numbers = range(count) if start is None else start
         self.processes = []
         for number in numbers:
@@ -53,7 +61,7 @@ class Job:
             own = (changes or {}).get(number, [])
             self.processes.append(
                 subprocess.Popen(
-                    [*command(text, run), "--batch=8", *flags.split(), *more, *own],
+                    [*words, "--batch=8", *flags.split(), *more, *own],
                     env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "4"}
                     | {"JAX_COMPILATION_CACHE_DIR": str(text.parent / "cache")}
                     | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
@@ -158,6 +166,18 @@ def test_sigterm_to_one_saves_in_all(text: Path, whole: dict[int, Path], tmp_pat
     statuses, _, errors = Job(text, run, 2).end()
     assert statuses == [0, 0], errors
     assert metrics_of(run) == metrics_of(whole[2])
+
+
+@several
+@pytest.mark.timeout(600)
+def test_nan_in_one_process_sends_all_back(text: Path, tmp_path: Path) -> None:
+    run, program = tmp_path / "run", Path(__file__).with_name("nan_child.py")
+    statuses, outs, errors = Job(text, run, 2, program=program).end()
+    assert statuses == [0, 0], errors
+    assert "the loss is not finite near step 22: back to step 20 with 0.5 of" in outs[0]
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines] == list(range(2, 61, 2))
+    assert all(math.isfinite(line["loss"]) for line in lines)
 
 
 # --- what does not fit ---
