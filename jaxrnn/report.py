@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrnn import charlm, sampling
+from jaxrnn.curves import Curve, bits, draw_losses
 from jaxrnn.errors import InputError
 
 SAMPLE_LENGTH = 300  # characters of the samples written while training
@@ -58,6 +59,7 @@ class Report:
         self._clock = time.perf_counter()
         self._last_step, self._total = 0, 0
         self._val_loss: float | None = None
+        self._losses, self._val_losses = Curve(), Curve()
         self._missed_matplotlib = False
         self._screen = _screen(quiet)
         self._board = _tensorboard(run) if tensorboard else None
@@ -84,6 +86,7 @@ class Report:
         metric = Metric(step, float(loss), val_loss, float(grad_norm), speed, self._seconds)
         if val_loss is not None:
             self._val_loss = val_loss
+        self._remember(metric.step, metric.loss, val_loss)
         line = {name: value for name, value in metric._asdict().items() if value is not None}
         _append(self._metrics, json.dumps(line) + "\n")
         if self._board is not None:
@@ -122,9 +125,17 @@ class Report:
                 size = position.get("files", {}).get(path.name, 0)
                 with path.open("r+b") as file:
                     file.truncate(min(size, path.stat().st_size))
+        self._losses, self._val_losses = Curve(), Curve()
+        for line in read_metrics(self._metrics):
+            self._remember(line["step"], line["loss"], line.get("val_loss"))
         self._seconds = position.get("seconds", 0.0)
         self._last_step = position.get("step", 0)
         self._clock = time.perf_counter()
+
+    def _remember(self, step: int, loss: float, val_loss: float | None) -> None:
+        self._losses.add(float(step), loss)
+        if val_loss is not None:
+            self._val_losses.add(float(step), val_loss)
 
     def _files(self) -> tuple[Path, Path]:
         return self._metrics, self._samples
@@ -132,12 +143,11 @@ class Report:
     # --- drawing ---
 
     def draw(self) -> None:
-        """Draw loss.png from metrics.jsonl; without matplotlib, say once what to install."""
-        metrics = read_metrics(self._metrics)
-        if not metrics:
+        """Draw loss.png; without matplotlib, say once what to install."""
+        if not self._losses.points:
             return
         try:
-            draw_losses(metrics, self._floor, self._picture)
+            draw_losses(self._losses.points, self._val_losses.points, self._floor, self._picture)
         except ImportError:
             if not self._missed_matplotlib:
                 self._missed_matplotlib = True
@@ -190,60 +200,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def draw_losses(metrics: list[dict[str, Any]], floor: float | None, path: Path) -> None:
-    """Training and validation loss against the step, with the floor where it is known, as a PNG.
-
-    Raises ImportError without matplotlib.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    steps, losses = zip(*((m["step"], m["loss"]) for m in metrics), strict=True)
-    judged = [(m["step"], m["val_loss"]) for m in metrics if "val_loss" in m]
-    axes.plot(steps, losses, color=BLUE, linewidth=1)
-    names = [(f"training {losses[-1]:.3f}", BLUE)]
-    if judged:
-        axes.plot(*zip(*judged, strict=True), color=ORANGE, marker="o", markersize=3)
-        names.insert(0, (f"validation {judged[-1][1]:.3f}", ORANGE))
-    if floor is not None:
-        axes.axhline(floor, color=GREY, linestyle="--", linewidth=1)
-        names.append((f"entropy of the text {floor:.3f}", GREY))
-    lowest = min([*losses, *([] if floor is None else [floor])])
-    highest = min(max(losses), 1.5 + 1.5 * lowest)  # the first steps would flatten the rest
-    margin = 0.1 * (highest - lowest) + 1e-3
-    axes.set_ylim(lowest - margin, highest + margin)
-    for line, (name, color) in enumerate(names):  # where falling losses leave room
-        axes.annotate(
-            name,
-            (1, 1),
-            (-8, -8 - 16 * line),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=color,
-        )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per character")
-    axes.secondary_yaxis("right", (_bits, _nats)).set_ylabel("bits per character")
-    axes.spines["top"].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
-BLUE, ORANGE, GREY = "#4a90c2", "#d95f02", "#444444"  # told apart by the colour-blind too
-
-
-def _bits(nats: Any) -> Any:
-    return nats / math.log(2)
-
-
-def _nats(bits: Any) -> Any:
-    return bits * math.log(2)
-
-
 def _both(nats: float) -> str:
-    return f"{nats:.3f} nats ({_bits(nats):.3f} bits)"
+    return f"{nats:.3f} nats ({bits(nats):.3f} bits)"
 
 
 # --- the screen: a progress bar on a terminal, plain lines elsewhere ---

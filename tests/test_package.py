@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 FLOORS = [
     {"train", "prepare", "generate"},
     {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"}
-    | {"folder", "stopping"},
+    | {"folder", "stopping", "curves"},
     {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
     {"mesh"},
     {"unroll"},
@@ -31,7 +31,7 @@ FLOORS = [
 ]
 WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
-    "report": {"sampling"},
+    "report": {"sampling", "curves"},
     "charlm": {"text"},
     "sources": {"play", "files"},
     "files": {"play"},

@@ -4,13 +4,14 @@ import json
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxrnn import charlm
+from jaxrnn.curves import LIMIT, Curve, draw_losses
 from jaxrnn.errors import InputError
-from jaxrnn.report import SAMPLE_LENGTH, Report, draw_losses, read_metrics
+from jaxrnn.report import SAMPLE_LENGTH, Report, read_metrics
 from jaxrnn.text import Vocabulary
 
 LOSSES = [3.2, 2.9, 2.7, 2.6]  # of steps 5, 10, 15 and 20
@@ -225,11 +226,34 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
 def test_any_losses_can_be_drawn(
     losses: list[float], judged: float | None, floor: float | None, tmp_path: Path
 ) -> None:
-    metrics: list[dict[str, Any]] = [{"step": n, "loss": v} for n, v in enumerate(losses)]
-    if judged is not None:
-        metrics[-1]["val_loss"] = judged
-    draw_losses(metrics, floor, tmp_path / "loss.png")
+    points = [(float(n), loss) for n, loss in enumerate(losses)]
+    draw_losses(points, [] if judged is None else [(1.0, judged)], floor, tmp_path / "loss.png")
     assert size_of(tmp_path / "loss.png") == SIZE
+
+
+def test_a_curve_is_bounded_and_keeps_the_means() -> None:
+    """The numbers themselves while they are few; then of 2, 4, 8 ... neighbours their mean."""
+    curve, added = Curve(), []
+    for x in range(5 * LIMIT + 7):
+        added.append((float(x), float(x * x)))
+        curve.add(*added[-1])
+        if x in (0, LIMIT - 2):
+            assert curve.points == added
+    assert len(curve.points) <= LIMIT
+    means = np.array([np.mean(added[k : k + 8], axis=0) for k in range(0, len(added), 8)])
+    np.testing.assert_allclose(curve.points, means, rtol=1e-12)
+
+
+def test_a_resumed_run_has_the_curve_of_an_undisturbed_one(tmp_path: Path) -> None:
+    report = Report(tmp_path, 40, quiet=True)
+    tell(report)
+    again = Report(tmp_path, 40, quiet=True)
+    again.rewind(report.position())
+    report.draw()
+    picture = (tmp_path / "loss.png").read_bytes()
+    (tmp_path / "loss.png").unlink()
+    again.draw()
+    assert (tmp_path / "loss.png").read_bytes() == picture
 
 
 def test_without_matplotlib_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

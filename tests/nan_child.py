@@ -1,0 +1,33 @@
+"""The training command, in which the rows of process 1, and of no other, turn into NaN once.
+
+python tests/nan_child.py FLAGS    # of jaxrnn.train
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import train, training
+
+STEP = 20  # from which on it may happen
+run_steps = training.run_steps
+
+
+def spoiled(leaf: jax.Array) -> jax.Array:
+    here = jax.process_index() == 1
+    parts = [shard.data for shard in leaf.addressable_shards]
+    parts = [jnp.full_like(part, math.nan) if here else part for part in parts]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+
+
+def spoil_once(config: Any, optimizer: Any, devices: Any, state: Any, *rest: Any) -> Any:
+    if int(state.step) >= STEP:
+        training.run_steps = run_steps
+        state = state.replace(carry=jax.tree.map(spoiled, state.carry))
+    return run_steps(config, optimizer, devices, state, *rest)
+
+
+training.run_steps = spoil_once
+train.leave(train.main())
