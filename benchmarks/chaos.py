@@ -318,10 +318,11 @@ def main() -> None:
     record |= {"tried": dict(chaos.tried), "runs": chaos.runs, "steps": flags.steps}
     record |= {"seed": flags.seed, "seconds": time.monotonic() - begin}
     measure.write(record, flags.output or OUTPUT)
-    table = Table("fault", "tried", title="every run ended as the undisturbed one, to the bit")
-    for kind, count in chaos.tried.items():
-        table.add_row(kind, str(count))
+    table = Table("fault", "tried")
+    for kind in kinds:
+        table.add_row(kind, str(chaos.tried[kind]))
     console.print(table)
+    console.print(f"every one of {chaos.runs} runs ended as the undisturbed one, to the bit")
 
 
 if __name__ == "__main__":
