@@ -49,7 +49,7 @@ FLAGS = (
     "--log-every 2 --eval-every 8 --sample-every 40"
 )
 LIFE = 1.2  # seconds that a training is left alone, at most
-PATIENCE = 300  # seconds until a process counts as stuck
+PATIENCE = 1200  # seconds until a process counts as stuck
 TIMES = ("chars_per_second", "seconds")  # of a line of metrics.jsonl; they differ from run to run
 
 
@@ -106,7 +106,12 @@ class Victim:
             raise ValueError("it was never started")
         if number is not None:
             self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=PATIENCE)
+        try:
+            out, err = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise Broken(f"it did not end within {PATIENCE} s") from None
         return self.process.returncode, out, err
 
     def outcome(self) -> dict[str, Any]:
@@ -302,7 +307,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=["kill"], choices=[*KINDS, "all"], help="(default kill)"
     )
-    parser.add_argument("--steps", type=measure.whole, default=4000, help="of each training")
+    parser.add_argument("--steps", type=measure.whole, default=2000, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()

@@ -8,9 +8,31 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What these files test does not change with JAX's version: CI runs them on the oldest alone.
+ONCE = {
+    "benchmarks",
+    "distributed",
+    "faults",
+    "hopper_bench",
+    "play",
+    "prepare",
+    "report",
+    "resume",
+}
+ONCE |= {"scaling", "sources", "text"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if name in ONCE or name.startswith("experiment"):
+            item.add_marker("once")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
