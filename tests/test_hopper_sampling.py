@@ -27,8 +27,8 @@ from jaxrnn import (
     sampling,
     stream,
 )
-from jaxrnn.kernels import hopper_sampling, hopper_sampling_kernel, hopper_tiles
-from jaxrnn.kernels.hopper_sampling_kernel import Cut
+from jaxrnn.kernels import hopper_sampling, hopper_sampling_part, hopper_tiles
+from jaxrnn.kernels.hopper_sampling_part import Cut
 
 VOCABULARY = Vocabulary.of("abcdefghijklmnopqrstuvwxyz,.;:!?-'\n 12345")  # 41, in two pieces
 SIZE = len(VOCABULARY)
@@ -147,7 +147,7 @@ def test_the_detector_finds_what_is_missing(
     """Or that it finds nothing above would mean nothing: without one of the waits there is a race."""
     mode, tiles, config = CASES[name]
     cut(tiles)
-    monkeypatch.setattr(hopper_sampling_kernel.plgpu, missing, lambda *_, **__: None)
+    monkeypatch.setattr(hopper_sampling_part.plgpu, missing, lambda *_, **__: None)
     with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
         jax.block_until_ready(interpret(mode, *problem(**config)))
 

@@ -6,9 +6,9 @@
     noise [T, B, V]            made before, from the keys with which `jaxrnn.sampling` draws
 
 so that it draws the characters that `jaxrnn.sampling`'s loop draws, up to the rounding of the logits.
-`hopper_sampling_kernel` is the kernel; this file arranges its arrays and cuts it over the
-multiprocessors. bfloat16 and float16 products accumulate in float32; float32 products are TF32's, with
-10 bits of mantissa.
+This file arranges the arrays and cuts them over the multiprocessors, `hopper_sampling_kernel` launches
+the kernel, and `hopper_sampling_part` is what each multiprocessor does in it. bfloat16 and float16
+products accumulate in float32; float32 products are TF32's, with 10 bits of mantissa.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from jax import lax
 
 from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import hopper_sampling_kernel, hopper_tiles
-from jaxrnn.kernels.hopper_sampling_kernel import PIECE, Arrays, Cut, shared
+from jaxrnn.kernels.hopper_sampling_kernel import shared
+from jaxrnn.kernels.hopper_sampling_part import PIECE, Arrays, Cut
 from jaxrnn.kernels.hopper_tiles import M
 from jaxrnn.shapes import Array, Bool, Float, Int
 
