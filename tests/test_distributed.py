@@ -14,19 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from test_resume import assert_same_bits, command, metrics_of
+from test_resume import command, metrics_of
 from test_training import TEXT
 
 from jaxrnn import distributed, load
 from jaxrnn.distributed import Processes
 from jaxrnn.errors import InputError
 
-# Processes that train side by side want a machine to themselves for some minutes.
+# Processes that train side by side want a machine to themselves: CI runs these after the others.
 several = pytest.mark.skipif(
     "JAXRNN_PROCESSES" not in os.environ, reason="several processes at once: set JAXRNN_PROCESSES=1"
 )
 PATIENCE = 240  # seconds for one training, on a busy machine
+SUMS = 1e-4  # of weights, after 60 steps in which gradients were summed in another order
 END = 60  # seconds in which the others must notice that one is gone
 
 
@@ -117,7 +120,7 @@ def digests(run: Path) -> Any:
 
 @several
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count, victim", [(2, 1), (4, 0), (4, 2)])
+@pytest.mark.parametrize("count, victim", [(2, 0), (4, 2)])
 def test_one_is_killed_and_all_start_again(
     count: int, victim: int, whole: dict[int, Path], text: Path, tmp_path: Path
 ) -> None:
@@ -148,7 +151,8 @@ def test_checkpoints_move_between_4_processes_and_1(
             statuses, _, errors = Job(text, run, count, f"--steps={steps}").end()
             assert statuses == [0] * count, errors
         assert len(metrics_of(run)) == 30
-    assert_same_bits(load(whole[4]), load(whole[4]))
+        for got, want in zip(*map(jax.tree.leaves, (load(run), load(whole[4]))), strict=True):
+            np.testing.assert_allclose(got, want, atol=SUMS)
 
 
 @several
