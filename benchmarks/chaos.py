@@ -327,7 +327,7 @@ def main() -> None:
     for kind in kinds:
         table.add_row(kind, str(chaos.tried[kind]))
     console.print(table)
-    console.print(f"every one of {chaos.runs} runs ended as the undisturbed one, to the bit")
+    console.print(f"{chaos.runs} of {chaos.runs} runs ended as the undisturbed one, to the bit")
 
 
 if __name__ == "__main__":
