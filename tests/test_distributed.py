@@ -64,7 +64,7 @@ class Job:
             own = (changes or {}).get(number, [])
             self.processes.append(
                 subprocess.Popen(
-                    [*words, "--batch=8", *flags.split(), *more, *own],
+                    [*words, "--batch=8", "--eval-every=10", *flags.split(), *more, *own],
                     env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "4"}
                     | {"JAX_COMPILATION_CACHE_DIR": str(text.parent / "cache")}
                     | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
