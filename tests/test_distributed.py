@@ -142,17 +142,18 @@ def test_one_is_killed_and_all_start_again(
 
 @several
 @pytest.mark.timeout(900)
-def test_checkpoints_move_between_4_processes_and_1(
-    whole: dict[int, Path], text: Path, tmp_path: Path
-) -> None:
+def test_checkpoints_move_between_4_processes_and_1(text: Path, tmp_path: Path) -> None:
+    """Half of the run each way round comes to the same model."""
+    models = []
     for first, second in [(4, 1), (1, 4)]:
         run = tmp_path / f"{first}"
         for count, steps in [(first, 30), (second, 60)]:
             statuses, _, errors = Job(text, run, count, f"--steps={steps}").end()
             assert statuses == [0] * count, errors
         assert len(metrics_of(run)) == 30
-        for got, want in zip(*map(jax.tree.leaves, (load(run), load(whole[4]))), strict=True):
-            np.testing.assert_allclose(got, want, atol=SUMS)
+        models.append(jax.tree.leaves(load(run, "latest")))
+    for one, other in zip(*models, strict=True):
+        np.testing.assert_allclose(one, other, atol=SUMS)
 
 
 @several
