@@ -1,6 +1,7 @@
 """Several layers in one launch of the Hopper kernel, without a GPU: interpreted with a detector of races
 and lowered for a GPU, against the scan layer after layer; what it refuses, and when it pays."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from oracle import TOLERANCES, Problem, assert_close, problem
 from test_hopper import BATCH, FEATURES, MASKS, STEPS, cell_of, interpreted, on_gpu
+from test_hopper_compile import MULTIPROCESSORS, SHARED, gpu_aot, hopper_static
 from test_tpu import as_masks
 
-from jaxrnn import accelerator, gru, lstm, unroll
-from jaxrnn.kernels import hopper_stack, hopper_tiles
+from jaxrnn import accelerator, charlm, gru, lstm, unroll
+from jaxrnn.kernels import hopper_stack, hopper_stack_block, hopper_tiles
 from jaxrnn.kernels.hopper_tiles import Memory, Tiles, joined, search
 from jaxrnn.kernels.inputs import Masks
+from jaxrnn.text import Vocabulary
 
 # Every layer in two CTAs with one block of rows; all meet at one cluster's barrier.
 CUT = Tiles(
@@ -85,12 +88,12 @@ def at_once(name: str, masks: Masks, reverse: bool, interpret: Any = None) -> An
     return jax.jit(partial(values_and_gradients, run))
 
 
-def one_by_one(name: str, reverse: bool, masks: dict[str, Any], how: str) -> Any:
+def one_by_one(name: str, reverse: bool, masks: dict[str, Any]) -> Any:
     def run(params: Any, xs: Any, states: Any) -> Any:
         final = []
         for layer, state in zip(params, states, strict=True):
             after, xs = unroll(
-                cell_of(name), layer, xs, state, **masks, reverse=reverse, implementation=how
+                cell_of(name), layer, xs, state, **masks, reverse=reverse, implementation="scan"
             )
             final.append(after)
         return tuple(final), xs
@@ -131,8 +134,7 @@ def test_layers_at_once_are_layers_one_by_one(
     given = problems(name, layers, dtype)
     got = interpret(name, given, masks, reverse)
     arrays = {k: jnp.asarray(mask) for k, mask in masks.items()}
-    assert_close(got, one_by_one(name, reverse, arrays, "scan")(given), TOLERANCES[dtype])
-    assert_close(got, one_by_one(name, reverse, arrays, "xla")(given), TOLERANCES[dtype])
+    assert_close(got, one_by_one(name, reverse, arrays)(given), TOLERANCES[dtype])
 
 
 @every
@@ -170,7 +172,19 @@ def test_rows_over_warpgroups_and_turns(cut: Any) -> None:
     cut(tiles)
     given = problems("rnn-tanh", 2, "float32", tiles.rows * tiles.blocks - 1)
     got = interpret("rnn-tanh", given, {})
-    assert_close(got, one_by_one("rnn-tanh", False, {}, "scan")(given), TOLERANCES["float32"])
+    assert_close(got, one_by_one("rnn-tanh", False, {})(given), TOLERANCES["float32"])
+
+
+@interpreted
+@pytest.mark.parametrize("missing", ["wait_smem_to_gmem", "barrier_wait"])
+def test_the_detector_finds_what_is_missing(
+    missing: str, cut: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or that it finds nothing above would mean nothing."""
+    cut(CUT)
+    monkeypatch.setattr(hopper_stack_block.plgpu, missing, lambda *_, **__: None)
+    with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
+        jax.block_until_ready(interpret("rnn-tanh", problems("rnn-tanh", 2, "float32"), {}))
 
 
 REAL = [
@@ -181,9 +195,8 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "layers", "dtype", "batch", "hidden"), REAL)
-def test_real_sizes_lower(name: str, layers: int, dtype: str, batch: int, hidden: int) -> None:
-    """In the cut that a GPU would get. More shared memory than there is would not lower."""
+def launched(name: str, layers: int, dtype: str, batch: int, hidden: int) -> tuple[Any, Any]:
+    """A function that launches the kernels forward and back, and what it is given."""
     cell = cell_of(name, hidden)
 
     def shapes() -> Any:
@@ -196,8 +209,33 @@ def test_real_sizes_lower(name: str, layers: int, dtype: str, batch: int, hidden
     def loss(params: Any, gx: Any, states: Any) -> Any:
         return hopper_stack.run(cell, params, gx, states, Masks(None, None), False)[1].sum()
 
-    traced = jax.jit(jax.grad(loss, (0, 1))).trace(params, gx, states)
-    assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    return jax.grad(loss, (0, 1)), (params, gx, states)
+
+
+@pytest.mark.parametrize(("name", "layers", "dtype", "batch", "hidden"), REAL)
+def test_real_sizes_lower(name: str, layers: int, dtype: str, batch: int, hidden: int) -> None:
+    """In the cut that a GPU would get. More shared memory than there is would not lower."""
+    run, given = launched(name, layers, dtype, batch, hidden)
+    text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
+
+
+class TestCompiled:
+    pytestmark = gpu_aot
+
+    @pytest.mark.parametrize(("name", "layers", "dtype", "batch", "hidden"), REAL[:3:2])
+    def test_kernels_fit(self, name: str, layers: int, dtype: str, batch: int, hidden: int) -> None:
+        """All blocks are on the GPU at once, and registers suffice, but for a few bytes."""
+        run, given = launched(name, layers, dtype, batch, hidden)
+        reports = hopper_static.reports(run, *given)
+        assert [report.kernel.split("_", 1)[1] for report in reports] == [
+            "forward_stack",
+            "backward_stack",
+        ]
+        for report in reports:
+            assert report.blocks <= MULTIPROCESSORS
+            assert report.static_shared + report.shared <= SHARED
+            assert report.spill_stores <= 32 and not report.losses
 
 
 # --- the cut, and what it refuses -----------------------------------------------------------------
@@ -253,3 +291,23 @@ def test_it_pays_where_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     assert hopper_stack.pays(lstm(128), 4, 200, 16, "bfloat16")
     assert not hopper_stack.pays(lstm(128), 4, 1, 16, "bfloat16")
     assert not hopper_stack.pays(lstm(2048), 3, 200, 16, "bfloat16")
+
+
+def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no units are dropped between the layers."""
+    monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
+    vocabulary = Vocabulary.of("abc")
+    tokens = jnp.zeros((200, 16), jnp.int32)
+
+    def kernels(key: Any = None, implementation: Any = "pallas", **model: Any) -> list[str]:
+        config = charlm.Config("lstm", 2, 128, 8, dtype="bfloat16", **model)
+        params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, 16)
+        run = partial(charlm.forward, dropout_key=key, implementation=implementation)
+        program = str(jax.make_jaxpr(run)(params, tokens, carry))
+        return re.findall(r"\w+_forward(?:_stack)?", program)
+
+    key = jax.random.key(0)
+    assert set(kernels()) == {"lstm_forward_stack"}
+    assert set(kernels(key, weight_dropout=0.1)) == {"lstm_forward_stack"}
+    assert set(kernels(key, dropout=0.1)) == {"lstm_forward"}
+    assert not kernels(implementation="xla")
