@@ -131,7 +131,9 @@ def layers_at_once(
 ) -> Any:
     """The module that runs all layers in one kernel, where one does and takes less time; else None.
 
-    shape: of the inputs, [T, B]. Only where "pallas" is asked for by name, as it was measured on no card, and its time is a model's.
+    Only where "pallas" is asked for by name: it was measured on no card, and its time is a model's.
+
+    shape: [T, B] of the inputs.
     """
     if layers < 2 or implementation != "pallas" or accelerator.device().platform != "gpu":
         return None
