@@ -9,6 +9,7 @@ after the other by `jaxrnn.kernels.hopper` does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -230,16 +231,23 @@ def tiles_for(cell: Any, layers: int, batch: int, dtype: Any) -> Tiles | None:
 
 
 def pays(cell: Any, layers: int, steps: int, batch: int, dtype: Any) -> bool:
-    """Whether by the model all layers at once take less time, there and back, than one by one."""
-    if obstacle(cell, layers, batch, dtype):
-        return False
+    """Whether by the model all layers at once take less time than one by one."""
+    return (
+        obstacle(cell, layers, batch, dtype) is None and gain(cell, layers, steps, batch, dtype) > 1
+    )
+
+
+def gain(cell: Any, layers: int, steps: int, batch: int, dtype: Any) -> float:
+    """By the model, how many times as long the recurrence takes layer by layer, there and back.
+
+    0 where the layers do not fit at once, infinity where one does not fit alone.
+    """
     at_once = tiles_for(cell, layers, batch, dtype)
     one = hopper_tiles.tiles_for(cell, batch, dtype)
-    assert at_once is not None
-    if one is None:
-        return True
+    if at_once is None or one is None:
+        return 0.0 if at_once is None else math.inf
     tick, step = (
         sum(hopper_tiles.microseconds(cell, tiles, dtype, n).values())
         for tiles, n in ((at_once, layers), (one, 1))
     )
-    return hopper_stack_block.ticks(steps, layers) * tick < layers * steps * step
+    return layers * steps * step / (hopper_stack_block.ticks(steps, layers) * tick)
