@@ -2,6 +2,7 @@
 
     python benchmarks/hopper_tiles.py            # shows the table
     python benchmarks/hopper_tiles.py --write    # searches again, writes kernels/hopper_tiles.json
+    python benchmarks/hopper_tiles.py --layers   # what layers at once would gain, shows the table
 
 The microseconds beside a cut are its step's by the model in `jaxrnn.kernels.hopper_tiles`: a way to
 compare cuts, not times of a card. Rows that were measured on a card stay as they are.
@@ -22,7 +23,7 @@ from rich.table import Table
 
 import jaxrnn
 from jaxrnn.cells import cell_name
-from jaxrnn.kernels import hopper_tiles
+from jaxrnn.kernels import hopper_stack, hopper_tiles
 
 CELLS = {
     cell_name(cell): cell
@@ -36,6 +37,7 @@ CELLS = {
 }
 DTYPES = ("bfloat16", "float32")
 HIDDEN = (256, 512, 768, 1024, 2048)
+STACK_HIDDEN = (128, 256, 512, 768)
 BATCHES = (16, 64, 128, 256)
 MULTIPROCESSORS = (132,)  # an H100 or H200 with NVLink
 FILE = Path(hopper_tiles.__file__).with_suffix(".json")
@@ -79,10 +81,28 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
+def gains() -> Table:
+    """How many times as long layers one by one take, by the model; 1024 steps of bfloat16."""
+    made = Table(title="Time of layers one by one over layers at once, by the model")
+    for heading in ("cell", "layers", "B", *(f"H = {hidden}" for hidden in STACK_HIDDEN)):
+        made.add_column(heading)
+    names = ("lstm", "gru-after")
+    for name, layers, batch in itertools.product(names, (2, 4), BATCHES[:3]):
+        cells = (dataclasses.replace(CELLS[name], hidden=hidden) for hidden in STACK_HIDDEN)
+        found = (hopper_stack.gain(cell, layers, 1024, batch, "bfloat16") for cell in cells)
+        ratios = (f"{ratio:.2f}" if ratio else "does not fit" for ratio in found)
+        made.add_row(name, str(layers), str(batch), *ratios)
+    return made
+
+
 def main() -> None:
     parser = measure.Parser(description="how the Hopper kernels are cut")
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name}")
+    parser.add_argument("--layers", action="store_true", help="what layers at once would gain")
     flags = parser.parse_args()
+    if flags.layers:
+        Console().print(gains())
+        return
     rows = hopper_tiles.table()
     if flags.write:
         kept = {key(row): row for row in rows if row["measured"]}

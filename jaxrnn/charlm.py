@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn import accelerator, cells, mesh
+from jaxrnn import accelerator, cells, dispatch, mesh
 from jaxrnn.dispatch import Implementation
 from jaxrnn.errors import InputError
-from jaxrnn.kernels.inputs import Dense, Lookup
+from jaxrnn.kernels.inputs import Dense, Lookup, Masks
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 from jaxrnn.text import Vocabulary
 from jaxrnn.unroll import unroll_projected
@@ -196,16 +196,24 @@ def forward(
     """
     config, prepared = params.config, prepare(params)
     cell = config.make_cell()
+    over = devices if devices is not None and devices.size > 1 else None
+    whole = dropout_key is None or not config.dropout  # no unit is dropped between the layers
+    layers = prepared.layers
+    if dropout_key is not None and config.weight_dropout:
+        layers = _dropout_weights(layers, config.weight_dropout, dropout_key)
+    gx: Lookup | Dense = Lookup(prepared.table, tokens)
+    if whole and over is None and record is None:
+        dtype = prepared.w_out.dtype
+        at_once = dispatch.layers_at_once(cell, len(layers), tokens.shape, dtype, implementation)
+        if at_once is not None:
+            carry, ys = at_once.run(cell, layers, gx, carry, Masks(None, None), False)
+            return carry, output(prepared, ys.astype(dtype))
     run = partial(unroll_projected, record=record)
-    if devices is not None and devices.size > 1:
-        run = partial(mesh.unroll_projected, devices)
+    if over is not None:
+        run = partial(mesh.unroll_projected, over)
     after, recorded = [], []
     hidden = None
-    for layer, (weights, state) in enumerate(zip(prepared.layers, carry, strict=True)):
-        if dropout_key is not None and config.weight_dropout:
-            key = jax.random.fold_in(dropout_key, config.layers + layer)
-            weights = weights._replace(w_h=_dropout(weights.w_h, config.weight_dropout, key))
-        gx: Lookup | Dense = Lookup(prepared.table, tokens)
+    for layer, (weights, state) in enumerate(zip(layers, carry, strict=True)):
         if hidden is not None:
             gx = Dense(hidden, weights.w_x, weights.b)
         state, ys, *inside = run(cell, weights, gx, state, implementation=implementation)
@@ -251,6 +259,14 @@ def loss(
     carry, logits = forward(params, tokens[:-1], carry, **how)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:])
     return nats.mean(), carry
+
+
+def _dropout_weights(layers: tuple[Any, ...], rate: float, key: Key) -> tuple[Any, ...]:
+    keys = (jax.random.fold_in(key, len(layers) + layer) for layer in range(len(layers)))
+    return tuple(
+        weights._replace(w_h=_dropout(weights.w_h, rate, key))
+        for weights, key in zip(layers, keys, strict=True)
+    )
 
 
 def _dropout(x: Array, rate: float, key: Key) -> Array:

@@ -126,6 +126,21 @@ def kernel(name: Implementation) -> Any:
     return importlib.import_module(f"jaxrnn.kernels.{module}")
 
 
+def layers_at_once(
+    cell: Cell, layers: int, shape: tuple[int, ...], dtype: Any, implementation: Any
+) -> Any:
+    """The module that runs all layers in one kernel, where one does and takes less time; else None.
+
+    Only where "pallas" is asked for by name: it was measured on no card, and its time is a model's.
+
+    shape: [T, B] of the inputs.
+    """
+    if layers < 2 or implementation != "pallas" or accelerator.device().platform != "gpu":
+        return None
+    module = importlib.import_module("jaxrnn.kernels.hopper_stack")
+    return module if module.pays(cell, layers, *shape, dtype) else None
+
+
 _MODULES = {  # where the names differ
     ("pallas", "tpu"): "tpu",
     ("pallas", "gpu"): "hopper",

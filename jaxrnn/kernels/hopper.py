@@ -10,9 +10,9 @@ step, published in memory that L2 caches:
     h, or back dgx             published in the weights' dtype, in which every product takes it
     gates, previous c, ys      put out in float32, gates only where a backward pass will want them
 
-`hopper_tiles` cuts the problem, `hopper_block` is the kernel, `hopper_cells` what a step of each cell
-does in it. bfloat16 and float16 products accumulate in float32; float32 products are TF32's, with 10
-bits of mantissa.
+`hopper_tiles` cuts the problem, `hopper_kernel` launches the kernel, `hopper_block` is what a warpgroup
+does in it, `hopper_cells` what a step of each cell is. bfloat16 and float16 products accumulate in
+float32; float32 products are TF32's, with 10 bits of mantissa.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.cells import GRU, LSTM
-from jaxrnn.kernels import fused, hopper_block, hopper_cells
+from jaxrnn.kernels import fused, hopper_cells, hopper_kernel
 from jaxrnn.kernels.fused import Call, Plan
-from jaxrnn.kernels.hopper_block import Arrays
+from jaxrnn.kernels.hopper_arrays import Arrays
 from jaxrnn.kernels.hopper_tiles import M, Tiles, obstacle, tiles_for, width
 from jaxrnn.kernels.inputs import Lookup, Masks
 from jaxrnn.shapes import Array, Bool, Float
@@ -94,7 +94,7 @@ def _forward(
         over={"gates": "gx"} if keep else {},
     )
     step = hopper_cells.forward(cell, keep)
-    return hopper_block.call(step, arrays, tiles, tiles.forward, reverse, call.interpret)
+    return hopper_kernel.call(step, arrays, tiles, tiles.forward, reverse, call.interpret)
 
 
 def _backward(
@@ -119,7 +119,7 @@ def _backward(
         over={},
     )
     step = hopper_cells.backward(cell)
-    out = hopper_block.call(step, arrays, tiles, tiles.backward, not reverse, call.interpret)
+    out = hopper_kernel.call(step, arrays, tiles, tiles.backward, not reverse, call.interpret)
     return {"d_gx": out["d_gx"]} | {f"d_{state}": out[state] for state in d_final._fields}
 
 

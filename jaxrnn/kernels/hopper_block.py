@@ -18,126 +18,18 @@ other row, and go nowhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.kernels.hopper_mosaic import Like, fence, launch, load, smem, turned
+from jaxrnn.kernels.hopper_arrays import Arrays, Steps, Tile, gate_count
+from jaxrnn.kernels.hopper_mosaic import fence, load, turned
 from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles
 from jaxrnn.shapes import Array
-
-Tile = Array  # [64, units of a part] float32, in registers as a wgmma leaves it
-
-
-class Arrays(NamedTuple):
-    """What a kernel is given and makes, by name; [T, B, n * H] is n gates side by side.
-
-    weights: [parts, N, K]: of each part the columns of its units, gate after gate, each K long.
-    initial: [B, H] float32 each, the running state before the first step.
-    inputs: [T, B, n * H] each, read step by step.
-    vectors: [n, H] float32, beside the gates; None for none.
-    marks: [2, T, blocks, 64] float32: whether a row moves in this step; whether its running state is
-      dropped after it. None where all rows always move and keep it.
-    exchanged: [T, B, n * H] each in the weights' dtype, published to all parts; also an output.
-    outputs: [T, B, n * H] float32 each.
-    over: outputs that take the place of an input in shared memory, by the input's name.
-    """
-
-    weights: Array
-    initial: dict[str, Array]
-    inputs: dict[str, Array]
-    vectors: Array | None
-    marks: Array | None
-    exchanged: dict[str, Like]
-    outputs: dict[str, Like]
-    over: dict[str, str]
-
-
-class Steps(NamedTuple):
-    """What a kernel does.
-
-    name: of the kernel.
-    begin: of (block, state), before the first step; None for nothing.
-    step: of (block, state), gives the running state after the step, a dict of tiles.
-    products: how often a step publishes and multiplies.
-    published: gates published at once, at most.
-    """
-
-    name: str
-    begin: Any
-    step: Any
-    products: int
-    published: int
-
-
-def call(
-    steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory, reverse: bool, interpret: Any
-) -> dict[str, Array]:
-    """The exchanged arrays, the outputs, and the running state after the last step, by name.
-
-    memory: of `tiles`, that of this direction.
-    reverse: from the last step to the first.
-    interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
-    """
-    given = {"weights": arrays.weights, "vectors": arrays.vectors, "marks": arrays.marks}
-    given |= {f"initial_{k}": x for k, x in arrays.initial.items()} | arrays.inputs
-    given = {k: x for k, x in given.items() if x is not None}
-    final = {k: Like(x.shape, x.dtype) for k, x in arrays.initial.items()}
-    made = {**arrays.exchanged, **arrays.outputs, **final}
-
-    def body(*refs: Any, **scratch: Any) -> None:
-        named = dict(zip((*given, *made), refs, strict=True))
-        refs_by_name = SimpleNamespace(**named, **scratch)
-        Block(arrays, tiles, memory, steps, reverse, refs_by_name).run()
-
-    body.__name__ = steps.name
-    return launch(
-        body,
-        given,
-        made,
-        tiles.cluster,
-        scratch_types=_scratch(steps, arrays, tiles, memory),
-        grid=(tiles.groups, tiles.parts // tiles.cluster),
-        grid_names=("group", "bundle"),
-        num_threads=tiles.warpgroups,
-        thread_name="warpgroup",
-        interpret=interpret or None,
-    )
-
-
-def _scratch(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
-    """Shared memory and barriers; what a warpgroup has to itself begins with an axis of them."""
-    _, count, depth_k = arrays.weights.shape
-    dtype, each = arrays.weights.dtype, tiles.warpgroups
-    units = next(iter(arrays.initial.values())).shape[1] // tiles.parts
-    wide = [name for name in arrays.outputs if name not in arrays.over]
-    staged = sum(_gates(arrays.outputs[name], arrays) for name in wide)
-    scratch = {
-        "kept": smem((memory.resident, count, memory.chunk), dtype),
-        "ring": smem((each, memory.slots, M, memory.chunk), dtype),
-        "narrow": smem((each, steps.published, M, units), dtype),
-        "wide": smem((each, max(staged, len(arrays.initial)), M, units), jnp.float32),
-        "loaded": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),
-        "begun": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=each),
-        "fetched": plgpu.Barrier(num_barriers=(each, memory.slots)),
-    }
-    if memory.resident * memory.chunk < depth_k:
-        scratch["passing"] = smem((each, STREAM, count, memory.chunk), dtype)
-        scratch["passed"] = plgpu.Barrier(num_barriers=(each, STREAM))
-    if tiles.cluster > 1:
-        peers: dict[str, Any] = {"collective_axes": ("peer",)}
-        scratch["freed"] = plgpu.ClusterBarrier(num_barriers=(each, memory.slots), **peers)
-        if tiles.cluster == tiles.parts:
-            scratch["met"] = plgpu.ClusterBarrier(num_barriers=each, **peers)
-    for name, x in arrays.inputs.items():
-        scratch[f"slots_{name}"] = smem((each, memory.depth, _gates(x, arrays), M, units), x.dtype)
-    arrivals = sum(_gates(x, arrays) for x in arrays.inputs.values())
-    scratch["arrived"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=(each, memory.depth))
-    return scratch
 
 
 class Block:
@@ -165,11 +57,25 @@ class Block:
         if tiles.cluster > 1:
             self._part = self._part * tiles.cluster + lax.axis_index("peer")
         self._warpgroup = lax.axis_index("warpgroup")
+        self._earlier: Any = 0  # meetings before those of the first step
+        self._met = [refs.met] if self._where == "cluster" else []
         self._counters = None
-        if tiles.parts > tiles.cluster:
+        if self._where == "grid":
             self._counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiles.blocks,)))
         count = 0 if arrays.vectors is None else len(arrays.vectors)
         self._vectors = [self._vector(k) for k in range(count)]
+
+    @property
+    def _where(self) -> str | None:
+        """At the barrier of a "cluster" or the counter of a "grid" parts meet; None for one alone."""
+        if self._tiles.parts > self._tiles.cluster:
+            return "grid"
+        return "cluster" if self._tiles.cluster > 1 else None
+
+    @property
+    def _meeting(self) -> int:
+        """How many meet."""
+        return self._tiles.parts
 
     def run(self) -> None:
         """All steps of every block that is this warpgroup's."""
@@ -216,13 +122,14 @@ class Block:
         }
         if self._steps.begin is not None:
             self._enter(-1)
-            self._steps.begin(self, state)
+            state = self._steps.begin(self, state)
 
         def step(s: Array, state: dict[str, Tile]) -> dict[str, Tile]:
             self._enter(s)
             return self._steps.step(self, state)
 
         state = lax.fori_loop(0, self._total, step, state)
+        self._leave()
         for k, name in enumerate(names):
             refs.wide[mine, k] = state[name]
         plgpu.commit_smem()
@@ -230,6 +137,9 @@ class Block:
             target = getattr(refs, name).at[self._rows, self._columns(0)]
             plgpu.copy_smem_to_gmem(self._own(refs.wide.at[mine, k]), target)
         plgpu.wait_smem_to_gmem(0)
+
+    def _leave(self) -> None:
+        """The steps are over, perhaps not those of others."""
 
     def _enter(self, s: Any) -> None:
         self._s, self._product = s, 0
@@ -251,7 +161,7 @@ class Block:
             self._waited = True
             plgpu.barrier_wait(self._refs.arrived.at[self._warpgroup, self._slot(self._s)])
         slots = getattr(self._refs, f"slots_{name}").at[self._warpgroup, self._slot(self._s)]
-        count = _gates(self._arrays.inputs[name], self._arrays)
+        count = gate_count(self._arrays.inputs[name], self._arrays)
         tiles = [load(slots.at[k], layout=plgpu.Layout.WGMMA) for k in range(count)]
         return tuple(tile.astype(jnp.float32) for tile in tiles)
 
@@ -267,8 +177,8 @@ class Block:
         """x where a row's running state is kept after this step, else zeros."""
         return x if self._marks is None else jnp.where(self._marks[1], jnp.zeros_like(x), x)
 
-    def _vector(self, k: int) -> Tile:
-        row = self._refs.vectors.at[k, self._columns(0)]
+    def _vector(self, k: int, name: str = "vectors") -> Tile:
+        row = getattr(self._refs, name).at[k, self._columns(0)]
         row = load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
         return lax.broadcast_in_dim(row, (M, self._units), (1,))
 
@@ -284,7 +194,7 @@ class Block:
         t, mine, slot = self._time(s), self._warpgroup, self._slot(s)
         for name, x in self._arrays.inputs.items():
             slots = getattr(self._refs, f"slots_{name}").at[mine, slot]
-            for k in range(_gates(x, self._arrays)):
+            for k in range(gate_count(x, self._arrays)):
                 source = getattr(self._refs, name).at[t, self._rows, self._columns(k)]
                 arrived = self._refs.arrived.at[mine, slot]
                 plgpu.copy_gmem_to_smem(source, self._own(slots.at[k]), arrived)
@@ -296,22 +206,34 @@ class Block:
 
         when: false in every part where there is no product to come.
         """
-        mine, refs = self._warpgroup, self._refs
         placed = [(name, gate, tile) for name, x in tiles.items() for gate, tile in x.items()]
 
         @pl.when(when)
         def _() -> None:
-            for k, (_, _, tile) in enumerate(placed):
-                refs.narrow[mine, k] = tile.astype(refs.narrow.dtype)
-            plgpu.commit_smem()
+            self._stage([tile for _, _, tile in placed])
             for k, (name, gate, _) in enumerate(placed):
-                target = getattr(refs, name).at[t, self._rows, self._columns(gate)]
-                plgpu.copy_smem_to_gmem(self._own(refs.narrow.at[mine, k]), target)
+                self._put(k, name, gate, t)
             plgpu.wait_smem_to_gmem(0)
-            if self._counters is not None:
-                plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
-            elif self._tiles.cluster > 1:
-                plgpu.barrier_arrive(refs.met.at[mine])
+            self._arrive()
+
+    def _stage(self, tiles: Sequence[Tile]) -> None:
+        """To shared memory, from where they are put."""
+        for k, tile in enumerate(tiles):
+            narrow = self._refs.narrow
+            narrow[self._warpgroup, k] = tile.astype(narrow.dtype)
+        plgpu.commit_smem()
+
+    def _put(self, k: int, name: str, gate: int, t: Any) -> None:
+        """The k-th that was staged, to a gate of an array at time t."""
+        target = getattr(self._refs, name).at[t, self._rows, self._columns(gate)]
+        plgpu.copy_smem_to_gmem(self._own(self._refs.narrow.at[self._warpgroup, k]), target)
+
+    def _arrive(self) -> None:
+        """What was put is there."""
+        if self._counters is not None:
+            plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
+        for met in self._met:
+            plgpu.barrier_arrive(met.at[self._warpgroup])
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
@@ -321,31 +243,50 @@ class Block:
         sources: (array, its gate), summed over; the k-th meets the H of the weights' K that come
           (start + k) * H after their beginning.
         """
-        memory, refs, mine = self._memory, self._refs, self._warpgroup
         self._meet()
+        return self._multiply(sources, gates, start)
+
+    def _multiply(
+        self,
+        sources: Sequence[tuple[str, int]],
+        gates: range,
+        start: int,
+        others: Sequence[tuple[str, int]] = (),
+        t: Any = None,
+        when: Any = True,
+    ) -> tuple[Tile, ...]:
+        """The product of what is there already, and after its gates those of the others' product.
+
+        others: sources too, of time t, whose K follows; zeros where not `when`. All weights stay then.
+        """
+        memory, refs, mine = self._memory, self._refs, self._warpgroup
         each = self._hidden // memory.chunk  # chunks of a gate
-        first, total = start * each, len(sources) * each
-        streamed = max(0, first + total - max(first, memory.resident))
+        first, own = start * each, len(sources) * each
+        streamed = 0 if others else max(0, first + own - max(first, memory.resident))
+        total: Any = jnp.where(when, own + len(others) * each, own) if others else own
         rows = pl.ds(gates.start * self._units, len(gates) * self._units)
+        timed = [(*source, self.t) for source in sources] + [(*source, t) for source in others]
 
         def chunk(j: Any) -> Any:
             """The j-th that is multiplied: streamed weights first, which are there already."""
             if not streamed:
                 return first + j
-            return jnp.where(j < streamed, first + total - streamed + j, first + j - streamed)
+            return jnp.where(j < streamed, first + own - streamed + j, first + j - streamed)
 
         def slot(j: Any) -> Any:
             return lax.rem(j, memory.slots)
 
         def fetch(j: Any) -> None:
-            for k, (array, gate) in enumerate(sources):
+            for k, (array, gate, time) in enumerate(timed):
                 column = chunk(j) - first - k * each
 
                 @pl.when((column >= 0) & (column < each))
-                def _(array: str = array, gate: int = gate, column: Any = column) -> None:
-                    columns = pl.ds((gate * each + column) * memory.chunk, memory.chunk)
+                def _(
+                    array: Any = array, gate: Any = gate, t: Any = time, at: Any = column
+                ) -> None:
+                    columns = pl.ds((gate * each + at) * memory.chunk, memory.chunk)
                     plgpu.copy_gmem_to_smem(
-                        getattr(refs, array).at[self.t, self._rows, columns],
+                        getattr(refs, array).at[t, self._rows, columns],
                         self._own(refs.ring.at[mine, slot(j)]),
                         refs.fetched.at[mine, slot(j)],
                         collective_axes="peer" if self._tiles.cluster > 1 else None,
@@ -365,9 +306,10 @@ class Block:
                     plgpu.barrier_wait(freed)
                 fetch(j + memory.slots)
 
-        lax.fori_loop(0, min(memory.slots, total), lambda j, _: fetch(j), None)
+        at_once = jnp.minimum(memory.slots, total) if others else min(memory.slots, own)
+        lax.fori_loop(0, at_once, lambda j, _: fetch(j), None)
 
-        def multiply(accumulator: Any) -> Array:
+        def multiply(begin: Any, end: Any, accumulator: Any) -> Array:
             def one(j: Any, weights: Any) -> None:
                 plgpu.barrier_wait(refs.fetched.at[mine, slot(j)])
                 plgpu.wgmma(accumulator, refs.ring.at[mine, slot(j)], turned(weights))
@@ -380,33 +322,39 @@ class Block:
                 one(j, refs.passing.at[mine, place, rows])
 
             if streamed:
-                lax.fori_loop(0, streamed, passing, None)
+                lax.fori_loop(begin, streamed, passing, None)
             staying = lambda j, _: one(j, refs.kept.at[chunk(j), rows])  # noqa: E731
-            lax.fori_loop(streamed, total, staying, None)
+            lax.fori_loop(begin + streamed, end, staying, None)
             result = accumulator[...]
-            release(total - 1)
+            if end is total:
+                release(total - 1)
             return result
 
-        shape = (M, len(gates) * self._units)
-        result = pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
+        accumulator = plgpu.ACC((M, len(gates) * self._units), jnp.float32)
+        bounds = ([(0, own)] if sources else []) + ([(own, total)] if others else [])
+        results = [pl.run_scoped(partial(multiply, *ends), accumulator) for ends in bounds]
         return tuple(
             lax.slice(result, (0, k * self._units), (M, (k + 1) * self._units))
+            for result in results
             for k in range(len(gates))
         )
 
     def _meet(self) -> None:
         """Wait until every part has published."""
         self._product += 1
+        self._wait(self._earlier + self._s * self._steps.products + self._product)
+
+    def _wait(self, times: Any) -> None:
+        """Until all have arrived so often for this block."""
         if self._counters is not None:
-            times = self._s * self._steps.products + self._product
             plgpu.semaphore_wait(
                 self._counters.at[self._block],
-                times * self._tiles.parts,
+                times * self._meeting,
                 decrement=False,
                 memory_scope="gpu",
             )
-        elif self._tiles.cluster > 1:
-            plgpu.barrier_wait(self._refs.met.at[self._warpgroup])
+        for met in self._met:
+            plgpu.barrier_wait(met.at[self._warpgroup])
         fence()
 
     # --- what is put out -------------------------------------------------------------------------
@@ -468,8 +416,3 @@ class Block:
             refs.passing.at[mine, lax.rem(place, STREAM)],
             refs.passed.at[mine, lax.rem(place, STREAM)],
         )
-
-
-def _gates(x: Any, arrays: Arrays) -> int:
-    """How many arrays of width H stand side by side in x."""
-    return x.shape[-1] // next(iter(arrays.initial.values())).shape[-1]

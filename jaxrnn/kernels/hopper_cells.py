@@ -28,7 +28,8 @@ import jax.numpy as jnp
 
 from jaxrnn.cells import GRU, LSTM, RNN
 from jaxrnn.kernels import elementwise
-from jaxrnn.kernels.hopper_block import Block, Steps, Tile
+from jaxrnn.kernels.hopper_arrays import Steps, Tile
+from jaxrnn.kernels.hopper_block import Block
 
 State = dict[str, Tile]
 Kept = dict[str, tuple[Tile, ...]]
@@ -85,8 +86,9 @@ def _kind(cell: Any) -> str:
 # --- forward ------------------------------------------------------------------------------------
 
 
-def _begin(block: Block, state: State) -> None:
+def _begin(block: Block, state: State) -> State:
     block.publish({"previous_hidden": {0: state["hidden"]}}, block.next)
+    return state
 
 
 def _forward(cell: Any, step: Any, keep: bool, block: Block, state: State) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -18,11 +19,22 @@ Like = jax.ShapeDtypeStruct
 
 
 def launch(
-    body: Any, given: dict[str, Any], made: dict[str, Like], cluster: int, **options: Any
+    body: Any,
+    given: dict[str, Any],
+    made: dict[str, Like],
+    grid: dict[str, int],
+    cluster: dict[str, int],
+    interpret: Any,
+    **options: Any,
 ) -> dict[str, Array]:
-    """What a kernel makes, by name; options: of `plgpu.kernel`. A cluster's axis is "peer"."""
-    if cluster > 1:
-        options |= {"cluster": (cluster,), "cluster_names": ("peer",)}
+    """What a kernel makes, by name.
+
+    grid: of clusters, along each axis; cluster: of CTAs. options: of `plgpu.kernel`.
+    """
+    if math.prod(cluster.values()) > 1:
+        options |= {"cluster": tuple(cluster.values()), "cluster_names": tuple(cluster)}
+    options |= {"grid": tuple(grid.values()), "grid_names": tuple(grid)}
+    options |= {"interpret": interpret or None}
     approximate = given["weights"].dtype.itemsize < 4
     params = plgpu.CompilerParams(approx_math=approximate)
     kernel = plgpu.kernel(body, out_type=tuple(made.values()), compiler_params=params, **options)

@@ -39,11 +39,10 @@ def call(cell: Any, arrays: Arrays, cut: Cut, size: int, interpret: Any) -> dict
         kernel,
         given,
         made,
-        cut.cluster,
+        {"bundle": cut.parts // cut.cluster},
+        {"peer": cut.cluster},
+        interpret,
         scratch_types=_scratch(arrays, cut),
-        grid=(cut.parts // cut.cluster,),
-        grid_names=("bundle",),
-        interpret=interpret or None,
     )
 
 

@@ -28,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels import hopper_cells
-from jaxrnn.kernels.hopper_block import Tile
+from jaxrnn.kernels.hopper_arrays import Tile
 from jaxrnn.kernels.hopper_mosaic import fence, load, turned
 from jaxrnn.kernels.hopper_tiles import M
 from jaxrnn.shapes import Array

@@ -129,32 +129,41 @@ def multiprocessors() -> int:
     return getattr(accelerator.device(), "core_count", None) or MULTIPROCESSORS
 
 
+def joined(parts: int, cluster: int, layers: int = 1) -> bool:
+    """Whether one cluster holds all parts of all layers, which then meet at its barrier."""
+    return parts == cluster and layers * parts <= max(CLUSTERS)
+
+
 @functools.cache
-def search(cell: Any, batch: int, dtype: Any, processors: int) -> Tiles | None:
-    """The cut with the least time by the model; None where none fits."""
+def search(cell: Any, batch: int, dtype: Any, processors: int, layers: int = 1) -> Tiles | None:
+    """The cut with the least time by the model; None where none fits.
+
+    layers: all of them at once (`jaxrnn.kernels.hopper_stack`), each with its own parts and groups.
+    """
     found = [
-        (sum(microseconds(cell, tiles, dtype).values()), tiles)
-        for tiles in _cuts(cell, batch, dtype, processors)
+        (sum(microseconds(cell, tiles, dtype, layers).values()), tiles)
+        for tiles in _cuts(cell, batch, dtype, processors, layers)
     ]
     return min(found, default=(0, None), key=lambda pair: pair[0])[1]
 
 
-def _cuts(cell: Any, batch: int, dtype: Any, processors: int) -> Any:
+def _cuts(cell: Any, batch: int, dtype: Any, processors: int, layers: int) -> Any:
     gates, size = len(cell.GATES), width(cell.hidden)
     least = 32 // dtype.itemsize  # a row of 32 bytes is the narrowest that TMA swizzles
     for units in range(least, COLUMNS // gates + 1, least):
-        if size % units or size // units > processors:
+        if size % units or layers * size // units > processors:
             continue
         parts = size // units
         for cluster, warpgroups in itertools.product(CLUSTERS, (1, 2)):
-            if parts % cluster or (cluster > PORTABLE and parts > cluster):
+            span = cluster * layers if joined(parts, cluster, layers) else cluster
+            if parts % cluster or (span > PORTABLE and layers * parts > span):
                 continue
-            at_most = processors // GPC * (GPC // cluster) * cluster if cluster > 1 else processors
-            forward = _memory(cell, "forward", units, warpgroups, size, dtype)
-            backward = _memory(cell, "backward", units, warpgroups, size, dtype)
+            at_most = processors // GPC * (GPC // span) * span if span > 1 else processors
+            forward = _memory(cell, "forward", units, warpgroups, size, dtype, layers)
+            backward = _memory(cell, "backward", units, warpgroups, size, dtype, layers)
             if not (forward and backward):
                 continue
-            for groups in range(1, at_most // parts + 1):
+            for groups in range(1, at_most // (layers * parts) + 1):
                 at_once = groups * warpgroups
                 turns = -(-batch // (at_once * M))
                 blocks = at_once * turns
@@ -181,20 +190,25 @@ def _divides(cluster: int, rows: int, chunk: int, dtype: Any) -> bool:
 
 
 def _memory(
-    cell: Any, direction: str, units: int, warpgroups: int, size: int, dtype: Any
+    cell: Any, direction: str, units: int, warpgroups: int, size: int, dtype: Any, layers: int
 ) -> Memory | None:
-    """The most resident weights, then the deepest rings, that fit; None where nothing does."""
+    """The most resident weights, then the deepest rings, that fit; None where nothing does.
+
+    The weights of several layers all stay.
+    """
     for slots, depth, length in ((4, 2, 256), (4, 2, 128), (3, 1, 128), (2, 1, 128)):
         chunk = length // dtype.itemsize
         if size % chunk:
             continue
-        columns, total, tile = _shape(cell, direction, units, size, dtype)
+        columns, total, tile = _shape(cell, direction, units, size, dtype, layers)
         ring = warpgroups * slots * M * chunk * dtype.itemsize
         left = SHARED - ring - warpgroups * (tile.fixed + depth * tile.input)
         per_chunk = columns * chunk * dtype.itemsize
         chunks = total // chunk
         if chunks * per_chunk <= left:
             return Memory(chunk, slots, chunks, depth)
+        if layers > 1:
+            continue
         resident = (left - warpgroups * STREAM * per_chunk) // per_chunk
         if slots == 2 and resident >= 1:
             resident -= (chunks - resident) % STREAM  # so that a chunk always takes the same place
@@ -209,35 +223,43 @@ class _Tile(NamedTuple):
     fixed: int
 
 
-def _shape(cell: Any, direction: str, units: int, size: int, dtype: Any) -> tuple[int, int, _Tile]:
-    """The product's columns of one part, its K, and a block's tiles."""
+def _shape(
+    cell: Any, direction: str, units: int, size: int, dtype: Any, layers: int
+) -> tuple[int, int, _Tile]:
+    """The product's columns of one part, its K, and a block's tiles.
+
+    One of several layers has a second product, of what its neighbour hands on, and forward hands on
+    its output.
+    """
+    sources = 1 if layers == 1 else 2
     gates, is_lstm, wide, narrow = len(cell.GATES), isinstance(cell, LSTM), 4, dtype.itemsize
     after = isinstance(cell, GRU) and cell.reset == "after"
     states = 2 if is_lstm else 1
     each = M * units
     if direction == "forward":  # beside gx and the gates: y, and what enters or q
-        fixed = narrow + wide * max(states, 2 if is_lstm or after else 1)
-        return gates * units, size, _Tile(each * gates * wide, each * fixed)
+        fixed = sources * narrow + wide * max(states, 2 if is_lstm or after else 1)
+        return gates * units, sources * size, _Tile(each * gates * wide, each * fixed)
     kept = gates * wide + (wide if is_lstm or after else 0) + wide  # and d_y
     published = gates
     if isinstance(cell, GRU):
         kept, published = kept + narrow, 4 if after else 2
-    return units, gates * size, _Tile(each * kept, each * (published * narrow + states * wide))
+    fixed = published * narrow + states * wide
+    return units, sources * gates * size, _Tile(each * kept, each * fixed)
 
 
-def microseconds(cell: Any, tiles: Tiles, dtype: Any) -> dict[str, float]:
-    """The model's time of one step in each direction, the whole batch.
+def microseconds(cell: Any, tiles: Tiles, dtype: Any, layers: int = 1) -> dict[str, float]:
+    """The model's time of one step in each direction, the whole batch; all layers take it at once.
 
     A step meets, then takes as long as the slowest of: what its multiprocessor fetches from L2 (a
     multicast reads once for a cluster), writes to its shared memory, reads back from there for the
     products, multiplies, and exchanges with the card's memory.
     """
     size, dtype = width(cell.hidden), jnp.dtype(dtype)
-    where = "cluster" if tiles.parts == tiles.cluster else "grid"
+    where = "cluster" if joined(tiles.parts, tiles.cluster, layers) else "grid"
     before = isinstance(cell, GRU) and cell.reset == "before"
     found = {}
     for direction, memory in (("forward", tiles.forward), ("backward", tiles.backward)):
-        columns, total, tile = _shape(cell, direction, size // tiles.parts, size, dtype)
+        columns, total, tile = _shape(cell, direction, size // tiles.parts, size, dtype, layers)
         streamed = (total // memory.chunk - memory.resident) * memory.chunk * columns
         published = tiles.rows * (total if direction == "backward" else total * (1 + before))
         each = dtype.itemsize * tiles.warpgroups
