@@ -1,7 +1,8 @@
 """ptxas' word on the Hopper kernels, from a machine without a GPU: registers, spills, shared memory.
 
-    python benchmarks/hopper_static.py                  # four minutes, writes the JSON:
-        every cell and dtype at B, H = 64, 512, and the first of them at every size
+    python benchmarks/hopper_static.py                  # five minutes, writes the JSON:
+        every cell and dtype at B, H = 64, 512, and the first of them at every size; several layers at
+        once; sampling
     python benchmarks/hopper_static.py --size 16,2048   # every cell and dtype at this size
     python benchmarks/hopper_static.py --quick          # one of each, some seconds; writes nothing
 
@@ -22,35 +23,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aot
 import gpu_static
 import jax
-import jax.numpy as jnp
 import measure
+from hopper_programs import CELLS, STEPS, Program, Size, at_once, layer, sampler
 from jax.sharding import SingleDeviceSharding
 from jaxlib.mlir import ir
 from rich.console import Console
 from rich.table import Table
 
-import jaxrnn
-from jaxrnn.kernels import hopper
-from jaxrnn.kernels.hopper_tiles import tiles_for
-from jaxrnn.kernels.inputs import Masks
-
-CELLS = {
-    "lstm": lambda hidden: jaxrnn.lstm(hidden),
-    "lstm-peephole": lambda hidden: jaxrnn.lstm(hidden, peephole=True),
-    "gru-before": lambda hidden: jaxrnn.gru(hidden, reset="before"),
-    "gru-after": lambda hidden: jaxrnn.gru(hidden, reset="after"),
-    "rnn": lambda hidden: jaxrnn.rnn(hidden),
-}
 DTYPES = ("bfloat16", "float32", "float16")
 USUAL = (64, 512)  # B, H
 SIZES = tuple(itertools.product((16, 64, 128), (256, 512, 1024, 2048)))
-STEPS = 80
+AT_ONCE = (
+    *(Size(cell, "bfloat16", *USUAL, 2) for cell in ("rnn", "lstm", "lstm-peephole", "gru-after")),
+    Size("lstm", "bfloat16", 64, 256, 4),
+    Size("gru-after", "bfloat16", 16, 512, 4),
+    Size("lstm-peephole", "float32", 16, 128, 2),
+)
+SAMPLED = (
+    *(Size(cell, "bfloat16", 1, 512) for cell in CELLS),
+    *(Size(cell, "bfloat16", 64, 256, 2) for cell in CELLS),
+    Size("lstm", "bfloat16", 8, 1024),
+    Size("lstm", "float32", 1, 512),
+)
 OUTPUT = measure.RESULTS / "hopper_static.json"
 
 _KERNEL = r".*?entry function '(?P<name>\w+?)(?:_mosaic_gpu_kernel)?'.*?Used [^\n]*"
@@ -190,29 +191,18 @@ def _printed(run: Callable[[], Any]) -> str:
         return file.read().decode()
 
 
-def compiled(name: str, dtype: str, size: tuple[int, int], masked: bool) -> dict[str, Any]:
-    """Both kernels of a cell; size: B, H; masked: with resets and rows that stand still."""
-    batch, hidden = size
-    cell = CELLS[name](hidden)
+def compiled(what: str, size: Size, make: Callable[[], Program]) -> dict[str, Any]:
+    """What ptxas says of a program's kernels.
 
-    def both(params: Any, gx: Any, state: Any, masks: Any, d_results: Any) -> Any:
-        results, pull = jax.vjp(lambda *a: hopper.run(cell, *a, masks, False), params, gx, state)
-        return results, pull(d_results)
-
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, jnp.dtype(dtype)))
-    state = jax.eval_shape(lambda: cell.initial_state(batch))
-    gx, ys = (
-        jax.ShapeDtypeStruct((STEPS, batch, n), jnp.float32)
-        for n in (len(cell.GATES) * hidden, hidden)
-    )
-    mask = jax.ShapeDtypeStruct((STEPS, batch), bool) if masked else None
-    row = {"cell": name, "dtype": dtype, "batch": batch, "hidden": hidden, "masked": masked}
+    what: "layer", "layers at once" or "sampling".
+    """
+    row = {"what": what, **size._asdict()}
     with jax.default_device(gpu_static.h100()):
-        tiles = tiles_for(cell, batch, dtype)
+        function, args, tiles = make()
     row["tiles"] = tiles and _asdict(tiles)
     begin = time.perf_counter()
     try:
-        kernels = reports(both, params, gx, state, Masks(mask, mask), (state, ys))
+        kernels = reports(function, *args)
     except Exception as failure:
         return row | {"failed": measure.told(failure)}
     row["seconds"] = time.perf_counter() - begin
@@ -233,12 +223,12 @@ def table(results: list[dict[str, Any]]) -> Table:
         caption="spilled: bytes stored + loaded. blocks: of the grid, in clusters of how many. "
         "* ptxas warns that time may be lost: why is in the JSON",
     )
-    for heading in ("cell", "dtype", "B", "H", "kernel"):
+    for heading in ("cell", "layers", "dtype", "B", "H", "kernel"):
         made.add_column(heading)
     for heading in ("registers", "spilled", "stack", "KiB shared", "blocks", "threads"):
         made.add_column(heading, justify="right")
     for row in results:
-        line = [str(row[key]) for key in ("cell", "dtype", "batch", "hidden")]
+        line = [str(row[key]) for key in ("cell", "layers", "dtype", "batch", "hidden")]
         if "failed" in row:
             made.add_row(*line, row["failed"])
             continue
@@ -271,14 +261,23 @@ def main() -> None:
     if reason := gpu_static.missing():
         parser.error(reason)
     console = Console()
-    asked = [
-        *itertools.product(flags.cells, flags.dtypes[:2], flags.size or SIZES),
-        *itertools.product(flags.cells, flags.dtypes, flags.size or [USUAL]),
+    sizes = [
+        Size(cell, dtype, *size)
+        for cell, dtype, size in (
+            *itertools.product(flags.cells, flags.dtypes[:2], flags.size or SIZES),
+            *itertools.product(flags.cells, flags.dtypes, flags.size or [USUAL]),
+        )
     ]
+    asked: list[tuple[str, Size, Callable[[], Program]]] = [
+        ("layer", size, partial(layer, size, flags.masked)) for size in dict.fromkeys(sizes)
+    ]
+    if not flags.size:
+        asked += [("layers at once", size, partial(at_once, size)) for size in AT_ONCE]
+        asked += [("sampling", size, partial(sampler, size)) for size in SAMPLED]
     results = []
-    for name, dtype, size in asked[:1] if flags.quick else dict.fromkeys(asked):
-        console.print(f"{name}, {dtype}, B, H = {size} ...")
-        results.append(compiled(name, dtype, size, flags.masked))
+    for what, size, make in asked[:1] if flags.quick else asked:
+        console.print(f"{what}: {', '.join(map(str, size))} ...")
+        results.append(compiled(what, size, make))
     console.print(table(results))
     output = flags.output or (None if flags.quick else OUTPUT)
     if output:

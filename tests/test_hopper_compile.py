@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_static
+import hopper_programs
 import hopper_static
 
 gpu_aot = [
@@ -25,7 +26,7 @@ gpu_aot = [
 ]
 
 MULTIPROCESSORS, SHARED = 132, 232_448  # of an H100; bytes that a block may have
-SERVED = [(name, "bfloat16") for name in hopper_static.CELLS] + [
+SERVED = [(name, "bfloat16") for name in hopper_programs.CELLS] + [
     ("lstm", "float16"),
     ("lstm", "float32"),
 ]
@@ -37,9 +38,8 @@ class TestCompiled:
     @pytest.mark.parametrize(("name", "dtype"), SERVED)
     def test_kernels_fit(self, name: str, dtype: str) -> None:
         """All blocks are on the GPU at once, and registers suffice, with masks: nothing is spilled."""
-        row = hopper_static.compiled(name, dtype, (16, 256), masked=True)
-        assert "failed" not in row, row["failed"]
-        reports = [hopper_static.Report(**kernel) for kernel in row["kernels"]]
+        program = hopper_programs.layer(hopper_programs.Size(name, dtype, 16, 256), masked=True)
+        reports = hopper_static.reports(program.function, *program.args)
         assert [r.kernel.rpartition("_")[2] for r in reports] == ["forward", "backward"]
         for report in reports:
             assert report.blocks <= MULTIPROCESSORS

@@ -1,0 +1,108 @@
+"""The Hopper kernels as functions that call them, with the shapes of what they are given: to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import jaxrnn
+from jaxrnn import charlm, sampling
+from jaxrnn.kernels import hopper, hopper_sampling, hopper_stack
+from jaxrnn.kernels.hopper_tiles import tiles_for
+from jaxrnn.kernels.inputs import Masks
+
+CELLS = {
+    "lstm": lambda hidden: jaxrnn.lstm(hidden),
+    "lstm-peephole": lambda hidden: jaxrnn.lstm(hidden, peephole=True),
+    "gru-before": lambda hidden: jaxrnn.gru(hidden, reset="before"),
+    "gru-after": lambda hidden: jaxrnn.gru(hidden, reset="after"),
+    "rnn": lambda hidden: jaxrnn.rnn(hidden),
+}
+STEPS = 80
+VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare's
+CHARACTERS = 256
+
+
+class Size(NamedTuple):
+    """Of a problem."""
+
+    cell: str  # of CELLS
+    dtype: str
+    batch: int
+    hidden: int
+    layers: int = 1
+
+
+class Program(NamedTuple):
+    """A function, its arguments as `jax.ShapeDtypeStruct`s, and how its kernels are cut."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    tiles: Any
+
+
+def layer(size: Size, masked: bool = False) -> Program:
+    """One layer over time and back; masked: with resets and rows that stand still."""
+    cell, params, gx, state, ys = _described(size)
+    mask = jax.ShapeDtypeStruct((STEPS, size.batch), bool) if masked else None
+
+    def both(params: Any, gx: Any, state: Any, masks: Any, d_results: Any) -> Any:
+        results, pull = jax.vjp(lambda *a: hopper.run(cell, *a, masks, False), params, gx, state)
+        return results, pull(d_results)
+
+    args = (params, gx, state, Masks(mask, mask), (state, ys))
+    return Program(both, args, tiles_for(cell, size.batch, size.dtype))
+
+
+def at_once(size: Size) -> Program:
+    """All layers at once, and back."""
+    cell, params, gx, state, ys = _described(size)
+
+    def both(params: Any, gx: Any, states: Any, d_results: Any) -> Any:
+        def run(*given: Any) -> Any:
+            return hopper_stack.run(cell, *given, Masks(None, None), False)
+
+        results, pull = jax.vjp(run, params, gx, states)
+        return results, pull(d_results)
+
+    states = (state,) * size.layers
+    args = ((params,) * size.layers, gx, states, (states, ys))
+    return Program(both, args, hopper_stack.tiles_for(cell, size.layers, size.batch, size.dtype))
+
+
+def sampler(size: Size) -> Program:
+    """A char-RNN that draws characters for all rows."""
+    kind, _, variant = size.cell.partition("-")
+    how = {"peephole": True} if variant == "peephole" else {"reset": variant} if variant else {}
+    config = charlm.Config(kind, size.layers, size.hidden, dtype=size.dtype, **how)
+    cell, one = config.make_cell(), jnp.float32(1)
+    params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
+    state = jax.eval_shape(
+        lambda: sampling._begin(config, len(VOCABULARY), size.batch, jnp.uint32(0))
+    )
+    settings = sampling.Settings(
+        one, jnp.int32(len(VOCABULARY)), one, jnp.zeros(len(VOCABULARY), bool)
+    )
+
+    def draw(params: Any, state: Any) -> Any:
+        weights = hopper_sampling.arrange(cell, charlm.prepare(params), size.batch)
+        how = {"mode": "after-space", "size": CHARACTERS}
+        return sampling.launch(config, weights, state, jnp.int32(CHARACTERS), settings, **how)
+
+    cut = hopper_sampling.cut_for(cell, size.layers, len(VOCABULARY), size.batch, size.dtype)
+    return Program(draw, (params, state), cut)
+
+
+def _described(size: Size) -> tuple[Any, ...]:
+    """The cell and the shapes of a layer's parameters, inputs, state and outputs."""
+    cell = CELLS[size.cell](size.hidden)
+    gx, ys = (
+        jax.ShapeDtypeStruct((STEPS, size.batch, n), jnp.float32)
+        for n in (len(cell.GATES) * size.hidden, size.hidden)
+    )
+    dtype = jnp.dtype(size.dtype)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), size.hidden, dtype))
+    return cell, params, gx, jax.eval_shape(lambda: cell.initial_state(size.batch)), ys
