@@ -18,7 +18,6 @@ other row, and go nowhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,8 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels.hopper_arrays import Arrays, Steps, Tile, gate_count
-from jaxrnn.kernels.hopper_mosaic import fence, load, turned
-from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles
+from jaxrnn.kernels.hopper_mosaic import fence, load
+from jaxrnn.kernels.hopper_tiles import M, Memory, Tiles
+from jaxrnn.kernels.hopper_weights import Source, Weights
 from jaxrnn.shapes import Array
 
 
@@ -57,6 +57,7 @@ class Block:
         if tiles.cluster > 1:
             self._part = self._part * tiles.cluster + lax.axis_index("peer")
         self._warpgroup = lax.axis_index("warpgroup")
+        self._weights = Weights(arrays, tiles, memory, refs, self._part, self._warpgroup)
         self._earlier: Any = 0  # meetings before those of the first step
         self._met = [refs.met] if self._where == "cluster" else []
         self._counters = None
@@ -79,20 +80,8 @@ class Block:
 
     def run(self) -> None:
         """All steps of every block that is this warpgroup's."""
-        refs, memory, tiles = self._refs, self._memory, self._tiles
-
-        @pl.when(self._warpgroup == 0)
-        def _() -> None:
-            for k in range(memory.resident):
-                columns = pl.ds(k * memory.chunk, memory.chunk)
-                plgpu.copy_gmem_to_smem(
-                    refs.weights.at[self._part, :, columns], refs.kept.at[k], refs.loaded.at[0]
-                )
-
-        ahead = range(min(STREAM, self._chunks - memory.resident))
-        for k in ahead:
-            self._pass(memory.resident + k)
-        plgpu.barrier_wait(refs.loaded.at[0])
+        tiles = self._tiles
+        self._weights.begin()
 
         def turn(k: Any, _: None) -> None:
             at_once = tiles.groups * tiles.warpgroups
@@ -104,8 +93,7 @@ class Block:
             turn(0, None)
         else:
             lax.fori_loop(0, tiles.turns, turn, None)
-        for k in ahead:  # fetched for a step that does not come
-            plgpu.barrier_wait(refs.passed.at[self._warpgroup, k])
+        self._weights.end()
 
     def _run_block(self) -> None:
         """All steps, from the initial state to the final one."""
@@ -244,100 +232,10 @@ class Block:
           (start + k) * H after their beginning.
         """
         self._meet()
-        return self._multiply(sources, gates, start)
+        return self._weights.multiply(self._rows, self._now(sources), gates, start)
 
-    def _multiply(
-        self,
-        sources: Sequence[tuple[str, int]],
-        gates: range,
-        start: int,
-        others: Sequence[tuple[str, int]] = (),
-        t: Any = None,
-        when: Any = True,
-    ) -> tuple[Tile, ...]:
-        """The product of what is there already, and after its gates those of the others' product.
-
-        others: sources too, of time t, whose K follows; zeros where not `when`. All weights stay then.
-        """
-        memory, refs, mine = self._memory, self._refs, self._warpgroup
-        each = self._hidden // memory.chunk  # chunks of a gate
-        first, own = start * each, len(sources) * each
-        streamed = 0 if others else max(0, first + own - max(first, memory.resident))
-        total: Any = jnp.where(when, own + len(others) * each, own) if others else own
-        rows = pl.ds(gates.start * self._units, len(gates) * self._units)
-        timed = [(*source, self.t) for source in sources] + [(*source, t) for source in others]
-
-        def chunk(j: Any) -> Any:
-            """The j-th that is multiplied: streamed weights first, which are there already."""
-            if not streamed:
-                return first + j
-            return jnp.where(j < streamed, first + own - streamed + j, first + j - streamed)
-
-        def slot(j: Any) -> Any:
-            return lax.rem(j, memory.slots)
-
-        def fetch(j: Any) -> None:
-            for k, (array, gate, time) in enumerate(timed):
-                column = chunk(j) - first - k * each
-
-                @pl.when((column >= 0) & (column < each))
-                def _(
-                    array: Any = array, gate: Any = gate, t: Any = time, at: Any = column
-                ) -> None:
-                    columns = pl.ds((gate * each + at) * memory.chunk, memory.chunk)
-                    plgpu.copy_gmem_to_smem(
-                        getattr(refs, array).at[t, self._rows, columns],
-                        self._own(refs.ring.at[mine, slot(j)]),
-                        refs.fetched.at[mine, slot(j)],
-                        collective_axes="peer" if self._tiles.cluster > 1 else None,
-                    )
-
-        def release(j: Any) -> None:
-            """The j-th product is done: what it read may be written over."""
-            if streamed:
-                pl.when((j >= 0) & (j < streamed))(lambda: self._pass(chunk(j) + STREAM))
-
-            @pl.when((j >= 0) & (j + memory.slots < total))
-            def _() -> None:
-                if self._tiles.cluster > 1:  # in every peer, since each writes into all of them
-                    freed = refs.freed.at[mine, slot(j)]
-                    plgpu.commit_smem()  # all four warps are done, of which one arrives
-                    plgpu.barrier_arrive(freed)
-                    plgpu.barrier_wait(freed)
-                fetch(j + memory.slots)
-
-        at_once = jnp.minimum(memory.slots, total) if others else min(memory.slots, own)
-        lax.fori_loop(0, at_once, lambda j, _: fetch(j), None)
-
-        def multiply(begin: Any, end: Any, accumulator: Any) -> Array:
-            def one(j: Any, weights: Any) -> None:
-                plgpu.barrier_wait(refs.fetched.at[mine, slot(j)])
-                plgpu.wgmma(accumulator, refs.ring.at[mine, slot(j)], turned(weights))
-                plgpu.wgmma_wait(1)
-                release(j - 1)
-
-            def passing(j: Any, _: None) -> None:
-                place = lax.rem(chunk(j) - memory.resident, STREAM)
-                plgpu.barrier_wait(refs.passed.at[mine, place])
-                one(j, refs.passing.at[mine, place, rows])
-
-            if streamed:
-                lax.fori_loop(begin, streamed, passing, None)
-            staying = lambda j, _: one(j, refs.kept.at[chunk(j), rows])  # noqa: E731
-            lax.fori_loop(begin + streamed, end, staying, None)
-            result = accumulator[...]
-            if end is total:
-                release(total - 1)
-            return result
-
-        accumulator = plgpu.ACC((M, len(gates) * self._units), jnp.float32)
-        bounds = ([(0, own)] if sources else []) + ([(own, total)] if others else [])
-        results = [pl.run_scoped(partial(multiply, *ends), accumulator) for ends in bounds]
-        return tuple(
-            lax.slice(result, (0, k * self._units), (M, (k + 1) * self._units))
-            for result in results
-            for k in range(len(gates))
-        )
+    def _now(self, sources: Sequence[tuple[str, int]]) -> list[Source]:
+        return [(name, gate, self.t) for name, gate in sources]
 
     def _meet(self) -> None:
         """Wait until every part has published."""
@@ -394,25 +292,3 @@ class Block:
     def _own(self, place: Any) -> Any:
         """The block's rows of 64 in shared memory."""
         return place.at[pl.ds(0, self._tiles.rows)]
-
-    # --- weights that do not stay ----------------------------------------------------------------
-
-    @property
-    def _chunks(self) -> int:
-        """Of the weights, in all."""
-        return self._arrays.weights.shape[2] // self._memory.chunk
-
-    def _pass(self, k: Any) -> None:
-        """Fetch the k-th chunk of the weights; after the last comes the first that does not stay.
-
-        They are asked for in this order, and fetched STREAM ahead.
-        """
-        memory, refs, mine = self._memory, self._refs, self._warpgroup
-        streamed = self._chunks - memory.resident
-        place = lax.rem(k - memory.resident, streamed)
-        columns = pl.ds((memory.resident + place) * memory.chunk, memory.chunk)
-        plgpu.copy_gmem_to_smem(
-            refs.weights.at[self._part, :, columns],
-            refs.passing.at[mine, lax.rem(place, STREAM)],
-            refs.passed.at[mine, lax.rem(place, STREAM)],
-        )

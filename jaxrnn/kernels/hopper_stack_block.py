@@ -33,6 +33,7 @@ from jaxrnn.kernels.hopper_cells import State
 from jaxrnn.kernels.hopper_kernel import scratch_of
 from jaxrnn.kernels.hopper_mosaic import Like, launch
 from jaxrnn.kernels.hopper_tiles import M, Memory, Tiles, joined
+from jaxrnn.kernels.hopper_weights import Source
 from jaxrnn.shapes import Array
 
 LAG = 2  # ticks by which a layer follows its neighbour
@@ -195,22 +196,24 @@ class Layer(Block):
     ) -> tuple[Tile, ...]:
         """Of this layer's own; `handed_on` is then that of what the neighbour published with it."""
         self._meet()
-        both = self._multiply(sources, gates, start, **self._neighbours())
+        both = self._weights.multiply(
+            self._rows, self._now(sources), gates, start, *self._neighbours()
+        )
         self.handed_on = both[len(gates) :]
         return both[: len(gates)]
 
     def first_handed_on(self) -> tuple[Tile, ...]:
         """Back, what the neighbour hands on to the first step, once its own is over."""
         start = self._refs.d_gx.shape[-1] // self._hidden
-        return self._multiply([], range(1), start, **self._neighbours())
+        return self._weights.multiply(self._rows, [], range(1), start, *self._neighbours())
 
-    def _neighbours(self) -> dict[str, Any]:
-        gates = range(self._refs.handed_on.shape[-1] // self._hidden)
-        others = {"others": [("handed_on", k) for k in gates]}
-        follows = self._earlier > 0
+    def _neighbours(self) -> tuple[list[Source], Any]:
+        """What the neighbour published of this step, back of the next, and whether there is any."""
+        t, follows = self.t, self._earlier > 0
         if self._back:
-            return others | {"t": self.next, "when": follows & self.more}
-        return others | {"t": self.t, "when": follows}
+            t, follows = self.next, follows & self.more
+        gates = range(self._refs.handed_on.shape[-1] // self._hidden)
+        return [("handed_on", k, t) for k in gates], follows
 
     def take(self, name: str) -> tuple[Tile, ...]:
         """The gates of an input at this time; of what the neighbour handed on, where there is one."""
