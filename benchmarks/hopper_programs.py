@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxrnn
-from jaxrnn import charlm, sampling
+from jaxrnn import charlm, decoding
 from jaxrnn.kernels import hopper, hopper_sampling, hopper_stack
 from jaxrnn.kernels.hopper_tiles import tiles_for
 from jaxrnn.kernels.inputs import Masks
@@ -81,16 +81,16 @@ def sampler(size: Size) -> Program:
     cell, one = config.make_cell(), jnp.float32(1)
     params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
     state = jax.eval_shape(
-        lambda: sampling._begin(config, len(VOCABULARY), size.batch, jnp.uint32(0))
+        lambda: decoding.begin(config, len(VOCABULARY), size.batch, jnp.uint32(0))
     )
-    settings = sampling.Settings(
+    settings = decoding.Settings(
         one, jnp.int32(len(VOCABULARY)), one, jnp.zeros(len(VOCABULARY), bool)
     )
 
     def draw(params: Any, state: Any) -> Any:
         weights = hopper_sampling.arrange(cell, charlm.prepare(params), size.batch)
         how = {"mode": "after-space", "size": CHARACTERS}
-        return sampling.launch(config, weights, state, jnp.int32(CHARACTERS), settings, **how)
+        return decoding.launch(config, weights, state, jnp.int32(CHARACTERS), settings, **how)
 
     cut = hopper_sampling.cut_for(cell, size.layers, len(VOCABULARY), size.batch, size.dtype)
     return Program(draw, (params, state), cut)

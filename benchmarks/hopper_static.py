@@ -223,12 +223,14 @@ def table(results: list[dict[str, Any]]) -> Table:
         caption="spilled: bytes stored + loaded. blocks: of the grid, in clusters of how many. "
         "* ptxas warns that time may be lost: why is in the JSON",
     )
-    for heading in ("cell", "layers", "dtype", "B", "H", "kernel"):
+    for heading in ("cell", "dtype", "B", "H", "kernel"):
         made.add_column(heading)
     for heading in ("registers", "spilled", "stack", "KiB shared", "blocks", "threads"):
         made.add_column(heading, justify="right")
     for row in results:
-        line = [str(row[key]) for key in ("cell", "layers", "dtype", "batch", "hidden")]
+        line = [str(row[key]) for key in ("cell", "dtype", "batch", "hidden")]
+        if row["layers"] > 1:
+            line[0] = f"{row['layers']} x {line[0]}"
         if "failed" in row:
             made.add_row(*line, row["failed"])
             continue

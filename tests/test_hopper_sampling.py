@@ -1,5 +1,5 @@
 """The sampling kernel without a GPU: interpreted on the CPU with a detector of races against the loop of
-`jaxrnn.sampling`, from the same states and keys; lowered for a GPU in every cut that is interpreted and
+`jaxrnn.decoding`, from the same states and keys; lowered for a GPU in every cut that is interpreted and
 in those that only a GPU can run (counters in L2); how it is cut, and what it refuses. Whether a GPU runs
 it right and fast, only a GPU can tell."""
 
@@ -28,6 +28,7 @@ from jaxrnn import (
     Vocabulary,
     accelerator,
     charlm,
+    decoding,
     init,
     sample,
     sampling,
@@ -81,7 +82,7 @@ def problem(**config: Any) -> tuple[Any, ...]:
     more = lambda a: jnp.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype)  # noqa: E731
     params = init(Config(**{"hidden": HIDDEN, "embed": 6} | config), VOCABULARY)
     params = jax.tree.map(more, params)
-    state = sampling._begin(params.config, SIZE, BATCH, jnp.uint32(3))
+    state = decoding.begin(params.config, SIZE, BATCH, jnp.uint32(3))
     state = state._replace(
         carry=jax.tree.map(more, state.carry),
         logits=more(state.logits),
@@ -89,7 +90,7 @@ def problem(**config: Any) -> tuple[Any, ...]:
         position=jnp.int32(5),
     )
     whitespace = np.arange(SIZE) % 2 == 0  # many, so that both kinds of draws are seen
-    settings = sampling.Settings(
+    settings = decoding.Settings(
         jnp.float32(0.8), jnp.int32(SIZE), jnp.float32(1), jnp.asarray(whitespace)
     )
     return params.config, charlm.prepare(params), state, settings
@@ -98,7 +99,7 @@ def problem(**config: Any) -> tuple[Any, ...]:
 def launch(mode: Any, config: Any, prepared: Any, state: Any, settings: Any, how: Any) -> Any:
     weights = hopper_sampling.arrange(config.make_cell(), prepared, BATCH)
     length = jnp.int32(LENGTH)
-    return sampling.launch.__wrapped__(
+    return decoding.launch.__wrapped__(
         config, weights, state, length, settings, mode=mode, size=DRAWN, interpret=how
     )
 
@@ -119,7 +120,7 @@ def loop(mode: Any, config: Any, prepared: Any, state: Any, settings: Any) -> An
     """What `jaxrnn.sample` runs everywhere."""
     none, length = np.zeros(1, np.int32), np.int32(LENGTH)
     how = {"mode": mode, "truncate": False, "size": DRAWN}
-    return sampling.advance(config, prepared, state, none, np.int32(0), length, settings, **how)
+    return decoding.advance(config, prepared, state, none, np.int32(0), length, settings, **how)
 
 
 def assert_same(got: Any, want: Any, dtype: str) -> None:

@@ -3,6 +3,7 @@ and lowered for a GPU, against the scan layer after layer; what it refuses, and 
 
 import re
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from oracle import TOLERANCES, Problem, assert_close, problem
-from test_hopper import BATCH, FEATURES, MASKS, STEPS, cell_of, interpreted, on_gpu
+from test_hopper import BATCH, FEATURES, MASKS, PLAIN, STEPS, cell_of, interpreted, on_gpu
 from test_hopper_compile import (
     MULTIPROCESSORS,
     SHARED,
@@ -29,16 +30,7 @@ from jaxrnn.text import Vocabulary
 Size = hopper_programs.Size
 
 # Every layer in two CTAs with one block of rows; all meet at one cluster's barrier.
-CUT = Tiles(
-    parts=2,
-    cluster=2,
-    rows=8,
-    warpgroups=1,
-    groups=1,
-    turns=1,
-    forward=Memory(chunk=16, slots=3, resident=4, depth=1),
-    backward=Memory(chunk=16, slots=2, resident=16, depth=1),
-)
+CUT = PLAIN._replace(forward=Memory(16, 3, 4, 1), backward=Memory(16, 2, 16, 1))
 NAMES = "rnn-tanh", "lstm-peephole", "gru-after"
 
 
@@ -300,3 +292,22 @@ def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(kernels(key, weight_dropout=0.1)) == {"lstm_forward_stack"}
     assert set(kernels(key, dropout=0.1)) == {"lstm_forward"}
     assert not kernels(implementation="xla")
+
+
+@interpreted
+def test_a_char_rnn_by_it_is_the_char_rnn(cut: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, state and gradients of all parameters."""
+    cut(CUT)
+    how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
+    at_once = SimpleNamespace(run=partial(hopper_stack.run, interpret=how))
+    vocabulary = Vocabulary.of("abcde")
+    config = charlm.Config("lstm", 2, 20, 6, peephole=True, dtype="float32")
+    params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, BATCH)
+    tokens = jnp.arange((STEPS + 1) * BATCH, dtype=jnp.int32).reshape(STEPS + 1, BATCH) % 5
+    carry = jax.tree.map(lambda s: s + 0.1, carry)
+    results = []
+    for module in (None, at_once):
+        monkeypatch.setattr(charlm.dispatch, "layers_at_once", lambda *_, m=module: m)
+        run = partial(charlm.loss, implementation="scan")
+        results.append(jax.value_and_grad(run, has_aux=True)(params, tokens, carry))
+    assert_close(results[1], results[0], TOLERANCES["float32"])

@@ -21,17 +21,18 @@ README = ROOT / "README.md"
 FLOORS = [
     {"train", "prepare", "generate"},
     {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"}
-    | {"folder", "stopping", "curves"},
+    | {"folder", "stopping"},
+    {"decoding"},
     {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
     {"mesh"},
     {"unroll"},
     {"dispatch"},
     {"kernels"},
-    {"cells", "accelerator", "distributed", "shapes", "errors"},
+    {"cells", "accelerator", "distributed", "curves", "shapes", "errors"},
 ]
 WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
-    "report": {"sampling", "curves"},
+    "report": {"sampling"},
     "charlm": {"text"},
     "sources": {"play", "files"},
     "files": {"play"},

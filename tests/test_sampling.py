@@ -13,7 +13,18 @@ import pytest
 from oracle import TOLERANCES as ORACLE
 from oracle import assert_close, unchecked
 
-from jaxrnn import Config, InputError, Params, Vocabulary, charlm, init, sample, sampling, stream
+from jaxrnn import (
+    Config,
+    InputError,
+    Params,
+    Vocabulary,
+    charlm,
+    decoding,
+    init,
+    sample,
+    sampling,
+    stream,
+)
 
 VOCABULARY = Vocabulary.of("abcdefg \n")
 SIZE = len(VOCABULARY)
@@ -264,8 +275,8 @@ def kept(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
 
 def truncated(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     white = jnp.zeros(logits.shape[1], bool)
-    settings = sampling.Settings(jnp.float32(1), jnp.int32(top_k), jnp.float32(top_p), white)
-    return np.asarray(sampling._truncate(jnp.asarray(logits), settings))
+    settings = decoding.Settings(jnp.float32(1), jnp.int32(top_k), jnp.float32(top_p), white)
+    return np.asarray(decoding._truncate(jnp.asarray(logits), settings))
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn
 from benchmarks import aot
-from jaxrnn import charlm, mesh, sampling, training
+from jaxrnn import charlm, decoding, mesh, training
 from jaxrnn.unroll import unroll_projected
 
 pytestmark = [
@@ -271,14 +271,14 @@ def sampling_loop(chip: str, hidden: int, rows: int) -> aot.Program:
     scalar = functools.partial(abstract, ())
     params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
     prepared = jax.eval_shape(charlm.prepare, params)
-    state = jax.eval_shape(lambda: sampling._begin(config, size, rows, jnp.uint32(0)))
-    settings = sampling.Settings(
+    state = jax.eval_shape(lambda: decoding.begin(config, size, rows, jnp.uint32(0)))
+    settings = decoding.Settings(
         scalar(jnp.float32), scalar(jnp.int32), scalar(jnp.float32), abstract((size,), jnp.bool_)
     )
     prime, length = abstract((16,), jnp.int32), scalar(jnp.int32)
     return compiled(
         chip,
-        sampling.advance,
+        decoding.advance,
         *(config, prepared, state, prime, length, length, settings),
         mode="categorical",
         truncate=False,

@@ -33,6 +33,19 @@ class Arrays(NamedTuple):
     outputs: dict[str, Like]
     over: dict[str, str]
 
+    @property
+    def given(self) -> dict[str, Array]:
+        """The kernel's arguments."""
+        beside = {"weights": self.weights, "vectors": self.vectors, "marks": self.marks}
+        states = {f"initial_{name}": x for name, x in self.initial.items()}
+        return {k: x for k, x in (beside | states | self.inputs).items() if x is not None}
+
+    @property
+    def made(self) -> dict[str, Like]:
+        """Its results; the running state after the last step by the names of the initial one."""
+        final = {name: Like(x.shape, x.dtype) for name, x in self.initial.items()}
+        return {**self.exchanged, **self.outputs, **final}
+
 
 class Steps(NamedTuple):
     """What a kernel does.

@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels.hopper_arrays import Arrays, Steps, gate_count
 from jaxrnn.kernels.hopper_block import Block
-from jaxrnn.kernels.hopper_mosaic import Like, launch, smem
+from jaxrnn.kernels.hopper_mosaic import launch, smem
 from jaxrnn.kernels.hopper_tiles import STREAM, M, Memory, Tiles
 from jaxrnn.shapes import Array
 
@@ -24,11 +24,7 @@ def call(
     reverse: from the last step to the first.
     interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
     """
-    given = {"weights": arrays.weights, "vectors": arrays.vectors, "marks": arrays.marks}
-    given |= {f"initial_{k}": x for k, x in arrays.initial.items()} | arrays.inputs
-    given = {k: x for k, x in given.items() if x is not None}
-    final = {k: Like(x.shape, x.dtype) for k, x in arrays.initial.items()}
-    made = {**arrays.exchanged, **arrays.outputs, **final}
+    given, made = arrays.given, arrays.made
 
     def body(*refs: Any, **scratch: Any) -> None:
         named = dict(zip((*given, *made), refs, strict=True))
@@ -36,6 +32,9 @@ def call(
         Block(arrays, tiles, memory, steps, reverse, refs_by_name).run()
 
     body.__name__ = steps.name
+    scratch = scratch_of(steps, arrays, tiles, memory)
+    if tiles.cluster == tiles.parts > 1:
+        scratch["met"] = meeting(tiles, "peer")
     return launch(
         body,
         given,
@@ -43,14 +42,17 @@ def call(
         {"group": tiles.groups, "bundle": tiles.parts // tiles.cluster},
         {"peer": tiles.cluster},
         interpret,
-        scratch_types=scratch_of(steps, arrays, tiles, memory),
+        scratch_types=scratch,
         num_threads=tiles.warpgroups,
         thread_name="warpgroup",
     )
 
 
 def scratch_of(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
-    """Shared memory and barriers; what a warpgroup has to itself begins with an axis of them."""
+    """Shared memory and barriers, without those to meet at.
+
+    What a warpgroup has to itself begins with an axis of them.
+    """
     _, count, depth_k = arrays.weights.shape
     dtype, each = arrays.weights.dtype, tiles.warpgroups
     units = next(iter(arrays.initial.values())).shape[1] // tiles.parts
@@ -69,10 +71,9 @@ def scratch_of(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> di
         scratch["passing"] = smem((each, STREAM, count, memory.chunk), dtype)
         scratch["passed"] = plgpu.Barrier(num_barriers=(each, STREAM))
     if tiles.cluster > 1:
-        peers: dict[str, Any] = {"collective_axes": ("peer",)}
-        scratch["freed"] = plgpu.ClusterBarrier(num_barriers=(each, memory.slots), **peers)
-        if tiles.cluster == tiles.parts:
-            scratch["met"] = plgpu.ClusterBarrier(num_barriers=each, **peers)
+        scratch["freed"] = plgpu.ClusterBarrier(
+            collective_axes=("peer",), num_barriers=(each, memory.slots)
+        )
     for name, x in arrays.inputs.items():
         scratch[f"slots_{name}"] = smem(
             (each, memory.depth, gate_count(x, arrays), M, units), x.dtype
@@ -80,3 +81,8 @@ def scratch_of(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> di
     arrivals = sum(gate_count(x, arrays) for x in arrays.inputs.values())
     scratch["arrived"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=(each, memory.depth))
     return scratch
+
+
+def meeting(tiles: Tiles, axis: str) -> Any:
+    """Where the warpgroups with the same rows meet, along an axis of the cluster."""
+    return plgpu.ClusterBarrier(collective_axes=(axis,), num_barriers=tiles.warpgroups)

@@ -3,9 +3,9 @@
     table, w_h, w_x, w_out     in shared memory from the first character to the last
     h of every layer, logits   published in memory that L2 caches, for all multiprocessors
     c, h                       in shared memory, float32
-    noise [T, B, V]            made before, from the keys with which `jaxrnn.sampling` draws
+    noise [T, B, V]            made before, from the keys with which `jaxrnn.decoding` draws
 
-so that it draws the characters that `jaxrnn.sampling`'s loop draws, up to the rounding of the logits.
+so that it draws the characters that `jaxrnn.decoding`'s loop draws, up to the rounding of the logits.
 This file arranges the arrays and cuts them over the multiprocessors, `hopper_sampling_kernel` launches
 the kernel, and `hopper_sampling_part` is what each multiprocessor does in it. bfloat16 and float16
 products accumulate in float32; float32 products are TF32's, with 10 bits of mantissa.

@@ -3,7 +3,8 @@
 T steps of L layers take T + 2 (L - 1) ticks instead of L * T steps, in a launch forward and one back;
 the inputs of all layers but the first are products in the kernel, whose W_x stays on the chip beside
 W_h. `hopper_stack_block` is the kernel. Where `pays` does not say that this takes less time, one layer
-after the other by `jaxrnn.kernels.hopper` does.
+after the other by `jaxrnn.kernels.hopper` does. A char-RNN takes it by `dispatch.layers_at_once`; for a
+stack of one's own there is `run`.
 """
 
 from __future__ import annotations

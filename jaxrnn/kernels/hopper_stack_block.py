@@ -30,7 +30,7 @@ from jaxrnn.kernels import hopper_cells
 from jaxrnn.kernels.hopper_arrays import Arrays, Steps, Tile
 from jaxrnn.kernels.hopper_block import Block
 from jaxrnn.kernels.hopper_cells import State
-from jaxrnn.kernels.hopper_kernel import scratch_of
+from jaxrnn.kernels.hopper_kernel import meeting, scratch_of
 from jaxrnn.kernels.hopper_mosaic import Like, launch
 from jaxrnn.kernels.hopper_tiles import M, Memory, Tiles, joined
 from jaxrnn.kernels.hopper_weights import Source
@@ -74,11 +74,8 @@ def call(
     bias: [L, n, H] float32, of the gates of all layers but the first; forward only.
     """
     layers = len(arrays.weights)
-    given = {"weights": arrays.weights, "vectors": arrays.vectors, "marks": arrays.marks}
-    given |= {f"initial_{k}": x for k, x in arrays.initial.items()} | arrays.inputs | {"bias": bias}
-    given = {k: x for k, x in given.items() if x is not None}
-    final = {k: Like(x.shape, x.dtype) for k, x in arrays.initial.items()}
-    made = {**arrays.exchanged, **arrays.outputs, **final}
+    given = arrays.given | ({} if bias is None else {"bias": bias})
+    made = arrays.made
     layer = _of_a_layer(arrays)
 
     def body(*refs: Any, **scratch: Any) -> None:
@@ -87,12 +84,8 @@ def call(
 
     body.__name__ = steps.name
     scratch = scratch_of(steps, layer, tiles, memory)
-    scratch.pop("met", None)
     if joined(tiles.parts, tiles.cluster, layers):
-        for name, axis in (("met", "peer"), ("met_layers", "layer")):
-            scratch[name] = plgpu.ClusterBarrier(
-                collective_axes=(axis,), num_barriers=tiles.warpgroups
-            )
+        scratch |= {"met": meeting(tiles, "peer"), "met_layers": meeting(tiles, "layer")}
         grid = {"group": tiles.groups, "bundle": 1}
         cluster = {"layer": layers, "peer": tiles.cluster}
     else:
