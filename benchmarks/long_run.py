@@ -33,8 +33,8 @@ STEPS = 10_000_000  # more than an hour has
 PROGRAM = re.compile(r"Compiling (jit\(.*?\)) with global shapes and types (.*)")
 
 
-def resident(process: int) -> dict[str, int]:
-    """Bytes of RAM of a process: its own, and of files it has mapped."""
+def resident(process: int | str) -> dict[str, int]:
+    """Bytes of RAM of a process ("self" for this one): its own, and of files it has mapped."""
     status = Path(f"/proc/{process}/status").read_text()
     found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status))
     return {"own": 1024 * int(found["RssAnon"]), "files": 1024 * int(found["RssFile"])}
