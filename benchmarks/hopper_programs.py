@@ -78,16 +78,15 @@ def sampler(size: Size) -> Program:
     kind, _, variant = size.cell.partition("-")
     how = {"peephole": True} if variant == "peephole" else {"reset": variant} if variant else {}
     config = charlm.Config(kind, size.layers, size.hidden, dtype=size.dtype, **how)
-    cell, one = config.make_cell(), jnp.float32(1)
+    cell = config.make_cell()
     params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
     state = jax.eval_shape(
         lambda: decoding.begin(config, len(VOCABULARY), size.batch, jnp.uint32(0))
     )
-    settings = decoding.Settings(
-        one, jnp.int32(len(VOCABULARY)), one, jnp.zeros(len(VOCABULARY), bool)
-    )
 
     def draw(params: Any, state: Any) -> Any:
+        one, white = jnp.float32(1), jnp.asarray(VOCABULARY.whitespace())
+        settings = decoding.Settings(one, jnp.int32(len(VOCABULARY)), one, white)
         weights = hopper_sampling.arrange(cell, charlm.prepare(params), size.batch)
         how = {"mode": "after-space", "size": CHARACTERS}
         return decoding.launch(config, weights, state, jnp.int32(CHARACTERS), settings, **how)
