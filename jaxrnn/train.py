@@ -23,6 +23,7 @@ from jaxrnn import (
     checkpoint,
     distributed,
     folder,
+    memory,
     mesh,
     sampling,
     sources,
@@ -151,6 +152,7 @@ def parse(argv: Sequence[str]) -> Config:
 
 def run(config: Config) -> int:
     """Train as configured, on the screen and in the run's folder. Returns the exit status."""
+    memory.steady()
     distributed.start(config.processes)
     accelerator.use(config.accelerator)
     workdir = config.workdir or default_workdir(config)

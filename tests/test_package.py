@@ -28,7 +28,7 @@ FLOORS = [
     {"unroll"},
     {"dispatch"},
     {"kernels"},
-    {"cells", "accelerator", "distributed", "curves", "shapes", "errors"},
+    {"cells", "accelerator", "distributed", "curves", "shapes", "errors"} | {"memory"},
 ]
 WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
