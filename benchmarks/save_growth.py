@@ -1,10 +1,11 @@
-"""What a save leaves behind in memory, and how much of it tensorstore's count of its own bytes does.
+"""What a save leaves behind in memory, and how much less where it is done as the train command does.
 
     python benchmarks/save_growth.py            # 400 saves each way, some minutes; writes the JSON
 
-Each way runs in a process of its own: as it is, and with `experimental_collect_matching_metrics`, which
-orbax asks four times a save, answering with nothing. Memory is the process' own (RssAnon), objects those
-that Python's collector knows; growth is counted from the first quarter on.
+The state is that of the preset small. Each way runs in a process of its own: as it is, without
+tensorstore's `experimental_collect_matching_metrics`, which orbax asks four times a save, and after
+`memory.steady`, which also gives back large buffers. Memory is the process' own (RssAnon), objects
+those that Python's collector knows; growth is a straight line through all but the first quarter.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import measure
+import numpy as np
 import tensorstore
 from long_run import resident
+from training_throughput import VOCABULARY
 
+from jaxrnn import charlm, memory
 from jaxrnn.checkpoint import Checkpoints
+from jaxrnn.train import PRESETS
 
 OUTPUT = measure.RESULTS / "save_growth.json"
-WAYS = ("as it is", "without tensorstore's metrics")
+WAYS = ("as it is", "without tensorstore's metrics", "as train does")
 SAVES = 400
-STATE = {"weights": jnp.ones((400, 400)), "bias": jnp.ones(400)}
+LOOKS = 40
 
 
 def look() -> tuple[int, int]:
@@ -37,21 +43,25 @@ def look() -> tuple[int, int]:
 
 
 def grown(way: str, saves: int) -> dict[str, Any]:
-    """Bytes and objects that a save leaves, in this process."""
+    """Bytes and objects that a save leaves, in this process, and the bytes at the end."""
     if way == WAYS[1]:
         tensorstore.experimental_collect_matching_metrics = lambda *_, **__: []
+    if way == WAYS[2]:
+        memory.steady()
+    params = charlm.init(PRESETS["small"].training.model, VOCABULARY, 0)
+    moments = jax.tree.map(jnp.ones_like, (params, params))
+    looks = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         for number in range(saves):
-            if number == saves // 4:
-                first = look()
-            checkpoints.save(number, STATE, STATE, {"validation": 1.0 / (number + 1)})
+            checkpoints.save(number, params, moments, {"validation": 1.0 / (number + 1)})
             checkpoints.wait()
-        last = look()
+            if number >= saves // 4 and number % max(1, saves // LOOKS) == 0:
+                looks.append((number, *look()))
         checkpoints.close()
-    counted = saves - saves // 4
-    size, objects = ((after - before) / counted for before, after in zip(first, last, strict=True))
-    return {"bytes": size, "objects": objects}
+    number, size, objects = np.array(looks, float).T
+    slopes = (float(np.polyfit(number, y, 1)[0]) for y in (size, objects))
+    return dict(zip(("bytes", "objects"), slopes, strict=True)) | {"bytes at the end": size[-1]}
 
 
 def main() -> None:
@@ -68,7 +78,8 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[way] = json.loads(done.stdout)
         print(
-            f"{way}: {found[way]['bytes'] / 1e3:.0f} kB, {found[way]['objects']:.1f} objects a save"
+            f"{way}: {found[way]['bytes'] / 1e3:.0f} kB, {found[way]['objects']:.1f} objects a save, "
+            f"{found[way]['bytes at the end'] / 2**20:.0f} MiB at the end"
         )
     if flags.saves >= SAVES:
         packages = ["orbax-checkpoint", "tensorstore"]
