@@ -19,6 +19,7 @@ ONCE = {
     "distributed",
     "faults",
     "hopper_bench",
+    "memory",
     "play",
     "prepare",
     "report",

@@ -140,6 +140,7 @@ def test_kernel_is_scan_is_numpy(name: str, mask: str, reverse: bool, streamed: 
 
 
 EVERY_STEP = ["rnn-relu", "lstm", "lstm-peephole", "gru-before", "gru-after"]
+TURNS = [(name, number % 2 == 1) for number, name in enumerate(EVERY_STEP)]  # a direction for each
 
 
 def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, np.ndarray]]:
@@ -153,9 +154,8 @@ def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, 
 
 
 @both_kinds
-@both_ways
-@pytest.mark.parametrize("name", EVERY_STEP)
-def test_several_tiles_in_every_direction(name: str, reverse: bool, streamed: bool) -> None:
+@pytest.mark.parametrize("name, reverse", TURNS)
+def test_several_tiles_in_either_direction(name: str, reverse: bool, streamed: bool) -> None:
     """Small blocks of rows and of time, the last ones not full, three tiles of a padded H."""
     cell, steps, batch = dataclasses.replace(CELLS[name], hidden=260), 5, 37
     given, masks = wide_problem(cell, steps, batch)
@@ -164,11 +164,12 @@ def test_several_tiles_in_every_direction(name: str, reverse: bool, streamed: bo
 
 
 @both_kinds
-@pytest.mark.parametrize("name", EVERY_STEP)
+@pytest.mark.parametrize("name", ["rnn-relu", "lstm-peephole", "gru-before"])
 def test_as_the_chips_memory_would_have_it(name: str, streamed: bool) -> None:
     """In Pallas' TPU interpret mode, which gives out memory full of nan and moves blocks by hand.
 
-    Two tiles, several blocks; full ones where gx is overwritten, since it takes no others there.
+    Two tiles, several blocks; full ones where gx is overwritten, since it takes no others there. What
+    moves differs by cell only here: a peephole's row, and the second product of reset="before".
     """
     cell = dataclasses.replace(CELLS[name], hidden=130)
     steps, batch = (3, 19) if streamed else (4, 32)
