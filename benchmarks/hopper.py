@@ -13,6 +13,7 @@ the end to jobs that were not begun:
     others      the same for the peers
     table       everybody in turns, T = 1024, D = H; the sizes that matter most come first
     latency     the recurrence alone, beside the derived floor
+    layers      several at once, beside one after the other (`hopper_layers`)
     training    steps of the char-RNN
     sampling    characters one by one
     flashrnn    only when asked for: the table with FlashRNN, which compiles for minutes at each size
@@ -41,14 +42,15 @@ Job = dict[str, Any]
 SHARES = {  # of the time
     "right": 0.22,
     "others": 0.03,
-    "table": 0.48,
-    "latency": 0.09,
+    "table": 0.44,
+    "latency": 0.08,
+    "layers": 0.05,
     "training": 0.12,
     "sampling": 0.06,
     "flashrnn": 0.50,
 }
 USUAL = [stage for stage in SHARES if stage != "flashrnn"]
-AGAIN = ("table", "latency", "right", "training", "sampling", "others", "flashrnn")  # the rest
+AGAIN = ("table", "latency", "right", "layers", "training", "sampling", "others", "flashrnn")
 SECONDS, QUICK_SECONDS = 530, 300
 GRACE = 20.0  # seconds that the last job of a stage may go on for
 STRIKES = 2  # hangs and deaths at one cell, dtype and H until a contender is not asked again
@@ -93,6 +95,12 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
         ],
         "table": table,
         "latency": rows("latency", CELLS[:2], first + rest, KERNELS),
+        "layers": [
+            job | {"layers": count}
+            for size in ((64, 512), (16, 256), (1, 512), (128, 256))
+            for count in (2, 4)
+            for job in rows("layers", CELLS[:2], [size], [hopper_report.AT_ONCE, *KERNELS])
+        ],
         "training": [
             {"stage": "training", "setting": setting, "implementation": implementation}
             | {"steps": 20, "peers": [] if implementation else ["torch", "flax nnx"]}
@@ -228,7 +236,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _tell(console: Console, result: dict[str, Any]) -> None:
     job = result["job"]
-    place = (str(job[k]) for k in ("stage", "cell", "setting", "size", "dtype", "mode") if k in job)
+    place = (str(job[k]) for k in hopper_report.PLACE if k in job)
     line = f"{' '.join(place)}: {result['took']:.1f} s"
     lost = [f"{name} {loss['why']}" for name, loss in result["lost"].items()]
     lost += [result["failed"]] if "failed" in result else []

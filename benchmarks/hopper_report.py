@@ -16,6 +16,8 @@ from rich.table import Table
 
 PASSES = ("forward", "forward+backward")
 OWN = ("jaxrnn pallas", "jaxrnn xla")
+AT_ONCE = "jaxrnn at once"  # all layers in one launch
+PLACE = ("stage", "cell", "layers", "setting", "size", "dtype", "mode")  # what names a job
 RIVALS = ("torch", "torch float16", "jaxrnn cudnn float32", "flashrnn")
 FLAX = ("flax nnx", "flax linen")
 BATCHES, WIDTHS = range(16, 128 + 1), range(512, 1024 + 1)  # where others are to be beaten
@@ -75,10 +77,10 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def is_right(result: dict[str, Any]) -> bool | None:
+def is_right(result: dict[str, Any], name: str = OWN[0]) -> bool | None:
     """Whether the kernels' errors are near those of "xla", and the same each time; None: did not run."""
-    kernels, plain = (result.get("contenders", {}).get(name, {}) for name in OWN)
-    if "left_out" in kernels or OWN[0] in (*result["lost"], *result["without"]):
+    kernels, plain = (result.get("contenders", {}).get(name, {}) for name in (name, OWN[1]))
+    if "left_out" in kernels or name in (*result["lost"], *result["without"]):
         return False
     if "values" not in kernels or "values" not in plain:
         return None
@@ -109,6 +111,7 @@ def verdict(record: dict[str, Any]) -> str:
     """How many goals are met, of those that were judged."""
     judged = [g for r in record["results"] for g in goals(r) if g["wanted"] is not None]
     answers = [is_right(r) for r in record["results"] if r["job"]["stage"] == "right"]
+    answers += [is_right(r, AT_ONCE) for r in record["results"] if r["job"]["stage"] == "layers"]
     known = [answer for answer in answers if answer is not None]
     return (
         f"kernels right in {sum(known)} of {len(known)}; "
@@ -165,6 +168,28 @@ def _times(title: str, results: list[dict[str, Any]]) -> Table:
     return made
 
 
+def _layers(title: str, results: list[dict[str, Any]]) -> Table:
+    made = _table(title, "cell", "layers", "B, T, I, H")
+    for name in (AT_ONCE, *OWN):
+        made.add_column(name, justify="right")
+    made.add_column("one by one / at once", justify="right")
+    made.add_column("right")
+    for result in results:
+        job = result["job"]
+        times = medians({"contenders": result.get("passes", {}).get(PASSES[1], {})})
+        steps = [times[n] / job["size"][1] * 1e6 if n in times else None for n in (AT_ONCE, *OWN)]
+        one, alone = fastest(times, OWN), times.get(AT_ONCE)
+        made.add_row(
+            job["cell"],
+            str(job["layers"]),
+            _size(job),
+            *("-" if step is None else f"{step:,.2f}" for step in steps),
+            f"{times[one] / alone:.2f}" if one and alone else "-",
+            {True: "yes", False: "NO", None: "-"}[is_right(result, AT_ONCE)],
+        )
+    return made
+
+
 def _rates(title: str, results: list[dict[str, Any]]) -> Table:
     made = _table(title, "what", "jaxrnn by", "who", "characters/s", "x torch")
     for result in results:
@@ -193,11 +218,12 @@ _SAYS = {
     "table": "µs per step of time, median; + a goal met, ! missed",
     "flashrnn": "µs per step of time, median; + a goal met, ! missed",
     "latency": "the recurrence alone, µs per step of time, median",
+    "layers": "forward+backward, µs per step of time, median",
     "training": "median",
     "sampling": "median",
 }
 _SHOWN = {"right": _errors, "others": _errors, "table": _times, "flashrnn": _times}
-_SHOWN |= {"latency": _times, "training": _rates, "sampling": _rates}
+_SHOWN |= {"latency": _times, "layers": _layers, "training": _rates, "sampling": _rates}
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -235,9 +261,7 @@ def _left_out(results: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[
     places: dict[tuple[str, str, str], list[str]] = {}
     for result in results:
         job = result["job"]
-        place = " ".join(
-            str(job[k]) for k in ("cell", "setting", "size", "dtype", "mode") if k in job
-        )
+        place = " ".join(str(job[k]) for k in PLACE[1:] if k in job)
         for name, why in _reasons(result):
             places.setdefault((job["stage"], name, why), []).append(place)
     return places

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import cell_throughput
+import hopper_layers
 import jax
 import measure
 import numpy as np
@@ -253,7 +254,8 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
 
 
 STAGES = {"where": where, "right": right, "others": others, "table": table, "flashrnn": table}
-STAGES |= {"latency": latency, "training": training, "sampling": sampling}
+STAGES |= {"latency": latency, "layers": hopper_layers.layers}
+STAGES |= {"training": training, "sampling": sampling}
 
 
 if __name__ == "__main__":
