@@ -159,6 +159,14 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(gathered, tree)
 
 
+def nearest(tree: Any) -> Any:
+    """Where every device holds all of the arrays, those of one of this process' devices; divided ones
+    as they are, to be computed with by all processes together."""
+    if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
 def keep(mesh: Mesh, tree: Any) -> Any:
     """Inside of jit: results that lie as `shardings` says, so that the next call finds them alike."""
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))

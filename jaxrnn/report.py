@@ -99,9 +99,12 @@ class Report:
 
     def sample(self, step: int, params: charlm.Params) -> None:
         """Write a sample of the model as it stands."""
-        text = sampling.sample(params, self._prime, SAMPLE_LENGTH)
+        text = self._sampled(params)
         _append(self._samples, f"--- step {step} ---\n{text}\n\n")
         self._screen.sample(step, str(text))
+
+    def _sampled(self, params: charlm.Params) -> Any:
+        return sampling.sample(params, self._prime, SAMPLE_LENGTH)
 
     def end(self) -> None:
         """The loop is over, or broken off; then nothing here stands before what broke it."""
@@ -165,15 +168,22 @@ class Report:
 
 
 class Unheard(Report):
-    """Of the processes that leave telling and writing to the first."""
+    """Of the processes that leave telling and writing to the first.
 
-    def __init__(self) -> None: ...
+    prime: as of the first; samples of a model that is divided over processes are drawn by all of them.
+    """
+
+    def __init__(self, prime: str) -> None:
+        self._prime = prime
+
     def note(self, line: str) -> None: ...
     def begin(self, step: int, total: int) -> None: ...
     def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None: ...
-    def sample(self, step: int, params: charlm.Params) -> None: ...
     def end(self) -> None: ...
     def rewind(self, position: dict[str, Any]) -> None: ...
+
+    def sample(self, step: int, params: charlm.Params) -> None:
+        self._sampled(params)
 
     def position(self) -> dict[str, Any]:
         return {}

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import accelerator, charlm
+from jaxrnn import accelerator, charlm, mesh
 from jaxrnn.decoding import Mode, Settings, advance, begin, launch
 from jaxrnn.errors import InputError
 from jaxrnn.text import Vocabulary
@@ -196,7 +196,7 @@ class _Drawer:
             truncate=self.truncate,
             size=_bucket(length),
         )
-        return np.asarray(drawn)[:length]
+        return np.asarray(mesh.whole(drawn))[:length]
 
     def _launch(self, length: int) -> np.ndarray:
         self.state, drawn = launch(

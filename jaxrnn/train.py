@@ -198,7 +198,7 @@ def _run(config: Config, workdir: Path) -> int:
     work = distributed.together(lambda: _work(config, workdir))
     same = {n: v for n, v in folder.flat(work.description).items() if n not in folder.OWN}
     distributed.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
-    report: Report = Unheard()
+    report: Report = Unheard(work.prime)
     if distributed.first():
         if config.overwrite:
             folder.clear(workdir)

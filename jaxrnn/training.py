@@ -349,7 +349,7 @@ def fit(
                 continue
             report.steps(ahead, float(losses.mean()), float(norms.mean()), validation)
             if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
-                report.sample(ahead, mesh.whole(state.params))
+                report.sample(ahead, mesh.nearest(state.params))
             stopping = checkpoints.preempted(range(step + 1, ahead + 1))
             stopping = should_stop() or stopping
             if validation is not None or stopping:

@@ -6,6 +6,7 @@ python tests/mesh_child.py OUTPUT    # JSON: by cell, implementation and mesh, w
 import dataclasses
 import functools
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn import charlm, mesh, text, training
+from jaxrnn import charlm, mesh, sampling, text, training
 from jaxrnn.evaluation import evaluate
 from jaxrnn.feed import place
 
@@ -54,6 +55,18 @@ def begins_alike(config: training.Config, optimizer: Any) -> bool:
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
     same = jax.tree.map(np.array_equal, mesh.whole(state), alone)
     return all(jax.tree.leaves(same)) and there == mesh.shardings(devices, alone)
+
+
+def samples(model: charlm.Config, sizes: dict[str, int]) -> dict[str, Any]:
+    """A text by the model on one device, and by the same that lies on a mesh."""
+    params = charlm.init(model, CORPUS.vocabulary, 0)
+    devices = mesh.make(sizes, jax.devices()[: math.prod(sizes.values())])
+    divided = mesh.nearest(jax.device_put(params, mesh.shardings(devices, params)))
+    return {
+        "alone": sampling.sample(params, "green", 40),
+        "divided": sampling.sample(divided, "green", 40),
+        "devices": len(divided.layers[0].w_h.sharding.device_set),
+    }
 
 
 def train(config: training.Config, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
@@ -105,6 +118,7 @@ def main(output: str) -> None:
     found["from a file"] = train(config, mesh.make(DATA[3]), "always")
     found["from the device"] = train(config, mesh.make(DATA[3]))
     found["begins alike"] = begins_alike(config, training.make_optimizer(config, STEPS))
+    found["samples"] = [samples(MODELS[name], s) for name in MODELS for s in (DATA[2], BOTH[1])]
     try:
         wide = dataclasses.replace(config, implementation="native")
         train(wide, mesh.make(BOTH[1]))

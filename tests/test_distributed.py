@@ -157,6 +157,24 @@ def test_checkpoints_move_between_4_processes_and_1(text: Path, tmp_path: Path) 
 
 
 @several
+@pytest.mark.timeout(600)
+def test_units_over_two_processes(text: Path, whole: dict[int, Path], tmp_path: Path) -> None:
+    """Neither process has the whole model: they train, sample and save together."""
+    run = tmp_path / "run"
+    more = ["--mesh=model=2", "--sample-every=20"]
+    statuses, outs, errors = Job(text, run, 2, *more).end()
+    assert statuses == [0, 0], errors
+    losses, rows = ([line["loss"] for line in metrics_of(r)] for r in (run, whole[2]))
+    np.testing.assert_allclose(losses, rows, rtol=SUMS)
+    written = (run / "samples.txt").read_text()
+    assert all(f"--- step {step} ---" in written for step in (20, 40, 60))
+    assert "--- a sample at step 20 ---" in outs[0] and "step" not in outs[1]
+    trees = (jax.tree.leaves(load(r, "latest")) for r in (run, whole[2]))
+    for one, other in zip(*trees, strict=True):
+        np.testing.assert_allclose(one, other, atol=SUMS)
+
+
+@several
 @pytest.mark.timeout(900)
 def test_sigterm_to_one_saves_in_all(text: Path, whole: dict[int, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"

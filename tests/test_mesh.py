@@ -10,7 +10,7 @@ from typing import Any
 import filelock
 import numpy as np
 import pytest
-from mesh_child import BOTH, DATA, RUNS
+from mesh_child import BOTH, DATA, MODELS, RUNS
 from test_resume import command, metrics_of
 
 from jaxrnn import load, mesh, train
@@ -64,6 +64,13 @@ def test_rows_read_from_a_file_are_the_same(trained: dict[str, Any]) -> None:
 
 def test_a_state_made_on_a_mesh_is_the_same(trained: dict[str, Any]) -> None:
     assert trained["begins alike"]
+
+
+def test_samples_are_drawn_where_the_model_lies(trained: dict[str, Any]) -> None:
+    """By one device where each has all of it, by all together where its units are divided."""
+    assert [found["devices"] for found in trained["samples"]] == [1, 8] * len(MODELS)
+    for found in trained["samples"]:
+        assert found["divided"] == found["alone"]
 
 
 def test_units_on_several_devices_need_scan_or_xla(trained: dict[str, Any]) -> None:
