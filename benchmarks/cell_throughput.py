@@ -214,7 +214,7 @@ def work(cell: Any, size: Size, dtype: str, what: str) -> tuple[int, int]:
 
 def main() -> None:
     flags = _flags()
-    console = Console(stderr=flags.markdown)
+    console = measure.screen(stderr=flags.markdown)
     record = measure.read(flags.source) if flags.source else _measure(flags, console)
     output = flags.source or flags.output or _output(flags.quick)
     if flags.markdown:

@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from rich.console import Console
 from rich.table import Table
 
 KINDS = ("kill", "term", "truncate", "readonly", "full", "vanish")
@@ -312,7 +311,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()
     kinds = possible() if "all" in flags.kinds else tuple(flags.kinds)
-    console, begin = Console(), time.monotonic()
+    console, begin = measure.screen(), time.monotonic()
     with tempfile.TemporaryDirectory() as place, console.status("undisturbed") as line:
         chaos = Chaos(Path(place), kinds, flags.steps, flags.seed)
         try:

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import measure
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
@@ -237,7 +236,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
     if reason := missing():
         parser.error(reason)
-    console = Console()
+    console = measure.screen()
     usual = [("scan", 1), ("xla", 1), ("xla", xla.GPU_UNROLL)]
     results = []
     for name in ["lstm"] if flags.quick else flags.cells:

@@ -251,9 +251,7 @@ def main() -> None:
     begin = time.monotonic()
     flags = _flags()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = measure.screen()
     record = read(flags.source) if flags.source else run(flags, console, begin)
     hopper_report.show(record, console)
 

@@ -34,7 +34,6 @@ import measure
 from hopper_programs import CELLS, STEPS, Program, Size, at_once, layer, sampler
 from jax.sharding import SingleDeviceSharding
 from jaxlib.mlir import ir
-from rich.console import Console
 from rich.table import Table
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -262,7 +261,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
     if reason := gpu_static.missing():
         parser.error(reason)
-    console = Console()
+    console = measure.screen()
     sizes = [
         Size(cell, dtype, *size)
         for cell, dtype, size in (

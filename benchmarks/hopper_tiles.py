@@ -18,7 +18,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import measure
-from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
@@ -101,14 +100,14 @@ def main() -> None:
     parser.add_argument("--layers", action="store_true", help="what layers at once would gain")
     flags = parser.parse_args()
     if flags.layers:
-        Console().print(gains())
+        measure.screen().print(gains())
         return
     rows = hopper_tiles.table()
     if flags.write:
         kept = {key(row): row for row in rows if row["measured"]}
         rows = [kept.get(key(row), row) for row in searched()]
         FILE.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
-    Console().print(shown(rows))
+    measure.screen().print(shown(rows))
 
 
 if __name__ == "__main__":

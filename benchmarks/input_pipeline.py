@@ -229,7 +229,7 @@ def show(record: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     flags = _flags()
-    console = Console()
+    console = measure.screen()
     size = int(flags.gigabytes * 1e9)
     folder = Path(tempfile.mkdtemp(prefix="input-pipeline-", dir=flags.folder))
     record = {"benchmark": "input_pipeline", **measure.surroundings(())}

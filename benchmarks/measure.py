@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
 PAUSE = 0.02  # seconds before a turn
@@ -37,6 +38,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def screen(stderr: bool = False) -> Console:
+    """Where tables are shown: as wide as the terminal, or in a file as they need."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
 
 
 def whole(text: str) -> int:

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import measure
 from cell_throughput import SIZES
-from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
@@ -94,7 +93,7 @@ def main() -> None:
         }
         record["results"].append({"size": size, "flops_per_second": rates, "times": times})
     measure.write(record, output)
-    Console().print(table(record))
+    measure.screen().print(table(record))
     print(f"written to {output}")
 
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
@@ -134,7 +133,7 @@ def main() -> None:
     flags = parser.parse_args()
     sizes = flags.size or SIZES[: 2 if flags.quick else None]
     length, repeats = (200, 3) if flags.quick else (1000, 7)
-    console, device = Console(), "cpu"
+    console, device = measure.screen(), "cpu"
     if torch is None:
         console.print(
             'PyTorch is missing, so jaxrnn alone is measured: pip install "jaxrnn\\[peers]"'

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import measure
-from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
@@ -63,7 +62,7 @@ def main() -> None:
             f"{ratios[1]:.2f}",
         )
         table.add_row(every, *cells)
-    Console().print(table)
+    measure.screen().print(table)
 
 
 if __name__ == "__main__":

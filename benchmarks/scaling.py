@@ -253,7 +253,7 @@ def in_turns(
 
 def main() -> None:
     flags = _flags()
-    console = Console(stderr=flags.markdown)
+    console = measure.screen(stderr=flags.markdown)
     record = measure.read(flags.source) if flags.source else _run(flags, console)
     if flags.markdown:
         print(scaling_report.markdown(record))

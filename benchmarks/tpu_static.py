@@ -33,7 +33,6 @@ import aot
 import jax
 import jax.numpy as jnp
 import measure
-from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
@@ -243,7 +242,7 @@ def main() -> None:
         chip, hidden, batch = flags.kernels_only.split(",")
         compiled(chip, int(hidden), int(batch), "pallas")
         return
-    console = Console()
+    console = measure.screen()
     chips, sizes = (["v5e"], [512]) if flags.quick else (flags.chips, flags.hidden)
     results = []
     for chip in chips:

@@ -186,7 +186,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 def main() -> None:
     flags = _flags()
-    console = Console(stderr=flags.markdown)
+    console = measure.screen(stderr=flags.markdown)
     record = measure.read(flags.source) if flags.source else _measure(flags, console)
     if flags.markdown:
         print(markdown(record))
