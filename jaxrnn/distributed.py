@@ -5,18 +5,19 @@
     settings = gather(settings)                    # of every process, in the order of their numbers
 
 Everything here is the identity where there is one process. JAX ends a process on the spot, with a page
-of its internals, where another does not come up; so those that are told an address first meet there by
-themselves (`_meet`), where there is time to say what is wrong.
+of its internals, where another does not come up; so they first meet by themselves at the address that
+they are told, or that the cluster says (`_meet`), where there is time to say what is wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
@@ -72,28 +73,44 @@ def start(processes: Processes) -> None:
       InputError: where a number is asked for by another process too, or the others do not come in
         time.
     """
-    patience = processes.connect_timeout
-    if processes.coordinator is None:
-        if processes.distributed:
-            _initialize(patience)
-        return
-    host, _, port = processes.coordinator.rpartition(":")
-    number, count = processes.process_id or 0, processes.num_processes or 1
-    _meet(host, int(port), number, count, patience)
-    _initialize(
-        patience,
-        coordinator_address=processes.coordinator,
-        process_id=number,
-        num_processes=count,
-    )
-
-
-def _initialize(patience: float, **where: Any) -> None:
-    try:
+    told, patience = processes, processes.connect_timeout
+    if told.coordinator is None:
+        if not told.distributed:
+            return
+        told = _found(patience)
+    assert told.coordinator is not None
+    host, _, port = told.coordinator.rpartition(":")
+    number, count = told.process_id or 0, told.num_processes or 1
+    _meet(host.strip("[]"), int(port), number, count, patience)
+    with _unconnected():
         jax.distributed.initialize(
-            initialization_timeout=int(patience), heartbeat_timeout_seconds=HEARTBEAT, **where
+            coordinator_address=told.coordinator,
+            process_id=number,
+            num_processes=count,
+            initialization_timeout=int(patience),
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
-    except (RuntimeError, ValueError) as error:
+
+
+def _found(patience: float) -> Processes:
+    """What the cluster that this runs in says, as JAX reads it."""
+    from jax._src.clusters import ClusterEnv  # what is public connects at once
+
+    with _unconnected():
+        address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, [], None, int(patience)
+        )
+        if address is None or count is None or number is None:
+            raise RuntimeError("no cluster says which process this is")
+    return Processes(True, address, number, count, patience)
+
+
+@contextmanager
+def _unconnected() -> Iterator[None]:
+    """What JAX refuses, in one line for users."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise InputError(
             f"the processes could not be connected: {why}; outside of SLURM, Open MPI, Kubernetes "
@@ -194,11 +211,15 @@ def _receive(port: int, count: int, end: float, patience: float) -> None:
     calls: list[socket.socket] = []
     there: dict[int, str] = {0: "process 0"}
     wrong = ""
-    with socket.create_server(("", port), family=socket.AF_INET, backlog=count) as server:
+    both = socket.has_dualstack_ipv6()  # an address of the cluster's may be of either kind
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server(
+        ("", port), family=family, backlog=count, dualstack_ipv6=both
+    ) as server:
         while len(there) < count and not wrong:
             server.settimeout(max(end - time.monotonic(), 1e-3))
             try:
-                call, (address, _) = server.accept()
+                call, (address, *_) = server.accept()
             except TimeoutError:
                 missing = ", ".join(str(n) for n in range(count) if n not in there)
                 wrong = f"process {missing} of {count} did not come within {patience:g} s"
@@ -235,7 +256,7 @@ def _call(host: str, port: int, process: int, count: int, end: float, patience: 
                 answer = json.loads(_line(call))
         except socket.gaierror as error:
             raise InputError(
-                f"the host of --coordinator {host}:{port} is unknown: {error.strerror}"
+                f"the host of the coordinator {host}:{port} is unknown: {error.strerror}"
             ) from None
         except (OSError, ValueError) as error:  # not up yet, or gone in the middle
             last = getattr(error, "strerror", None) or "no answer"

@@ -33,10 +33,33 @@ SUMS = 1e-4  # of weights, after 60 steps in which gradients were summed in anot
 END = 60  # seconds in which the others must notice that one is gone
 
 
+def slurm(number: int, count: int) -> dict[str, str]:
+    """What SLURM tells the tasks that srun starts on one node."""
+    return {
+        "SLURM_JOB_ID": "4242",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
+
+
+def open_mpi(number: int, count: int) -> dict[str, str]:
+    """What Open MPI tells the processes that mpirun starts on one host."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(number),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(number),
+    }
+
+
 class Job:
     """The training command in `count` processes.
 
     changes: adds flags to some, by their number. start: only these. program: in the command's place.
+    cluster: says in the environment what else flags say; the port is a free one for it too.
     """
 
     def __init__(
@@ -49,6 +72,7 @@ class Job:
         start: list[int] | None = None,
         patience: float = 60,
         program: Path | None = None,
+        cluster: Callable[[int, int], dict[str, str]] | None = None,
     ) -> None:
         self.metrics = run / "metrics.jsonl"
         with socket.create_server(("localhost", 0)) as free:
@@ -59,13 +83,17 @@ class Job:
         numbers = range(count) if start is None else start
         self.processes = []
         for number in numbers:
-            flags = f"--coordinator=localhost:{port} --process-id={number} "
-            flags += f"--num-processes={count} --connect-timeout={patience}"
+            flags = f"--coordinator=localhost:{port} --process-id={number} --num-processes={count}"
+            said = {}
+            if cluster is not None:
+                flags, said = "--distributed", cluster(number, count)
+                said["JAX_COORDINATOR_PORT"] = str(port)
+            flags += f" --connect-timeout={patience}"
             own = (changes or {}).get(number, [])
             self.processes.append(
                 subprocess.Popen(
                     [*words, "--batch=8", "--eval-every=10", *flags.split(), *more, *own],
-                    env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "4"}
+                    env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "4"} | said
                     | {"JAX_COMPILATION_CACHE_DIR": str(text.parent / "cache")}
                     | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
                     stdout=subprocess.PIPE,
@@ -138,6 +166,18 @@ def test_one_is_killed_and_all_start_again(
     assert statuses == [0] * count, errors
     assert metrics_of(run) == metrics_of(whole[count]), "the curve goes on to the bit"
     assert digests(run) == digests(whole[count]), "and so does the whole state"
+
+
+@several
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cluster", [slurm, open_mpi])
+def test_a_cluster_says_who_is_who(
+    cluster: Any, whole: dict[int, Path], text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    statuses, _, errors = Job(text, run, 2, cluster=cluster).end()
+    assert statuses == [0, 0], errors
+    assert metrics_of(run) == metrics_of(whole[2])
 
 
 @several
@@ -256,6 +296,20 @@ def test_processes_that_do_not_meet(
 
 
 @several
+@pytest.mark.parametrize(
+    "here, told",
+    [(1, "did not answer within 4 s"), (0, "process 1 of 2 did not come within 4 s")],
+)
+def test_a_cluster_whose_others_do_not_come(
+    here: int, told: str, text: Path, tmp_path: Path
+) -> None:
+    job = Job(text, tmp_path / "run", 2, start=[here], patience=4, cluster=slurm)
+    statuses, _, errors = job.end()
+    assert statuses == [2]
+    assert told in errors[0] and len(errors[0].splitlines()) == 1
+
+
+@several
 def test_processes_told_of_different_numbers(text: Path, tmp_path: Path) -> None:
     changes = {1: ["--num-processes=3"]}
     statuses, _, errors = Job(text, tmp_path / "run", 2, changes=changes).end()
@@ -278,8 +332,15 @@ def test_flags_that_do_not_fit(given: dict[str, Any], told: str) -> None:
         Processes(**given)
 
 
+def test_no_cluster_says_anything() -> None:
+    with pytest.raises(InputError, match="no cluster says which process this is; outside of"):
+        distributed.start(Processes(distributed=True, connect_timeout=2.0))
+
+
 def test_an_unknown_host() -> None:
-    with pytest.raises(InputError, match=r"the host of --coordinator no\.such\.host\.invalid:1 is"):
+    with pytest.raises(
+        InputError, match=r"the host of the coordinator no\.such\.host\.invalid:1 is"
+    ):
         distributed.start(Processes(False, "no.such.host.invalid:1", 1, 2, connect_timeout=2.0))
 
 
