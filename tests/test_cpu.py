@@ -317,6 +317,7 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text() == "once\n"
 
 
+@pytest.mark.once
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="waits for a processor with AVX")
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
 def test_narrower_vectors(tmp_path: Path, without: str) -> None:
