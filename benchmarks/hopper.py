@@ -15,7 +15,7 @@ the end to jobs that were not begun:
     latency     the recurrence alone, beside the derived floor
     layers      several at once, beside one after the other (`hopper_layers`)
     training    steps of the char-RNN
-    sampling    characters one by one
+    sampling    characters one by one (`hopper_sampling`)
     flashrnn    only when asked for: the table with FlashRNN, which compiles for minutes at each size
 
 All of it runs in a child process, which is given up when it hangs or dies (`hopper_child`). The file is
@@ -45,8 +45,8 @@ SHARES = {  # of the time
     "table": 0.44,
     "latency": 0.08,
     "layers": 0.05,
-    "training": 0.12,
-    "sampling": 0.06,
+    "training": 0.10,
+    "sampling": 0.08,
     "flashrnn": 0.50,
 }
 USUAL = [stage for stage in SHARES if stage != "flashrnn"]
@@ -108,7 +108,9 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
             for setting, implementation in settings
         ],
         "sampling": [
-            {"stage": "sampling", "size": size, "length": 500, "repeats": repeats}
+            {"stage": "sampling", "size": size, "dtype": dtype, "length": 500}
+            | {"contenders": [*reversed(KERNELS), "torch"], "repeats": repeats}
+            for dtype in ("bfloat16", "float32")
             for size in ([1, 2, 512], [64, 2, 512], [1, 1, 1024])
         ],
         "flashrnn": rows("flashrnn", CELLS[:2], flash, contenders) if here else [],

@@ -82,6 +82,8 @@ def is_right(result: dict[str, Any], name: str = OWN[0]) -> bool | None:
     kernels, plain = (result.get("contenders", {}).get(name, {}) for name in (name, OWN[1]))
     if "left_out" in kernels or name in (*result["lost"], *result["without"]):
         return False
+    if "alike" in kernels:  # texts, which are looked at where they are drawn
+        return True
     if "values" not in kernels or "values" not in plain:
         return None
     near = all(kernels[k] <= RIGHT * plain[k] for k in ("values", "gradients"))
@@ -110,7 +112,8 @@ def show(record: dict[str, Any], console: Console) -> None:
 def verdict(record: dict[str, Any]) -> str:
     """How many goals are met, of those that were judged."""
     judged = [g for r in record["results"] for g in goals(r) if g["wanted"] is not None]
-    answers = [is_right(r) for r in record["results"] if r["job"]["stage"] == "right"]
+    alone = [r for r in record["results"] if r["job"]["stage"] in ("right", "sampling")]
+    answers = [is_right(r) for r in alone]
     answers += [is_right(r, AT_ONCE) for r in record["results"] if r["job"]["stage"] == "layers"]
     known = [answer for answer in answers if answer is not None]
     return (
@@ -195,17 +198,14 @@ def _rates(title: str, results: list[dict[str, Any]]) -> Table:
     for result in results:
         job = result["job"]
         if job["stage"] == "sampling":
-            seconds, characters = result.get("seconds", {}), job["size"][0] * job["length"]
-            place = [f"B, L, H = {_size(job)}", ""]
+            place = [f"B, L, H = {_size(job)}, {job['dtype']}", ""]
         else:
-            contenders = result.get("contenders", {})
-            seconds = {n: c["seconds"] for n, c in contenders.items() if "seconds" in c}
             picked = dict.fromkeys(
                 why.partition(":")[0] for why in result.get("picked", {}).values()
             )
             place = [job["setting"], ", ".join(picked)]
-            characters = result.get("characters", 0)
-        times = medians({"contenders": {name: {"seconds": s} for name, s in seconds.items()}})
+        characters = result.get("characters", 0)
+        times = medians({"contenders": result.get("contenders", {})})
         for name, time in times.items():
             ratio = f"{times['torch'] / time:.2f}" if "torch" in times else "-"
             made.add_row(*place, name, f"{characters / time:,.0f}", ratio)

@@ -21,6 +21,7 @@ from typing import Any
 
 import cell_throughput
 import hopper_layers
+import hopper_sampling
 import jax
 import measure
 import numpy as np
@@ -239,23 +240,9 @@ def training(job: Job, say: Say) -> dict[str, Any]:
     return {"contenders": contenders, "characters": characters, "picked": picked}
 
 
-def sampling(job: Job, say: Say) -> dict[str, Any]:
-    """Characters one by one, as `sampling_throughput.py` times them."""
-    import sampling_throughput as samples
-
-    backend = jax.default_backend()
-    samples.TOLERANCE = TOLERANCES[backend, "float32"]
-    device = "cuda" if backend == "gpu" and not absent("torch") else "cpu"
-    say.now("", "sampling", COMPILE)
-    try:
-        return samples.measured(tuple(job["size"]), job["length"], job["repeats"], device)
-    except (Exception, SystemExit) as failure:
-        return {"failed": str(failure) if isinstance(failure, SystemExit) else reason(failure, say)}
-
-
 STAGES = {"where": where, "right": right, "others": others, "table": table, "flashrnn": table}
 STAGES |= {"latency": latency, "layers": hopper_layers.layers}
-STAGES |= {"training": training, "sampling": sampling}
+STAGES |= {"training": training, "sampling": hopper_sampling.sampling}
 
 
 if __name__ == "__main__":

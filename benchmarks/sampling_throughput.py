@@ -41,7 +41,7 @@ OUTPUT = measure.RESULTS / "sampling_throughput.json"
 class Peer:
     """The same model in PyTorch: embedding → LSTM → linear, one step per call."""
 
-    def __init__(self, params: jaxrnn.Params, device: str) -> None:
+    def __init__(self, params: jaxrnn.Params, device: str, dtype: str = "float32") -> None:
         size, hidden = len(params.vocabulary), params.config.hidden
         assert params.embedding is not None and params.w_out is not None
         self.device = device
@@ -58,11 +58,11 @@ class Peer:
             for mine, given in pairs:
                 mine.copy_(torch.tensor(np.asarray(given)))
         for module in (self.embedding, self.lstm, self.linear):
-            module.to(device)
+            module.to(device, getattr(torch, dtype))
 
     def logits(self, tokens: Any, state: Any = None) -> tuple[Any, Any]:
         hidden, state = self.lstm(self.embedding(tokens), state)
-        return self.linear(hidden), state
+        return self.linear(hidden).float(), state
 
     def sample(self, batch: int, length: int) -> list[str]:
         prime = torch.tensor(VOCABULARY.encode(PRIME).astype(np.int64), device=self.device)
@@ -77,7 +77,7 @@ class Peer:
         return [PRIME + VOCABULARY.decode(row) for row in tokens.T]
 
 
-def check(params: jaxrnn.Params, peer: Peer) -> None:
+def check(params: jaxrnn.Params, peer: Peer, tolerance: float = TOLERANCE) -> None:
     """Stop unless both sides give a text the same logits."""
     tokens = np.random.default_rng(0).integers(len(VOCABULARY), size=(100, 2))
     carry = charlm.initial_carry(params.config, 2)
@@ -85,8 +85,8 @@ def check(params: jaxrnn.Params, peer: Peer) -> None:
     with torch.inference_mode():
         theirs = peer.logits(torch.tensor(tokens, device=peer.device))[0].cpu().numpy()
     error = measure.error(ours, theirs)
-    if not error < TOLERANCE:
-        sys.exit(f"error: the logits differ by {error:.1e} of the largest, not below {TOLERANCE}")
+    if not error < tolerance:
+        sys.exit(f"error: the logits differ by {error:.1e} of the largest, not below {tolerance}")
 
 
 def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The benchmark for Hopper cards, without one: tiny sizes on the CPU, children that hang or die, the
 arithmetic of its goals. No time is held to anything here."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -23,7 +24,10 @@ import hopper_child  # noqa: E402
 import hopper_contenders  # noqa: E402
 import hopper_layers  # noqa: E402
 import hopper_report  # noqa: E402
+import hopper_sampling  # noqa: E402
 import measure  # noqa: E402
+
+import jaxrnn  # noqa: E402
 
 TORCH = importlib.util.find_spec("torch") is not None
 
@@ -52,7 +56,7 @@ def test_every_stage_runs_and_says_what_is_not_there(tmp_path: Path) -> None:
     assert layers["contenders"]["jaxrnn xla"].items() >= {"moved": 0.0}.items()
     assert layers["contenders"]["jaxrnn xla"]["gradients"] < 3e-2
     assert "runs on a Hopper GPU" in layers["unserved"]["jaxrnn at once"]
-    for stage in ("right", "table", "latency", "layers"):
+    for stage in ("right", "table", "latency", "layers", "sampling"):
         assert "jaxrnn pallas" in results[stage]["unserved"] and f"{stage} without" in done.stdout
     for passes in (results["table"]["passes"], results["latency"]["passes"]):
         for contenders in passes.values():
@@ -62,7 +66,8 @@ def test_every_stage_runs_and_says_what_is_not_there(tmp_path: Path) -> None:
     losses = [contender["loss"] for contender in contenders.values()]
     assert max(losses) - min(losses) < 0.02 * max(map(abs, losses)) + 0.1
     assert results["training"]["contenders"]["jaxrnn"]["seconds"]
-    assert results["sampling"]["seconds"]["jaxrnn"]
+    loop = results["sampling"]["contenders"]["jaxrnn xla"]
+    assert loop["seconds"] and loop["alike"] == 64 and loop["short"] < 1e-2
 
 
 STAND_IN = """
@@ -247,7 +252,7 @@ def test_a_run_goes_on_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fake(monkeypatch, THERE)
     record = run_here(tmp_path / "one", stages=["training", "sampling"])
     path = tmp_path / "one" / "hopper-card.json"
-    assert json.loads(path.read_text()) == record and len(record["results"]) == 9
+    assert json.loads(path.read_text()) == record and len(record["results"]) == 12
     record["results"][0]["failed"] = "the time was up"
     path.write_text(json.dumps(record))
     record = run_here(tmp_path / "two", stages=["training", "sampling"], after=path)
@@ -355,6 +360,11 @@ def test_kernels_are_right_when_near_xla_and_always_the_same() -> None:
     assert verdict(lost=["jaxrnn pallas"]) is False
     at_once = {"contenders": {"jaxrnn at once": plain, "jaxrnn xla": plain}}
     assert hopper_report.is_right(at_once | {"lost": [], "without": []}, "jaxrnn at once")
+    texts: dict[str, Any] = {"short": 0.0, "alike": 60.0}
+    drawn = {"contenders": {"jaxrnn pallas": texts, "jaxrnn xla": texts}}
+    assert hopper_report.is_right(drawn | {"lost": [], "without": []})
+    texts["left_out"] = "what it draws is the loop's for 1.0 characters alone"
+    assert hopper_report.is_right(drawn | {"lost": [], "without": []}) is False
     unserved = {"contenders": {"jaxrnn xla": plain}, "lost": {}, "without": []}
     assert hopper_report.is_right(unserved) is None
 
@@ -399,3 +409,36 @@ def test_the_stamp_names_driver_and_commit(tmp_path: Path, monkeypatch: pytest.M
     program.chmod(0o755)
     driver = measure.surroundings(())["driver"]
     assert driver["name"] == "NVIDIA H200" and driver["driver_version"] == "580.1"
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written() -> tuple[Any, list[str]]:
+    """A model, and two texts of its likeliest characters."""
+    config = jaxrnn.Config("lstm", 2, 32, 16, dtype="bfloat16")
+    params = jaxrnn.init(config, hopper_sampling.samples.VOCABULARY)
+    return params, hopper_sampling.own(params, None, 2, 64, "argmax", 0)
+
+
+def test_likeliest_characters_fall_short_where_one_is_another(
+    written: tuple[Any, list[str]],
+) -> None:
+    params, texts = written
+    assert hopper_sampling.short(params, texts) < hopper_sampling.SHORT["bfloat16"]
+    other = "A" if texts[1][40] != "A" else "B"
+    changed = [texts[0], texts[1][:40] + other + texts[1][41:]]
+    found = {"short": hopper_sampling.short(params, changed), "alike": 64.0}
+    assert "fall" in str(hopper_sampling.wrong(found, "bfloat16"))
+
+
+def test_texts_that_do_not_begin_alike_are_wrong(written: tuple[Any, list[str]]) -> None:
+    params, _ = written
+    draw = functools.partial(hopper_sampling.own, params, None, 2)
+    found, texts = hopper_sampling.looked_at(params, draw)
+    assert len(texts) == 4 and hopper_sampling.alike(texts, texts) == 64
+    assert hopper_sampling.wrong(found | {"alike": 64.0}, "bfloat16") is None
+    others = draw(64, "categorical", 7) + draw(64, "categorical", 8)
+    found["alike"] = hopper_sampling.alike(texts, others)
+    assert "what it draws is the loop's for" in str(hopper_sampling.wrong(found, "bfloat16"))
