@@ -111,7 +111,8 @@ def test_kernels_are_checked_and_their_death_costs_nobody_else(
     kernels, plain = (right["contenders"][name] for name in hopper.KERNELS)
     assert hopper_report.is_right(right) and kernels == plain
     loss = table["lost"]["jaxrnn pallas"]
-    assert loss["why"] == "died: compiling (SIGABRT)" and "the last words" in loss["tail"]
+    assert loss["why"] == "died: compiling (SIGABRT)"
+    assert any("the last words" in line for line in loss["tail"])  # twice in one, of two threads
     assert "seconds" in table["passes"]["forward"]["jaxrnn xla"]
     assert "jaxrnn pallas" not in table["passes"]["forward"]
 
