@@ -29,6 +29,7 @@ PEERS = {"torch": "pytorch", "flax nnx": "flax_nnx", "flax linen": "flax_linen"}
 PEERS |= {"flashrnn": "flash_rnn"}  # names and modules
 DRAWN = 32  # steps of time that are drawn; longer inputs repeat them
 COMPILE, BUILD = 120, 480  # seconds that it may take; BUILD is nvcc's, for flashrnn
+RUN, TURNS = 15, 90  # seconds that one call, and all turns of several contenders, may take
 Job = dict[str, Any]
 Run = Callable[[], Any]
 

@@ -15,7 +15,7 @@ import measure
 import numpy as np
 import peers
 from hopper_child import Say
-from hopper_contenders import COMPILE, DRAWN, OURS, Job, problem, queue, ready, reason
+from hopper_contenders import COMPILE, DRAWN, OURS, RUN, TURNS, Job, problem, queue, ready, reason
 from hopper_report import AT_ONCE
 from peers import Given
 
@@ -23,8 +23,6 @@ import jaxrnn
 from jaxrnn import accelerator, dispatch
 from jaxrnn.kernels import hopper_stack
 from jaxrnn.kernels.inputs import Masks
-
-RUN, TURNS = 15, 90  # seconds that a call, and all turns, may take
 
 
 def layers(job: Job, say: Say) -> dict[str, Any]:

@@ -17,20 +17,16 @@ import numpy as np
 import sampling_throughput as samples
 from cell_throughput import TOLERANCES
 from hopper_child import Say
-from hopper_contenders import COMPILE, OURS, Job, absent, reason
+from hopper_contenders import COMPILE, OURS, TURNS, Job, absent, reason
 from hopper_report import OWN
 
 import jaxrnn
 from jaxrnn import charlm
 
-TURNS = 90  # seconds that all turns may take
-LOOK = 64  # characters that are looked at
-SHORT = {
-    "bfloat16": 2**-6,
-    "float32": 2**-8,
-}  # of the likeliest logit, of the largest; some roundings
-ALIKE = 8  # characters of LOOK, on average until the first difference
-TEXTS = 4  # at least
+LOOK, TEXTS = 64, 4  # characters that are looked at, of so many texts at least
+# what may be missing to the likeliest logit, in units of the largest of all: some roundings
+SHORT = {"bfloat16": 2**-6, "float32": 2**-8}
+ALIKE = 8  # characters of LOOK that must be the loop's, on average
 
 
 def sampling(job: Job, say: Say) -> dict[str, Any]:
@@ -50,9 +46,12 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
         try:
             if name in OWN:
                 draw = partial(own, params, name.removeprefix(OURS), batch)
-                found[name], texts = looked_at(params, draw)
-                drawn = drawn or texts
-                found[name]["alike"] = alike(texts, drawn)
+                look, texts = looked_at(params, draw)
+                drawn = texts if name == OWN[1] else drawn
+                if not drawn:
+                    out[name] = "the loop drew nothing to hold it against"
+                    continue
+                found[name] = look | {"alike": alike(texts, drawn)}
                 if why := wrong(found[name], job["dtype"]):
                     found[name]["left_out"] = why
                     continue

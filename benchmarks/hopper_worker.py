@@ -32,6 +32,8 @@ from hopper_contenders import (
     COMPILE,
     OURS,
     PEERS,
+    RUN,
+    TURNS,
     How,
     Job,
     Run,
@@ -51,7 +53,6 @@ from hopper_contenders import (
 
 from jaxrnn import accelerator, dispatch
 
-RUN, TURNS = 15, 90  # seconds that one call, and all turns of one pass, may take
 QUEUE = 0.05  # seconds of calls that are queued, where the device alone is timed
 
 

@@ -70,21 +70,20 @@ def start(processes: Processes) -> None:
     """Make this process one of several; `jax.devices()` are then those of all. Call it first of all.
 
     Raises:
-      InputError: where a number is asked for by another process too, or the others do not come in
-        time.
+      InputError: where no cluster says which process this is and nobody else does, a number is asked
+        for by another process too, or the others do not come in time.
     """
-    told, patience = processes, processes.connect_timeout
-    if told.coordinator is None:
-        if not told.distributed:
-            return
-        told = _found(patience)
-    assert told.coordinator is not None
-    host, _, port = told.coordinator.rpartition(":")
-    number, count = told.process_id or 0, told.num_processes or 1
+    patience = processes.connect_timeout
+    if processes.coordinator is None and processes.distributed:
+        processes = _found(patience)
+    if processes.coordinator is None:
+        return
+    host, _, port = processes.coordinator.rpartition(":")
+    number, count = processes.process_id or 0, processes.num_processes or 1
     _meet(host.strip("[]"), int(port), number, count, patience)
     with _unconnected():
         jax.distributed.initialize(
-            coordinator_address=told.coordinator,
+            coordinator_address=processes.coordinator,
             process_id=number,
             num_processes=count,
             initialization_timeout=int(patience),

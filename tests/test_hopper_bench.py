@@ -434,6 +434,21 @@ def test_likeliest_characters_fall_short_where_one_is_another(
     assert "fall" in str(hopper_sampling.wrong(found, "bfloat16"))
 
 
+def test_a_kernel_is_timed_where_the_loop_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the loop in the kernel's place."""
+    loop = hopper_sampling.own
+    monkeypatch.setattr(hopper_sampling, "own", lambda params, _, *how: loop(params, "xla", *how))
+    say = Namespace(now=lambda *_: None)
+    job = {"size": [1, 1, 16], "dtype": "float32", "length": 8, "repeats": 1, "without": []}
+    own = ["jaxrnn xla", "jaxrnn pallas"]
+    result = hopper_sampling.sampling(job | {"contenders": own}, say)
+    assert all(result["contenders"][name]["seconds"] for name in own)
+    assert hopper_report.is_right(result | {"lost": [], "without": []})
+    result = hopper_sampling.sampling(job | {"contenders": own[1:]}, say)
+    assert not result["contenders"] and "nothing to hold" in result["unserved"]["jaxrnn pallas"]
+    assert hopper_report.is_right(result | {"lost": [], "without": []}) is None
+
+
 def test_texts_that_do_not_begin_alike_are_wrong(written: tuple[Any, list[str]]) -> None:
     params, _ = written
     draw = functools.partial(hopper_sampling.own, params, None, 2)
