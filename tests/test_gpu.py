@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 from oracle import CELLS, HIDDEN, TOLERANCES, Problem, assert_close, library, problem
 from test_accelerator import fake
 
@@ -21,6 +22,7 @@ from jaxrnn.kernels.layouts import Columns, Rows
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import aot
 import gpu_static
 
 STEPS, BATCH = 5, 3
@@ -102,7 +104,8 @@ def test_the_device_decides_how_many_steps_a_turn_takes(monkeypatch: pytest.Monk
 def cudnn_gradients(params: Any, xs: Any, state: Any) -> Any:
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
-        return cudnn.run(lstm(HIDDEN), params, inputs, state, Masks(None, None), False)[1].sum()
+        ys = cudnn.run(lstm(HIDDEN), params, inputs, state, Masks(None, None), False)[1]
+        return (ys**2).sum()
 
     return jax.grad(loss, (0, 1, 2))(params, xs, state)
 
@@ -135,6 +138,28 @@ class TestCompiled:
         traced = jax.jit(cudnn_gradients).trace(*given.inputs)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()
         assert program.count("@cudnn_rnn_ffi") == program.count("@cudnn_rnn_bwd_ffi") == 1
+
+    def test_cudnn_gets_its_arrays_in_row_major_order(self, sized: None) -> None:
+        """All that goes in and comes out. XLA chose other layouts, and cuDNN read time as rows."""
+        device = gpu_static.h100()
+        given = jax.eval_shape(lambda: problem(lstm(HIDDEN), STEPS, BATCH).cast("float32").inputs)
+        placed = aot.placed_on(SingleDeviceSharding(device), given)
+        with jax.default_device(device):
+            text = jax.jit(cudnn_gradients).lower(*placed).compile().as_text()
+        calls = re.findall(
+            r"%\S+ = (\(.*?\)) custom-call\((.*?)\), custom_call_target=\"cudnn", text
+        )
+        assert len(calls) == 2
+        for results, operands in calls:
+            made = [
+                re.search(rf"{re.escape(name)} = (.*?) ", text)
+                for name in re.findall(r"%[\w.-]+", operands)
+            ]
+            shapes = [results, *(found[1] for found in made if found)]
+            assert len(shapes) == 1 + len(made)
+            for order in re.findall(r"\]\{([\d,]+)", " ".join(shapes)):
+                axes = [int(axis) for axis in order.split(",")]
+                assert axes == sorted(axes, reverse=True)
 
     @pytest.mark.parametrize("dtype", gpu_static.DTYPES)
     @pytest.mark.parametrize(

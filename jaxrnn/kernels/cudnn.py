@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxrnn import accelerator
 from jaxrnn.cells import LSTM
@@ -91,17 +92,26 @@ def run(
     weights = flat(inputs.w_x, params.w_h, inputs.b)  # type: ignore[union-attr]
     sizes = (features, cell.hidden, 1, 0.0, False)  # one layer, no dropout, one direction
     some = jnp.maximum(lengths, 1)  # cuDNN's rows have one step at least
-    arguments = (xs.swapaxes(0, 1), state.hidden[None], state.cell[None])
+    arguments = (_row_major(xs.swapaxes(0, 1)), state.hidden[None], state.cell[None])
     if interpret:
         apart = rnn.unpack_lstm_weights(weights, features, cell.hidden, 1, False)
         ys, hidden, memory = rnn.lstm_ref(*arguments, *apart, some, *sizes)
     else:
         ys, hidden, memory = rnn.lstm(*arguments, weights, some, *sizes)
-    ys, final = ys.swapaxes(0, 1), type(state)(hidden[0], memory[0])
+    ys, final = _row_major(ys).swapaxes(0, 1), type(state)(hidden[0], memory[0])
     if active is None:
         return final, ys
     final = jax.tree.map(lambda a, s: jnp.where(lengths[:, None] > 0, a, s), final, state)
     return final, jnp.where(active[..., None], ys, 0)
+
+
+def _row_major(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """x, laid out in memory as its shape says, and its cotangent too.
+
+    JAX calls cuDNN without saying how the arrays must be laid out, so that XLA leaves a transposed
+    array where it is and cuDNN reads time as rows. It did so on the first card: every result was wrong.
+    """
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def flat(
