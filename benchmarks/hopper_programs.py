@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jaxrnn
 from jaxrnn import charlm, decoding
 from jaxrnn.kernels import hopper, hopper_sampling, hopper_stack
-from jaxrnn.kernels.hopper_tiles import tiles_for
+from jaxrnn.kernels.hopper_search import tiles_for
 from jaxrnn.kernels.inputs import Masks
 
 CELLS = {

@@ -4,7 +4,7 @@
     python benchmarks/hopper_tiles.py --write    # searches again, writes kernels/hopper_tiles.json
     python benchmarks/hopper_tiles.py --layers   # what layers at once would gain, shows the table
 
-The microseconds beside a cut are its step's by the model in `jaxrnn.kernels.hopper_tiles`: a way to
+The microseconds beside a cut are its step's by the model in `jaxrnn.kernels.hopper_model`: a way to
 compare cuts, not times of a card. Rows that were measured on a card stay as they are.
 """
 
@@ -22,7 +22,7 @@ from rich.table import Table
 
 import jaxrnn
 from jaxrnn.cells import cell_name
-from jaxrnn.kernels import hopper_stack, hopper_tiles
+from jaxrnn.kernels import hopper_model, hopper_residency, hopper_search, hopper_stack
 
 CELLS = {
     cell_name(cell): cell
@@ -38,20 +38,19 @@ DTYPES = ("bfloat16", "float32")
 HIDDEN = (256, 512, 768, 1024, 2048)
 STACK_HIDDEN = (128, 256, 512, 768)
 BATCHES = (16, 64, 128, 256)
-MULTIPROCESSORS = (132,)  # an H100 or H200 with NVLink
-FILE = Path(hopper_tiles.__file__).with_suffix(".json")
+FILE = Path(hopper_search.__file__).with_name("hopper_tiles.json")
 
 
 def searched() -> list[dict[str, Any]]:
     """A row for every usual size."""
     rows = []
-    sizes = itertools.product(MULTIPROCESSORS, CELLS, DTYPES, HIDDEN, BATCHES)
-    for processors, name, dtype, hidden, batch in sizes:
+    room = hopper_residency.ROOM
+    for name, dtype, hidden, batch in itertools.product(CELLS, DTYPES, HIDDEN, BATCHES):
         cell = dataclasses.replace(CELLS[name], hidden=hidden)
-        tiles = hopper_tiles.search(cell, batch, jnp.dtype(dtype), processors)
+        tiles = hopper_search.search(cell, batch, jnp.dtype(dtype), room)
         assert tiles is not None
         directions = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
-        row = {"multiprocessors": processors, "cell": name, "dtype": dtype}
+        row = {"multiprocessors": room[0], "cell": name, "dtype": dtype}
         row |= {"hidden": hidden, "batch": batch, "measured": False}
         rows.append(row | {"tiles": tiles._asdict() | directions})
     return rows
@@ -67,9 +66,9 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     for heading in (*columns, "forward", "back"):
         made.add_column(heading)
     for row in rows:
-        tiles = hopper_tiles.read(row["tiles"])
+        tiles = hopper_search.read(row["tiles"])
         cell = dataclasses.replace(CELLS[row["cell"]], hidden=row["hidden"])
-        times = hopper_tiles.microseconds(cell, tiles, row["dtype"])
+        times = hopper_model.microseconds(cell, tiles, row["dtype"])
         numbers = (row["hidden"], row["batch"], tiles.parts, tiles.cluster, tiles.rows)
         made.add_row(
             row["cell"] + (" measured" if row["measured"] else ""),
@@ -102,7 +101,7 @@ def main() -> None:
     if flags.layers:
         measure.screen().print(gains())
         return
-    rows = hopper_tiles.table()
+    rows = hopper_search.table()
     if flags.write:
         kept = {key(row): row for row in rows if row["measured"]}
         rows = [kept.get(key(row), row) for row in searched()]

@@ -34,7 +34,7 @@ from jaxrnn import (
     sampling,
     stream,
 )
-from jaxrnn.kernels import hopper_sampling, hopper_sampling_part, hopper_tiles
+from jaxrnn.kernels import hopper_sampling, hopper_sampling_part, hopper_search, hopper_tiles
 from jaxrnn.kernels.hopper_sampling_part import Cut
 
 Size = hopper_programs.Size
@@ -188,7 +188,7 @@ def test_usual_sizes_lower(size: Size) -> None:
     run, given, cut = hopper_programs.sampler(size)
     assert cut is not None
     assert cut.parts * cut.units == hopper_tiles.width(size.hidden)
-    assert cut.parts <= hopper_tiles.MULTIPROCESSORS and cut.rows - 8 < size.batch <= cut.rows
+    assert cut.parts <= hopper_search.multiprocessors() and cut.rows - 8 < size.batch <= cut.rows
     text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text
 

@@ -23,7 +23,9 @@ from test_tpu import as_masks
 
 from jaxrnn import accelerator, charlm, gru, lstm, unroll
 from jaxrnn.kernels import hopper_stack, hopper_stack_block, hopper_tiles
-from jaxrnn.kernels.hopper_tiles import Memory, Tiles, joined, search
+from jaxrnn.kernels.hopper_residency import ROOM
+from jaxrnn.kernels.hopper_search import search
+from jaxrnn.kernels.hopper_tiles import CLUSTERS, Memory, Tiles, span
 from jaxrnn.kernels.inputs import Masks
 from jaxrnn.text import Vocabulary
 
@@ -228,14 +230,13 @@ def test_a_cut_can_run(name: str, layers: int) -> None:
     """All CTAs of all layers are on the GPU at once, and all weights stay."""
     for batch, hidden in ((1, 64), (64, 256), (200, 100)):
         cell = cell_of(name, hidden)
-        tiles = search(cell, batch, jnp.dtype("bfloat16"), 132, layers)
+        tiles = search(cell, batch, jnp.dtype("bfloat16"), ROOM, layers)
         assert tiles is not None
-        assert layers * tiles.parts * tiles.groups <= 132
+        resident = ROOM[CLUSTERS.index(span(tiles.parts, tiles.cluster, layers))]
+        assert layers * tiles.parts * tiles.groups <= resident
         size = hopper_tiles.width(hidden)
         assert tiles.forward.resident * tiles.forward.chunk == 2 * size
         assert tiles.backward.resident * tiles.backward.chunk == 2 * len(cell.GATES) * size
-        if joined(tiles.parts, tiles.cluster, layers):
-            assert tiles.groups <= 132 // 16 * (16 // (layers * tiles.parts))
 
 
 @pytest.mark.parametrize(

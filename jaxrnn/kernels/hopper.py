@@ -27,7 +27,8 @@ from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import fused, hopper_cells, hopper_kernel
 from jaxrnn.kernels.fused import Call, Plan
 from jaxrnn.kernels.hopper_arrays import Arrays
-from jaxrnn.kernels.hopper_tiles import M, Tiles, obstacle, tiles_for, width
+from jaxrnn.kernels.hopper_search import obstacle, tiles_for
+from jaxrnn.kernels.hopper_tiles import M, Tiles, width
 from jaxrnn.kernels.inputs import Lookup, Masks
 from jaxrnn.shapes import Array, Bool, Float
 

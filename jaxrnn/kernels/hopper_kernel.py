@@ -60,7 +60,7 @@ def scratch_of(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> di
     staged = sum(gate_count(arrays.outputs[name], arrays) for name in wide)
     scratch = {
         "kept": smem((memory.resident, count, memory.chunk), dtype),
-        "ring": smem((each, memory.slots, M, memory.chunk), dtype),
+        "ring": smem((each, tiles.ring_rows(memory.slots), memory.chunk), dtype),
         "narrow": smem((each, steps.published, M, units), dtype),
         "wide": smem((each, max(staged, len(arrays.initial)), M, units), jnp.float32),
         "loaded": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.cells import GRU, LSTM
-from jaxrnn.kernels import hopper_sampling_kernel, hopper_tiles
+from jaxrnn.kernels import hopper_model, hopper_sampling_kernel, hopper_search, hopper_tiles
 from jaxrnn.kernels.hopper_sampling_kernel import shared
 from jaxrnn.kernels.hopper_sampling_part import PIECE, Arrays, Cut
 from jaxrnn.kernels.hopper_tiles import M
@@ -162,12 +162,11 @@ def _padded(vocabulary: int) -> int:
 
 CHUNK = 128  # bytes of a row of the operands
 CLUSTER = 8  # CTAs of a cluster that every GPU can place
-FETCH = 0.7  # microseconds until what was asked of L2 is there; measured on no card
 
 
 def obstacle(cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any) -> str | None:
     """Why the kernel cannot run a char-RNN on the GPU at hand; None where it can."""
-    reason = hopper_tiles.unserved(dtype)
+    reason = hopper_search.unserved(dtype)
     if reason:
         return reason
     if batch > M:
@@ -175,7 +174,7 @@ def obstacle(cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any) ->
     if cut_for(cell, layers, vocabulary, batch, dtype) is None:
         return (
             f"{layers} layers of H = {cell.hidden} with V = {vocabulary} in {jnp.dtype(dtype)} do "
-            f"not fit the shared memory of {hopper_tiles.multiprocessors()} multiprocessors; "
+            f"not fit the shared memory of {hopper_search.multiprocessors()} multiprocessors; "
             "use 'xla'"
         )
     return None
@@ -183,7 +182,7 @@ def obstacle(cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any) ->
 
 def cut_for(cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any) -> Cut | None:
     """The cut with the least time by a model; None where none fits."""
-    processors = hopper_tiles.multiprocessors()
+    processors = hopper_search.multiprocessors()
     return _search(cell, layers, vocabulary, batch, jnp.dtype(dtype), processors)
 
 
@@ -227,8 +226,8 @@ def _microseconds(cell: Any, layers: int, width: int, size: int, cut: Cut, dtype
     moved = cut.rows * (products * width * dtype.itemsize + size * 4)
     resident = (products * width + 2 * size) * len(cell.GATES) * cut.units * dtype.itemsize
     return (
-        meetings * hopper_tiles.MEET[where]
-        + rounds * FETCH
-        + moved / hopper_tiles.L2
-        + resident / hopper_tiles.READ
+        meetings * (hopper_model.PUBLISH + hopper_model.ARRIVE[where])
+        + rounds * hopper_model.FETCH
+        + moved / hopper_model.L2
+        + resident / (hopper_model.READ * hopper_model.CLOCK)
     )

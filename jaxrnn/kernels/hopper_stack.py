@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.cells import GRU, LSTM
-from jaxrnn.kernels import fused, hopper, hopper_stack_block, hopper_tiles
+from jaxrnn.kernels import (
+    fused,
+    hopper,
+    hopper_model,
+    hopper_residency,
+    hopper_search,
+    hopper_stack_block,
+)
 from jaxrnn.kernels.hopper_arrays import Arrays
 from jaxrnn.kernels.hopper_tiles import Tiles, width
 from jaxrnn.kernels.inputs import Lookup, Masks, vary
@@ -207,7 +214,7 @@ def _vectors(weights: Any) -> Array | None:
 
 def obstacle(cell: Any, layers: int, batch: int, dtype: Any) -> str | None:
     """Why the kernel cannot run these layers on the GPU at hand; None where it can."""
-    reason = hopper_tiles.unserved(dtype)
+    reason = hopper_search.unserved(dtype)
     if reason:
         return reason
     if layers < 2:
@@ -220,15 +227,15 @@ def obstacle(cell: Any, layers: int, batch: int, dtype: Any) -> str | None:
     if tiles_for(cell, layers, batch, dtype) is None:
         return (
             f"w_h and w_x of {layers} layers of H = {cell.hidden} in {jnp.dtype(dtype)} do not fit the "
-            f"shared memory of {hopper_tiles.multiprocessors()} multiprocessors; run them layer by layer"
+            f"shared memory of {hopper_search.multiprocessors()} multiprocessors; run them layer by layer"
         )
     return None
 
 
 def tiles_for(cell: Any, layers: int, batch: int, dtype: Any) -> Tiles | None:
     """The cut of every layer with the least time by the model; None where none fits."""
-    processors = hopper_tiles.multiprocessors()
-    return hopper_tiles.search(cell, batch, jnp.dtype(dtype), processors, layers)
+    room = hopper_residency.room()
+    return hopper_search.search(cell, batch, jnp.dtype(dtype), room, layers)
 
 
 def pays(cell: Any, layers: int, steps: int, batch: int, dtype: Any) -> bool:
@@ -244,11 +251,11 @@ def gain(cell: Any, layers: int, steps: int, batch: int, dtype: Any) -> float:
     0 where the layers do not fit at once, infinity where one does not fit alone.
     """
     at_once = tiles_for(cell, layers, batch, dtype)
-    one = hopper_tiles.tiles_for(cell, batch, dtype)
+    one = hopper_search.tiles_for(cell, batch, dtype)
     if at_once is None or one is None:
         return 0.0 if at_once is None else math.inf
     tick, step = (
-        sum(hopper_tiles.microseconds(cell, tiles, dtype, n).values())
+        sum(hopper_model.microseconds(cell, tiles, dtype, n).values())
         for tiles, n in ((at_once, layers), (one, 1))
     )
     return layers * steps * step / (hopper_stack_block.ticks(steps, layers) * tick)

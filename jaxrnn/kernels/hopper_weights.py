@@ -97,6 +97,11 @@ class Weights:
         def slot(j: Any) -> Any:
             return lax.rem(j, memory.slots)
 
+        def slot_rows(j: Any, count: int) -> Any:
+            """The first rows of the j-th chunk's slot in the ring."""
+            first_row = pl.multiple_of(slot(j) * self._tiles.stride, 8)
+            return refs.ring.at[mine, pl.ds(first_row, count)]
+
         def fetch(j: Any) -> None:
             for k, (array, gate, time) in enumerate([*sources, *others]):
                 column = chunk(j) - first - k * each
@@ -108,7 +113,7 @@ class Weights:
                     columns = pl.ds((gate * each + at) * memory.chunk, memory.chunk)
                     plgpu.copy_gmem_to_smem(
                         getattr(refs, array).at[t, batch, columns],
-                        refs.ring.at[mine, slot(j)].at[pl.ds(0, self._tiles.rows)],
+                        slot_rows(j, self._tiles.rows),
                         refs.fetched.at[mine, slot(j)],
                         collective_axes="peer" if self._tiles.cluster > 1 else None,
                     )
@@ -133,7 +138,7 @@ class Weights:
         def multiply(begin: Any, end: Any, accumulator: Any) -> Array:
             def one(j: Any, weights: Any) -> None:
                 plgpu.barrier_wait(refs.fetched.at[mine, slot(j)])
-                plgpu.wgmma(accumulator, refs.ring.at[mine, slot(j)], turned(weights))
+                plgpu.wgmma(accumulator, slot_rows(j, M), turned(weights))
                 plgpu.wgmma_wait(1)
                 release(j - 1)
 
