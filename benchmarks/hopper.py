@@ -118,7 +118,7 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
 
 
 def _right(dtypes: list[str]) -> list[Job]:
-    """Every width and batch in the first few jobs; then masks and dtypes; then everything."""
+    """Masks and dtypes of all cells in the first few jobs, then every width and batch, then the rest."""
 
     def jobs(cells: Any, sizes: Any, dtype: str = "bfloat16", mode: str = "plain") -> list[Job]:
         return [
@@ -130,12 +130,14 @@ def _right(dtypes: list[str]) -> list[Job]:
 
     usual, two = [(64, 512)], CELLS[:2]
     narrow = [dtype for dtype in ("float16", "float32") if dtype in dtypes]
-    made = jobs(CELLS, usual)
-    made += jobs(two, [(16, 1024), (1, 256)]) + jobs(two[:1], [(200, 2048)])
-    made += jobs(CELLS, usual, mode="masked")
+    made = jobs(CELLS, usual, mode="masked")
     for dtype in narrow:
-        made += jobs(two, usual, dtype)
-    made += jobs(two, [(16, 1024)], mode="reverse") + jobs(CELLS[1:], [(200, 2048)])
+        made += jobs(two[:1], usual, dtype)
+    made += jobs(two, [(16, 1024), (1, 256)]) + jobs(two[:1], [(16, 1024)], mode="reverse")
+    made += jobs(CELLS, usual) + jobs(two[:1], [(200, 2048)])
+    for dtype in narrow:
+        made += jobs(two[1:], usual, dtype)
+    made += jobs(two[1:], [(16, 1024)], mode="reverse") + jobs(CELLS[1:], [(200, 2048)])
     for dtype in narrow:
         made += jobs(CELLS[2:], usual, dtype) + jobs(CELLS, [(16, 1024)], dtype, "masked")
     every = list(itertools.product((1, 16, 64, 200), (256, 512, 1024, 2048)))

@@ -119,8 +119,6 @@ def unroll_projected(
     resets, active = _check_resets(resets, gx), _active(lengths, gx)
     if resets is not None and active is not None:
         resets = resets & active  # in the padding a row stands still, whatever happens there
-    if isinstance(gx, Dense) and chosen == "pallas":
-        gx = gx.project()
     run = partial(_scan, record=record) if chosen == "scan" else dispatch.kernel(chosen).run
     if save_every > 1:
         run = partial(_in_stretches, run, save_every)

@@ -436,7 +436,7 @@ def test_the_environment_forces_the_size_of_clusters(monkeypatch: pytest.MonkeyP
         tiles = hopper_search.tiles_for(lstm(512), 64, "bfloat16")
         assert tiles is not None and tiles.cluster == size
     monkeypatch.setenv("JAXRNN_HOPPER_CLUSTER", "5")
-    with pytest.raises(ValueError, match="JAXRNN_HOPPER_CLUSTER must be one of 1, 2, .* not '5'"):
+    with pytest.raises(ValueError, match=r"JAXRNN_HOPPER_CLUSTER must be one of 1, 2, .* not '5'"):
         hopper_search.tiles_for(lstm(512), 64, "bfloat16")
 
 

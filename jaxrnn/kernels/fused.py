@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxrnn.cells import LSTM
 from jaxrnn.kernels import xla
-from jaxrnn.kernels.inputs import Lookup, Masks, vary
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, vary
 from jaxrnn.kernels.layouts import Rows
 from jaxrnn.shapes import Array, Float
 
@@ -71,7 +71,7 @@ def run(
     kernels: Kernels,
     cell: Any,
     params: Any,
-    gx: Float[Array, "T B G"] | Lookup,
+    gx: Inputs,
     state: Any,
     masks: Masks,
     reverse: bool,
@@ -92,6 +92,8 @@ def run(
     more = partial(_more_rows, to=rows)
     if isinstance(gx, Lookup):
         gx = Lookup(pad(gx.table, gates), more(gx.tokens, 1))
+    elif isinstance(gx, Dense):
+        gx = Dense(more(gx.xs, 1), pad(gx.w_x, gates), pad(gx.b, gates))
     else:
         gx = more(pad(gx, gates), 1)
     state = jax.tree.map(lambda s: more(pad(s, 1), 0), state)
@@ -107,7 +109,7 @@ def _run(
     kernels: Kernels,
     call: Call,
     weights: Any,
-    gx: Array | Lookup,
+    gx: Inputs,
     state: Any,
     masks: Masks,
 ) -> tuple[Any, Array]:
@@ -118,31 +120,29 @@ def _forward(
     kernels: Kernels,
     call: Call,
     weights: Any,
-    gx: Array | Lookup,
+    gx: Inputs,
     state: Any,
     masks: Masks,
     keep: bool = True,
 ) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
-    lookup = gx if isinstance(gx, Lookup) else None
-    projected = gx.project() if isinstance(gx, Lookup) else gx
+    source = gx if isinstance(gx, Lookup | Dense) else None
+    projected = gx if source is None else source.project()
     out = kernels.forward(call, weights, projected, state, masks, keep)
     kept = {k: out[k] for k in ("gates", "previous_hidden", "previous_cell", "q") if k in out}
     final = state._replace(**{name: out[name] for name in state._fields})
-    return (final, out["ys"]), (weights, lookup, kept, masks)
+    return (final, out["ys"]), (weights, source, kept, masks)
 
 
 def _backward(
     kernels: Kernels, call: Call, saved: tuple[Any, ...], cotangents: tuple[Any, Array]
 ) -> tuple[Any, Any, Any, Masks]:
-    weights, lookup, kept, masks = saved
+    weights, source, kept, masks = saved
     d_final, d_ys = cotangents
     out = kernels.backward(call, weights, kept, d_final, d_ys, masks)
     d_weights = _weight_gradients(call.cell, weights, d_final, kept, out["d_gx"])
     d_state = d_final._replace(**{name: out[f"d_{name}"] for name in d_final._fields})
-    if lookup is not None:
-        d_table = Rows.sum_equal(lookup, out["d_gx"])
-        return d_weights, Lookup(d_table, None), d_state, Masks(None, None)  # type: ignore[arg-type]
-    return d_weights, out["d_gx"].astype(d_ys.dtype), d_state, Masks(None, None)
+    d_inputs = xla.to_inputs(Rows, source, out["d_gx"], d_ys.dtype)
+    return d_weights, d_inputs, d_state, Masks(None, None)
 
 
 _run.defvjp(_forward, _backward)

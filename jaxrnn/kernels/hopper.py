@@ -29,14 +29,14 @@ from jaxrnn.kernels.fused import Call, Plan
 from jaxrnn.kernels.hopper_arrays import Arrays
 from jaxrnn.kernels.hopper_search import obstacle, tiles_for
 from jaxrnn.kernels.hopper_tiles import M, Tiles, width
-from jaxrnn.kernels.inputs import Lookup, Masks
+from jaxrnn.kernels.inputs import Inputs, Masks
 from jaxrnn.shapes import Array, Bool, Float
 
 
 def run(
     cell: Any,
     params: Any,
-    gx: Float[Array, "T B G"] | Lookup,
+    gx: Inputs,
     state: Any,
     masks: Masks,
     reverse: bool,

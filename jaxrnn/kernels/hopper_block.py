@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels.hopper_arrays import Arrays, Steps, Tile, gate_count
-from jaxrnn.kernels.hopper_mosaic import fence, load
+from jaxrnn.kernels.hopper_mosaic import fence, load, order
 from jaxrnn.kernels.hopper_tiles import M, Memory, Tiles
 from jaxrnn.kernels.hopper_weights import Source, Weights
 from jaxrnn.shapes import Array
@@ -220,6 +220,8 @@ class Block:
         """What was put is there."""
         if self._counters is not None:
             plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
+        if self._met:
+            order()
         for met in self._met:
             plgpu.barrier_arrive(met.at[self._warpgroup])
 
@@ -253,6 +255,8 @@ class Block:
             )
         for met in self._met:
             plgpu.barrier_wait(met.at[self._warpgroup])
+        if self._met:
+            order()
         fence()
 
     # --- what is put out -------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir.dialects import nvvm
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import llvm, nvvm
 
 from jaxrnn.kernels.hopper_tiles import swizzle
 from jaxrnn.kernels.inputs import vary_like
@@ -61,6 +63,17 @@ def load(ref: Any, **options: Any) -> Array:
 def fence(_: Any) -> None:
     """What threads have seen of the others' memory, TMA is to see as well."""
     nvvm.fence_proxy(nvvm.ProxyKind.async_global)
+
+
+SCOPE = os.environ.get("JAXRNN_HOPPER_FENCE", "cluster")
+
+
+@plgpu.inline_mgpu()
+def order(_: Any) -> None:
+    """Memory operations before this are seen by the whole cluster before those after it."""
+    if SCOPE:
+        asm = f"fence.acq_rel.{SCOPE};"
+        llvm.inline_asm(ir.Type.parse("!llvm.void"), [], asm, "", has_side_effects=True)
 
 
 def turned(ref: Any) -> Any:

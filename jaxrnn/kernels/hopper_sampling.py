@@ -160,6 +160,9 @@ def _padded(vocabulary: int) -> int:
 
 # --- the cut --------------------------------------------------------------------------------------
 
+# Microseconds to publish and to wait for all parts, at a cluster's barrier or at a counter in L2, and
+# until what was fetched from L2 is there (benchmarks/results/h100-first-run/latencies.txt).
+MEET, FETCH = {"cluster": 0.70, "grid": 1.15}, 0.55
 CHUNK = 128  # bytes of a row of the operands
 CLUSTER = 8  # CTAs of a cluster that every GPU can place
 
@@ -226,8 +229,8 @@ def _microseconds(cell: Any, layers: int, width: int, size: int, cut: Cut, dtype
     moved = cut.rows * (products * width * dtype.itemsize + size * 4)
     resident = (products * width + 2 * size) * len(cell.GATES) * cut.units * dtype.itemsize
     return (
-        meetings * (hopper_model.PUBLISH + hopper_model.ARRIVE[where])
-        + rounds * hopper_model.FETCH
+        meetings * MEET[where]
+        + rounds * FETCH
         + moved / hopper_model.L2
         + resident / (hopper_model.READ * hopper_model.CLOCK)
     )

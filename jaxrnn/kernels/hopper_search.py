@@ -179,7 +179,7 @@ def _tiling(
                     ),
                     memory,
                 )
-                for memory in _memories(cell, direction, tiles, dtype, layers)
+                for memory in memories(cell, direction, tiles, dtype, layers)
             ]
             if fitting:
                 best[direction] = min(fitting, key=lambda pair: pair[0])[1]
@@ -188,7 +188,9 @@ def _tiling(
     return None
 
 
-def _memories(cell: Any, direction: str, tiles: Tiles, dtype: Any, layers: int) -> Iterator[Memory]:
+def memories(
+    cell: Any, direction: str, tiles: Tiles, dtype: Any, layers: int = 1
+) -> Iterator[Memory]:
     """Divisions of shared memory that fit: with all weights the largest rings, otherwise every ring.
 
     The weights of several layers all stay.

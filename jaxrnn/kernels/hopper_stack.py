@@ -226,8 +226,9 @@ def obstacle(cell: Any, layers: int, batch: int, dtype: Any) -> str | None:
         )
     if tiles_for(cell, layers, batch, dtype) is None:
         return (
-            f"w_h and w_x of {layers} layers of H = {cell.hidden} in {jnp.dtype(dtype)} do not fit the "
-            f"shared memory of {hopper_search.multiprocessors()} multiprocessors; run them layer by layer"
+            f"w_h and w_x of {layers} layers of H = {cell.hidden} in {jnp.dtype(dtype)} do not fit "
+            f"the shared memory of {hopper_search.multiprocessors()} multiprocessors; run them layer "
+            "by layer"
         )
     return None
 

@@ -23,6 +23,18 @@ from jaxrnn.shapes import Array
 Source = tuple[str, int, Any]  # an array that is published, its gate and its time
 
 
+def _runs(sources: Sequence[Source]) -> list[tuple[str, int, int, Any]]:
+    """(array, its first gate, number of gates, time): gates side by side in an array taken together."""
+    runs: list[tuple[str, int, int, Any]] = []
+    for array, gate, time in sources:
+        if runs and runs[-1][0] == array and sum(runs[-1][1:3]) == gate and runs[-1][3] is time:
+            _, begin, count, _ = runs.pop()
+            runs.append((array, begin, count + 1, time))
+        else:
+            runs.append((array, gate, 1, time))
+    return runs
+
+
 class Weights:
     """Those of one CTA's units, as one warpgroup multiplies them.
 
@@ -102,21 +114,28 @@ class Weights:
             first_row = pl.multiple_of(slot(j) * self._tiles.stride, 8)
             return refs.ring.at[mine, pl.ds(first_row, count)]
 
-        def fetch(j: Any) -> None:
-            for k, (array, gate, time) in enumerate([*sources, *others]):
-                column = chunk(j) - first - k * each
+        runs = _runs([*sources, *others])
 
-                @pl.when((column >= 0) & (column < each))
-                def _(
-                    array: Any = array, gate: Any = gate, t: Any = time, at: Any = column
-                ) -> None:
-                    columns = pl.ds((gate * each + at) * memory.chunk, memory.chunk)
+        def fetch(j: Any) -> None:
+            begin = first
+            for array, gate, count, time in runs:
+                at = chunk(j) - begin + gate * each
+
+                def copy(array: str = array, time: Any = time, at: Any = at) -> None:
+                    columns = pl.ds(at * memory.chunk, memory.chunk)
                     plgpu.copy_gmem_to_smem(
-                        getattr(refs, array).at[t, batch, columns],
+                        getattr(refs, array).at[time, batch, columns],
                         slot_rows(j, self._tiles.rows),
                         refs.fetched.at[mine, slot(j)],
                         collective_axes="peer" if self._tiles.cluster > 1 else None,
                     )
+
+                if len(runs) == 1:  # a branch for every chunk takes time
+                    copy()
+                else:
+                    end = begin + count * each
+                    pl.when((chunk(j) >= begin) & (chunk(j) < end))(copy)
+                begin += count * each
 
         def release(j: Any) -> None:
             """The j-th product is done: what it read may be written over."""

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import fused, tpu_resident, tpu_stream
 from jaxrnn.kernels.fused import Call, Plan
-from jaxrnn.kernels.inputs import Lookup, Masks
+from jaxrnn.kernels.inputs import Inputs, Masks
 from jaxrnn.kernels.tpu_tiles import LANES, obstacle, round_up, tiles_for
 from jaxrnn.kernels.tpu_views import Arrays, Like
 from jaxrnn.shapes import Array, Float
@@ -42,7 +42,7 @@ from jaxrnn.shapes import Array, Float
 def run(
     cell: Any,
     params: Any,
-    gx: Float[Array, "T B G"] | Lookup,
+    gx: Inputs,
     state: Any,
     masks: Masks,
     reverse: bool,

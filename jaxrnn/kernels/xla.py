@@ -64,8 +64,6 @@ def run(
     steps, batch, _ = inputs.shape
     if not steps:
         return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
-    if isinstance(inputs, Dense) and not _step_by_step(batch):
-        inputs = inputs.project()
     weights = params._replace(w_x=None, b=None)
     loop = Loop(reverse, unroll or _steps_per_turn())
     return _run(cell, layout, loop, *vary((weights, inputs, state, masks)))
@@ -173,7 +171,7 @@ def _backward(
         d_gx,
     )
     d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-    return d_weights, _to_inputs(layout, source, d_gx, d_ys.dtype), turn(d_state), Masks(None, None)
+    return d_weights, to_inputs(layout, source, d_gx, d_ys.dtype), turn(d_state), Masks(None, None)
 
 
 _run.defvjp(_forward, _backward)
@@ -194,7 +192,7 @@ def weight_gradients(
     return jax.tree.map(lambda d, w: d.astype(w.dtype), found, weights)
 
 
-def _to_inputs(layout: Layout, source: Lookup | Dense | None, d_gx: Array, dtype: Any) -> Any:
+def to_inputs(layout: Layout, source: Lookup | Dense | None, d_gx: Array, dtype: Any) -> Any:
     """dgx handed on to what the inputs were made of."""
     if isinstance(source, Lookup):
         return Lookup(layout.sum_equal(source, d_gx), None)  # type: ignore[arg-type]
@@ -210,6 +208,8 @@ def _forward_scan(
 ) -> tuple[Any, Any, tuple[Array, ...]]:
     """The final state, and for every step, in this layout, the state after it and its gates."""
     rules = RULES[type(cell)]
+    if isinstance(inputs, Dense) and not _step_by_step(inputs.shape[1]):
+        inputs = inputs.project()
     weights, fed, project = layout.prepare(weights, inputs, rules.joint)
     turn = partial(jax.tree.map, layout.turn)
 
