@@ -192,7 +192,9 @@ def run(flags: Any, console: Console, begin: float) -> dict[str, Any]:
             sys.exit(f"error: the child process fails: {there['failed']}\n" + _last(there))
         record = {"benchmark": "hopper"} | there["surroundings"] | {"missing": there["missing"]}
         if record["platform"] != "gpu" and not flags.quick:
-            sys.exit(f"error: this needs a GPU, not a {record['platform'].upper()}; try --quick")
+            where = record["platform"].upper()
+            lines = [f"error: this needs a GPU, not a {where}; try --quick", *children.tail()[-3:]]
+            sys.exit("\n".join(lines))
         if flags.after and any(before.get(k) != record[k] for k in ("device", "commit")):
             sys.exit(f"error: {flags.after} is of another device or commit")
         if not record["commit"]:
@@ -242,6 +244,7 @@ def _tell(console: Console, result: dict[str, Any]) -> None:
     job = result["job"]
     place = (str(job[k]) for k in hopper_report.PLACE if k in job)
     line = f"{' '.join(place)}: {result['took']:.1f} s"
+    line = "; ".join([line, *hopper_report.summary(result)])
     lost = [f"{name} {loss['why']}" for name, loss in result["lost"].items()]
     lost += [result["failed"]] if "failed" in result else []
     console.print("; ".join([line, *lost]), markup=False, soft_wrap=True)

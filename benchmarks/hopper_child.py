@@ -73,6 +73,10 @@ class Children:
                 self.stop()
         return result | {"lost": lost}
 
+    def tail(self) -> list[str]:
+        """The last lines that the child has printed."""
+        return self.child.tail() if self.child else []
+
     def stop(self) -> None:
         """End the child, whatever it does."""
         if self.child:
@@ -107,14 +111,14 @@ class _Child:
             except queue.Empty:
                 if left < patience:
                     raise Late from None
-                raise Lost(at, f"hung: {doing}, for {patience:g} s", self._tail()) from None
+                raise Lost(at, f"hung: {doing}, for {patience:g} s", self.tail()) from None
             if line is None:
-                raise Lost(at, f"died: {doing} ({self._end()})", self._tail())
+                raise Lost(at, f"died: {doing} ({self._end()})", self.tail())
             said = json.loads(line)
             if "done" in said:
                 return said["done"]
             if "lost" in said:
-                raise Lost(at, f"failed: {doing} ({said['lost']})", self._tail())
+                raise Lost(at, f"failed: {doing} ({said['lost']})", self.tail())
             at, doing, patience = said["at"], said["doing"], said["seconds"]
 
     def kill(self) -> None:
@@ -139,7 +143,7 @@ class _Child:
             return "its output ended"
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
-    def _tail(self) -> list[str]:
+    def tail(self) -> list[str]:
         size = os.fstat(self.log.fileno()).st_size
         begin = max(self.begin, size - TAIL * WIDTH)
         last = os.pread(self.log.fileno(), size - begin, begin)

@@ -109,6 +109,23 @@ def show(record: dict[str, Any], console: Console) -> None:
     say(verdict(record), markup=False, soft_wrap=True)
 
 
+def summary(result: dict[str, Any]) -> list[str]:
+    """What was found of everybody, each in a few words: errors, or microseconds or characters."""
+    job, found = result["job"], []
+    for name, errors in result.get("contenders", {}).items():
+        numbers = [f"{what} {errors[what]:.1e}" for what in _ERRORS if what in errors]
+        found += [f"{name} {' '.join(numbers)}"] if numbers else []
+    for what, contenders in result.get("passes", {}).items():
+        times = medians({"contenders": contenders})
+        steps = [f"{name} {times[name] / job['size'][1] * 1e6:.2f}" for name in times]
+        found += [f"{what}, us a step: {', '.join(steps)}"] if steps else []
+    if "characters" in result:
+        times = medians({"contenders": result["contenders"]})
+        rates = [f"{name} {result['characters'] / time:,.0f}" for name, time in times.items()]
+        found.append(f"characters/s: {', '.join(rates)}")
+    return found
+
+
 def verdict(record: dict[str, Any]) -> str:
     """How many goals are met, of those that were judged."""
     judged = [g for r in record["results"] for g in goals(r) if g["wanted"] is not None]

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -237,7 +238,7 @@ def test_everything_is_asked_once_and_what_matters_first() -> None:
     assert {job["cell"] for job in checked[:5]} == set(hopper.CELLS)
     assert {job["dtype"] for job in checked} == {"bfloat16", "float32"}  # float16 is not there
     assert {job["mode"] for job in checked} == {"plain", "masked", "reverse"}
-    assert {1, 16, 64, 200} == {job["size"][0] for job in checked[:10]}
+    assert {1, 16, 64, 200} == {job["size"][0] for job in checked[:20]}
     narrow = hopper.plan(THERE | {"dtypes": ["float16", "bfloat16"]}, 5)["right"]
     assert {job["dtype"] for job in narrow} == {"bfloat16", "float16"}
 
@@ -270,6 +271,67 @@ def test_without_a_gpu_it_stops_in_one_line(
     fake(monkeypatch, THERE | {"surroundings": THERE["surroundings"] | {"platform": "cpu"}})
     with pytest.raises(SystemExit, match="this needs a GPU, not a CPU; try --quick"):
         run_here(tmp_path)
+
+
+def test_a_result_is_shown_as_it_comes() -> None:
+    """So that a run that is cut off has said what it found."""
+    times = {
+        "jaxrnn pallas": {"seconds": [1e-3, 2e-3, 3e-3]},
+        "torch": {"left_out": "it is not here"},
+    }
+    job = {"stage": "table", "size": [64, 1000, 512, 512]}
+    assert hopper_report.summary({"job": job, "passes": {"forward": times}}) == [
+        "forward, us a step: jaxrnn pallas 2.00"
+    ]
+    errors = {"jaxrnn pallas": {"values": 1e-3, "gradients": 2e-3, "moved": 0.0}}
+    assert hopper_report.summary({"job": job, "contenders": errors}) == [
+        "jaxrnn pallas values 1.0e-03 gradients 2.0e-03 moved 0.0e+00"
+    ]
+    rates = {"jaxrnn": {"seconds": [2.0]}}
+    drawn = {"job": job, "contenders": rates, "characters": 1000}
+    assert hopper_report.summary(drawn) == ["characters/s: jaxrnn 500"]
+
+
+# --- the first look at a card -------------------------------------------------------------------
+
+
+def test_the_first_run_stops_in_one_line_without_a_driver(tmp_path: Path) -> None:
+    """And leaves no result behind."""
+    script = ROOT / "benchmarks" / "hopper" / "first_run.sh"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "realpath", "mkdir", "mktemp", "rm"):
+        (programs / name).symlink_to(shutil.which(name))
+    env = {"PATH": str(programs), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == "error: there is no NVIDIA driver on this machine (nvidia-smi)\n"
+
+
+def test_occupancy_stops_in_one_line_without_a_driver() -> None:
+    script = ROOT / "benchmarks" / "hopper" / "occupancy.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    if done.returncode == 0:
+        pytest.skip("waits for a machine without a CUDA driver")
+    assert done.stderr.startswith("error: the CUDA driver cannot be loaded")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--problems", "lstm,64"], "must be CELL,B,H"),
+        (["--problems", "cnn,64,64"], "with a cell of lstm"),
+        (["--count", "0"], "whole number of at least 1"),
+    ],
+)
+def test_the_ladder_refuses_bad_input_in_one_line(flags: list[str], message: str) -> None:
+    script = ROOT / "benchmarks" / "hopper" / "ladder.py"
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, script, *flags]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

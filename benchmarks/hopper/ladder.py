@@ -6,10 +6,10 @@
 
 Each problem is a cell, B and H, in bfloat16. It gets the tilings with the least time by the model, the
 best ones of each number of parts and size of clusters, each with every size of chunks. Forward and
-backward kernels are timed apart from each other and from all products around them. Each is called many
-times in turn with other data, and its results must be the same bit for bit. A line is printed for each tiling, and a JSON object goes
-to the output, as soon as it is measured; `python benchmarks/hopper_tiles.py --measured` takes the
-fastest of them into the library.
+backward kernels are timed separately, without the products around them. Each is called many times in
+turn with other data, and its results must be the same bit for bit. A line is printed for each tiling,
+and a JSON object goes to the output, as soon as it is measured; `python benchmarks/hopper_tiles.py
+--measured` takes the fastest of them into the library.
 
 Several processes compile at once, one of them at a time runs on the card. A tiling that hangs or dies
 costs its process, which starts again behind it.
@@ -33,11 +33,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-if "--compile" in sys.argv:
-    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is here takes no part
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import hopper_programs
 import jax
@@ -318,6 +315,8 @@ def share(flags: Any, k: int, lock: Path, until: float) -> Iterator[dict[str, An
 
 def main() -> None:
     flags = _flags()
+    if flags.compile:
+        jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
     if flags.share:
         k, of = map(int, flags.share.split("/"))
         work(flags.problems[k::of], flags.count, flags.skip, flags.lock, flags.compile)

@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels.hopper_arrays import Arrays, Steps, Tile, gate_count
-from jaxrnn.kernels.hopper_mosaic import fence, load, order
+from jaxrnn.kernels.hopper_mosaic import cluster_fence, fence, load
 from jaxrnn.kernels.hopper_tiles import M, Memory, Tiles
 from jaxrnn.kernels.hopper_weights import Source, Weights
 from jaxrnn.shapes import Array
@@ -221,7 +221,7 @@ class Block:
         if self._counters is not None:
             plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
         if self._met:
-            order()
+            cluster_fence()
         for met in self._met:
             plgpu.barrier_arrive(met.at[self._warpgroup])
 
@@ -256,7 +256,7 @@ class Block:
         for met in self._met:
             plgpu.barrier_wait(met.at[self._warpgroup])
         if self._met:
-            order()
+            cluster_fence()
         fence()
 
     # --- what is put out -------------------------------------------------------------------------

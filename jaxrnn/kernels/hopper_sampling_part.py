@@ -29,7 +29,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.kernels import hopper_cells
 from jaxrnn.kernels.hopper_arrays import Tile
-from jaxrnn.kernels.hopper_mosaic import fence, load, turned
+from jaxrnn.kernels.hopper_mosaic import cluster_fence, fence, load, turned
 from jaxrnn.kernels.hopper_tiles import M
 from jaxrnn.shapes import Array
 
@@ -332,6 +332,7 @@ class Part:
         if self._counter is not None:
             plgpu.semaphore_signal(self._counter, 1, memory_scope="gpu")
         elif self._cut.cluster > 1:
+            cluster_fence()
             plgpu.barrier_arrive(self._refs.met.at[0])
 
     def _meet(self) -> None:
@@ -341,6 +342,7 @@ class Part:
             plgpu.semaphore_wait(self._counter, times, decrement=False, memory_scope="gpu")
         elif self._cut.cluster > 1:
             plgpu.barrier_wait(self._refs.met.at[0])
+            cluster_fence()
         fence()
 
     # --- places -----------------------------------------------------------------------------------

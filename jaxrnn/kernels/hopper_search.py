@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxrnn import accelerator
 from jaxrnn.cells import cell_name
-from jaxrnn.kernels import hopper_model, hopper_residency
+from jaxrnn.kernels import hopper_model, hopper_residency, hopper_toolkit
 from jaxrnn.kernels.hopper_residency import Room
 from jaxrnn.kernels.hopper_tiles import (
     BARRIERS,
@@ -73,6 +73,8 @@ def unserved(dtype: Any) -> str | None:
         hopper_residency.room()
     except RuntimeError as error:
         return f"it must know how many CTAs are resident at once, and {error}; use 'xla'"
+    if device.platform == "gpu" and getattr(device, "local_hardware_id", None) is not None:
+        return hopper_toolkit.missing()
     return None
 
 
@@ -184,7 +186,7 @@ def _tiling(
             if fitting:
                 best[direction] = min(fitting, key=lambda pair: pair[0])[1]
         if len(best) == 2:
-            return tiles._replace(**best)
+            return tiles._replace(forward=best["forward"], backward=best["backward"])
     return None
 
 
