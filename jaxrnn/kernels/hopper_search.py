@@ -108,7 +108,7 @@ def search(cell: Any, batch: int, dtype: Any, room: Room, layers: int = 1) -> Ti
       room: CTAs that are resident at once, by the size of their clusters.
       layers: all of them at once (`jaxrnn.kernels.hopper_stack`), each with its own parts and groups.
     """
-    clusters = CLUSTERS
+    clusters: tuple[int, ...] = CLUSTERS
     if asked := os.environ.get(CLUSTER_VARIABLE):
         if asked not in map(str, CLUSTERS):
             names = ", ".join(map(str, CLUSTERS))
