@@ -43,6 +43,10 @@ def _where_jax_looks() -> Iterator[Path]:
     """In CUDA_ROOT, the package nvidia-cuda-nvcc, and XLA's own places."""
     if root := os.environ.get("CUDA_ROOT"):
         yield Path(root)
+    yield from _default_places()
+
+
+def _default_places() -> Iterator[Path]:
     for package in ("nvidia.cu13", "nvidia.cuda_nvcc"):
         spec = find_spec(package) if find_spec("nvidia") else None
         yield from map(Path, (spec and spec.submodule_search_locations) or ())
