@@ -447,12 +447,14 @@ def test_a_tiling_of_the_table_that_is_not_resident_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a card where fewer clusters find their place than on the one that the table is for."""
-    row = next(row for row in hopper_search.table() if row["tiles"]["cluster"] > 1)
-    cell = cell_of({"rnn": "rnn-tanh"}.get(row["cell"], row["cell"]), row["hidden"])
-    cramped = tuple(132 if size == 1 else size for size in CLUSTERS)
+    known = GOOD._replace(parts=16, cluster=8)
+    place = ROOM[0], "lstm", "bfloat16", 512, 64
+    monkeypatch.setattr(hopper_search, "_known", lambda: {place: known})
+    assert hopper_search.tiles_for(lstm(512), 64, "bfloat16") == known
+    cramped = (132, 132, 116, 56, 48)
     monkeypatch.setattr(hopper_residency, "room", lambda: cramped)
-    tiles = hopper_search.tiles_for(cell, row["batch"], row["dtype"])
-    assert tiles is not None
+    tiles = hopper_search.tiles_for(lstm(512), 64, "bfloat16")
+    assert tiles is not None and tiles != known
     assert tiles.parts * tiles.groups <= cramped[CLUSTERS.index(tiles.cluster)]
 
 
