@@ -15,7 +15,6 @@ from oracle import TOLERANCES, assert_close, unchecked
 from test_accelerator import fake
 from test_hopper import interpreted
 from test_hopper_compile import (
-    MULTIPROCESSORS,
     SHARED,
     gpu_aot,
     hopper_programs,
@@ -205,7 +204,7 @@ class TestCompiled:
         run, given, _ = hopper_programs.sampler(size)
         (report,) = hopper_static.reports(run, *given)
         assert report.kernel.endswith("_sampling")
-        assert report.blocks <= MULTIPROCESSORS
+        assert report.blocks <= hopper_search.multiprocessors()
         assert report.static_shared + report.shared <= SHARED
         assert report.spill_stores <= SPILLS and not report.losses
 
