@@ -188,7 +188,7 @@ def write_choices(record: dict[str, Any]) -> int:
     stay as they are.
     """
     keys = ("platform", "cell", "dtype", "batch", "hidden")
-    kept = json.loads(CHOICES.read_text()) if CHOICES.exists() else []
+    kept = json.loads(CHOICES.read_text(encoding="utf-8")) if CHOICES.exists() else []
     rows = {tuple(row[key] for key in keys): row for row in kept}
     found = [r | {"batch": r["size"][0], "hidden": r["size"][3]} for r in record["results"]]
     found = [r | {"platform": record["platform"]} for r in found]
@@ -200,7 +200,7 @@ def write_choices(record: dict[str, Any]) -> int:
             rows[values] = row
             count += 1
     lines = [json.dumps(rows[values]) for values in sorted(rows)]
-    CHOICES.write_text("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
+    CHOICES.write_text("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n", encoding="utf-8")
     return count
 
 

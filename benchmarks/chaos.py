@@ -66,7 +66,7 @@ class Victim:
     """
 
     def __init__(self, place: Path, steps: int, name: str) -> None:
-        (place / "text.txt").write_text(TEXT)
+        (place / "text.txt").write_text(TEXT, encoding="utf-8")
         self.run, self._place = place / name, place
         data = ["--data", str(place / "text.txt"), "--workdir", str(self.run)]
         self._command = [sys.executable, "-m", "jaxrnn.train", *data, f"--steps={steps}"]
@@ -115,15 +115,15 @@ class Victim:
 
     def outcome(self) -> dict[str, Any]:
         """All that must not depend on what happened: losses, samples, digests of the last state."""
-        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
         losses = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
         newest = max(int(path.name) for path in (self.run / "checkpoints").iterdir())
         notes = self.run / "checkpoints" / str(newest) / "notes" / "metadata"
-        samples = (self.run / "samples.txt").read_text()
+        samples = (self.run / "samples.txt").read_text(encoding="utf-8")
         return {
             "losses": losses,
             "samples": samples,
-            "digest": json.loads(notes.read_text())["digest"],
+            "digest": json.loads(notes.read_text(encoding="utf-8"))["digest"],
         }
 
     def _size(self) -> int:

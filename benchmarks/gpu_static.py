@@ -124,7 +124,7 @@ def compiled(function: Any, *args: Any, **options: Any) -> list[Loop]:
         lowered = function.lower(*aot.placed_on(SingleDeviceSharding(device), args))
         program = lowered.compile({"xla_dump_to": folder, **options})
         *_, listing = sorted(Path(folder).glob("*.thunk_sequence*.txt"))  # after the last pass
-        return loops(listing.read_text(), program.as_text())
+        return loops(listing.read_text(encoding="utf-8"), program.as_text())
 
 
 def loops(listing: str, program: str) -> list[Loop]:

@@ -81,7 +81,7 @@ def _piece(rng: np.random.Generator, letters: str) -> bytes:
 def memory_of(process: int | str) -> dict[str, int]:
     """Bytes of RssAnon, RssFile and their peak together, VmHWM; none of a process that is over."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
     sizes = {
@@ -98,7 +98,7 @@ def watched(
     env = os.environ | {"PYTHONPATH": str(root)}
     most: dict[str, int] = {}
     began = time.perf_counter()
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=folder, env=env, stdout=log, stderr=log
         )
@@ -111,7 +111,9 @@ def watched(
                 told = True
             time.sleep(SAMPLE)
     if process.returncode != (128 + signal.SIGTERM if told else 0):
-        sys.exit(f"error: {' '.join(arguments)} failed: {(folder / 'log').read_text()[-500:]}")
+        sys.exit(
+            f"error: {' '.join(arguments)} failed: {(folder / 'log').read_text(encoding='utf-8')[-500:]}"
+        )
     return {"seconds": time.perf_counter() - began, **most}
 
 
@@ -131,7 +133,7 @@ def trained(folder: Path, name: str, steps: int, flags: list[str]) -> dict[str, 
     metrics = run / "metrics.jsonl"
 
     def lines() -> list[str]:
-        return metrics.read_text().splitlines() if metrics.exists() else []
+        return metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
 
     command = ["jaxrnn.train", "--data", name, "--workdir", run.name, *ENDLESS, *flags]
     taken = watched(command, folder, lambda: len(lines()) > steps // CONFIG.log_every)

@@ -35,7 +35,7 @@ PROGRAM = re.compile(r"Compiling (jit\(.*?\)) with global shapes and types (.*)"
 
 def resident(process: int | str) -> dict[str, int]:
     """Bytes of RAM of a process ("self" for this one): its own, and of files it has mapped."""
-    status = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status))
     return {"own": 1024 * int(found["RssAnon"]), "files": 1024 * int(found["RssFile"])}
 
@@ -44,7 +44,10 @@ def watch(minutes: float, flags: list[str], place: Path) -> dict[str, Any]:
     """Train for so long: seconds and bytes at every look, and when each program was compiled."""
     log, run = place / "log", place / "run"
     command = [sys.executable, "-m", "jaxrnn.train", "--workdir", str(run), f"--steps={STEPS}"]
-    with log.open("w") as errors, (place / "out").open("w") as out:
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        (place / "out").open("w", encoding="utf-8") as out,
+    ):
         process = subprocess.Popen(
             [*command, *flags],
             env=os.environ | {"JAX_LOG_COMPILES": "1"},
@@ -55,15 +58,17 @@ def watch(minutes: float, flags: list[str], place: Path) -> dict[str, Any]:
         compiled: list[tuple[float, str, str]] = []
         while (passed := time.monotonic() - begin) < 60 * minutes and process.poll() is None:
             time.sleep(EVERY)
-            programs = PROGRAM.findall(log.read_text())
+            programs = PROGRAM.findall(log.read_text(encoding="utf-8"))
             compiled += [(passed, *program) for program in programs[len(compiled) :]]
             if process.poll() is None:
                 looks.append([passed, *resident(process.pid).values()])
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=300)
     if status != 128 + signal.SIGTERM:
-        sys.exit(f"error: the training ended with status {status}: {log.read_text()[-500:]}")
-    lines = (run / "metrics.jsonl").read_text().count("\n")
+        sys.exit(
+            f"error: the training ended with status {status}: {log.read_text(encoding='utf-8')[-500:]}"
+        )
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
     kinds = collections.Counter(tuple(program) for _, *program in compiled)
     again = sorted(name for (name, _), times in kinds.items() if times > 1)
     return {

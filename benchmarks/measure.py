@@ -27,6 +27,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from jaxrnn.console import open_streams
+
 RESULTS = Path(__file__).parent / "results"
 PAUSE = 0.02  # seconds before a turn
 TURN = 0.05  # seconds that a turn lasts at least, by repeating calls that are shorter
@@ -34,7 +36,11 @@ WARM = 0.2  # seconds; a turn of shorter calls begins with one that is not count
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad input is one line and the exit status 2."""
+    """Bad input is one line and the exit status 2. What is printed after parsing suits any encoding."""
+
+    def parse_args(self, *args: Any, **named: Any) -> Any:
+        open_streams()
+        return super().parse_args(*args, **named)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
@@ -77,7 +83,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
     driver: what nvidia-smi says of the first card, null where there is none.
     """
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     model = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return {
         "platform": jax.default_backend(),
@@ -165,14 +171,14 @@ def write(record: dict[str, Any], output: Path) -> None:
     text = re.sub(
         r"\[[^][{}\"]*\]", lambda list: " ".join(list[0].split()), json.dumps(record, indent=1)
     )
-    partial.write_text(text + "\n")
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(output)
 
 
 def read(path: Path) -> dict[str, Any]:
     """A file that `write` wrote. Ends the program with one line where it cannot be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         sys.exit(f"error: cannot read {path}: {problem}")
 

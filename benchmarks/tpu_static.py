@@ -91,7 +91,7 @@ def bundles(chip: str, hidden: int, batch: int) -> dict[str, float]:
         found = {}
         for name in PASSES:
             (path,) = Path(folder).glob(f"*lstm_{name}*[0-9]-final_bundles.txt")
-            found[name] = bundles_per_step(path.read_text(), hidden, SWEEPS[name])
+            found[name] = bundles_per_step(path.read_text(encoding="utf-8"), hidden, SWEEPS[name])
         return found
 
 

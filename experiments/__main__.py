@@ -21,6 +21,7 @@ from pathlib import Path
 
 import jaxrnn
 from experiments import Outcome
+from jaxrnn import console
 
 HERE = Path(__file__).parent
 RESULTS, QUICK, GALLERY = HERE / "results", HERE.parent / "runs" / "quick", HERE / "README.md"
@@ -85,7 +86,7 @@ def gallery() -> str:
         path = RESULTS / name / "result.json"
         if not path.exists():
             continue
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         parts.append(
             f"## {name}\n\n{claim(name)}\n\n"
             f"![{name}](results/{name}/picture.png)\n\n"
@@ -147,10 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             folder = run(name, flags.quick)
         except jaxrnn.InputError as error:  # as a text that is missing; the others need not
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            console.error(error)
             status = 2
             continue
-        record = json.loads((folder / "result.json").read_text())
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         print(f"  {record['sentence']}\n  {record['seconds']} s, in {folder}/", flush=True)
         if not flags.quick:
             GALLERY.write_text(gallery(), encoding="utf-8")
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _described(name: str) -> tuple[int, str]:
     """An experiment's row of the lecture and its docstring, read without running it."""
-    module = ast.parse((HERE / f"{name}.py").read_text())
+    module = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
     for node in module.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROW":
             return int(ast.literal_eval(node.value)), ast.get_docstring(module) or ""
@@ -168,7 +169,12 @@ def _described(name: str) -> tuple[int, str]:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nstopped; the former results are as they were", file=sys.stderr)
-        sys.exit(130)
+        status = 130
+    except BrokenPipeError:
+        console.abandon_output()
+        status = console.PIPE_CLOSED
+    sys.exit(status)

@@ -10,7 +10,6 @@ text and settings takes it from there. Delete the folder to train anew.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +17,13 @@ import jax
 import numpy as np
 
 import jaxrnn
-from jaxrnn import checkpoint, sources, text, train, training
+from jaxrnn import cache, checkpoint, console, report, sources, text, train, training
 
 MODELS = Path(__file__).parent.parent / "runs" / "experiments"
 LINUX_FILE = "linux-kernel.txt"
 LINUX_ADVICE = (
-    "there is no {path}, the C files of Linux' folder kernel/ in one; fetch them with: "
-    "mkdir -p {path.parent} && curl -L https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.6.tar.xz | "
+    "there is no {file}, the C files of Linux' folder kernel/ in one; fetch them with: "
+    "mkdir -p {folder} && curl -L https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.6.tar.xz | "
     "tar -xJO --wildcards 'linux-6.6/kernel/*.c' > {path}"
 )
 
@@ -77,9 +76,10 @@ def find(name: str, quick: bool) -> Text:
         return Text("play", ("play",)) if quick else Text("shakespeare", ("shakespeare",))
     if quick:  # XLA's headers, which come with JAX
         return Text("headers", (jax.ffi.include_dir(),), "*.h", bytes=True)
-    path = sources.cache_folder() / LINUX_FILE
+    path = cache.folder() / LINUX_FILE
     if not path.is_file():
-        raise jaxrnn.InputError(LINUX_ADVICE.format(path=path))
+        folder, quoted = console.quoted_path(path.parent), console.quoted_path(path)
+        raise jaxrnn.InputError(LINUX_ADVICE.format(file=path, folder=folder, path=quoted))
     return Text("linux", (str(path),), bytes=True)
 
 
@@ -107,7 +107,7 @@ def learn(text: Text, settings: training.Config) -> Run:
     )
     if status:  # Ctrl-C: the run is saved, and the experiment is not complete
         raise KeyboardInterrupt
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = report.read_metrics(workdir / report.METRICS)
     judged = [line for line in lines if "val_loss" in line]
     training_alone = [line for line in lines if "val_loss" not in line] or lines
     return Run(

@@ -30,8 +30,9 @@ from experiments import Outcome, _drawing, _text
 from jaxrnn import charlm, training
 
 ROW = 17
-CODE = Path(__file__).with_name("_inside.c").read_text()  # what page and picture show
-TEMPLATE = Path(__file__).with_name("_inside.html").read_text()
+# The C code that page and picture show.
+CODE = Path(__file__).with_name("_inside.c").read_text(encoding="utf-8")
+TEMPLATE = Path(__file__).with_name("_inside.html").read_text(encoding="utf-8")
 TAB = 8
 COMMENT_OR_QUOTE = re.compile(r"/\*.*?\*/|//[^\n]*|([\"'])(?:\\.|(?!\1)[^\\\n])*\1", re.DOTALL)
 FEATURES = ["column", "indentation", "depth of {}", "in quotes", "in a comment", "in parentheses"]

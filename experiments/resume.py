@@ -68,7 +68,7 @@ def command(config: training.Config, workdir: Path) -> list[str]:
 def lines(workdir: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl, without what the clock says."""
     path = workdir / "metrics.jsonl"
-    written = path.read_text().splitlines(keepends=True) if path.exists() else []
+    written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [json.loads(line) for line in written if line.endswith("\n")]
     clock = ("chars_per_second", "seconds")
     return [{k: v for k, v in line.items() if k not in clock} for line in kept]

@@ -5,14 +5,16 @@ state, ys = jaxrnn.unroll(cell, params, xs)               a cell over time, in a
 jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained run
 """
 
+from jaxrnn import serialization
 from jaxrnn.cells import Cell, gru, lstm, rnn
 from jaxrnn.charlm import Config, Params, init
 from jaxrnn.checkpoint import load
 from jaxrnn.dispatch import explain
 from jaxrnn.errors import InputError
 from jaxrnn.inspection import activations, gradient_flow
+from jaxrnn.kernels.cpu.build import register_built
 from jaxrnn.network import Network, network
-from jaxrnn.sampling import sample, stream
+from jaxrnn.sampling import sample, sample_bytes, stream, stream_bytes
 from jaxrnn.text import Vocabulary
 from jaxrnn.unroll import unroll, unroll_projected
 
@@ -33,7 +35,12 @@ __all__ = [
     "network",
     "rnn",
     "sample",
+    "sample_bytes",
     "stream",
+    "stream_bytes",
     "unroll",
     "unroll_projected",
 ]
+
+serialization.register()
+register_built()

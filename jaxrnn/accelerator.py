@@ -27,10 +27,10 @@ def use(accelerator: Accelerator) -> None:
     if accelerator == "cpu":
         jax.config.update("jax_platforms", "cpu")
         return
+    there = ", ".join(sorted({device.platform for device in _devices()}))
     try:
         wanted = jax.devices(accelerator)
     except RuntimeError:
-        there = ", ".join(sorted({device.platform for device in _devices()}))
         forced = os.environ.get("JAX_PLATFORMS")
         why = f" (JAX_PLATFORMS={forced} is set)" if forced else ""
         raise InputError(
@@ -71,13 +71,23 @@ def fast_dtype() -> Literal["float32", "bfloat16"]:
         return "bfloat16"
     if here.platform == "cpu":
         flags = Path("/proc/cpuinfo")
-        return "bfloat16" if flags.exists() and "amx_bf16" in flags.read_text() else "float32"
+        return (
+            "bfloat16"
+            if flags.exists() and "amx_bf16" in flags.read_text(encoding="utf-8")
+            else "float32"
+        )
     capability = str(getattr(here, "compute_capability", "0")).split(".")[0]
     return "bfloat16" if not capability.isdigit() or int(capability) >= 8 else "float32"
 
 
 def _devices() -> list[jax.Device]:
+    """Return all devices that JAX finds. Raises InputError where it finds none."""
     try:
         return jax.devices()
-    except RuntimeError as error:
-        raise InputError(f"JAX finds no device: {str(error).splitlines()[0]}") from None
+    # JAX raises a RuntimeError or, for CUDA, an AssertionError without a message; a platform's plugin
+    # raises what it likes.
+    except Exception as error:
+        why = next(iter(str(error).splitlines()), "") or "the platform asked for is not here"
+        forced = os.environ.get("JAX_PLATFORMS")
+        hint = f"; JAX_PLATFORMS={forced} is set: unset it to take what is here" if forced else ""
+        raise InputError(f"JAX finds no device: {why}{hint}") from None

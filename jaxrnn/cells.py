@@ -23,11 +23,26 @@ projection, zero at the start (but for the LSTM's forget gate), and `gru(reset="
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    SupportsIndex,
+    get_args,
+    runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
+from jaxrnn.errors import whole_number
 from jaxrnn.shapes import Array, Float, Key
 
 Activation = Literal["tanh", "relu", "sigmoid"]
@@ -100,34 +115,28 @@ class _Gated:
     hidden: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.hidden, int) or self.hidden <= 0:
-            raise ValueError(f"hidden must be a positive whole number, not {self.hidden!r}")
+        # Numpy's numbers become Python's, so that equal cells are equal in every way.
         for field in dataclasses.fields(self):
-            choices = _CHOICES.get(field.name)
-            if choices and getattr(self, field.name) not in choices:
-                raise ValueError(
-                    f"{field.name} must be one of {', '.join(choices)}, "
-                    f"not {getattr(self, field.name)!r}"
-                )
+            given = getattr(self, field.name)
+            object.__setattr__(self, field.name, _OPTIONS[field.name](field.name, given))
 
     def project(self, params: Any, xs: Float[Array, "... D"]) -> Float[Array, "... G"]:
         """gx = x W_x + b for any leading axes, in the wide dtype (all gates, order `GATES`)."""
+        check_params(self, params)
         return add(product(xs, params.w_x), params.b)
 
-    def _weights(self, key: Key, input_size: int, dtype: Any) -> tuple[Array, Array]:
+    def _weights(self, key: Key, input_size: SupportsIndex, dtype: Any) -> tuple[Array, Array]:
         """w_x [D, G] Glorot-uniform and w_h [H, G], each gate's block drawn by itself."""
-        if input_size <= 0:
-            raise ValueError(f"input_size must be a positive whole number, not {input_size!r}")
+        input_size = whole_number("input_size", input_size, 1)
         recurrent: str = getattr(self, "recurrent_init", "orthogonal")
-        initial = {
-            "orthogonal": jax.nn.initializers.orthogonal(),
-            "glorot": jax.nn.initializers.glorot_uniform(),
-        }
+        glorot = jax.nn.initializers.glorot_uniform()
+        initial = {"orthogonal": orthogonal, "glorot": glorot}[recurrent]
         keys = jax.random.split(key, (2, len(self.GATES)))
-        w_x = [initial["glorot"](k, (input_size, self.hidden), wide(dtype)) for k in keys[0]]
-        w_h = [initial[recurrent](k, (self.hidden, self.hidden), wide(dtype)) for k in keys[1]]
-        return jnp.concatenate(w_x, axis=1).astype(dtype), jnp.concatenate(w_h, axis=1).astype(
-            dtype
+        w_x = [glorot(k, (input_size, self.hidden), wide(dtype)) for k in keys[0]]
+        w_h = [initial(k, (self.hidden, self.hidden), wide(dtype)) for k in keys[1]]
+        return (
+            jnp.concatenate(w_x, axis=1).astype(dtype),
+            jnp.concatenate(w_h, axis=1).astype(dtype),
         )
 
 
@@ -144,7 +153,7 @@ class RNN(_Gated):
       recurrent_init: "orthogonal" or "glorot", for w_h.
 
     Raises:
-      ValueError: for a width that is not positive or a name that is not listed.
+      ValueError: for a width that is no positive whole number, or an option that is not listed.
     """
 
     GATES = ("h",)
@@ -152,7 +161,7 @@ class RNN(_Gated):
     activation: Activation = "tanh"
     recurrent_init: RecurrentInit = "orthogonal"
 
-    def init(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> RNNParams:
+    def init(self, key: Key, input_size: SupportsIndex, dtype: Any = jnp.float32) -> RNNParams:
         w_x, w_h = self._weights(key, input_size, dtype)
         return RNNParams(w_x, w_h, jnp.zeros(self.hidden, dtype))
 
@@ -163,6 +172,7 @@ class RNN(_Gated):
         self, params: RNNParams, state: RNNState, gx: Float[Array, "B H"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: "hidden"."""
+        check_params(self, params, projected=True)
         hidden = ACTIVATIONS[self.activation](gx + product(state.hidden, params.w_h))
         return {"hidden": hidden}
 
@@ -194,7 +204,7 @@ class LSTM(_Gated):
       recurrent_init: "orthogonal" or "glorot", for w_h.
 
     Raises:
-      ValueError: for a width that is not positive or a name that is not listed.
+      ValueError: for a width that is no positive whole number, or an option that is not listed.
     """
 
     GATES = ("i", "f", "g", "o")
@@ -203,7 +213,7 @@ class LSTM(_Gated):
     forget_bias: float = 1.0
     recurrent_init: RecurrentInit = "orthogonal"
 
-    def init(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> LSTMParams:
+    def init(self, key: Key, input_size: SupportsIndex, dtype: Any = jnp.float32) -> LSTMParams:
         w_x, w_h = self._weights(key, input_size, dtype)
         b = jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.hidden)
         return LSTMParams(
@@ -218,9 +228,10 @@ class LSTM(_Gated):
         self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B G"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: the gates "i", "f", "o", the block input "g", "cell", "hidden"."""
+        check_params(self, params, projected=True)
         a_i, a_f, a_g, a_o = split(gx + product(state.hidden, params.w_h), 4)
         if params.w_c is not None:
-            p_i, p_f, p_o = rows(params.w_c)
+            p_i, p_f, p_o = vectors(params.w_c, state.cell.ndim)
             a_i, a_f = a_i + p_i * state.cell, a_f + p_f * state.cell
         i, f, g = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jnp.tanh(a_g)
         cell = f * state.cell + i * g
@@ -255,7 +266,7 @@ class GRU(_Gated):
       recurrent_init: "orthogonal" or "glorot", for w_h.
 
     Raises:
-      ValueError: for a width that is not positive or a name that is not listed.
+      ValueError: for a width that is no positive whole number, or an option that is not listed.
     """
 
     GATES = ("z", "r", "n")
@@ -263,7 +274,7 @@ class GRU(_Gated):
     reset: Reset = "before"
     recurrent_init: RecurrentInit = "orthogonal"
 
-    def init(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> GRUParams:
+    def init(self, key: Key, input_size: SupportsIndex, dtype: Any = jnp.float32) -> GRUParams:
         w_x, w_h = self._weights(key, input_size, dtype)
         b_h = jnp.zeros(self.hidden, dtype) if self.reset == "after" else None
         return GRUParams(w_x, w_h, jnp.zeros(3 * self.hidden, dtype), b_h)
@@ -275,6 +286,7 @@ class GRU(_Gated):
         self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: the gates "z" and "r", the candidate "n", "hidden"."""
+        check_params(self, params, projected=True)
         h, size = state.hidden, self.hidden
         if params.b_h is not None:  # reset == "after"
             product_zr, product_n = jnp.split(product(h, params.w_h), [2 * size], axis=-1)
@@ -297,17 +309,167 @@ class GRU(_Gated):
 
 rnn, lstm, gru = RNN, LSTM, GRU  # made by a call, as in `jaxrnn.lstm(512)`
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "activation": tuple(ACTIVATIONS),
-    "reset": ("before", "after"),
-    "recurrent_init": ("orthogonal", "glorot"),
+
+def _one_of(choices: Any) -> Callable[[str, Any], str]:
+    """Return a check that an option is one of the names of a `Literal`."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in get_args(choices):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+        return str(value)
+
+    return check
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool | np.bool_ | str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return number
+
+
+_OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "hidden": partial(whole_number, least=1),
+    "activation": _one_of(Activation),
+    "peephole": _truth,
+    "forget_bias": _finite,
+    "reset": _one_of(Reset),
+    "recurrent_init": _one_of(RecurrentInit),
 }
+
+
+def is_own(cell: Any) -> bool:
+    """Whether this is one of the library's cells, and no subclass of one."""
+    return type(cell) in (RNN, LSTM, GRU)
+
+
+def by_value(cell: Any) -> bool:
+    """Whether equal cells stand for one another, so that what is made for one is kept for the next."""
+    try:
+        hash(cell)
+    except TypeError:
+        return False
+    return type(cell).__eq__ is not object.__eq__
+
+
+def check_params(cell: Any, params: Any, projected: bool = False) -> None:
+    """Raise ValueError where parameters are not as `cell.init` makes them.
+
+    They must agree in structure, in the shape and dtype of each array, and in which are None. A cell
+    without an `init`, or with one that JAX cannot evaluate without numbers, is not checked, and neither
+    are parameters without a w_x [D, ...], which says for how many inputs they are.
+
+    projected: whether the inputs are projected already; w_x and b of the library's cells may be None.
+    """
+    w_x: Any = getattr(params, "w_x", None)
+    w_h: Any = getattr(params, "w_h", None)
+    known = getattr(w_x, "ndim", 0) == 2
+    if not known and not is_own(cell):
+        return
+    size = w_x.shape[0] if known else 1
+    make = _cached_shapes if by_value(cell) else _shapes
+    expected = make(cell, max(size, 1), jnp.dtype(getattr(w_h, "dtype", jnp.float32)), _x64())
+    if expected is None:
+        return
+    if not size:
+        # No init draws weights for inputs without a feature, yet such inputs have a projection: b.
+        expected = expected._replace(
+            w_x=jax.ShapeDtypeStruct((0, *expected.w_x.shape[1:]), w_x.dtype)
+        )
+    if projected and is_own(cell):
+        unused = {name: None for name in ("w_x", "b") if getattr(params, name, 0) is None}
+        expected = expected._replace(**unused)
+    want, structure = jax.tree.flatten_with_path(expected, is_leaf=_is_none)
+    got, found = jax.tree.flatten(params, is_leaf=_is_none)
+    if found != structure:  # type: ignore[operator]
+        raise ValueError(
+            f"params must be {type(expected).__name__}, as the init of {cell} makes them, not "
+            f"{type(params).__name__}"
+            + ("" if type(params) is not type(expected) else " of another structure")
+        )
+    for (path, like), leaf in zip(want, got, strict=True):
+        if _described(leaf) != _described(like) and not _same_but_cast(leaf, like, w_h):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be {_described(like)}, as the init of {cell} "
+                f"makes it, not {_described(leaf)}"
+            )
+
+
+def _shapes(cell: Any, input_size: int, dtype: Any, x64: bool) -> Any:
+    """The shapes and dtypes of `cell.init`'s parameters; None where they cannot be known."""
+    try:
+        return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, dtype))
+    except Exception:  # an init of somebody's own may need numbers, or raise what it likes
+        if is_own(cell):
+            raise
+        return None
+
+
+_cached_shapes = lru_cache(maxsize=1024)(_shapes)
+
+
+def _x64() -> bool:
+    return jax.dtypes.canonicalize_dtype(float) == np.float64
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _described(leaf: Any) -> str:
+    if leaf is None:
+        return "None"
+    dtype = getattr(leaf, "dtype", None)
+    return f"{type(leaf).__name__}" if dtype is None else f"{dtype} of shape {jnp.shape(leaf)}"
+
+
+def _same_but_cast(leaf: Any, like: Any, w_h: Any) -> bool:
+    """Whether only the dtype differs, and is that of w_h: an init may know float32 alone."""
+    return (
+        leaf is not None
+        and like is not None
+        and jnp.shape(leaf) == like.shape
+        and getattr(leaf, "dtype", None) == getattr(w_h, "dtype", None)
+    )
 
 
 def cell_name(cell: Cell) -> str:
     """A cell's name in the table of choices, as in "lstm", "lstm-peephole" or "gru-before"."""
     variant = "peephole" if getattr(cell, "peephole", False) else getattr(cell, "reset", None)
     return "-".join([type(cell).__name__.lower(), *([variant] if variant else [])])
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def orthogonal(key: Key, shape: tuple[int, int], dtype: Any) -> Float[Array, "H H"]:
+    """Return a random orthogonal matrix, the same bits whatever the number of cores.
+
+    The identity is taken through 4 log2(H) rounds; each turns every row of the first half and its
+    partner in the second by a random angle, and shuffles the halves into one another. After log2(H)
+    rounds every row holds a part of every other, and after four times as many the entries are
+    distributed as those of the QR decomposition of a normal matrix. LAPACK's QR divides its sums among
+    the cores, and so rounds them differently on another machine.
+    """
+    size, _ = shape
+    half = size // 2
+    points = jax.random.normal(key, (4 * (size - 1).bit_length(), 2, half, 1), dtype)
+    turns = points / jnp.sqrt((points**2).sum(1, keepdims=True))  # cosines and sines
+
+    def turn(q: Array, turns: Array) -> tuple[Array, None]:
+        c, s = turns
+        first, second, odd = jnp.split(q, [half, 2 * half])
+        turned = jnp.stack([c * first - s * second, s * first + c * second], axis=1)
+        return jnp.concatenate([odd, turned.reshape(2 * half, size)]), None
+
+    return lax.scan(turn, jnp.eye(size, dtype=dtype), turns)[0]
 
 
 def wide(dtype: Any) -> Any:
@@ -330,6 +492,7 @@ def split(gates: Float[Array, "... G"], count: int) -> list[Array]:
     return jnp.split(gates, count, axis=-1)
 
 
-def rows(w: Float[Array, "K H"]) -> list[Array]:
-    """The rows of w, each [1, H] in the wide dtype, ready to multiply a [B, H] state."""
-    return jnp.split(w.astype(wide(w.dtype)), w.shape[0])
+def vectors(w: Float[Array, "K H"], axes: int) -> list[Array]:
+    """The rows of w in the wide dtype, each ready to multiply a state of so many axes."""
+    parts = jnp.split(w.astype(wide(w.dtype)), w.shape[0])
+    return [part.reshape((1,) * (axes - 1) + part.shape[1:]) for part in parts]

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn import accelerator, cells, dispatch, mesh
+from jaxrnn import accelerator, cells, dispatch, mesh, modes
 from jaxrnn.dispatch import Implementation
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, whole_number
 from jaxrnn.kernels.inputs import Dense, Lookup, Masks
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 from jaxrnn.text import Vocabulary
@@ -63,11 +63,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.cell not in ("rnn", "lstm", "gru"):
             raise InputError(f"--cell must be rnn, lstm or gru, not {self.cell!r}")
-        for name in ("layers", "hidden"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.embed < 0:
-            raise InputError(f"--embed must be 0 (one-hot) or more, not {self.embed}")
+        for name, least in (("layers", 1), ("hidden", 1), ("embed", 0)):
+            try:
+                number = whole_number(f"--{name}", getattr(self, name), least)
+            except ValueError as error:
+                raise InputError(str(error)) from None
+            object.__setattr__(self, name, number)
         for name in ("dropout", "weight_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
@@ -114,8 +115,9 @@ class Params:
     vocabulary: Vocabulary = flax.struct.field(pytree_node=False)
 
 
+@modes.fixed()
 def init(config: Config, vocabulary: Vocabulary, seed: int = 0) -> Params:
-    """A fresh model: float32 parameters drawn from `seed`."""
+    """Return a fresh model: float32 parameters drawn from `seed`, the same in every mode of JAX."""
     config = config.resolved()
     if not len(vocabulary):
         raise InputError("the vocabulary is empty; make it with Vocabulary.of(text)")
@@ -270,7 +272,10 @@ def _dropout_weights(layers: tuple[Any, ...], rate: float, key: Key) -> tuple[An
 
 
 def _dropout(x: Array, rate: float, key: Key) -> Array:
-    """Drop a share of x and scale the rest up. The share is rounded to 256ths: bytes are cheap."""
-    kept = min(max(round((1 - rate) * 256), 1), 255)
-    keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
-    return jnp.where(keep, x * jnp.asarray(256 / kept, x.dtype), 0)
+    """Drop each number of x with probability `rate` and scale the rest up, so that the mean stays."""
+    words = 2**32
+    kept = min(max(round((1 - rate) * words), 1), words - 1)
+    keep = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(kept)
+    # The product is rounded to x's dtype, its factor is not: in bfloat16 that would shift the mean.
+    scaled = x.astype(jnp.float32) * jnp.float32(words / kept)
+    return jnp.where(keep, scaled.astype(x.dtype), 0)

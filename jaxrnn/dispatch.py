@@ -9,7 +9,8 @@
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
 size (`kernels/choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where
-nothing near was measured the platform's usual one: the first of these that can serve the call.
+nothing near was measured the platform's usual one: the first of these that can serve the call. The table
+is of long sequences; calls of one step, and on a CPU those of a few, run by what costs least to begin.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import functools
 import importlib
 import json
 import math
+import warnings
 from importlib import resources
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,6 +27,8 @@ import jax.numpy as jnp
 
 from jaxrnn import accelerator
 from jaxrnn.cells import Cell, cell_name
+from jaxrnn.errors import whole_number
+from jaxrnn.kernels import Missing
 
 Implementation = Literal["scan", "xla", "columns", "native", "pallas", "cudnn"]
 
@@ -35,6 +39,7 @@ class Call(NamedTuple):
     """What is asked of an implementation, as far as one may be unable to do it."""
 
     cell: Cell
+    steps: int  # T, those that are run at once
     batch: int  # rows B
     dtype: Any  # of the parameters
     projected: bool = False  # the inputs are projected already
@@ -75,12 +80,15 @@ def explain(
       (implementation, why).
 
     Raises:
-      ValueError: as `unroll` would, for an empty batch, a dtype that is not supported, and an
-        implementation that is unknown or cannot run this.
+      ValueError: as `unroll` would, for a dtype that is not supported and an implementation that is
+        unknown or cannot run this.
     """
     if len(shape) != 3:
         raise ValueError(f"shape must be that of xs, [T, B, D], not {tuple(shape)}")
-    call = Call(cell, shape[1], jnp.dtype(dtype), resets=resets, reverse=reverse)
+    steps, batch, _ = (
+        whole_number(f"{axis} of shape", n, 0) for axis, n in zip("TBD", shape, strict=True)
+    )
+    call = Call(cell, steps, batch, jnp.dtype(dtype), resets=resets, reverse=reverse)
     return choose(call, implementation)
 
 
@@ -94,13 +102,15 @@ def choose(
     table: what was measured, rows as in `kernels/choices.json`; None for that file.
     """
     check_dtype(call.dtype)
-    if call.batch < 1:
-        raise ValueError(f"there must be at least one row: the batch has B = {call.batch}")
-    if implementation is None:
-        return _fastest(call, measured() if table is None else table)
-    if implementation not in get_args(Implementation):
+    if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(get_args(Implementation))
         raise ValueError(f"implementation must be one of {names} or None, not {implementation!r}")
+    if not call.batch:
+        return Choice("scan", "the batch has no rows")
+    if implementation is None:
+        if not isinstance(call.steps, int) or not isinstance(call.batch, int):
+            return Choice("scan", "the sizes are symbols, as jax.export has them")
+        return _fastest(call, measured() if table is None else table)
     reason = _obstacle(implementation, call)
     if reason:
         raise ValueError(f"implementation {implementation!r} cannot run this: {reason}")
@@ -108,8 +118,8 @@ def choose(
 
 
 def check_dtype(dtype: Any) -> None:
-    """A ValueError for floating-point numbers that no implementation runs with."""
-    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).name not in DTYPES:
+    """Raise ValueError for a dtype that no implementation runs with."""
+    if jnp.dtype(dtype).name not in DTYPES:
         raise ValueError(f"parameters and inputs must be {', '.join(DTYPES)}, not {dtype}")
 
 
@@ -120,9 +130,14 @@ def measured() -> list[dict[str, Any]]:
     return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else []
 
 
+def platform() -> str:
+    """The platform that the implementation is chosen for: that of the device that new arrays go to."""
+    return accelerator.device().platform
+
+
 def kernel(name: Implementation) -> Any:
     """The module of an implementation other than scan; imported late, since Pallas takes a second."""
-    module = _MODULES.get((name, accelerator.device().platform), name)
+    module = _MODULES.get((name, platform()), name)
     return importlib.import_module(f"jaxrnn.kernels.{module}")
 
 
@@ -156,25 +171,46 @@ _USUAL: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("native", "xla", "scan"),
     "tpu": ("pallas", "xla", "scan"),
 }
+_ONE_STEP: tuple[Implementation, ...] = ("scan",)
+_FEW_STEPS: tuple[Implementation, ...] = ("xla", "scan")
+_FEW = 8  # native packs the weights at each call, which fewer steps do not make up for
 _NEAR = 2.0  # octaves of B and H together
 
 
 def _fastest(call: Call, table: list[dict[str, Any]]) -> Choice:
     platform = accelerator.device().platform
-    order, row = _USUAL.get(platform, ("xla", "scan")), _nearest(call, platform, table)
-    if row:
-        order = (row["implementation"], *order)
-    obstacles = []
+    order, row = _USUAL.get(platform, ("xla", "scan")), None
+    if call.steps <= 1:
+        order, why = _ONE_STEP, "the usual choice for a single step"
+    elif call.steps < _FEW and platform == "cpu":
+        order, why = _FEW_STEPS, f"the usual choice on {platform} for fewer than {_FEW} steps"
+    elif row := _nearest(call, platform, table):
+        order, why = (row["implementation"], *order), f"the usual choice on {platform}"
+    else:
+        why = f"the usual choice on {platform}, nothing near was measured"
+    obstacles: list[str] = []
+    lacking: tuple[str, str] | None = None
     for name in order:
         reason = _obstacle(name, call)
         if reason is None:
             break
+        if isinstance(reason, Missing):
+            lacking = name, reason
         obstacles.append(f"{name} cannot run this: {reason}")
+    if lacking:
+        _warn_of_slower(name, *lacking)
     if row and name == row["implementation"]:
         why = f"the fastest measured on {platform}, at B = {row['batch']}, H = {row['hidden']}"
-    else:
-        why = f"the usual choice on {platform}" + ("" if row else ", nothing near was measured")
     return Choice(name, "; ".join([*obstacles, why]))
+
+
+@functools.cache  # once in a process
+def _warn_of_slower(name: str, faster: str, reason: str) -> None:
+    warnings.warn(
+        f'the recurrence runs by "{name}", which is slower than "{faster}": {reason}',
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _obstacle(name: Implementation, call: Call) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrnn import charlm, mesh
+from jaxrnn import charlm, mesh, modes
 from jaxrnn.feed import Feed, gather
 from jaxrnn.shapes import Array, Bool, Scalar
 from jaxrnn.text import Corpus
@@ -17,6 +18,7 @@ from jaxrnn.text import Corpus
 WARM_UP = 256  # characters that each part of the validation text is read in with, not counted
 
 
+@modes.fixed()
 def evaluate(
     params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
 ) -> float:
@@ -27,22 +29,50 @@ def evaluate(
     are the same however many devices read them; those without a part read what is not counted.
     """
     devices = source.devices
+    parts = _parts(corpus, batch, devices)
+    carry = _begin(params.config, len(parts.read), devices)
+    nats = 0.0
+    for offset in range(0, int((parts.end - 1 - parts.read).max()), seq_len):
+        windows = source.windows(parts.read + offset, seq_len)
+        counted = parts.counted(offset, seq_len)
+        carry, part = _evaluate(seq_len, devices, params, source.tokens, windows, carry, counted)
+        nats += float(part)
+    return nats / (len(corpus.tokens) - corpus.split)
+
+
+def compile_ahead(
+    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
+) -> Any:
+    """Compile the program that `evaluate` runs again and again, from descriptions of its arrays."""
+    devices, parts = source.devices, _parts(corpus, batch, source.devices)
+    rows = len(parts.read)
+    carry = mesh.described(devices, lambda: charlm.initial_carry(params.config, rows))
+    given = params, source.tokens, source.windows(parts.read, seq_len), carry
+    return _evaluate.lower(seq_len, devices, *given, parts.counted(0, seq_len)).compile()
+
+
+class _Parts(NamedTuple):
+    """Where the rows that are read side by side begin and end in the text; the tokens [rows] of each
+    from begin to end - 1 are counted, and reading starts at read."""
+
+    read: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+    def counted(self, offset: int, seq_len: int) -> np.ndarray:
+        """[T, rows] bool: which targets count of those `offset` after where reading started."""
+        target = self.read + offset + 1 + np.arange(seq_len)[:, None]
+        return (self.begin <= target) & (target < self.end)
+
+
+def _parts(corpus: Corpus, batch: int, devices: mesh.Mesh) -> _Parts:
     first, total = corpus.split, len(corpus.tokens)
     parts = max(1, min(batch, (total - first) // (2 * WARM_UP)))
     span = -(-(total - first) // parts)
     rows = -(-parts // devices.shape[mesh.DATA]) * devices.shape[mesh.DATA]
     begin = np.minimum(first + span * np.arange(rows), total)
     end = np.minimum(begin + span, total)
-    read = np.maximum(begin - 1 - WARM_UP, 0)
-    carry = _begin(params.config, rows, devices)
-    nats = 0.0
-    for offset in range(0, int((end - 1 - read).max()), seq_len):
-        target = read + offset + 1 + np.arange(seq_len)[:, None]
-        counted = (begin <= target) & (target < end)
-        windows = source.windows(read + offset, seq_len)
-        carry, part = _evaluate(seq_len, devices, params, source.tokens, windows, carry, counted)
-        nats += float(part)
-    return nats / (total - first)
+    return _Parts(np.maximum(begin - 1 - WARM_UP, 0), begin, end)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

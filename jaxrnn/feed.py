@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Int, UInt
 
 MemoryMap = Literal["auto", "always", "never"]
+FILE = "tokens.npy"  # of a run directory, where the text is memory-mapped
 
 
 class Feed(NamedTuple):
     """The text as the devices read it: windows gathered there, or here from a file, by their starts.
 
-    tokens: [N] on each device; None where the hosts read the text.
+    tokens: [N] on each device, or in a plan only their description; None where the hosts read the text.
     text: [N] on the host.
     devices: the mesh that the rows are divided over.
     """
@@ -48,6 +49,31 @@ class Feed(NamedTuple):
         return mesh.own_rows(self.devices, shape, len(shape) - 1, read)
 
 
+def plan(
+    tokens: np.ndarray, memory_map: MemoryMap = "auto", devices: mesh.Mesh | None = None
+) -> Feed:
+    """What `place` will return, with descriptions for the arrays on the devices; nothing is moved.
+
+    Arguments and errors are those of `place`.
+    """
+    devices = mesh.single() if devices is None else devices
+    mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
+    room = accelerator.memory()
+    if room is None:
+        room = 0 if mapped else HOST_ROOM
+    if memory_map == "never" and not countable:
+        raise InputError(
+            f"a text of {len(tokens):,} tokens is too long for --memory-map never, which counts "
+            f"to {LONGEST:,}; use auto"
+        )
+    fits = countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
+    if memory_map == "never" or (memory_map == "auto" and fits):
+        where = mesh.everywhere(devices)
+        there: Any = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=where)
+        return Feed(there, tokens, devices)
+    return Feed(None, tokens, devices)
+
+
 def place(
     tokens: np.ndarray,
     memory_map: MemoryMap = "auto",
@@ -62,32 +88,22 @@ def place(
       memory_map: "auto" keeps the text on each device where it takes no more than a quarter of the
         memory there and all are this process', else in a file; "always" and "never" say so. Where the
         devices share the host's memory, "auto" leaves a text that is mapped already as it is.
-      run: the folder for that file, tokens.npy.
+      run: the folder for that file, FILE.
       devices: the mesh that the rows are divided over; None for one device.
 
     Raises:
       InputError: "never" for a text longer than the devices can count.
     """
-    devices = mesh.single() if devices is None else devices
-    mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
-    room = accelerator.memory()
-    if room is None:
-        room = 0 if mapped else HOST_ROOM
-    if memory_map == "never" and not countable:
-        raise InputError(
-            f"a text of {len(tokens):,} tokens is too long for --memory-map never, which counts "
-            f"to {LONGEST:,}; use auto"
-        )
-    fits = countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
-    if memory_map == "never" or (memory_map == "auto" and fits):
-        there = jax.device_put(tokens, mesh.everywhere(devices)).block_until_ready()
+    planned = plan(tokens, memory_map, devices)
+    if planned.tokens is not None:
+        there = jax.device_put(tokens, planned.tokens.sharding).block_until_ready()
         _let_go(tokens)
-        return Feed(there, tokens, devices)
-    if run is None or mapped or devices.is_multi_process:
-        return Feed(None, tokens, devices)
-    path = run / "tokens.npy"
+        return planned._replace(tokens=there)
+    if run is None or isinstance(tokens, np.memmap) or planned.devices.is_multi_process:
+        return planned
+    path = run / FILE
     np.save(path, tokens)
-    return Feed(None, np.load(path, mmap_mode="r"), devices)
+    return planned._replace(text=np.load(path, mmap_mode="r"))
 
 
 LONGEST = 2**31 - 2**20  # tokens on the device, whose places are int32, with room for a row beyond

@@ -1,6 +1,6 @@
-"""Reading the files of a text, whole or bit by bit: the one place that knows how they are joined.
+"""Reading the files of a text, whole or in chunks: the one place that knows how they are joined.
 
-for chunk in stream(sources.find(["linux"], "*.c")):    # what `sources.read` gives, however large
+for chunk in stream(sources.find(["linux"], "*.c")):    # what `sources.read` returns, however large
     ...
 """
 
@@ -13,12 +13,32 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from jaxrnn import console
 from jaxrnn.errors import InputError
 
 CHUNK = 1 << 20  # bytes that `stream` reads at a time
 MARK = "\ufeff"  # the byte order mark
+NEWLINE = b"\n"
+HEAD = 1 << 15  # bytes at the start of a file that tell what it is
+# How the files that are no text begin, what they are, and the command that makes text of them.
+FORMATS = (
+    (b"\xff\xfe\0\0", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
+    (b"\0\0\xfe\xff", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
+    (b"\xff\xfe", "looks like UTF-16", "iconv -f utf-16 -t utf-8 {}"),
+    (b"\xfe\xff", "looks like UTF-16", "iconv -f utf-16 -t utf-8 {}"),
+    (b"\x1f\x8b", "is compressed by gzip", "zcat {}"),
+    (b"\x1f\x9d", "is compressed by compress", "zcat {}"),
+    (b"BZh", "is compressed by bzip2", "bzcat {}"),
+    (b"\xfd7zXZ\0", "is compressed by xz", "xzcat {}"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "zstdcat {}"),
+    (b"\x04\x22\x4d\x18", "is compressed by lz4", "lz4cat {}"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "7z x -so {}"),
+    (b"PK\x03\x04", "is a zip archive (.docx, .odt and .epub are such too)", "unzip -p {}"),
+    (b"%PDF-", "is a PDF", "pdftotext {} -"),
+)
 
 
 class File(NamedTuple):
@@ -68,12 +88,12 @@ def stream(
     stop: Place | None = None,
     size: int | None = None,
 ) -> Iterator[Chunk]:
-    """Read a text in chunks that, joined, are what `sources.read` gives.
+    """Read a text in chunks that, joined, are what `sources.read` returns.
 
     Args:
       files: from `sources.find`.
       as_bytes: see `sources.read`.
-      start: go on from the place of an earlier chunk.
+      start: resume at the place of an earlier chunk.
       stop: end at the place of an earlier chunk.
       size: bytes read at a time, CHUNK if None; -1 reads each file in one piece.
 
@@ -82,42 +102,63 @@ def stream(
     """
     start = start or Place()
     last = len(files) - 1 if stop is None else stop.file
-    came, ended = False, start.ended
+    came, ended = start.offset > 0, start.ended  # only a file with something in it is a place
     for number in range(start.file, last + 1):
         file = files[number]
         offset = start.offset if number == start.file else 0
         end = stop.offset if stop is not None and number == stop.file else None
-        same_word = number > 0 and files[number - 1].nth == file.nth
-        came = offset > 0 or (came and same_word)  # only a file that gave something is a place
-        begins = offset == 0
+        begins = nothing = offset == 0
         pieces = _pieces(file, as_bytes, offset, end, CHUNK if size is None else size)
         for raw, text, offset in pieces:
             if begins and not ended:
                 raw, text = b"\n" + raw, text and "\n" + text
             came, begins, ended = True, False, raw.endswith(b"\n")
+            nothing = False
             yield Chunk(raw, text, Place(number, offset, ended))
-        over = number + 1 == len(files) or files[number + 1].nth != file.nth
-        if over and end is None and not came:
-            raise _empty(file)
+        if nothing and file.path is None:  # the program before the pipe may have failed
+            raise _empty([file])
+    if not came:
+        raise _empty(files)
 
 
 def stamps(files: Sequence[File]) -> list[tuple[int, int] | None]:
-    """Bytes and time of change (ns) of each file, None for what is no regular file.
+    """Return bytes and time of change (ns) of each file, None for what is no regular file.
 
     Raises:
-      InputError: for what can be told before reading: a file that is not there, a word that is empty.
+      InputError: for what can be seen before reading: a file is missing, or all are empty.
     """
     found: list[tuple[int, int] | None] = []
     for file in files:
-        with _told(file):
+        with _reported(file):
             there = None if file.path is None else os.stat(file.path)
         regular = there is not None and stat.S_ISREG(there.st_mode)
         found.append((there.st_size, there.st_mtime_ns) if there and regular else None)
-    for nth in {file.nth for file in files}:
-        of_word = [i for i, file in enumerate(files) if file.nth == nth]
-        if all(found[i] is not None and found[i][0] == 0 for i in of_word):  # type: ignore[index]
-            raise _empty(files[of_word[0]])
+    if all(stamp is not None and stamp[0] == 0 for stamp in found):
+        raise _empty(files)
     return found
+
+
+def read(path: str, as_bytes: bool = False) -> str | bytes:
+    """Read one file, or standard input for "-", whole and as `sources.read` reads a text.
+
+    Raises:
+      InputError: it cannot be read or, unless `as_bytes`, is not UTF-8.
+    """
+    try:
+        raw = _stdin().read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if as_bytes:
+        return raw
+    label, head = "standard input" if path == "-" else path, raw[:HEAD]
+    where = path if path == "-" else console.quoted_path(path)
+    if _unmarked(head):
+        raise _not_utf8(label, where, head, bytes_too=False)
+    try:
+        return raw.decode().removeprefix(MARK)
+    except UnicodeDecodeError as error:
+        found = _place(raw, error)
+        raise _not_utf8(label, where, head, found, error.start, bytes_too=False) from None
 
 
 def _pieces(
@@ -125,28 +166,48 @@ def _pieces(
 ) -> Iterator[tuple[bytes, str, int]]:
     """A file from `offset` on, in pieces of whole characters, each with the offset after it."""
     rest = b""
+    line = 1 if offset == 0 else None
     with _open(file) as opened:
-        if offset:
-            opened.seek(offset)
+        head = _head(file, opened, offset)
         while True:
             raw = opened.read(size if end is None else min(size, end - offset - len(rest)))
             final = not raw or size < 0
             raw = rest + raw
-            text, used = ("", len(raw)) if as_bytes else _decode(file.label, raw, offset, final)
+            head = head or raw[:HEAD]
+            if offset == 0 and not as_bytes and _unmarked(head):
+                raise _not_utf8(file.label, _where(file), head)
+            if as_bytes:
+                text, used = "", len(raw)
+            else:
+                try:
+                    text, used = codecs.utf_8_decode(raw, "strict", final)
+                except UnicodeDecodeError as error:
+                    found, good = _place(raw, error, offset, line), offset + error.start
+                    raise _not_utf8(file.label, _where(file), head, found, good) from None
             piece, rest = raw[:used], raw[used:]
             if offset == 0 and text.startswith(MARK):
                 text, piece = text[1:], piece[len(MARK.encode()) :]
             offset += used
+            line = line and line + piece.count(b"\n")
             if piece:
                 yield piece, text, offset
             if final:
                 return
 
 
+def _head(file: File, opened: Any, offset: int) -> bytes:
+    """The first bytes of a file, opened now at `offset`; none of what can be read only once."""
+    if file.path is None or not opened.seekable():
+        return b""
+    head = opened.read(HEAD)
+    opened.seek(offset)
+    return head
+
+
 @contextlib.contextmanager
 def _open(file: File) -> Iterator[BinaryIO]:
     """A file to read from; what goes wrong with it, whenever, is an InputError."""
-    with _told(file):
+    with _reported(file):
         if file.path is not None:
             with open(file.path, "rb") as opened:
                 yield opened
@@ -159,7 +220,7 @@ def _open(file: File) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _told(file: File) -> Iterator[None]:
+def _reported(file: File) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -171,12 +232,15 @@ def _told(file: File) -> Iterator[None]:
         raise unreadable(file.label, error) from error
 
 
-def _empty(file: File) -> InputError:
-    return InputError(f"{file.word} is empty; give a text to train on")
+def _empty(files: Sequence[File]) -> InputError:
+    words = list(dict.fromkeys(file.word for file in files))
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    verb = "is" if len(words) == 1 else "are"
+    return InputError(f"{', '.join(words[:3])}{more} {verb} empty; give a text to train on")
 
 
 def unreadable(path: str, error: OSError) -> InputError:
-    """What to say of a file or folder that the system does not let us read."""
+    """The error for a file or folder that the system does not let us read."""
     return InputError(f"cannot read {path}: {error.strerror}; make it readable or leave it out")
 
 
@@ -185,20 +249,76 @@ def _stdin() -> Any:
     if closed or sys.stdin.isatty():
         raise InputError(
             f"standard input is {'closed' if closed else 'the terminal'}; pipe a text into it, or "
-            "name a file in --data"
+            "name a file instead"
         )
     return sys.stdin.buffer
 
 
-def _decode(label: str, raw: bytes, offset: int, final: bool) -> tuple[str, int]:
-    """The whole characters that raw, from `offset` of a file, begins with, and how many bytes they are.
+# --- what a file is that is not UTF-8 ---
 
-    At the end of the file (`final`) that must be all of it.
+
+def _where(file: File) -> str:
+    """A file as a command is given it."""
+    return "-" if file.path is None else console.quoted_path(file.path)
+
+
+def _not_utf8(
+    label: str,
+    where: str,
+    head: bytes,
+    found: str = "",
+    good: int | None = None,
+    bytes_too: bool = True,
+) -> InputError:
+    """The error for a file that is not UTF-8, with the command that converts it.
+
+    Args:
+      label, where: the file, as errors and as commands name it.
+      head: its first bytes.
+      found: the byte that is wrong, and where it is.
+      good: bytes of the file before that one; None where none is wrong.
+      bytes_too: whether --bytes is another way to read it.
     """
-    try:
-        return codecs.utf_8_decode(raw, "strict", final)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{label} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start}; "
-            "read it as bytes with --bytes"
-        ) from None
+    what, command, is_text = _kind(head, good)
+    convert = f": convert it with {command.format(where)} > NEW.txt" if command else ""
+    instead = "; --bytes reads it as it is" if bytes_too and is_text else ""
+    return InputError(f"{label} is not UTF-8{found and ': ' + found}; it {what}{convert}{instead}")
+
+
+def _kind(head: bytes, good: int | None) -> tuple[str, str, bool]:
+    """What a file seems to be, the command that makes UTF-8 of it, and whether it may be a text."""
+    for start, what, command in FORMATS:
+        if head.startswith(start):
+            return what, command, False
+    if unmarked := _unmarked(head):
+        return f"looks like {unmarked.upper()}", f"iconv -f {unmarked} -t utf-8 {{}}", False
+    if b"\0" in head:
+        return "has NUL bytes and is no text", "", True
+    if not head[:good].isascii():
+        what = "is UTF-8 but for some bytes, which can be left out"
+        return what, "iconv -c -f utf-8 -t utf-8 {}", True
+    if 3 * sum(byte >= 0x80 for byte in head) < len(head):
+        what = "is perhaps Windows-1252, as Western European text often is"
+        return what, "iconv -f windows-1252 -t utf-8 {}", True
+    return "has some other encoding, ENCODING", "iconv -f ENCODING -t utf-8 {}", True
+
+
+def _unmarked(head: bytes) -> str | None:
+    """The form of UTF-16 or UTF-32 that a file without a byte order mark seems to have."""
+    columns = [head[at : len(head) // 4 * 4 : 4] for at in range(4)]
+    zeros = [8 * column.count(0) > 7 * len(column) for column in columns]
+    forms = {
+        (False, True, True, True): "utf-32le",
+        (True, True, True, False): "utf-32be",
+        (False, True, False, True): "utf-16le",
+        (True, False, True, False): "utf-16be",
+    }
+    return forms.get(tuple(zeros)) if len(head) >= 32 else None  # type: ignore[arg-type]
+
+
+def _place(raw: bytes, error: UnicodeDecodeError, offset: int = 0, line: int | None = 1) -> str:
+    """The byte of raw that is wrong, and where in the file, in which raw begins at offset and line."""
+    found = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
+    if line is not None:
+        found += f" (line {line + raw.count(NEWLINE, 0, error.start)})"
+    return found

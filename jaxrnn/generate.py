@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Literal
 
 import tyro
 
-from jaxrnn import accelerator, sampling
+from jaxrnn import accelerator, arguments, charlm, console, files, folder, memory, sampling
 from jaxrnn.checkpoint import Which, load
 from jaxrnn.errors import InputError
+from jaxrnn.text import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Write text with a trained char-RNN, as it is made."""
+    """Write text with a trained char-RNN, as it is made.
+
+    The output is exactly the prime and what the model adds to it; only a terminal gets a new line after
+    it. A model of bytes (trained with --bytes) writes its bytes as they are.
+    """
 
     run: tyro.conf.Positional[Path]
     """The folder that `python -m jaxrnn.train` wrote."""
     prime: str | None = None
     """How the text begins; without it a new line."""
-    prime_file: Path | None = None
-    """Take the prime from a file (UTF-8)."""
-    length: int = 500
-    """Characters to add."""
+    prime_file: str | None = None
+    """Take the prime from a file, as it is, or from standard input with -. It is UTF-8, or any bytes
+    for a model of bytes."""
+    length: int | Literal["endless"] = 500
+    """Characters to add (bytes, for a model of bytes); endless or -1 writes until it is stopped."""
     temperature: float = 1.0
     """Below 1 bolder on the likely, above 1 wilder."""
     mode: sampling.Mode = "categorical"
@@ -36,11 +42,11 @@ class Config:
     top_p: float | None = None
     """Draw among the fewest characters whose probabilities reach p."""
     seed: int = 0
-    """Of the draws."""
+    """Random seed of the draws."""
     count: int = 1
-    """How many texts."""
-    output: Path | None = None
-    """Write to a file instead of the screen."""
+    """Number of texts; with more than one, each has a heading."""
+    output: str | None = None
+    """Write to a file, in UTF-8, instead of standard output (-)."""
     which: Which = "best"
     """The checkpoint: lowest validation loss, or latest."""
     accelerator: accelerator.Accelerator = "auto"
@@ -48,68 +54,143 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 1 failed, 2 bad input, 130 for Ctrl-C."""
+    """Run the command and return its exit status.
+
+    0 done, 1 failed, 2 bad input, 130 for Ctrl-C, 141 for a pipe that lost its reader.
+    """
+    nowhere = sys.stdout is None  # closed, as by >&-
+    console.open_streams()
     try:
-        config = tyro.cli(Config, prog="python -m jaxrnn.generate", args=argv)
+        config = arguments.parse(Config, "python -m jaxrnn.generate", argv)
+        if nowhere and _to_screen(config):
+            return 1
         run(config)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return console.PIPE_CLOSED
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 1
     except KeyboardInterrupt:
-        print()
+        if sys.stdout.isatty():
+            print()
         return 130
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        console.error(f"the memory ran out ({line}); make --count smaller")
+        return 1
     return 0
 
 
 def run(config: Config) -> None:
     """Write the texts as configured."""
     accelerator.use(config.accelerator)
-    prime = _prime(config)
-    params = load(config.run, config.which)
-    if prime is None:
-        prime = sampling.default_prime(params.vocabulary)
-    draw = {
-        name: getattr(config, name)
-        for name in ("length", "temperature", "mode", "top_k", "top_p", "seed")
-    }
-    if config.count == 1:
-        pieces = sampling.stream(params, prime, **draw)
-    else:
-        texts = sampling.sample(params, prime, **draw, count=config.count)
-        pieces = (f"--- {n} ---\n{text}\n" for n, text in enumerate(texts, 1))
-    if config.output is None:
-        _write(pieces, sys.stdout)
-    else:
-        with config.output.open("w", encoding="utf-8") as file:
-            _write(pieces, file)
-
-
-def _write(pieces: Iterable[str], file: TextIO) -> None:
-    for piece in pieces:
-        file.write(piece)
-        file.flush()
-    file.write("\n")
-
-
-def _prime(config: Config) -> str | None:
-    if config.prime_file is None:
-        return config.prime
-    if config.prime is not None:
+    if config.prime is not None and config.prime_file is not None:
         raise InputError("give --prime or --prime-file, not both")
+    _check_output(config)
+    params = load(config.run, config.which, warn=console.note)
+    prime = _prime(config, params.vocabulary)
     try:
-        return config.prime_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        texts = _texts(config, params, prime)
+    except InputError as error:
+        raise InputError(arguments.in_flags(str(error), Config)) from None
+    if _to_screen(config):
+        _show(texts)
+    else:
+        _save(texts, str(config.output))
+
+
+def _texts(config: Config, params: charlm.Params, prime: str | bytes) -> Iterable[str | bytes]:
+    """The texts in pieces, as they are made."""
+    draw: dict[str, Any] = {
+        name: getattr(config, name) for name in ("temperature", "mode", "top_k", "top_p", "seed")
+    }
+    length = None if config.length == "endless" or config.length == -1 else config.length
+    by_bytes = params.vocabulary.by_bytes
+    if config.count == 1:
+        stream = sampling.stream_bytes if by_bytes else sampling.stream
+        return stream(params, prime, length, **draw)
+    if length is None:
         raise InputError(
-            f"{config.prime_file} is not UTF-8: {error.reason} at {error.start}"
-        ) from None
+            f"--length {config.length} is for one text, not for --count {config.count}"
+        )
+    sample = sampling.sample_bytes if by_bytes else sampling.sample
+    return _headed(sample(params, prime, length, **draw, count=config.count))
+
+
+def _headed(texts: Any) -> Iterator[str | bytes]:
+    for number, text in enumerate(texts, 1):
+        yield f"--- {number} ---\n"
+        yield text
+        yield "\n"
+
+
+def _to_screen(config: Config) -> bool:
+    return config.output in (None, "-")
+
+
+def _check_output(config: Config) -> None:
+    """Raise InputError where the output is a file of the run, or the one that the prime is in."""
+    if config.output is None or _to_screen(config):
+        return
+    output, prime = Path(config.output), config.prime_file
+    folder.check_output(output, config.run)
+    if (
+        prime not in (None, "-")
+        and output.exists()
+        and Path(prime).exists()
+        and output.samefile(prime)
+    ):
+        raise InputError(f"--output {output} is the --prime-file; choose another")
+
+
+def _show(pieces: Iterable[str | bytes]) -> None:
+    """Write to standard output, each piece at once."""
+    last: str | bytes = ""
+    for piece in pieces:
+        try:
+            if isinstance(piece, bytes):
+                sys.stdout.buffer.write(piece)
+            else:
+                sys.stdout.write(piece)
+            sys.stdout.flush()
+        except OSError:
+            console.abandon_output()
+            raise
+        last = piece or last
+    if sys.stdout.isatty() and last[-1:] not in ("\n", b"\n"):
+        print()
+
+
+def _save(pieces: Iterable[str | bytes], output: str) -> None:
+    """Write to a file, each piece at once."""
+    try:
+        file = open(output, "wb", buffering=0)  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"cannot read {config.prime_file}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {output}: {error.strerror}; choose another --output"
+        ) from error
+    with file:
+        for piece in pieces:
+            raw = piece if isinstance(piece, bytes) else piece.encode(errors="replace")
+            try:
+                while raw:
+                    raw = raw[file.write(raw) :]
+            except OSError as error:
+                raise OSError(f"could not write to {output}: {error.strerror}") from error
+
+
+def _prime(config: Config, vocabulary: Vocabulary) -> str | bytes:
+    """How the text begins."""
+    if config.prime is not None:
+        return arguments.prime("--prime", config.prime, vocabulary.by_bytes)
+    if config.prime_file is not None:
+        return files.read(config.prime_file, vocabulary.by_bytes)
+    return sampling.default_prime(vocabulary)
 
 
 if __name__ == "__main__":

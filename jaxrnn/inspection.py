@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import charlm
-from jaxrnn.cells import Cell
+from jaxrnn import charlm, modes
+from jaxrnn.cells import Cell, by_value
 from jaxrnn.errors import InputError
-from jaxrnn.shapes import Array, Float, Int
-from jaxrnn.unroll import unroll
+from jaxrnn.shapes import Array, Float, Given, Int
+from jaxrnn.unroll import check_lengths, unroll
 
 
 def gradient_flow(
-    cell: Cell, params: Any, xs: Float[Array, "T B D"], state: Any = None, **how: Any
+    cell: Cell, params: Any, xs: Float[Given, "T B D"], state: Any = None, **how: Any
 ) -> Float[Array, "T B"]:
     """How much of an input is left in the hidden state k steps later (lecture row 4).
 
@@ -41,9 +41,23 @@ def gradient_flow(
     Returns:
       [T, B]: its natural logarithm, by lag: 0 first. Minus infinity where nothing is left.
     """
+    xs = jnp.asarray(xs)
+    masks: dict[str, Any] = {name: how.pop(name, None) for name in ("resets", "lengths")}
+    masks["lengths"] = check_lengths(masks["lengths"], xs)  # while their numbers are known
+    run = _compiled_flow if by_value(cell) else _flow
+    return run(cell, tuple(sorted(how.items())), params, xs, state, masks)
 
+
+def _flow(
+    cell: Cell,
+    how: tuple[tuple[str, Any], ...],
+    params: Any,
+    xs: Float[Array, "T B D"],
+    state: Any,
+    masks: dict[str, Any],
+) -> Float[Array, "T B"]:
     def last(xs: Array) -> Array:
-        return unroll(cell, params, xs, state, **how)[1][-1]
+        return unroll(cell, params, xs, state, **masks, **dict(how))[1][-1]
 
     hidden, back = jax.vjp(last, xs)
     rows = jnp.broadcast_to(
@@ -55,14 +69,18 @@ def gradient_flow(
     return (jnp.log(largest[0, :, :, 0]) + 0.5 * jnp.log((shares**2).sum((0, 3))))[::-1]
 
 
+_compiled_flow = jax.jit(_flow, static_argnums=(0, 1))
+
+
+@modes.fixed()
 def activations(
-    params: charlm.Params, text: str, record: Sequence[str] = ("hidden",)
+    params: charlm.Params, text: str | bytes, record: Sequence[str] = ("hidden",)
 ) -> list[dict[str, np.ndarray]]:
     """What every unit of a char-RNN does at every character of a text it reads from the zero state.
 
     Args:
       params: from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training.
-      text: at least one character; tokens of a byte vocabulary are bytes.
+      text: at least one character, or any bytes for a model of bytes.
       record: names of the cell's `activations`, as for `jaxrnn.unroll`.
 
     Returns:

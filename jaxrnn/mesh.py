@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn import accelerator, dispatch
 from jaxrnn.dispatch import Implementation
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, whole_number
 from jaxrnn.kernels.inputs import Dense, Lookup, Masks
 from jaxrnn.kernels.layouts import MODEL, Units
 from jaxrnn.shapes import Array, Float
@@ -45,9 +45,11 @@ def make(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None =
 
     Raises:
       InputError: where the sizes do not multiply to the number of devices.
+      ValueError: for a size that is no positive whole number.
     """
     devices = jax.devices() if devices is None else list(devices)
-    shape = [(sizes or {DATA: len(devices)}).get(axis, 1) for axis in AXES]
+    sizes = sizes or {DATA: len(devices)}
+    shape = [whole_number(axis, sizes.get(axis, 1), 1) for axis in AXES]
     if math.prod(shape) != len(devices):
         asked = " x ".join(map(str, shape))
         raise InputError(

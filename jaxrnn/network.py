@@ -16,14 +16,15 @@ feeds it with its own outputs.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.cells import Cell, add, product
-from jaxrnn.shapes import Array, Float, Key
+from jaxrnn.cells import Cell, add, by_value, product
+from jaxrnn.errors import whole_number
+from jaxrnn.shapes import Array, Float, Given, Key
 from jaxrnn.unroll import unroll
 
 
@@ -48,7 +49,7 @@ class Network:
       outputs: K, numbers that go out at each step.
 
     Raises:
-      ValueError: for a width that is not positive.
+      ValueError: for a width that is no positive whole number.
     """
 
     cell: Cell
@@ -57,9 +58,7 @@ class Network:
 
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs"):
-            width = getattr(self, name)
-            if not isinstance(width, int) or width <= 0:
-                raise ValueError(f"{name} must be a positive whole number, not {width!r}")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
 
     def init(self, key: Key, dtype: Any = jnp.float32) -> NetworkParams:
         """First parameters: the cell's own, W_out Glorot-uniform, b_out zero."""
@@ -72,7 +71,7 @@ class Network:
         )
 
     def apply(
-        self, params: NetworkParams, xs: Float[Array, "T B D"], state: Any = None, **how: Any
+        self, params: NetworkParams, xs: Float[Given, "T B D"], state: Any = None, **how: Any
     ) -> Any:
         """Run the network over a sequence.
 
@@ -90,46 +89,70 @@ class Network:
         return state, self.output(params, ys), *recorded
 
     def output(self, params: NetworkParams, hidden: Float[Array, "... H"]) -> Float[Array, "... K"]:
-        """The output layer alone."""
+        """The output layer alone.
+
+        Raises:
+          ValueError: for w_out or b_out of another network.
+        """
+        found, wanted = (params.w_out.shape, params.b_out.shape), (self.cell.hidden, self.outputs)
+        if found != (wanted, wanted[1:]):
+            raise ValueError(
+                f"params.w_out and b_out must be of shape {wanted} and {wanted[1:]}, not "
+                f"{found[0]} and {found[1]}"
+            )
         return add(product(hidden, params.w_out), params.b_out)
 
     def forecast(
-        self, params: NetworkParams, xs: Float[Array, "T B D"], steps: int, state: Any = None
+        self,
+        params: NetworkParams,
+        xs: Float[Given, "T B D"],
+        steps: SupportsIndex,
+        state: Any = None,
     ) -> Float[Array, "N B D"]:
-        """Go on after a series, each output the next step's input.
+        """Continue a series, with each output as the next step's input.
 
         Args:
           params: of a network whose output at t is meant for xs[t + 1].
           xs: [T, B, D], what is known; at least one step.
-          steps: N, how far to go on.
+          steps: N, how many steps to forecast.
           state: the cell's before xs[0]; None for zeros.
 
         Returns:
           [N, B, D]: the values at T, T + 1, ..., T + N - 1.
 
         Raises:
-          ValueError: where `outputs` is not `inputs`, or there is nothing to go on from or to.
+          ValueError: where `outputs` is not `inputs`, no step is known, or `steps` is not positive.
         """
         if self.outputs != self.inputs:
             raise ValueError(
                 f"a forecast feeds outputs back as inputs: outputs {self.outputs} must be inputs "
                 f"{self.inputs}"
             )
-        if not len(xs) or steps < 1:
-            raise ValueError(
-                f"a forecast needs a step to go on from and one to go to, not {len(xs)} and {steps}"
-            )
-        state, outputs = self.apply(params, xs, state)
+        steps = whole_number("steps", steps, 1)
+        if not len(xs):
+            raise ValueError("a forecast needs at least one known step: xs has T = 0")
+        run = _compiled_forecast if by_value(self.cell) else _forecast
+        return run(self, steps, params, jnp.asarray(xs), state)
 
-        def ahead(now: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
-            state, x = now
-            state, hidden = self.cell.step(params.cell, state, self.cell.project(params.cell, x))
-            after = self.output(params, hidden).astype(x.dtype)
-            return (state, after), after
 
-        first = outputs[-1].astype(xs.dtype)
-        _, others = lax.scan(ahead, (state, first), length=steps - 1)
-        return jnp.concatenate([first[None], others])
+def _forecast(
+    net: Network, steps: int, params: NetworkParams, xs: Float[Array, "T B D"], state: Any
+) -> Float[Array, "N B D"]:
+    cell = net.cell
+    state, outputs = net.apply(params, xs, state)
+
+    def ahead(now: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
+        state, x = now
+        state, hidden = cell.step(params.cell, state, cell.project(params.cell, x))
+        after = net.output(params, hidden).astype(x.dtype)
+        return (state, after), after
+
+    first = outputs[-1].astype(xs.dtype)
+    _, others = lax.scan(ahead, (state, first), length=steps - 1)
+    return jnp.concatenate([first[None], others])
+
+
+_compiled_forecast = jax.jit(_forecast, static_argnums=(0, 1))
 
 
 network = Network  # made by a call, as in `jaxrnn.network(cell, 3, 2)`

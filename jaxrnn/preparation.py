@@ -2,7 +2,7 @@
 
 Characters get numbers in the order in which they come, since the vocabulary is not known before the
 end; then the tokens are mapped once to the numbers that `Vocabulary.of` gives. Every few seconds it is
-noted how far the work is, so that whatever ends it, a power cut included, it can go on from there.
+noted how far the work is, so that whatever ends it, a power cut included, it can resume from there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxrnn import files, text, tokens
 from jaxrnn.errors import InputError
 
 NOTE_EVERY = 10.0  # seconds between notes of how far it is
-BEGIN_ANEW = "choose another --output, or --overwrite it"
+REMEDY = "choose another --output, or --overwrite it"
 BLOCK = 1 << 20  # bytes of tokens rewritten at a time
 
 
@@ -74,6 +74,8 @@ class Preparation:
       output: the folder; it exists, and this process alone writes to it.
       floor: of the text, see `text.Corpus`.
       screen: told of everything as it happens.
+      replace: prepare the text even where the folder holds one. Finished tokens stay until the new
+        text has been read to its end; unfinished work that was no such replacement is thrown away.
 
     Raises:
       InputError: a file is not there or a word is empty.
@@ -87,9 +89,11 @@ class Preparation:
         output: Path,
         floor: float | None = None,
         screen: Screen | None = None,
+        replace: bool = False,
     ) -> None:
         self._files, self._as_bytes, self._name, self._output = parts, as_bytes, name, output
         self._floor, self._screen = floor, screen or Screen()
+        self._replace, self._keeps = replace, False  # finished tokens, to be replaced
         stamps = files.stamps(parts)
         self._sources: list[list[Any]] = [
             [os.path.abspath(file.path) if file.path else file.label, *(stamp or (None, None))]
@@ -109,12 +113,19 @@ class Preparation:
 
         Raises:
           InputError: the folder holds something else, or the text cannot be read or is no text.
-          OSError: nothing can be written; the work goes on from there another time.
+          OSError: nothing can be written; the work resumes from there another time.
         """
-        if (self._output / tokens.META).exists():
+        finished = (self._output / tokens.META).exists()
+        if finished and not self._replace:
             return self._finished()
-        self._resume()
+        self._keeps = finished
+        if not self._replace:
+            self._resume()
+        elif not self._resume_replacement():
+            discard(self._output, self._keeps)
         try:
+            if not (self._output / tokens.PROGRESS).exists():
+                self._note()  # from now on the folder says whose it is
             self._read()
             self._order()
             return self._finish()
@@ -123,10 +134,10 @@ class Preparation:
             if isinstance(error, OSError):
                 self.state = self._before  # whose files are shorter: room for the note
             with contextlib.suppress(OSError):  # an older note is there
-                if (self._output / tokens.META).exists():
+                if (self._output / tokens.META).exists() and not self._keeps:
                     pass
                 elif bad_text or not self.resumable:
-                    discard(self._output)  # there is nothing that could go on
+                    discard(self._output, self._keeps)  # there is nothing that could be resumed
                 else:
                     self._note()
             raise
@@ -137,9 +148,21 @@ class Preparation:
         meta = tokens.meta(self._output)
         self._check_same(meta.sources, meta.vocabulary.by_bytes)
         if not self.resumable:
-            raise InputError(f"{self._output} was prepared from a stream; {BEGIN_ANEW}")
+            raise InputError(f"{self._output} was prepared from a stream; {REMEDY}")
         tokens.corpus(self._output)  # raises where it is damaged
         return meta
+
+    def _resume_replacement(self) -> bool:
+        """Take up unfinished work of `replace`. Return False where none can be resumed."""
+        path = self._output / tokens.PROGRESS
+        try:
+            if not (path.exists() and tokens.load(path).get("replaces")):
+                return False
+            self._resume()
+            return True
+        except InputError:  # it is of another text, or damaged
+            self.state = State()
+            return False
 
     def _resume(self) -> None:
         """Take up the state that the folder is in."""
@@ -158,9 +181,9 @@ class Preparation:
             raise tokens.damaged(path, error) from None
         self._check_same(*same)
         if not self.resumable:
-            self._screen.line("a stream cannot be read again, so this begins anew")
+            self._screen.line("a stream cannot be read again, so this begins again")
             self.state = State()
-            return discard(self._output)
+            return discard(self._output, self._keeps)
         for file in {*tokens.partials(self._output)} - {self._partial()}:
             file.unlink()  # narrower or wider, from just before or after the last note
         itemsize = self._dtype().itemsize
@@ -168,9 +191,10 @@ class Preparation:
             path.stat().st_size // itemsize if path.exists() else -1
             for path in (self._partial(), self._output / tokens.TOKENS)
         )
+        final = -1 if self._keeps else final
         if self.state.complete and partial < 0 and final == self.state.count:
             self.state = dataclasses.replace(self.state, ordered=final)  # only meta.json is missing
-        elif partial < self.state.count or max(final, 0) < self.state.ordered:
+        elif max(partial, 0) < self.state.count or max(final, 0) < self.state.ordered:
             raise tokens.damaged(self._partial(), ValueError("shorter than noted"))
         self.noted = self._before = self.state
 
@@ -178,13 +202,13 @@ class Preparation:
         """Raises InputError unless the folder was made from the very files that are there now."""
         if as_bytes != self._as_bytes:
             kind = "bytes" if as_bytes else "characters"
-            raise InputError(f"{self._output} was prepared as {kind}; {BEGIN_ANEW}")
+            raise InputError(f"{self._output} was prepared as {kind}; {REMEDY}")
         if [stamp[0] for stamp in stamps] != [stamp[0] for stamp in self._sources]:
-            raise InputError(f"{self._output} was prepared from other files; {BEGIN_ANEW}")
+            raise InputError(f"{self._output} was prepared from other files; {REMEDY}")
         for before, now in zip(stamps, self._sources, strict=True):
             if before != now:
                 raise InputError(
-                    f"{now[0]} has changed since {self._output} was prepared from it; {BEGIN_ANEW}"
+                    f"{now[0]} has changed since {self._output} was prepared from it; {REMEDY}"
                 )
 
     def _read(self) -> None:
@@ -235,7 +259,7 @@ class Preparation:
             if digest.hexdigest() != self.state.sha256:
                 raise InputError(
                     f"the text has changed since {self._output} was prepared from its beginning; "
-                    "the same command now begins anew"
+                    "the same command now begins again"
                 )
         return digest
 
@@ -253,6 +277,10 @@ class Preparation:
 
     def _order(self) -> None:
         """From numbers in order of arrival to those of the sorted vocabulary, into tokens.bin."""
+        if self._keeps:
+            for name in (tokens.META, tokens.TOKENS):  # without the first the second is unfinished
+                (self._output / name).unlink()
+            self._keeps = False
         if self.state.ordered == self.state.count:
             return
         rank = np.argsort(np.argsort(text.code_points(self.state.characters)))
@@ -283,8 +311,18 @@ class Preparation:
     def _finish(self) -> tokens.Meta:
         state = self.state
         vocabulary = text.Vocabulary("".join(sorted(state.characters)), self._as_bytes)
+        different = len(vocabulary)
+        if self._as_bytes:
+            with (self._output / tokens.TOKENS).open("rb") as file:
+                different = text.different_bytes(iter(lambda: file.read(BLOCK), b""))
         meta = tokens.Meta(
-            self._name, state.count, vocabulary, state.sha256, self._floor, self._sources
+            self._name,
+            state.count,
+            vocabulary,
+            state.sha256,
+            self._floor,
+            self._sources,
+            different,
         )
         tokens.write_meta(self._output, meta)
         (self._output / tokens.PROGRESS).unlink(missing_ok=True)
@@ -305,11 +343,15 @@ class Preparation:
             (self._partial(), self.state.count),
             (self._output / tokens.TOKENS, self.state.ordered),
         ):
-            if path.exists():
+            if path.exists() and not (self._keeps and path.name == tokens.TOKENS):
                 with path.open("r+b") as file:
                     file.truncate(count * dtype.itemsize)  # where the disk is full this makes room
                     os.fsync(file.fileno())
-        said = {"bytes": self._as_bytes, "sources": self._sources}
+        said = {
+            "bytes": self._as_bytes,
+            "sources": self._sources,
+            "replaces": self._replace,
+        }
         tokens.save(
             self._output / tokens.PROGRESS, {**said, "state": dataclasses.asdict(self.state)}
         )
@@ -323,13 +365,16 @@ class Preparation:
         return _little(text.Vocabulary(self.state.characters, self._as_bytes).dtype)
 
 
-def discard(output: Path) -> None:
-    """Remove what a preparation wrote, and nothing else."""
-    names = (tokens.META, tokens.PROGRESS)
-    for name in (*names, *(name + ".partial" for name in names), tokens.TOKENS):
-        (output / name).unlink(missing_ok=True)
+def discard(output: Path, keep_finished: bool = False) -> None:
+    """Remove what a preparation wrote, and nothing else; perhaps only what is unfinished.
+
+    What says whose the folder is goes last.
+    """
     for partial in tokens.partials(output):
         partial.unlink()
+    finished = () if keep_finished else (tokens.TOKENS, tokens.META)
+    for name in (*finished, tokens.PROGRESS):
+        (output / name).unlink(missing_ok=True)
 
 
 def _little(dtype: np.dtype) -> np.dtype:

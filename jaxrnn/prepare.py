@@ -1,7 +1,7 @@
 """Make token files of a text of any size: `python -m jaxrnn.prepare --data big.txt`.
 
 `python -m jaxrnn.train --data tokens/big` then trains on them without reading the text. Running the
-same command again goes on where it was stopped. `--help` lists every setting.
+same command again resumes where it was stopped. `--help` lists every setting.
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-import tyro
-
-from jaxrnn import folder, sources, text, tokens
+from jaxrnn import arguments, console, folder, sources, stopping, text, tokens
 from jaxrnn.errors import InputError
-from jaxrnn.files import File
-from jaxrnn.preparation import Preparation, Screen, discard
+from jaxrnn.preparation import Preparation, Screen
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
@@ -45,48 +41,48 @@ class Config:
 
 
 class Stopped(BaseException):
-    """A signal came; its number is the argument."""
+    """Asked to stop; the exit status is the argument."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 1 failed, 2 bad input, 128 + n for signal n."""
-    signals = _Signals()
+    """Run the command and return its exit status.
+
+    0 done, 1 failed, 2 bad input, 128 + n for signal n, 141 for a pipe that lost its reader.
+    """
+    console.open_streams()
     try:
-        config = tyro.cli(Config, prog="python -m jaxrnn.prepare", args=argv)
-        with signals:
+        config = arguments.parse(Config, "python -m jaxrnn.prepare", argv)
+        with console.lasting_output(), _Signals():
             run(config)
+            return console.PIPE_CLOSED if console.pipe_closed() else 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 1
     except Stopped as stopped:
-        return 128 + int(stopped.args[0])
-    except KeyboardInterrupt:  # before there is anything to go on from
+        return int(stopped.args[0])
+    except KeyboardInterrupt:  # before there is anything to resume
         return 128 + signal.SIGINT
-    return 0
 
 
 def run(config: Config) -> None:
     """Prepare as configured, on the screen and in the folder."""
     output = config.output or Path("tokens", sources.name(config.data))
     parts = sources.find(config.data, config.glob)
-    _claim(output)
-    try:
-        with filelock.FileLock(output / "lock", timeout=0):
-            if config.overwrite:
-                discard(output)
-            _run(config, parts, output)
-    except filelock.Timeout:
-        raise InputError(
-            f"another preparation is at work in {output}; wait for it or choose another --output"
-        ) from None
-
-
-def _run(config: Config, parts: Sequence[File], output: Path) -> None:
+    _check_data(config, output)
     name, floor = sources.name(config.data), text.floor(sources.nats(config.data))
-    work = Preparation(parts, config.bytes, name, output, floor, _screen())
+    work = Preparation(parts, config.bytes, name, output, floor, _screen(), config.overwrite)
+    _check_folder(output)
+    folder.make(output, "--output")
+    busy = f"another preparation is at work in {output}; wait for it or choose another --output"
+    with folder.locked(output, "--output", busy):
+        _check_folder(output)  # again, because another preparation may have begun there meanwhile
+        _run(work, output)
+
+
+def _run(work: Preparation, output: Path) -> None:
     try:
         meta = work.run()
     except Stopped:
@@ -96,34 +92,55 @@ def _run(config: Config, parts: Sequence[File], output: Path) -> None:
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise OSError(f"could not write to {output}: {why}; {_left(work)}") from error
     kind = "bytes" if meta.vocabulary.by_bytes else "characters"
+    different = "" if meta.different is None else f", {meta.different} different"
     print(
-        f"{meta.name}: {meta.count:,} {kind}, {len(meta.vocabulary)} different, in {output} as "
-        f"{meta.dtype.name}; sha256 of the text {meta.sha256}"
+        f"{console.shown(meta.name)}: {meta.count:,} {kind}{different}, in {console.quoted(output)} "
+        f"as {meta.dtype.name}; sha256 of the text {meta.sha256}"
     )
-    print(f"done. Now: python -m jaxrnn.train --data {output}")
+    print(f"done. Now: python -m jaxrnn.train --data {console.quoted_path(output)}")
 
 
 def _left(work: Preparation) -> str:
     """What can be done about a preparation that ended early."""
     if not work.resumable:
-        return "stopped; what was read from a stream cannot be read again, so begin anew"
-    return f"stopped at {_size(work.noted.size)} of text; the same command goes on from there"
+        return "stopped; what was read from a stream cannot be read again: give the command again"
+    return f"stopped at {_size(work.noted.size)} of text; the same command resumes from there"
 
 
-def _claim(output: Path) -> None:
-    """Make the folder. Raises InputError where it cannot be written or holds something else."""
-    folder.make(output, "--output")
-    others = sorted({path.name for path in output.iterdir()} - {"lock"})
-    if others and not tokens.is_prepared(output):
-        raise InputError(f"{output} holds something else ({others[0]}); choose another --output")
+def _check_folder(output: Path) -> None:
+    """Raises InputError where the folder holds something else than a preparation."""
+    try:
+        names = os.listdir(output)
+    except (FileNotFoundError, NotADirectoryError):  # `folder.make` reports the second
+        return
+    except OSError as error:
+        raise InputError(
+            f"cannot read {output}: {error.strerror}; choose another --output"
+        ) from None
+    others = {name for name in names if not name.startswith(".")}
+    if not folder.is_foreign_lock(output):
+        others.discard(folder.LOCK)
+    if others and not tokens.is_preparation(output):
+        raise InputError(f"{output} holds something else ({min(others)}); choose another --output")
+
+
+def _check_data(config: Config, output: Path) -> None:
+    """Raises InputError where the text takes in what the preparation itself writes."""
+    for name in (tokens.TOKENS, tokens.META, tokens.PROGRESS, folder.LOCK):
+        word = sources.takes(config.data, config.glob, output / name)
+        if word is not None:
+            raise InputError(
+                f"--data {word} takes in {output / name}, which the preparation itself writes: "
+                "choose another --output, or other files"
+            )
 
 
 class _Signals:
-    """Between enter and exit, Ctrl-C and SIGTERM raise Stopped; the second one is final."""
+    """Between enter and exit, the signals that ask to stop raise Stopped; the second one is final."""
 
     def __enter__(self) -> None:
         self._came = False
-        self._before = {n: signal.signal(n, self._raise) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._before = stopping.handle(self._raise)
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._before.items():
@@ -133,33 +150,35 @@ class _Signals:
         if self._came:
             os._exit(128 + number)
         self._came = True
-        raise Stopped(number)
+        raise Stopped(128 + number)
 
 
 # --- the screen: a progress bar on a terminal, plain lines elsewhere ---
 
 
 class _Plain(Screen):
-    """Lines for a file or a pipe."""
+    """Lines for a file or a pipe; a pipe that has lost its reader stops the work."""
 
     def line(self, text: str) -> None:
         print(text, flush=True)
 
     def begin(self, what: str, done: int, total: int | None) -> None:
         self._what, self._total, self._done, self._first = what, total, done, done
-        self._began = self._told = time.monotonic()
+        self._began = self._printed = time.monotonic()
 
     def reach(self, done: int) -> None:
         self._done = done
-        if time.monotonic() - self._told >= PLAIN_EVERY:
-            self._tell()
+        if time.monotonic() - self._printed >= PLAIN_EVERY:
+            self._print()
+        if console.pipe_closed():
+            raise Stopped(console.PIPE_CLOSED)
 
     def end(self) -> None:
-        self._tell()
+        self._print()
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        rate = (self._done - self._first) / max(self._told - self._began, 1e-9)
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        rate = (self._done - self._first) / max(self._printed - self._began, 1e-9)
         of = "" if self._total is None else f" of {_size(self._total)}"
         self.line(f"{self._what}: {_size(self._done)}{of}, {rate / 1e6:,.0f} MB/s")
 

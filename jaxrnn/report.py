@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from jaxrnn import charlm, sampling
+from jaxrnn import charlm, console, sampling
 from jaxrnn.curves import Curve, bits, draw_losses
 from jaxrnn.errors import InputError
+from jaxrnn.storage import atomic_write
 
 SAMPLE_LENGTH = 300  # characters of the samples written while training
+METRICS, SAMPLES, PICTURE, BOARD = "metrics.jsonl", "samples.txt", "loss.png", "tensorboard"
 
 
 class Metric(NamedTuple):
@@ -48,21 +51,24 @@ class Report:
         run: Path,
         characters: int,
         floor: float | None = None,
-        prime: str = "\n",
+        prime: str | bytes = "\n",
         tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
-        self._metrics, self._samples = run / "metrics.jsonl", run / "samples.txt"
-        self._picture = run / "loss.png"
+        self._metrics, self._samples = run / METRICS, run / SAMPLES
+        self._picture = run / PICTURE
         self._characters, self._floor, self._prime = characters, floor, prime
         self._seconds = 0.0  # of the run so far, whatever process they passed in
         self._clock = time.perf_counter()
         self._last_step, self._total = 0, 0
         self._val_loss: float | None = None
         self._losses, self._val_losses = Curve(), Curve()
-        self._missed_matplotlib = False
+        self._missed_picture = False
         self._screen = _screen(quiet)
-        self._board = _tensorboard(run) if tensorboard else None
+        if tensorboard:
+            require_tensorboard()
+        self._wants_board, self._board_folder = tensorboard, run / BOARD
+        self._board: Any = None
 
     # --- told by `fit` ---
 
@@ -73,6 +79,8 @@ class Report:
     def begin(self, step: int, total: int) -> None:
         """The loop starts (again) at `step` of `total`."""
         self._last_step, self._total = step, total
+        if self._wants_board and self._board is None:
+            self._board = require_tensorboard()(str(self._board_folder))  # makes the folder
         self._clock = time.perf_counter()
         self._screen.begin(step, total)
 
@@ -88,7 +96,7 @@ class Report:
             self._val_loss = val_loss
         self._remember(metric.step, metric.loss, val_loss)
         line = {name: value for name, value in metric._asdict().items() if value is not None}
-        _append(self._metrics, json.dumps(line) + "\n")
+        _append(self._metrics, json.dumps(line).encode() + b"\n")
         if self._board is not None:
             for name, value in metric._asdict().items():
                 if value is not None and name not in ("step", "seconds"):
@@ -97,39 +105,65 @@ class Report:
         if val_loss is not None:
             self.draw()
 
-    def sample(self, step: int, params: charlm.Params) -> None:
-        """Write a sample of the model as it stands."""
-        text = self._sampled(params)
-        _append(self._samples, f"--- step {step} ---\n{text}\n\n")
-        self._screen.sample(step, str(text))
+    def sample(self, step: int, params: charlm.Params) -> bytes:
+        """Draw a sample of the model as it is now and append it to samples.txt; bytes as they are.
 
-    def _sampled(self, params: charlm.Params) -> Any:
-        return sampling.sample(params, self._prime, SAMPLE_LENGTH)
+        Returns it for `show`.
+        """
+        raw = self._sampled(params)
+        _append(self._samples, f"--- step {step} ---\n".encode() + raw + b"\n\n")
+        return raw
+
+    def show(self, step: int, sample: bytes) -> None:
+        """Show a sample on the screen."""
+        self._screen.sample(step, console.shown_lines(sample.decode(errors="replace")))
+
+    def _sampled(self, params: charlm.Params) -> bytes:
+        how = params, self._prime, SAMPLE_LENGTH
+        if params.vocabulary.by_bytes:
+            return cast(bytes, sampling.sample_bytes(*how))
+        return str(sampling.sample(*how)).encode(errors="replace")
 
     def end(self) -> None:
-        """The loop is over, or broken off; then nothing here stands before what broke it."""
-        with contextlib.suppress(OSError):
+        """The loop is over, or broken off; then nothing here hides what broke it."""
+        with contextlib.suppress(Exception):
             self.draw()
         self._screen.end()
         if self._board is not None:
             self._board.close()
 
-    # --- where a resumed run goes on ---
+    # --- where a resumed run starts ---
 
     def position(self) -> dict[str, Any]:
-        """How long the files are, to go into a checkpoint."""
-        files = {path.name: path.stat().st_size for path in self._files() if path.exists()}
+        """How long the files are, to go into a checkpoint; so much of them is on the disk then."""
+        files = {}
+        for path in self._files():
+            if path.exists():
+                with path.open("rb") as file:
+                    files[path.name] = file.seek(0, os.SEEK_END)
+                    os.fsync(file.fileno())
         return {"files": files, "seconds": self._seconds, "step": self._last_step}
 
     def rewind(self, position: dict[str, Any]) -> None:
-        """Cut the files back to a position; {} for the very beginning."""
+        """Cut the files back to a position; {} for the very beginning.
+
+        A file may be shorter than it was, or end in a part of a line, as after a power cut: what is
+        left of it is kept, and a note says what is missing.
+        """
+        sizes = position.get("files", {})
         for path in self._files():
-            if path.exists():
-                size = position.get("files", {}).get(path.name, 0)
+            size, there = sizes.get(path.name, 0), path.stat().st_size if path.exists() else 0
+            if there > size:
                 with path.open("r+b") as file:
-                    file.truncate(min(size, path.stat().st_size))
+                    file.truncate(size)
+            if there < size:
+                self.note(f"{path} has lost {size - there:,} bytes since the checkpoint was saved")
+        metrics, torn = _metrics(self._metrics)
+        if torn:
+            self.note(f"{self._metrics}: {torn} damaged line{'s' * (torn > 1)} dropped")
+            atomic_write(self._metrics, "".join(json.dumps(line) + "\n" for line in metrics))
         self._losses, self._val_losses = Curve(), Curve()
-        for line in read_metrics(self._metrics):
+        for line in metrics:
             self._remember(line["step"], line["loss"], line.get("val_loss"))
         self._seconds = position.get("seconds", 0.0)
         self._last_step = position.get("step", 0)
@@ -146,17 +180,20 @@ class Report:
     # --- drawing ---
 
     def draw(self) -> None:
-        """Draw loss.png; without matplotlib, say once what to install."""
+        """Draw loss.png; where that is not possible, say so once: no training ends for a picture."""
         if not self._losses.points:
             return
         try:
             draw_losses(self._losses.points, self._val_losses.points, self._floor, self._picture)
         except ImportError:
-            if not self._missed_matplotlib:
-                self._missed_matplotlib = True
-                self.note('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
-        except OSError as error:
-            raise _unsaved(self._picture, error) from error
+            self._miss_picture('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
+        except Exception as error:
+            self._miss_picture(f"no loss.png: {error}")
+
+    def _miss_picture(self, line: str) -> None:
+        if not self._missed_picture:
+            self._missed_picture = True
+            self.note(line)
 
     def _describe(self, metric: Metric) -> str:
         parts = [f"loss {_both(metric.loss)}"]
@@ -173,7 +210,7 @@ class Unheard(Report):
     prime: as of the first; samples of a model that is divided over processes are drawn by all of them.
     """
 
-    def __init__(self, prime: str) -> None:
+    def __init__(self, prime: str | bytes) -> None:
         self._prime = prime
 
     def note(self, line: str) -> None: ...
@@ -182,32 +219,53 @@ class Unheard(Report):
     def end(self) -> None: ...
     def rewind(self, position: dict[str, Any]) -> None: ...
 
-    def sample(self, step: int, params: charlm.Params) -> None:
-        self._sampled(params)
+    def show(self, step: int, sample: bytes) -> None: ...
+
+    def sample(self, step: int, params: charlm.Params) -> bytes:
+        return self._sampled(params)
 
     def position(self) -> dict[str, Any]:
         return {}
 
 
-def _append(path: Path, text: str) -> None:
+class NotWritten(OSError):
+    """A file of the run cannot be written; the message says which and why."""
+
+
+def _append(path: Path, raw: bytes) -> None:
     try:
-        with path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(text)
+        with path.open("ab") as file:
+            file.write(raw)
     except OSError as error:
-        raise _unsaved(path, error) from error
-
-
-def _unsaved(path: Path, error: OSError) -> OSError:
-    return OSError(
-        f"could not save to {path}: {error.strerror}; the checkpoints before it are intact"
-    )
+        raise NotWritten(
+            f"could not save to {path}: {error.strerror}; the checkpoints before it are intact"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Return the lines of a metrics.jsonl, without damaged ones."""
+    return _metrics(path)[0]
+
+
+def _metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a metrics.jsonl that are as they were written, and how many are not."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    good = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if line.endswith(b"\n") and _is_metric(found):
+                good.append(found)
+    return good, len(lines) - len(good)
+
+
+def _is_metric(line: Any) -> bool:
+    if not isinstance(line, dict):
+        return False
+    step, losses = line.get("step"), [line.get("loss"), line.get("val_loss", 0.0)]
+    return isinstance(step, int) and all(
+        isinstance(loss, int | float) and math.isfinite(loss) for loss in losses
+    )
 
 
 def _both(nats: float) -> str:
@@ -296,9 +354,10 @@ def _screen(quiet: bool) -> _Silent:
     return _Bar(console) if console.is_terminal else _Plain()
 
 
-def _tensorboard(run: Path) -> Any:
+def require_tensorboard() -> Any:
+    """Return what writes event files. Raises InputError where it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise InputError('--tensorboard needs: pip install "jaxrnn[tensorboard]"') from None
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter

@@ -3,13 +3,14 @@
     jaxrnn.sample(params, prime="ROMEO:")            # a string that begins with the prime
     for piece in jaxrnn.stream(params, "ROMEO:"):    # the same text, as it is made
         print(piece, end="", flush=True)
+    jaxrnn.sample_bytes(params, b"\xff\xd8")          # of a model of bytes, the bytes themselves
 
 Three ways to take the next character from the softmax of the logits: `"categorical"` draws from it,
 `"argmax"` takes the likeliest (and ends in loops), `"after-space"` draws the first character of a word
 and takes the likeliest inside it.
 
 The loop's trip count, temperature, top-k, top-p and seed are arguments of the compiled program and
-the prime is padded to the next power of two, so none of them compiles anything anew.
+the prime is padded to the next power of two, so changing them compiles nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ import codecs
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsFloat, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import accelerator, charlm, mesh
+from jaxrnn import accelerator, charlm, memory, mesh, modes
 from jaxrnn.decoding import Mode, Settings, advance, begin, launch
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, whole_number
 from jaxrnn.text import Vocabulary
 
 Implementation = Literal["xla", "pallas"]
@@ -40,28 +41,31 @@ LAUNCH = (
 
 def sample(
     params: charlm.Params,
-    prime: str,
-    length: int = 500,
-    temperature: float = 1.0,
+    prime: str | bytes,
+    length: SupportsIndex = 500,
+    temperature: SupportsFloat = 1.0,
     mode: Mode = "categorical",
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    count: int = 1,
+    top_k: SupportsIndex | None = None,
+    top_p: SupportsFloat | None = None,
+    seed: SupportsIndex = 0,
+    count: SupportsIndex = 1,
     implementation: Implementation | None = None,
 ) -> str | list[str]:
     """Write on from `prime`.
 
+    The tokens of a model of bytes are bytes: `length` counts them, what is not UTF-8 becomes U+FFFD, and
+    a character that the end cuts is left out. `sample_bytes` returns the bytes as they are.
+
     Args:
       params: from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training.
-      prime: how the text begins; at least one character.
-      length: characters to add; 0 gives back the prime. Tokens of a byte vocabulary are bytes.
+      prime: how the text begins; at least one character. Bytes are UTF-8, or for a model of bytes any.
+      length: tokens to add; 0 returns the prime.
       temperature: divides the logits; below 1 bolder on the likely, above 1 wilder.
       mode: "categorical", "argmax" or "after-space".
-      top_k: draw among the k likeliest only.
+      top_k: draw among the k likeliest only; more than there are tokens is all of them.
       top_p: draw among the fewest characters whose probabilities reach p (Holtzman et al. 2020).
       seed: 0 to 2^32 - 1; the same seed gives the same text on the same machine.
-      count: how many texts; each is the one that its place in the count always gives.
+      count: number of texts; each is the one that its place in the count always gives.
       implementation: "xla", or on a Hopper GPU "pallas", which draws all characters in one kernel with
         the weights on the chip, without top_k and top_p; None for "xla".
 
@@ -73,21 +77,45 @@ def sample(
         seen, or an implementation that cannot run this; it says which.
     """
     drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, count, implementation)
-    _check_length(length)
-    drawn = drawer.draw(length) if length else np.zeros((0, count), np.int32)
-    texts = [prime + params.vocabulary.decode(drawn[:, row]) for row in range(count)]
-    return texts if count > 1 else texts[0]
+    decode = _decode_cut if params.vocabulary.by_bytes else params.vocabulary.decode
+    texts = [decode(tokens) for tokens in _whole(drawer, length)]
+    return texts if drawer.count > 1 else texts[0]
+
+
+def sample_bytes(
+    params: charlm.Params,
+    prime: str | bytes,
+    length: SupportsIndex = 500,
+    temperature: SupportsFloat = 1.0,
+    mode: Mode = "categorical",
+    top_k: SupportsIndex | None = None,
+    top_p: SupportsFloat | None = None,
+    seed: SupportsIndex = 0,
+    count: SupportsIndex = 1,
+    implementation: Implementation | None = None,
+) -> bytes | list[bytes]:
+    """Write on from `prime` with a model of bytes (`--bytes`): the bytes that it draws, as they are.
+
+    Arguments and errors are those of `sample`, and InputError for a model of characters.
+
+    Returns:
+      The prime and `length` bytes; a list of such where count > 1.
+    """
+    _check_bytes(params)
+    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, count, implementation)
+    texts = [tokens.astype(np.uint8).tobytes() for tokens in _whole(drawer, length)]
+    return texts if drawer.count > 1 else texts[0]
 
 
 def stream(
     params: charlm.Params,
-    prime: str,
-    length: int | None = None,
-    temperature: float = 1.0,
+    prime: str | bytes,
+    length: SupportsIndex | None = None,
+    temperature: SupportsFloat = 1.0,
     mode: Mode = "categorical",
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    top_k: SupportsIndex | None = None,
+    top_p: SupportsFloat | None = None,
+    seed: SupportsIndex = 0,
     implementation: Implementation | None = None,
 ) -> Iterator[str]:
     """The text of `sample` in pieces, the prime first, each as soon as it is made.
@@ -95,93 +123,141 @@ def stream(
     Arguments and errors are those of `sample`; `length=None` never ends.
     """
     drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, 1, implementation)
-    if length is not None:
-        _check_length(length)
-    return _pieces(drawer, params, prime, length)
+    pieces = _pieces(drawer, length)
+    if not params.vocabulary.by_bytes:
+        return map(params.vocabulary.decode, pieces)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a piece may cut a character
+    return (decoder.decode(tokens.astype(np.uint8).tobytes()) for tokens in pieces)
+
+
+def stream_bytes(
+    params: charlm.Params,
+    prime: str | bytes,
+    length: SupportsIndex | None = None,
+    temperature: SupportsFloat = 1.0,
+    mode: Mode = "categorical",
+    top_k: SupportsIndex | None = None,
+    top_p: SupportsFloat | None = None,
+    seed: SupportsIndex = 0,
+    implementation: Implementation | None = None,
+) -> Iterator[bytes]:
+    """The bytes of `sample_bytes` in pieces, the prime first, each as soon as it is made.
+
+    Arguments and errors are those of `sample_bytes`; `length=None` never ends.
+    """
+    _check_bytes(params)
+    drawer = _Drawer(params, prime, temperature, mode, top_k, top_p, seed, 1, implementation)
+    return (tokens.astype(np.uint8).tobytes() for tokens in _pieces(drawer, length))
 
 
 def default_prime(vocabulary: Vocabulary) -> str:
-    """How a text begins where nobody says: a new line, or the first character that is known."""
+    """How a text begins where the user does not say: a new line, or the first known character."""
     if vocabulary.by_bytes or "\n" in vocabulary.characters:
         return "\n"
     return vocabulary.characters[0]
 
 
-def _pieces(
-    drawer: _Drawer, params: charlm.Params, prime: str, length: int | None
-) -> Iterator[str]:
-    yield prime
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    left = math.inf if length is None else length
-    while left > 0:
-        tokens = drawer.draw(int(min(CHUNK, left)))[:, 0]
-        left -= len(tokens)
-        if params.vocabulary.by_bytes:  # a character may be cut by the end of a piece
-            yield decoder.decode(tokens.astype(np.uint8).tobytes(), final=left <= 0)
-        else:
-            yield params.vocabulary.decode(tokens)
+def _whole(drawer: _Drawer, length: SupportsIndex) -> list[np.ndarray]:
+    """The tokens of each text, prime included."""
+    number, prime = _length(length), drawer.prime
+    _check_room(drawer.count, 4 * _bucket(number))
+    drawn = drawer.draw(number) if number else np.zeros((0, drawer.count), np.int32)
+    return [np.concatenate([prime, row]) for row in drawn.T]
+
+
+def _pieces(drawer: _Drawer, length: SupportsIndex | None) -> Iterator[np.ndarray]:
+    """The tokens of a text: the prime, then `length` more, or without end for None."""
+    left = math.inf if length is None else float(_length(length))
+
+    def draw(left: float) -> Iterator[np.ndarray]:
+        yield drawer.prime
+        while left > 0:
+            tokens = drawer.draw(int(min(CHUNK, left)))[:, 0]
+            left -= len(tokens)
+            yield tokens
+
+    return draw(left)
+
+
+def _decode_cut(tokens: np.ndarray) -> str:
+    """The text of bytes, without a character that is cut at the end."""
+    return codecs.utf_8_decode(tokens.astype(np.uint8).tobytes(), "replace", False)[0]
 
 
 class _Drawer:
-    """A text under way: checked arguments, the compiled loop's arguments, the state between calls."""
+    """A text under way: checked arguments, the compiled loop's arguments, the state between calls.
 
+    prime: [P] the tokens that the text begins with.
+    count: number of texts.
+    """
+
+    @modes.fixed()
     def __init__(
         self,
         params: charlm.Params,
-        prime: str,
-        temperature: float,
+        prime: str | bytes,
+        temperature: SupportsFloat,
         mode: Mode,
-        top_k: int | None,
-        top_p: float | None,
-        seed: int,
-        count: int,
+        top_k: SupportsIndex | None,
+        top_p: SupportsFloat | None,
+        seed: SupportsIndex,
+        count: SupportsIndex,
         implementation: Implementation | None = None,
     ) -> None:
         size = len(params.vocabulary)
+        if not isinstance(prime, (str, bytes)):
+            raise InputError(f"the prime must be a str or bytes, not {type(prime).__name__}")
         if not prime:
             raise InputError(
                 "the prime is empty; give the text at least one character to begin with"
             )
         if mode not in get_args(Mode):
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise InputError(f"temperature must be a number above 0, not {temperature}")
-        if top_k is not None and not 1 <= top_k <= size:
-            raise InputError(f"top_k must be from 1 to {size}, the vocabulary, not {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise InputError(f"top_p must be above 0 and at most 1, not {top_p}")
-        if not 0 <= seed < 2**32:
-            raise InputError(f"seed must be from 0 to 2^32 - 1, not {seed}")
-        if count < 1:
-            raise InputError(f"count must be at least 1, not {count}")
+        divisor = _number("temperature", temperature)
+        if not (math.isfinite(divisor) and divisor > 0):
+            raise InputError(
+                f"temperature must be a number above 0, not {divisor}; "
+                'mode="argmax" always takes the likeliest character'
+            )
+        kept = size if top_k is None else min(_at_least("top_k", top_k, 1), size)
+        share = 1.0 if top_p is None else _number("top_p", top_p)
+        if not 0 < share <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, not {share}")
+        number = _at_least("seed", seed)
+        if not 0 <= number < 2**32:
+            raise InputError(f"seed must be from 0 to 2^32 - 1, not {number}")
+        self.count = _at_least("count", count, 1)
         self.config = params.config
         self.prepared = _prepare(params)
         self.mode = mode
         self.truncate = top_k is not None or top_p is not None
         self.settings = Settings(
-            jnp.float32(np.clip(temperature, *TEMPERATURES)),
-            jnp.int32(size if top_k is None else top_k),
-            jnp.float32(1.0 if top_p is None else top_p),
+            jnp.float32(np.clip(divisor, *TEMPERATURES)),
+            jnp.int32(kept),
+            jnp.float32(share),
             jnp.asarray(params.vocabulary.whitespace()),
         )
-        self.prime = params.vocabulary.encode(prime).astype(np.int32)
+        self.prime = self._unread = params.vocabulary.encode(prime).astype(np.int32)
         self.on_chip = None
         if implementation not in (None, "xla"):
-            _check(implementation, params, count, self.truncate)
-            self.on_chip = _arrange(self.config, self.prepared, count)
-        self.state = begin(self.config, size, count, jnp.uint32(seed))
+            _check(implementation, params, self.count, self.truncate)
+            self.on_chip = _arrange(self.config, self.prepared, self.count)
+        one = jax.eval_shape(lambda: begin(self.config, size, 1, jnp.uint32(0)))
+        _check_room(self.count, memory.size(one))
+        self.state = begin(self.config, size, self.count, jnp.uint32(number))
 
+    @modes.fixed()
     def draw(self, length: int) -> np.ndarray:
         """The next `length` tokens, [length, B]; the first call reads the prime before it draws."""
         if self.on_chip is None:
             return self._advance(length)
-        if len(self.prime):
+        if len(self._unread):
             self._advance(0)
         drawn = [self._launch(min(LAUNCH, length - at)) for at in range(0, length, LAUNCH)]
         return np.concatenate(drawn)
 
     def _advance(self, length: int) -> np.ndarray:
-        prime, self.prime = self.prime, self.prime[:0]
+        prime, self._unread = self._unread, self._unread[:0]
         padded = np.zeros(_bucket(len(prime)), np.int32)
         padded[: len(prime)] = prime
         self.state, drawn = advance(
@@ -226,9 +302,38 @@ def _bucket(n: int) -> int:
     return max(CHUNK, 1 << (n - 1).bit_length())
 
 
-def _check_length(length: int) -> None:
-    if not 0 <= length < 2**30:
-        raise InputError(f"length must be from 0 to 2^30 - 1, not {length}")
+def _check_room(count: int, each: int) -> None:
+    """Raise InputError where `count` texts, each of so many bytes on the device, do not fit there."""
+    what = "the text" if count == 1 else f"writing {count:,} texts at once"
+    memory.check(count * each, what, "ask for fewer or shorter texts")
+
+
+def _length(length: SupportsIndex) -> int:
+    number = _at_least("length", length)
+    if not 0 <= number < 2**30:
+        raise InputError(f"length must be from 0 to 2^30 - 1, not {number}")
+    return number
+
+
+def _at_least(name: str, value: object, least: int | None = None) -> int:
+    try:
+        return whole_number(name, value, least)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} must be a number, not {value!r}") from None
+
+
+def _check_bytes(params: charlm.Params) -> None:
+    if not params.vocabulary.by_bytes:
+        raise InputError("this model's tokens are characters, not bytes; use sample or stream")
 
 
 def _check(implementation: str, params: charlm.Params, count: int, truncate: bool) -> None:

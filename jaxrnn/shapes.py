@@ -14,22 +14,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, UInt
+    from jaxtyping import Bool, Float, Int, Integer, UInt
 else:
     try:
-        from jaxtyping import Bool, Float, Int, UInt
+        from jaxtyping import Bool, Float, Int, Integer, UInt
     except ImportError:
 
         class _Unchecked:
             def __class_getitem__(cls, item: Any) -> Any:
                 return item[0]
 
-        Bool = Float = Int = UInt = _Unchecked
+        Bool = Float = Int = Integer = UInt = _Unchecked
 
 Array = jax.Array
+Given = jax.Array | np.ndarray  # what callers of the library may give for an array
 Scalar = Float[Array, ""]
 Key = jax.Array
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Scalar", "UInt"]
+__all__ = ["Array", "Bool", "Float", "Given", "Int", "Integer", "Key", "Scalar", "UInt"]

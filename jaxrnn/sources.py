@@ -5,21 +5,22 @@
     source = read(["notes.txt", "linux"], glob="*.c")  # a file, then every C file in a folder
 
 Text is UTF-8 and comes through as it is: newlines are not translated, nothing is normalised, only a
-byte order mark at the start of a file is dropped.
+byte order mark at the start of a file is dropped. Files that are empty, and links in a folder that lead
+nowhere, are left out with a note on standard error.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import files
+from jaxrnn import cache, console, files
 from jaxrnn.errors import InputError
 
 SHAKESPEARE_URL = (
@@ -60,13 +61,14 @@ def read(
         each path, at every depth: "*.c" takes a/b/x.c and "src/*.c" takes a/src/x.c. The files come
         sorted by their path inside the folder. Hidden files and folders are left out, and links to
         folders are not followed.
-      as_bytes: give the bytes as they are, nothing decoded or dropped.
+      as_bytes: return the bytes as they are, nothing decoded or dropped.
 
     Files are joined with nothing in between, or with one newline after a file that ends without.
 
     Raises:
-      InputError: what is named does not exist, cannot be read or downloaded, is empty or is not
-        UTF-8; a folder has no file that matches; or `glob` is given without a folder.
+      InputError: what is named does not exist, cannot be read or downloaded or is not UTF-8; all of it
+        is empty, or standard input is; a folder has no file that matches; or `glob` is given without a
+        folder.
     """
     words = _words(data)
     found = find(words, glob)
@@ -95,18 +97,16 @@ def find(data: Sequence[str], glob: str | None = None) -> list[files.File]:
     words = _words(data)
     if glob is not None and not any(map(_is_folder, words)):
         raise InputError(f'--glob "{glob}" chooses files from a folder, but --data names no folder')
-    return [
-        files.File(nth, "standard input" if word == "-" else word, label, path)
-        for nth, word in enumerate(words)
-        for label, path in _files(word, "*.txt" if glob is None else glob)
-    ]
-
-
-def cache_folder() -> Path:
-    """The user's folder for what is kept from run to run: JAXRNN_CACHE, or the system's own."""
-    import pooch  # here, because the library is to import without it
-
-    return Path(os.environ.get("JAXRNN_CACHE") or pooch.os_cache("jaxrnn")).expanduser().resolve()
+    found, empty = [], []
+    for nth, word in enumerate(words):
+        called = "standard input" if word == "-" else word
+        for label, path, size in _files(word, "*.txt" if glob is None else glob):
+            found.append(files.File(nth, called, label, path))
+            if size == 0:
+                empty.append(label)
+    if len(empty) < len(found):
+        _note_left_out(empty, "empty")
+    return found
 
 
 def name(data: Sequence[str]) -> str:
@@ -121,6 +121,28 @@ def name(data: Sequence[str]) -> str:
     return f"{short}+{len(more)}" if more else short
 
 
+def takes(data: Sequence[str], glob: str | None, path: Path) -> str | None:
+    """Return the word of `data` by which a file is part of the text, or would be if it were there.
+
+    data, glob: as for `read`.
+    """
+    for word in _words(data):
+        if word in NAMED:
+            continue
+        if not _is_folder(word):
+            if os.path.exists(path) and os.path.exists(word) and os.path.samefile(path, word):
+                return word
+            continue
+        try:
+            inside = path.resolve().relative_to(Path(word).resolve())
+        except ValueError:
+            continue
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if not hidden and inside.match((glob or "*.txt").removeprefix("**/")):
+            return word
+    return None
+
+
 def _words(data: Sequence[str]) -> list[str]:
     words = [data] if isinstance(data, str) else list(data)  # a str is one word, not its letters
     if not words:
@@ -132,20 +154,29 @@ def _is_folder(word: str) -> bool:
     return word not in NAMED and os.path.isdir(word)
 
 
-def _files(word: str, pattern: str) -> list[tuple[str, str | None]]:
-    """What is behind a word: each file's name, for the errors, and its path."""
+def _note_left_out(labels: Sequence[str], why: str) -> None:
+    if labels:
+        more = f" (and {len(labels) - 1} more such files)" if len(labels) > 1 else ""
+        console.note(f"{labels[0]}{more} is {why} and is left out")
+
+
+def _files(word: str, pattern: str) -> list[tuple[str, str | None, int | None]]:
+    """The files behind a word: each one's name for errors, its path, and its size where it has one."""
     if word == "play":
-        return [("play", None)]
+        return [("play", None, None)]
     if word == "-":
-        return [("standard input", None)]
+        return [("standard input", None, None)]
     if word == "shakespeare":
-        paths = [_fetch_shakespeare()]
-    else:
-        paths = _find(word, pattern) if _is_folder(word) else [word]
-    return [(path, path) for path in paths]
+        path = _fetch_shakespeare()
+        return [(path, path, None)]
+    if _is_folder(word):
+        return [(path, path, size) for path, size in _find(word, pattern)]
+    regular = os.path.isfile(word)
+    return [(word, word, os.path.getsize(word) if regular else None)]
 
 
-def _find(folder: str, pattern: str) -> list[str]:
+def _find(folder: str, pattern: str) -> list[tuple[str, int]]:
+    """The files in a folder that match, sorted, with their sizes."""
     end = pattern.removeprefix("**/")  # which holds anyway
     if not PurePosixPath(end).parts or "**" in end:
         raise InputError(
@@ -156,22 +187,38 @@ def _find(folder: str, pattern: str) -> list[str]:
     def stop(error: OSError) -> None:  # else os.walk leaves the folder out in silence
         raise error
 
-    found = []
+    found, broken = [], []
     try:
         for place, folders, names in os.walk(folder, onerror=stop):
             folders[:] = [inner for inner in folders if not inner.startswith(".")]
             for path in (Path(place, file) for file in names if not file.startswith(".")):
                 inside = path.relative_to(folder).as_posix()
-                if PurePosixPath(inside).match(end) and stat.S_ISREG(path.stat().st_mode):
-                    found.append(inside)
+                if not PurePosixPath(inside).match(end):
+                    continue
+                status = _status(path)
+                if status is None:
+                    broken.append(str(path))
+                elif stat.S_ISREG(status.st_mode):
+                    found.append((inside, status.st_size))
     except OSError as error:
         raise files.unreadable(error.filename, error) from error
+    _note_left_out(sorted(broken), "a link that leads nowhere")
     if not found:
         raise InputError(
             f'no file in {folder} matches "{pattern}"; choose others with --glob "PATTERN"'
         )
     # Sorted as plain strings: the file system's own order differs from machine to machine.
-    return [os.path.join(folder, inside) for inside in sorted(found)]
+    return [(os.path.join(folder, inside), size) for inside, size in sorted(found)]
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system knows of a file; None for a link that leads nowhere or to itself."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if path.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def _fetch_shakespeare() -> str:
@@ -179,12 +226,12 @@ def _fetch_shakespeare() -> str:
     import pooch  # here, because the library is to import without it
 
     def download(url: str, output_file: str, pooch_object: Any) -> None:
-        print("downloading Tiny Shakespeare ...", file=sys.stderr)
+        console.note("downloading Tiny Shakespeare ...")
         # Not as a stream, which pooch would leave open when the server answers with an error.
         pooch.HTTPDownloader(stream=False)(url, output_file, pooch_object)
 
     pooch.get_logger().setLevel("WARNING")
-    folder = cache_folder()
+    folder = cache.folder()
     was_there = os.path.exists(folder / SHAKESPEARE_FILE)
     try:
         return pooch.retrieve(

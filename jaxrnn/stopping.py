@@ -1,21 +1,42 @@
-"""Being asked to stop: Ctrl-C and SIGTERM save and leave, in all processes at the same step."""
+"""Being asked to stop: Ctrl-C, SIGTERM and SIGHUP save and leave, in all processes at the same step."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from jaxrnn import distributed
+from jaxrnn import console, distributed
+
+NAMES = "SIGINT", "SIGTERM", "SIGHUP"  # of Ctrl-C, of `kill`, and of a terminal that goes away
+
+
+def handle(handler: Callable[[int, Any], None], leave: tuple[str, ...] = ()) -> dict[int, Any]:
+    """Let a function handle the signals that ask a program to stop. Returns the handlers before.
+
+    A signal that came ignored stays ignored: nohup ignores SIGHUP so that a program outlives its
+    terminal, and a shell ignores SIGINT in what a script starts in the background.
+
+    Args:
+      handler: as for `signal.signal`.
+      leave: names of signals to leave alone.
+    """
+    numbers = [
+        getattr(signal, name) for name in NAMES if name not in leave and hasattr(signal, name)
+    ]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 class Stop:
-    """Between enter and exit, Ctrl-C and SIGTERM only leave a mark; the second one is final.
+    """Between enter and exit, the signals only leave a mark; the second one is final.
 
-    Where there are several processes, SIGTERM is left to JAX, which tells all of them
-    (`Checkpoints.preempted`).
+    Where there are several processes, SIGTERM is left to JAX, which informs all of them
+    (`Checkpoints.preempted`). Standard output that has lost its reader counts as asking, too.
     """
 
     def __init__(self) -> None:
@@ -23,18 +44,18 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """What to exit with: 128 + the signal's number; SIGTERM's where JAX took it."""
+        """The exit status: 128 + the signal's number; SIGTERM's where JAX took it."""
         return self._status or 128 + signal.SIGTERM
 
     def asked(self) -> bool:
-        """Whether this or another process was. All must call it."""
+        """Whether this or another process was asked to stop. All must call it."""
+        if console.pipe_closed():
+            self._status = self._status or console.PIPE_CLOSED
         self._status = max(distributed.gather(self._status))
         return self._status != 0
 
     def __enter__(self) -> Stop:
-        several = jax.process_count() > 1
-        numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
-        self._before = {number: signal.signal(number, self._mark) for number in numbers}
+        self._before = handle(self._mark, leave=("SIGTERM",) if jax.process_count() > 1 else ())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -45,4 +66,8 @@ class Stop:
         if self._status:
             os._exit(128 + number)
         self._status = 128 + number
-        print("\nstopping after this call of the device; once more to leave at once", flush=True)
+        # A signal may come in the middle of another print, which the stream refuses.
+        with contextlib.suppress(RuntimeError, OSError):
+            print(
+                "\nstopping after this call of the device; once more to leave at once", flush=True
+            )

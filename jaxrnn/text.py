@@ -10,11 +10,14 @@ import dataclasses
 import functools
 import hashlib
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrnn.errors import InputError
+
+BLOCK = 1 << 20  # bytes looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +25,29 @@ class Vocabulary:
     """Which token stands for which character.
 
     Make one with `Vocabulary.of(text)` (the characters of a text, sorted) or `Vocabulary.of_bytes()`
-    (the 256 bytes of UTF-8, which can spell anything). Compares by value and is hashable.
+    (the 256 bytes, which can spell anything). Compares by value and is hashable.
+
+    Attributes:
+      characters: the character of each token, in the order of the tokens, no two alike.
+      by_bytes: tokens are bytes; then there are no characters.
+
+    Raises:
+      ValueError: for a character that is there twice.
     """
 
     characters: str = ""
     by_bytes: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.characters, str):
+            raise ValueError(f"characters must be a str, not {type(self.characters).__name__}")
+        if len(set(self.characters)) < len(self.characters):
+            raise ValueError(
+                "characters must have no character twice; "
+                "make the vocabulary of a text with Vocabulary.of(text)"
+            )
+        if self.by_bytes and self.characters:
+            raise ValueError("a vocabulary of bytes has no characters; use Vocabulary.of_bytes()")
 
     @classmethod
     def of(cls, text: str) -> Vocabulary:
@@ -47,14 +68,16 @@ class Vocabulary:
         return np.min_scalar_type(max(len(self) - 1, 0))
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Text to tokens [N] of `dtype`.
+        """Return the tokens [N] of a text, of type `dtype`.
+
+        Where tokens are bytes, a str becomes UTF-8, and bytes that Python could not decode, such as
+        those of a command line (PEP 383), become themselves again.
 
         Raises:
           InputError: for characters that the vocabulary does not have; it says which.
         """
         if self.by_bytes:
-            raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-            return np.frombuffer(raw, np.uint8)
+            return np.frombuffer(_raw(text), np.uint8)
         if isinstance(text, bytes):
             try:
                 text = text.decode()
@@ -62,28 +85,28 @@ class Vocabulary:
                 raise InputError(
                     f"not UTF-8: byte 0x{text[error.start]:02x} at offset {error.start}"
                 ) from None
-        points, known = code_points(text), self._known
-        tokens = np.searchsorted(known, points)
+        points, (known, ranks) = code_points(text), self._ordered
+        places = np.searchsorted(known, points)
         found = np.zeros(len(points), bool)
-        inside = tokens < len(known)
-        found[inside] = known[tokens[inside]] == points[inside]
+        inside = places < len(known)
+        found[inside] = known[places[inside]] == points[inside]
         if not found.all():
             unknown = " ".join(repr(chr(p)) for p in np.unique(points[~found])[:10])
             raise InputError(
                 f"characters that the model has never seen: {unknown}; it knows "
                 f"{len(self)} characters: {self.characters[:200]!r}"
             )
-        return tokens.astype(self.dtype)
+        return ranks[places]
 
     def decode(self, tokens: Any) -> str:
-        """Tokens [N] to text. Bytes that are not UTF-8 come out as U+FFFD."""
+        """Return the text of tokens [N]. Bytes that are not UTF-8 become U+FFFD."""
         tokens = np.asarray(tokens, np.int64)
         if self.by_bytes:
             return tokens.astype(np.uint8).tobytes().decode(errors="replace")
         return self._known[tokens].tobytes().decode("utf-32-le", "surrogatepass")
 
     def whitespace(self) -> np.ndarray:
-        """[V] bool: which tokens are white space."""
+        """Return which tokens are white space, [V] bool."""
         if self.by_bytes:
             return np.array([chr(b).isspace() and b < 128 for b in range(256)])
         return np.array([c.isspace() for c in self.characters])
@@ -91,6 +114,24 @@ class Vocabulary:
     @functools.cached_property
     def _known(self) -> np.ndarray:
         return code_points(self.characters)
+
+    @functools.cached_property
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """The code points [V] in ascending order, and the token of each."""
+        order = np.argsort(self._known)
+        return self._known[order], order.astype(self.dtype)
+
+
+def _raw(text: str | bytes) -> bytes:
+    """The bytes of a text. Raises InputError for a str that stands for none."""
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{text[error.start]!r} is half of a character (a surrogate) and has no bytes"
+        ) from None
 
 
 def code_points(text: str) -> np.ndarray:
@@ -152,6 +193,7 @@ class Corpus(NamedTuple):
     sha256: of the text, so that a run can be held against the text it was started with.
     floor: the loss on the validation part that no model can beat, nats per character, where the text's
       source knows it; else None.
+    different: the number of different tokens in the text; None where it was not counted.
     """
 
     tokens: np.ndarray
@@ -159,6 +201,7 @@ class Corpus(NamedTuple):
     vocabulary: Vocabulary
     sha256: str
     floor: float | None = None
+    different: int | None = None
 
     @property
     def train_size(self) -> int:
@@ -184,7 +227,18 @@ def corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
     raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
     vocabulary = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
     tokens = vocabulary.encode(content)
-    return Corpus(tokens, begin, vocabulary, hashlib.sha256(raw).hexdigest(), floor(nats))
+    sha256 = hashlib.sha256(raw).hexdigest()
+    blocks = (raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK))
+    different = different_bytes(blocks) if by_bytes else len(vocabulary)
+    return Corpus(tokens, begin, vocabulary, sha256, floor(nats), different)
+
+
+def different_bytes(blocks: Iterable[bytes]) -> int:
+    """Return how many of the 256 bytes there are in the blocks."""
+    known = b""
+    for block in blocks:
+        known += bytes(set(block.translate(None, known)))  # translate is the fastest way to look
+    return len(known)
 
 
 def split(size: int) -> int:
@@ -208,8 +262,9 @@ class Batches:
     backpropagation through time). After a pass the streams begin again, each shifted by the same few
     characters, so that the cuts fall elsewhere.
 
-    Shuffled: windows of seq_len + 1 tokens side by side, in a new order each pass, every one from the
-    zero state.
+    Shuffled: windows of seq_len + 1 tokens in a new order each pass, every one from the zero state.
+    The last token of a window is the first of the next, so that every token is a target; each pass
+    shifts all windows by another number of tokens.
 
     Attributes:
       size: tokens in the training text.
@@ -217,6 +272,8 @@ class Batches:
       seq_len: tokens predicted per row, T.
       shuffle: windows in random order instead of streams.
       seed: of the order and of the shifts.
+      overlap: False gives the shuffled windows of old runs, which lie side by side in the same places
+        in each pass, so that the first token of each is never a target.
 
     Raises:
       InputError: for a text too short for one batch; it says how long it must be.
@@ -227,6 +284,7 @@ class Batches:
     seq_len: int
     shuffle: bool = False
     seed: int = 0
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         need = self.batch * (self.seq_len + 1)
@@ -242,7 +300,7 @@ class Batches:
     def per_epoch(self) -> int:
         """Batches in one pass over the text."""
         if self.shuffle:
-            return self.size // (self.seq_len + 1) // self.batch
+            return self._windows // self.batch
         return (self.size // self.batch - 1) // self.seq_len
 
     def fresh(self, step: int) -> bool:
@@ -253,13 +311,28 @@ class Batches:
         """[B] int64: where in the text each row of batch `step` begins."""
         epoch, index = divmod(step, self.per_epoch)
         if self.shuffle:
-            order = _order(self.size // (self.seq_len + 1), self.seed, epoch)
-            rows = order[index * self.batch : (index + 1) * self.batch]
-            return rows.astype(np.int64) * (self.seq_len + 1)
+            order = _order(self._windows, self.seed, epoch)
+            rows = order[index * self.batch : (index + 1) * self.batch].astype(np.int64)
+            return self._shift(epoch) + rows * (self.seq_len + (not self.overlap))
         stream = self.size // self.batch
         slack = stream - 1 - self.per_epoch * self.seq_len
         shift = np.random.default_rng((self.seed, epoch)).integers(slack + 1)
         return np.arange(self.batch) * stream + shift + index * self.seq_len
+
+    @property
+    def _windows(self) -> int:
+        """Windows in a pass, of which less than a batch are left out."""
+        if not self.overlap:
+            return self.size // (self.seq_len + 1)
+        # One less than there could be leaves room for any shift; a text that short has no room.
+        return max(self.size // self.seq_len - 1, self.batch)
+
+    def _shift(self, epoch: int) -> int:
+        """Tokens before the first window of a pass."""
+        if not self.overlap:
+            return 0
+        room = self.size - 1 - self._windows * self.seq_len
+        return int(np.random.default_rng((self.seed, epoch, 1)).integers(room + 1))
 
 
 def _order(windows: int, seed: int, epoch: int) -> np.ndarray:

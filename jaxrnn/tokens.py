@@ -4,7 +4,7 @@ A folder that `python -m jaxrnn.prepare` wrote holds
     tokens.bin   the tokens, raw little-endian unsigned integers of the smallest type that holds them
     meta.json    what they mean and what they were made from
 meta.json is written last: a folder without it is unfinished, and then has
-    tokens.TYPE.partial, progress.json      what the same command goes on from
+    tokens.TYPE.partial, progress.json      what the same command resumes from
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import text
+from jaxrnn import storage, text
 from jaxrnn.errors import InputError
 
 FORMAT = 1
@@ -34,6 +34,7 @@ class Meta:
     sha256: of the text, as `text.corpus` computes it.
     floor: as in `text.Corpus`.
     sources: the files it was made from, [path, bytes, time of change in ns] each, null where not a file.
+    different: number of different tokens in the text; None in a folder of an older version.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Meta:
     sha256: str
     floor: float | None
     sources: list[list[Any]]
+    different: int | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -52,7 +54,25 @@ class Meta:
 def is_prepared(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a prepared text, finished or not, sound or damaged."""
     folder = Path(path)
-    return folder.is_dir() and ((folder / TOKENS).exists() or bool(partials(folder)))
+    return folder.is_dir() and ((folder / TOKENS).exists() or is_preparation(folder))
+
+
+def is_preparation(folder: Path) -> bool:
+    """Whether a file of `prepare` says that the rest of the folder is its own.
+
+    A file called tokens.bin alone may be anybody's.
+    """
+    for name, keys in (
+        (META, {"format", "vocabulary", "sha256"}),
+        (PROGRESS, {"sources", "state"}),
+    ):
+        try:
+            if keys <= load(folder / name).keys():
+                return True
+        except InputError:
+            continue
+    # a preparation that was killed at its beginning by a version that noted nothing there
+    return bool(partials(folder)) and not any((folder / name).exists() for name in (TOKENS, META))
 
 
 def partials(folder: Path) -> list[Path]:
@@ -81,9 +101,10 @@ def meta(path: str | os.PathLike[str]) -> Meta:
             )
         vocabulary = text.Vocabulary(**said["vocabulary"])
         floor = None if said["floor"] is None else float(said["floor"])
+        counted = None if vocabulary.by_bytes else len(vocabulary)
         found = Meta(
             str(said["name"]), int(said["count"]), vocabulary, str(said["sha256"]), floor,
-            list(said["sources"]),
+            list(said["sources"]), said.get("different", counted),
         )  # fmt: skip
         if said["dtype"] != found.dtype.name or len(vocabulary) == 0:
             raise ValueError(f"dtype {said['dtype']} for {len(vocabulary)} characters")
@@ -110,7 +131,7 @@ def corpus(path: str | os.PathLike[str]) -> text.Corpus:
     except OSError as error:
         raise InputError(f"cannot read {folder / TOKENS}: {error.strerror}") from error
     split = text.split(said.count)
-    return text.Corpus(tokens, split, said.vocabulary, said.sha256, said.floor)
+    return text.Corpus(tokens, split, said.vocabulary, said.sha256, said.floor, said.different)
 
 
 def write_meta(folder: Path, found: Meta) -> None:
@@ -137,12 +158,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, said: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all, whatever the machine does meanwhile."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(said, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    storage.atomic_write(path, json.dumps(said))
 
 
 def damaged(path: Path, error: Exception) -> InputError:

@@ -1,13 +1,15 @@
 """Train a char-RNN: `python -m jaxrnn.train --data my.txt`.
 
-Running the same command again goes on where the run stands. `--help` lists every setting.
+Running the same command again resumes the run. `--help` lists every setting.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,8 +21,10 @@ import tyro
 
 from jaxrnn import (
     accelerator,
+    arguments,
     charlm,
     checkpoint,
+    console,
     distributed,
     folder,
     memory,
@@ -32,7 +36,7 @@ from jaxrnn import (
     training,
 )
 from jaxrnn.errors import InputError
-from jaxrnn.report import Report, Unheard
+from jaxrnn.report import Report, Unheard, require_tensorboard
 from jaxrnn.stopping import Stop
 
 Preset = Literal["small", "lecture", "shakespeare"]
@@ -107,23 +111,33 @@ PRESETS: dict[str, Config] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 1 failed, 2 bad input, 128 + n for signal n."""
+    """Run the command and return its exit status.
+
+    0 done, 1 failed, 2 bad input, 128 + n for signal n, 141 for a pipe that lost its reader.
+    """
+    console.open_streams()
     try:
-        return run(parse(sys.argv[1:] if argv is None else argv))
+        config = parse(sys.argv[1:] if argv is None else argv)
+        with console.lasting_output():
+            status = run(config)
+            return console.PIPE_CLOSED if status == 0 and console.pipe_closed() else status
     except distributed.Told:
         return 2
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 2
     except (OSError, training.Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 1
     except KeyboardInterrupt:  # before there is a state to save
         return 128 + signal.SIGINT
     except Exception as error:
-        if not distributed.lost(error):
+        if distributed.lost(error):
+            console.error(_lost(error))
+        elif memory.ran_out(error):
+            console.error(_ran_out(error))
+        else:
             raise
-        print(f"error: {_lost(error)}", file=sys.stderr)
         return 1
 
 
@@ -132,7 +146,16 @@ def _lost(error: Exception) -> str:
     why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost the others ({why}); the "
-        "checkpoints are intact: start all processes again, and they go on from the newest"
+        "checkpoints are intact: start all processes again, and they resume from the newest"
+    )
+
+
+def _ran_out(error: Exception) -> str:
+    """What to say where there was not enough memory after all."""
+    why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (
+        f"the memory ran out ({why}); the checkpoints are intact: {training.SMALLER}, or prepare a "
+        "large text with python -m jaxrnn.prepare"
     )
 
 
@@ -141,12 +164,12 @@ def parse(argv: Sequence[str]) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="small")
     preset = first.parse_known_args(argv)[0].preset
-    return tyro.cli(
+    return arguments.parse(
         Config,
-        prog="python -m jaxrnn.train",
-        default=PRESETS.get(preset, Config()),
-        args=list(argv),
-        config=(tyro.conf.OmitArgPrefixes,),
+        "python -m jaxrnn.train",
+        argv,
+        PRESETS.get(preset, Config()),
+        (tyro.conf.OmitArgPrefixes,),
     )
 
 
@@ -156,14 +179,21 @@ def run(config: Config) -> int:
     distributed.start(config.processes)
     accelerator.use(config.accelerator)
     workdir = config.workdir or default_workdir(config)
+    work = distributed.together(lambda: _work(config, workdir))
+    same = {n: v for n, v in folder.flat(work.description).items() if n not in folder.OWN}
+    distributed.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
+    if distributed.first():
+        _introduce(workdir, work)
+    # All that can be refused is refused before anything is made, changed or deleted.
+    distributed.together(lambda: _check_here(config, workdir, work))
     with folder.held(workdir):
-        return _run(config, workdir)
+        return _run(config, workdir, work)
 
 
 def default_workdir(config: Config) -> Path:
-    """runs/DATA-PRESET, the name once where both are the same."""
-    names = dict.fromkeys([sources.name(config.data), config.preset])
-    return Path("runs", "-".join(names))
+    """Return runs/DATA-PRESET, the name once where both are the same, in UTF-8 whatever DATA is in."""
+    names = "-".join(dict.fromkeys([sources.name(config.data), config.preset]))
+    return Path("runs", re.sub("[\udc80-\udcff]", "_", names))
 
 
 class _Work(NamedTuple):
@@ -173,14 +203,14 @@ class _Work(NamedTuple):
     devices: mesh.Mesh
     name: str  # of the text
     corpus: text.Corpus
-    prime: str  # of the samples
+    prime: str | bytes  # of the samples
     steps: int
     description: dict[str, Any]
 
 
 def _work(config: Config, workdir: Path) -> _Work:
-    model = _dtype_of_the_run(config.training.model, workdir, config.overwrite).resolved()
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, model=model))
+    config = dataclasses.replace(config, training=_as_begun(config, workdir))
+    model = config.training.model
     devices = mesh.make(mesh.parse(config.mesh) if config.mesh else None)
     how = config.training
     mesh.check(devices, how.batch, how.accumulate, model.hidden)
@@ -189,31 +219,48 @@ def _work(config: Config, workdir: Path) -> _Work:
     steps = how.total_steps(how.batches(corpus))
     prime = _sample_prime(config, corpus)
     description = {**_plain(config), "text": {"name": name, "sha256": corpus.sha256}}
-    if not config.overwrite:
-        folder.check_same_run(workdir, description, corpus.vocabulary)
+    folder.check_data(workdir, config.data, config.glob, bool(how.sample_every))
+    folder.check(workdir, description, corpus.vocabulary, config.overwrite)
     return _Work(how, devices, name, corpus, prime, steps, description)
 
 
-def _run(config: Config, workdir: Path) -> int:
-    work = distributed.together(lambda: _work(config, workdir))
-    same = {n: v for n, v in folder.flat(work.description).items() if n not in folder.OWN}
-    distributed.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
-    report: Report = Unheard(work.prime)
-    if distributed.first():
+def _check_here(config: Config, workdir: Path, work: _Work) -> None:
+    """Raises InputError for what this machine cannot do; it compiles, so it comes last."""
+    if config.tensorboard:
+        require_tensorboard()
+    resumed = not config.overwrite and checkpoint.is_run(workdir)
+    training.check(work.config, work.corpus, work.devices, resumed)
+
+
+def _run(config: Config, workdir: Path, work: _Work) -> int:
+    vocabulary = work.corpus.vocabulary
+
+    def take_over() -> Report:
+        if not distributed.first():
+            return Unheard(work.prime)
+        # again, because another training may have begun there meanwhile
+        folder.check(workdir, work.description, vocabulary, config.overwrite)
         if config.overwrite:
             folder.clear(workdir)
-        checkpoint.write_description(workdir, work.description, work.corpus.vocabulary)
-        _introduce(config, workdir, work)
         characters = work.config.batch * work.config.seq_len
-        report = Report(workdir, characters, work.corpus.floor, work.prime, config.tensorboard)
-    distributed.gather(None)  # the others look into the folder after the first has cleared it
+        return Report(workdir, characters, work.corpus.floor, work.prime, config.tensorboard)
+
+    report = distributed.together(take_over)
+
+    def accepted() -> None:
+        if distributed.first():
+            checkpoint.write_description(workdir, work.description, vocabulary)
+        distributed.gather(None)
+
     with Stop() as stop:
-        _, step = training.fit(work.config, work.corpus, workdir, report, stop.asked, work.devices)
+        _, step = training.fit(
+            work.config, work.corpus, workdir, report, stop.asked, work.devices, accepted
+        )
     if step < work.steps:
-        _say(f"stopped and saved at step {step}; the same command goes on from there")
+        without = " without --overwrite" if config.overwrite else ""
+        _say(f"stopped and saved at step {step}; the same command{without} resumes from there")
         return stop.status
-    example = _example_prime(work.corpus)
-    _say(f'done. Now: python -m jaxrnn.generate {workdir} --prime "{example}"')
+    _say(f"done. Now: {_example(workdir, work.corpus)}")
     return 0
 
 
@@ -239,51 +286,78 @@ def _corpus(config: Config) -> tuple[str, text.Corpus]:
     return tokens.meta(prepared[0]).name, tokens.corpus(prepared[0])
 
 
-def _dtype_of_the_run(model: charlm.Config, workdir: Path, overwrite: bool) -> charlm.Config:
-    """With dtype "auto", go on in the dtype of the run that is there, whatever is fast here."""
-    if model.dtype != "auto" or overwrite or not (workdir / "config.json").exists():
-        return model
-    described, _ = checkpoint.read_description(workdir)
-    there = described.get("training", {}).get("model", {}).get("dtype", "auto")
-    return dataclasses.replace(model, dtype=there)
+def _as_begun(config: Config, workdir: Path) -> training.Config:
+    """Return the training settings, with those that a run in the folder decides, not the command line.
+
+    With dtype "auto" the run resumes in its own dtype, whatever is fast here, and its shuffled windows
+    stay where they were.
+    """
+    how = config.training
+    if not config.overwrite and checkpoint.is_run(workdir):
+        described, _ = checkpoint.read_description(workdir)
+        how = dataclasses.replace(how, overlap=described["training"].get("overlap"))
+        if how.model.dtype == "auto":
+            dtype = checkpoint.model_of(workdir, described).dtype
+            how = dataclasses.replace(how, model=dataclasses.replace(how.model, dtype=dtype))
+    return dataclasses.replace(how, model=how.model.resolved())
 
 
-def _introduce(config: Config, workdir: Path, work: _Work) -> None:
+def _introduce(workdir: Path, work: _Work) -> None:
     model, corpus = work.config.model, work.corpus
     params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
-    size = len(corpus.vocabulary)
     kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
+    different = "" if corpus.different is None else f", {corpus.different} different"
     print(
-        f"{work.name}: {len(corpus.tokens):,} {kind}, {size} "
-        f"different; the last {corpus.validation_size:,} are for validation"
+        f"{console.shown(work.name)}: {len(corpus.tokens):,} {kind}{different}; "
+        f"the last {corpus.validation_size:,} are for validation"
     )
     if corpus.floor is not None:
         print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
+    read = work.config.characters_per_epoch(corpus) / corpus.train_size
+    if read < 0.9:
+        print(
+            f"a pass reads {read:.0%} of the training text, since what does not fill a batch is left "
+            "out, and other passes read other parts: lower --batch or --seq-len to read more of it"
+        )
     print(
         f"{model.layers} x {model.cell} of {model.hidden}, {params:,} parameters, {model.dtype}; "
-        f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; run folder {workdir}",
+        f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
+        f"run folder {console.quoted(workdir)}",
         flush=True,
     )
 
 
-def _sample_prime(config: Config, corpus: text.Corpus) -> str:
+def _sample_prime(config: Config, corpus: text.Corpus) -> str | bytes:
     """How the samples begin, checked before anything is written."""
-    prime = config.sample_prime
-    if prime is None:
+    if config.sample_prime is None:
         return sampling.default_prime(corpus.vocabulary)
-    if not prime:
+    if not config.sample_prime:
         raise InputError("--sample-prime is empty; give the samples at least one character")
+    by_bytes = corpus.vocabulary.by_bytes
+    prime = arguments.prime("--sample-prime", config.sample_prime, by_bytes)
     corpus.vocabulary.encode(prime)
     return prime
 
 
-def _example_prime(corpus: text.Corpus) -> str:
-    """A beginning for `generate`: ROMEO: where the text has him, else its own first word."""
+def _example(workdir: Path, corpus: text.Corpus) -> str:
+    """A command that writes text with the run, as it is typed into a shell."""
+    command = f"python -m jaxrnn.generate {console.quoted_path(workdir)}"
+    prime = _example_prime(corpus)
+    if prime is None:
+        return command
+    return f"{command} --prime{'=' if prime.startswith('-') else ' '}{console.quoted(prime)}"
+
+
+def _example_prime(corpus: text.Corpus) -> str | None:
+    """A beginning for `generate`: ROMEO: where the text has him, else its first word that can be shown.
+
+    None for a text without one.
+    """
     begin = corpus.vocabulary.decode(corpus.tokens[:1_000_000])
     if "ROMEO:" in begin:
         return "ROMEO:"
-    words = "".join(c if c not in '"\\$`!' else " " for c in begin[:200]).split()
-    return words[0][:20] if words else "..."
+    words = (found[0][:20] for found in re.finditer(r"\S+", begin))
+    return next((word for word in words if word.isprintable() and "\ufffd" not in word), None)
 
 
 def _plain(config: Config) -> dict[str, Any]:
@@ -296,8 +370,9 @@ def leave(status: int) -> NoReturn:
     """End the process. At once where it failed: what a failed write left behind in orbax' threads may
     never end, and JAX would wait for processes that are gone."""
     if status == 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -7,6 +7,7 @@ to the bit, on the same machine.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,13 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from tyro.conf import Fixed, Suppress
 
-from jaxrnn import charlm, checkpoint, mesh
+from jaxrnn import (
+    accelerator,
+    charlm,
+    checkpoint,
+    distributed,
+    evaluation,
+    feed,
+    memory,
+    mesh,
+    modes,
+)
 from jaxrnn.dispatch import Implementation
 from jaxrnn.errors import InputError
-from jaxrnn.evaluation import evaluate
-from jaxrnn.feed import Feed, MemoryMap, gather, place
-from jaxrnn.report import Report
+from jaxrnn.report import METRICS, NotWritten, Report, read_metrics
 from jaxrnn.shapes import Array, Bool, Int, Scalar
 from jaxrnn.text import Batches, Corpus, Vocabulary
 
@@ -43,7 +53,7 @@ class Config:
     steps: int | None = None
     """Length of the run in steps; None leaves it to epochs."""
     epochs: float = 10.0
-    """Length of the run in passes over the training text."""
+    """Length of the run in passes over the training text; a pass ends with its last full batch."""
     learning_rate: float = 2e-3
     """Adam's, at its peak."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -58,15 +68,18 @@ class Config:
     """Parts that a batch is computed in, one after the other, to save memory."""
     shuffle: bool = False
     """Windows in random order from the zero state, not streams with the state carried over."""
+    overlap: Suppress[Fixed[bool | None]] = True
+    """Whether shuffled windows share a character with the next and are shifted each pass; None in runs
+    that were begun before they did, which keep the order that they had. No flag."""
     seed: int = 0
     """Of the first weights, the dropout and the order of the text."""
     log_every: int = 10
-    """Steps per call of the device and per line of metrics.jsonl."""
+    """Steps per line of metrics.jsonl, at most 1000; evaluations and samples end a line too."""
     eval_every: int = 250
     """Steps between evaluations on the whole validation text, each with a checkpoint."""
     sample_every: int = 500
     """Steps between samples; 0 for none."""
-    memory_map: MemoryMap = "auto"
+    memory_map: feed.MemoryMap = "auto"
     """Keep the text in a file of the run directory; auto does where the device has no room for it."""
     implementation: Implementation | None = None
     """What runs the recurrence; None takes the fastest that is known here."""
@@ -90,16 +103,22 @@ class Config:
             raise InputError(
                 f"--batch {self.batch} cannot be computed in --accumulate {self.accumulate} equal parts"
             )
-        for name in ("eval_every", "sample_every"):
-            if getattr(self, name) % self.log_every:
-                raise InputError(
-                    f"{_flag(name)} {getattr(self, name)} must be a multiple of "
-                    f"--log-every {self.log_every}"
-                )
+
+    @property
+    def intervals(self) -> list[int]:
+        """Steps after which a call of the device ends, each counted from step 0."""
+        samples = [self.sample_every] if self.sample_every else []
+        return [self.log_every, self.eval_every, *samples, MOST_STEPS]
 
     def batches(self, corpus: Corpus) -> Batches:
         """The batches of a text. Raises InputError for a text too short for one."""
-        return Batches(corpus.train_size, self.batch, self.seq_len, self.shuffle, self.seed)
+        return Batches(
+            corpus.train_size, self.batch, self.seq_len, self.shuffle, self.seed, bool(self.overlap)
+        )
+
+    def characters_per_epoch(self, corpus: Corpus) -> int:
+        """Characters of a text that are predicted in one pass; those that fill no batch are not."""
+        return self.batches(corpus).per_epoch * self.batch * self.seq_len
 
     def total_steps(self, batches: Batches) -> int:
         """Length of the run in steps. Raises InputError for more than an int32 counts."""
@@ -109,6 +128,9 @@ class Config:
                 f"the run would take {steps} steps, more than an int32 counts (2^31 - 1)"
             )
         return steps
+
+
+MOST_STEPS = 1000  # per call of the device, which a signal to stop waits for
 
 
 def _flag(name: str) -> str:
@@ -154,6 +176,7 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(rate, b2=config.beta2))
 
 
+@modes.fixed()
 def create(config: Config, optimizer: Any, vocabulary: Vocabulary) -> TrainState:
     """The state before the first step."""
     params = charlm.init(config.model, vocabulary, config.seed)
@@ -161,10 +184,14 @@ def create(config: Config, optimizer: Any, vocabulary: Vocabulary) -> TrainState
         params,
         optimizer.init(params),
         charlm.initial_carry(config.model, config.batch),
-        jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), 1)),
+        _dropout_key(config),
         jnp.int32(0),
         jnp.float32(1),
     )
+
+
+def _dropout_key(config: Config) -> Array:
+    return jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -193,7 +220,7 @@ def train_step(
     """
     params = state.params
     carry = jax.tree.map(lambda s: jnp.where(fresh, 0, s), state.carry)
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=modes.KEYS), state.step)
     value_and_grad = jax.value_and_grad(functools.partial(charlm.loss, **how), has_aux=True)
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
@@ -216,7 +243,9 @@ def train_step(
         (loss, gradient), carries = lax.scan(part, zero, slices)
         carry = jax.tree.map(lambda c: c.swapaxes(0, 1).reshape(-1, *c.shape[2:]), carries)
 
-    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    # optax adds integers to floats, which a program may forbid
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     updates = jax.tree.map(lambda u: u * state.rate, updates)
     after = state.replace(  # type: ignore[attr-defined]
         params=optax.apply_updates(params, updates),
@@ -256,7 +285,7 @@ def run_steps(
 
     def body(i: Array, loop: Any) -> Any:
         state, metrics = loop
-        batch = gather(tokens, windows[i], config.seq_len)
+        batch = feed.gather(tokens, windows[i], config.seq_len)
         state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate, **how)
         metrics = jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
         return mesh.keep(devices, (state, metrics))
@@ -265,6 +294,7 @@ def run_steps(
     return mesh.keep(devices, lax.fori_loop(0, count, body, begun))
 
 
+@modes.fixed()
 def fit(
     config: Config,
     corpus: Corpus,
@@ -272,43 +302,53 @@ def fit(
     report: Report,
     should_stop: Callable[[], bool] = lambda: False,
     devices: mesh.Mesh | None = None,
+    accepted: Callable[[], None] = lambda: None,
 ) -> tuple[charlm.Params, int]:
-    """Train, or go on where the run directory stands, to the last step or until asked to stop.
+    """Train, or resume what is in the run directory, to the last step or until asked to stop.
 
     Args:
       config: how.
       corpus: on what.
-      run: the run directory; it exists and its description is written.
-      report: told of everything as it happens.
+      run: the run directory; it exists.
+      report: called with everything as it happens.
       should_stop: asked after every call of the device; on True the state is saved and fit returns.
       devices: the mesh to train on, as all processes know it; None for one device.
+      accepted: called once the state to start from is read, before the directory is changed.
 
     Returns:
-      (params, step): the model as it stands, and the steps taken.
+      (params, step): the model as it is then, and the steps taken.
 
     Raises:
       Diverged: when the loss stays non-finite after RECOVERIES returns to a good state.
+      InputError: when there are checkpoints and none can be read; the directory is as it was.
       OSError: when a checkpoint cannot be written; the ones before it are intact.
     """
     batches = config.batches(corpus)
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
     devices = mesh.single() if devices is None else devices
-    source = place(corpus.tokens, config.memory_map, run, devices)
     shapes = mesh.described(devices, lambda: create(config, optimizer, corpus.vocabulary))
-    checkpoints = checkpoint.Checkpoints(run, report.note)
+    checkpoints = checkpoint.Checkpoints(run, report.note, read_only=True)
 
-    def resume(scheduled: bool = False) -> tuple[TrainState, float]:
-        """The newest good state (of those saved by the plan alone) and the best loss until then."""
-        found = checkpoints.restore(
-            shapes.params, _rest(shapes), accept=lambda notes: notes["scheduled"] >= scheduled
+    def newest(scheduled: bool = False) -> checkpoint.Restored | None:
+        """Read the newest good checkpoint (of those saved by the plan alone)."""
+        # The key follows from the seed; that of a run under another generator has another shape.
+        rest = {name: value for name, value in _rest(shapes).items() if name != "key"}
+        return checkpoints.restore(
+            shapes.params, rest, accept=lambda notes: notes["scheduled"] >= scheduled
         )
+
+    def resume(found: checkpoint.Restored | None) -> tuple[TrainState, float]:
+        """Return a checkpoint's state and the best loss until then, or the state before the first
+        step, and take the run directory back to there."""
         checkpoints.set_aside(found.step if found else -1)
         report.rewind(found.notes["report"] if found else {})
         if found is None:
             return begin(config, optimizer, corpus.vocabulary, devices), math.inf
         params, rest = found.tree
-        return TrainState(params=params, **rest), float(found.notes["best"] or math.inf)
+        key = jax.device_put(np.asarray(_dropout_key(config)), mesh.everywhere(devices))
+        state = TrainState(params=params, key=key, **rest)
+        return state, float(found.notes["best"] or math.inf)
 
     def recover(step: int, rate: float) -> tuple[TrainState, float]:
         """Back to the last planned checkpoint, at half the learning rate."""
@@ -318,7 +358,7 @@ def fit(
                 "state, each at half the learning rate; the last good checkpoint is intact; "
                 "lower --learning-rate or --clip-norm"
             )
-        state, best = resume(scheduled=True)
+        state, best = resume(newest(scheduled=True))
         report.note(
             f"the loss is not finite near step {step}: back to step {state.step} "
             f"with {rate / 2:g} of the learning rate"
@@ -326,45 +366,138 @@ def fit(
         slower = jax.device_put(np.float32(rate / 2), mesh.everywhere(devices))
         return state.replace(rate=slower), best  # type: ignore[attr-defined]
 
+    def save(step: int, state: TrainState, validation: float | None, best: float) -> None:
+        notes = {
+            "validation": validation,
+            "best": best if math.isfinite(best) else None,
+            "scheduled": validation is not None,
+            "report": report.position(),
+        }
+        checkpoints.save(step, state.params, _rest(state), notes)
+
+    found = newest()
+    checkpoints.close()
+    if found is None:
+        distributed.together(lambda: _check_nothing_is_lost(run))
+    accepted()
+    source = feed.place(corpus.tokens, config.memory_map, run, devices)
+    checkpoints = checkpoint.Checkpoints(run, report.note)
     stopping = False
     plans: dict[int, Any] = {}
     try:
-        state, best = resume()
+        state, best = resume(found)
         report.begin(int(state.step), total)
+        if int(state.step) > total:
+            report.note(
+                f"the run has {int(state.step)} steps already, more than the {total} asked for: "
+                "raise --steps or --epochs to train it on"
+            )
         while (step := int(state.step)) < total and not stopping:
-            ahead = min(total, step - step % config.log_every + config.log_every)
+            ahead = min(total, *(step - step % every + every for every in config.intervals))
             plan = plans.pop(step, None) or _plan(config, batches, source, step)
+            count = np.int32(ahead - step)
             state, metrics = run_steps(
-                config, optimizer, devices, state, source.tokens, *plan, ahead - step
+                config, optimizer, devices, state, source.tokens, *plan, count
             )
             if ahead < total:  # while the device is at work
                 plans = {ahead: _plan(config, batches, source, ahead)}
             losses, norms = (np.asarray(m)[: ahead - step] for m in metrics)
             finite, validation = bool(np.isfinite([losses, norms]).all()), None
             if finite and (ahead % config.eval_every == 0 or ahead == total):
-                validation = evaluate(state.params, source, corpus, config.batch, config.seq_len)
+                validation = evaluation.evaluate(
+                    state.params, source, corpus, config.batch, config.seq_len
+                )
                 finite, best = math.isfinite(validation), min(best, validation)
             if not finite:
                 state, best = recover(ahead, float(state.rate))
                 continue
-            report.steps(ahead, float(losses.mean()), float(norms.mean()), validation)
-            if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
-                report.sample(ahead, mesh.nearest(state.params))
-            stopping = checkpoints.preempted(range(step + 1, ahead + 1))
-            stopping = should_stop() or stopping
-            if validation is not None or stopping:
-                notes = {
-                    "validation": validation,
-                    "best": best if math.isfinite(best) else None,
-                    "scheduled": validation is not None,
-                    "report": report.position(),
-                }
-                checkpoints.save(ahead, state.params, _rest(state), notes)
+            saved = False
+            try:
+                report.steps(ahead, float(losses.mean()), float(norms.mean()), validation)
+                sample = None
+                if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
+                    sample = report.sample(ahead, mesh.nearest(state.params))
+                stopping = checkpoints.preempted(range(step + 1, ahead + 1))
+                stopping = should_stop() or stopping
+                if validation is not None or stopping:
+                    save(ahead, state, validation, best)
+                    saved = True
+                if sample is not None:
+                    report.show(ahead, sample)
+            except NotWritten:
+                raise
+            except Exception:
+                # Whatever could not be drawn or shown, the state is not lost with it. Several
+                # processes save together or not at all, and only one of them may be here.
+                if not saved and jax.process_count() == 1:
+                    with contextlib.suppress(Exception):
+                        save(ahead, state, validation, best)
+                raise
         checkpoints.wait()
         return state.params, int(state.step)
     finally:
         report.end()
         checkpoints.close()
+
+
+@modes.fixed()
+def check(config: Config, corpus: Corpus, devices: mesh.Mesh, resumed: bool = False) -> None:
+    """Compile the programs of a run, and refuse one that cannot run here.
+
+    Nothing is written, and of the device's memory nothing is taken. The programs are kept, so `fit`
+    does not compile them again.
+
+    Args:
+      config, corpus, devices: as for `fit`.
+      resumed: the run has a state already and does not draw its first one.
+
+    Raises:
+      InputError: where the implementation cannot run this, or the memory is too small for it.
+    """
+    batches = config.batches(corpus)
+    optimizer = make_optimizer(config, config.total_steps(batches))
+    source = feed.plan(corpus.tokens, config.memory_map, devices)
+    shapes = mesh.described(devices, lambda: create(config, optimizer, corpus.vocabulary))
+    plan = _plan(config, batches, source, 0)
+    try:
+        steps = run_steps.lower(
+            config, optimizer, devices, shapes, source.tokens, *plan, np.int32(1)
+        ).compile()
+    except ValueError as error:  # an implementation that was asked for by name
+        raise InputError(f"this model cannot be trained here: {error}") from None
+    except jax.errors.JaxRuntimeError as error:  # a compiler that knows the device's memory
+        if not memory.ran_out(error):
+            raise
+        line = str(error).splitlines()[0]
+        raise InputError(f"this model cannot be trained here: {line}; {SMALLER}") from None
+    judge = evaluation.compile_ahead(shapes.params, source, corpus, config.batch, config.seq_len)
+    state = memory.size(shapes)
+    needs = [
+        memory.of_program(steps) + state,  # and the copy that is being saved meanwhile
+        memory.of_program(judge) + state - memory.size(shapes.params),
+    ]
+    if not resumed:
+        first = begin.lower(config, optimizer, corpus.vocabulary, devices).compile()
+        needs.append(memory.of_program(first))
+    here = len(devices.local_devices) if accelerator.device().platform == "cpu" else 1
+    memory.check(here * max(needs), "training this model", SMALLER)
+
+
+SMALLER = "make --hidden, --layers, --batch or --seq-len smaller, or raise --accumulate"
+
+
+def _check_nothing_is_lost(run: Path) -> None:
+    """Refuse a run without a checkpoint whose metrics tell of several: they were taken away.
+
+    The second evaluation may be reported before the checkpoint of the first is on the disk, the third
+    may not.
+    """
+    judged = [line for line in read_metrics(run / METRICS) if line.get("val_loss") is not None]
+    if len(judged) > 2:
+        raise InputError(
+            f"{run / METRICS} records {judged[-1]['step']} steps and {run / 'checkpoints'} holds "
+            "none: bring the checkpoints back, choose another --workdir, or --overwrite the run"
+        )
 
 
 RECOVERIES = 3  # returns to a good state, each at half the learning rate, before giving up
@@ -374,9 +507,11 @@ class Diverged(RuntimeError):
     """The loss stayed non-finite; the message says what was tried and what is left."""
 
 
-def _plan(config: Config, batches: Batches, source: Feed, step: int) -> tuple[Array, np.ndarray]:
-    """The windows and the fresh starts of the next `log_every` steps."""
-    ahead = range(step, step + config.log_every)
+def _plan(
+    config: Config, batches: Batches, source: feed.Feed, step: int
+) -> tuple[Array, np.ndarray]:
+    """The windows and the fresh starts of the steps that the next call of the device may take."""
+    ahead = range(step, step + min(config.intervals))
     starts = np.stack([batches.starts(n) for n in ahead])
     return source.windows(starts, config.seq_len), np.array([batches.fresh(n) for n in ahead])
 

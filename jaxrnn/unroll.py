@@ -9,30 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrnn import dispatch
-from jaxrnn.cells import Cell, gru, lstm, rnn, wide
+from jaxrnn.cells import Cell, by_value, check_params, is_own, wide
 from jaxrnn.dispatch import Call, Implementation
-from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks
-from jaxrnn.shapes import Array, Bool, Float, Int
+from jaxrnn.errors import whole_number
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, clipped, vary
+from jaxrnn.kernels.reverse_mode import reverse_mode_only
+from jaxrnn.shapes import Array, Bool, Float, Given, Int, Integer
 
 
 def unroll(
     cell: Cell,
     params: Any,
-    xs: Float[Array, "T B D"],
+    xs: Float[Given, "T B D"],
     state: Any = None,
-    resets: Bool[Array, "T B"] | None = None,
-    lengths: Int[Array, "B"] | None = None,
+    resets: Bool[Given, "T B"] | None = None,
+    lengths: Integer[Given, "B"] | Sequence[int] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
-    save_every: int = 1,
+    save_every: SupportsIndex = 1,
     record: Sequence[str] | None = None,
 ) -> Any:
     """Run a cell over a sequence: `y_1 ... y_T` of the lecture's recurrences.
@@ -41,13 +45,17 @@ def unroll(
       cell: made by `jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`, or any `jaxrnn.Cell`.
       params: the cell's parameters, `cell.init(key, D)`. Their dtype is the dtype of the matrix
         products: float32, bfloat16, float16 or float64.
-      xs: inputs [T, B, D], time first, in the parameters' dtype; at least one row.
+      xs: inputs [T, B, D], time first, in the parameters' dtype. An array of numpy is converted as
+        `jnp.asarray` does, float64 to float32.
       state: the state before the first step, each array [B, H], float32 (float64 beside float64
         parameters); None for zeros.
-      resets: [T, B] bool. True starts row b afresh, from zeros, at time t: the state that would have
-        entered step t is dropped (an episode or a document ends there).
-      lengths: [B] whole numbers from 0 to T. Steps at and after a row's length are padding: its state
-        stands still and its outputs there are zeros.
+      resets: [T, B] bool. True replaces the state that enters step t of row b by zeros, in the order in
+        which steps are run: forward, t is the first step of a new episode or document; in reverse, the
+        state dropped is that of step t + 1, so t is the last step of an episode. From marks of first
+        steps, `reverse` takes `jnp.roll(first, -1, axis=0)`.
+      lengths: [B] whole numbers from 0 to T, of any integer dtype. Steps at and after a row's length are
+        padding: its state stays as it is, its outputs there are zeros, and what xs holds there, NaN
+        too, changes no value and no gradient.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
       implementation: "scan", "xla", "columns" and "native" (CPU), "pallas" (TPU, Hopper GPU), "cudnn"
         (GPU), or None for the fastest that serves this call; `jaxrnn.explain` says which and why.
@@ -61,19 +69,23 @@ def unroll(
         for looking, and differentiable: "scan" runs it.
 
     Returns:
-      (state, ys): the state after the last step taken, and the outputs [T, B, H] in xs' dtype; with
+      (state, ys): the state after the last step run, and the outputs [T, B, H] in xs' dtype; with
       `record` (state, ys, recorded), a dict of arrays [T, B, H] in the state's dtype, zeros in the
       padding like the outputs.
 
     Raises:
-      ValueError: for a shape or dtype that does not fit (it names both), for an implementation that
-        is unknown or cannot run this call (it says why), and for a name the cell cannot record.
+      ValueError: for parameters that are not those of the cell, for a shape or dtype that does not fit
+        (it names both), for an implementation that is unknown or cannot run this call (it says why),
+        and for a name the cell cannot record.
     """
+    params, xs = jax.tree.map(_as_array, params), jnp.asarray(xs)
+    _check_params(cell, params)
     _check_inputs(params, xs)
-    if type(cell) in (rnn, lstm, gru):  # an implementation may project step by step
+    if is_own(cell):  # an implementation may project step by step
         inputs: Inputs = Dense(xs, params.w_x, params.b)
     else:
-        inputs = cell.project(params, xs)
+        lengths = check_lengths(lengths, xs)
+        inputs = cell.project(params, _zeros_in_padding(xs, _active(lengths, xs)))
     state, ys, *recorded = unroll_projected(
         cell, params, inputs, state, resets, lengths, reverse, implementation, save_every, record
     )
@@ -83,47 +95,189 @@ def unroll(
 def unroll_projected(
     cell: Cell,
     params: Any,
-    gx: Float[Array, "T B G"] | Lookup | Dense,
+    gx: Float[Given, "T B G"] | Lookup | Dense,
     state: Any = None,
-    resets: Bool[Array, "T B"] | None = None,
-    lengths: Int[Array, "B"] | None = None,
+    resets: Bool[Given, "T B"] | None = None,
+    lengths: Integer[Given, "B"] | Sequence[int] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
-    save_every: int = 1,
+    save_every: SupportsIndex = 1,
     record: Sequence[str] | None = None,
 ) -> Any:
     """`unroll` for inputs that are projected already: gx [T, B, G] = `cell.project(params, xs)`.
 
     Inputs that are one of V tokens need no projection at every step: project the V once and give
-    `Lookup(table, tokens)` for gx. `Dense(xs, w_x, b)` leaves the projection to the implementation, as
-    `unroll` does. Other arguments, errors and results are those of `unroll`, but the outputs stay in
-    gx' dtype.
+    `Lookup(table, tokens)` for gx; tokens below 0 are the first row of the table, those beyond it the
+    last. `Dense(xs, w_x, b)` leaves the projection to the implementation, as `unroll` does. Other
+    arguments, errors and results are those of `unroll`, but the outputs stay in gx' dtype, and where the
+    inputs are projected w_x and b may be None.
     """
-    _check_projected(params, gx)
-    _check_save_every(save_every)
+    params, gx, state = jax.tree.map(_as_array, (params, gx, state))
+    _check_params(cell, params, projected=not isinstance(gx, Dense))
+    inputs = _check_projected(params, gx)
+    save_every = whole_number("save_every", save_every, 1)
     if record is not None and implementation not in (None, "scan"):
         raise ValueError(f'record needs implementation "scan" or None, not {implementation!r}')
     call = Call(
         cell,
-        gx.shape[1],
+        min(inputs.shape[0], save_every) if save_every > 1 else inputs.shape[0],
+        inputs.shape[1],
         params.w_h.dtype,
-        projected=not isinstance(gx, Dense),
+        projected=not isinstance(inputs, Dense),
         resets=resets is not None,
         reverse=reverse,
     )
     chosen, _ = dispatch.choose(call, implementation if record is None else "scan")
     if state is None:
-        state = cell.initial_state(gx.shape[1], gx.dtype)
-    _check_state(cell, state, gx)
-    _check_record(cell, params, state, gx, record)
-    resets, active = _check_resets(resets, gx), _active(lengths, gx)
-    if resets is not None and active is not None:
-        resets = resets & active  # in the padding a row stands still, whatever happens there
-    run = partial(_scan, record=record) if chosen == "scan" else dispatch.kernel(chosen).run
-    if save_every > 1:
-        run = partial(_in_stretches, run, save_every)
-    state, out = run(cell, params, gx, state, Masks(resets, active), reverse)
+        state = cell.initial_state(inputs.shape[1], inputs.dtype)
+    _check_state(cell, state, inputs)
+    _check_record(cell, params, state, inputs, record)
+    names = None if record is None else tuple(record)
+    how = How(cell, chosen, dispatch.platform(), reverse, save_every, names)
+    run = _compiled if by_value(cell) else _placed
+    state, out = run(
+        how, params, inputs, state, _check_resets(resets, inputs), check_lengths(lengths, inputs)
+    )
     return (state, out) if record is None else (state, *out)
+
+
+class How(NamedTuple):
+    """What of a call is known while it is traced.
+
+    platform: of the device at hand, by which kernels differ.
+    """
+
+    cell: Cell
+    implementation: Implementation
+    platform: str
+    reverse: bool
+    save_every: int
+    record: tuple[str, ...] | None
+
+
+def _placed(
+    how: How,
+    params: Any,
+    inputs: Inputs,
+    state: Any,
+    resets: Bool[Array, "T B"] | None,
+    lengths: Int[Array, "B"] | None,
+) -> tuple[Any, Any]:
+    """`_over_time`, on a mesh with explicit axes each device with the rows that it holds.
+
+    There the types say where arrays lie, and every operation would have to say where its result does:
+    the zeros that a state begins with, and a custom call's results, could not.
+    """
+    rows = inputs
+    if isinstance(inputs, Lookup | Dense):
+        rows = inputs.tokens if isinstance(inputs, Lookup) else inputs.xs
+    sharding = jax.typeof(rows).sharding
+    mesh = sharding.mesh
+    explicit = {
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    given = params, inputs, state, resets, lengths
+    if not explicit:
+        return _over_time(how, *given)
+    over, whole = P(sharding.spec[1]), P()
+    by_step = P(None, *over)
+    specs: Any = by_step
+    if isinstance(inputs, Lookup):
+        specs = Lookup(whole, by_step)  # type: ignore[arg-type]
+    elif isinstance(inputs, Dense):
+        specs = Dense(by_step, whole, whole)  # type: ignore[arg-type]
+    in_specs = whole, specs, over, by_step, over
+    broadcast = jax.tree.broadcast(in_specs, given, is_leaf=lambda leaf: leaf is None)
+    given = jax.tree.map(
+        lambda spec, x: jax.sharding.reshard(x, NamedSharding(mesh, spec)), broadcast, given
+    )
+    run = jax.shard_map(
+        partial(_over_time, how),
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=(over, by_step),
+        axis_names=explicit,
+    )
+    return run(*given)
+
+
+def _over_time(
+    how: How,
+    params: Any,
+    inputs: Inputs,
+    state: Any,
+    resets: Bool[Array, "T B"] | None,
+    lengths: Int[Array, "B"] | None,
+) -> tuple[Any, Any]:
+    """The final state and what the steps put out, from arguments that are checked."""
+    active = _active(lengths, inputs)
+    if resets is not None and active is not None:
+        resets = resets & active  # in the padding the state stays as it is, whatever happens there
+    params, inputs, state, masks = vary((params, inputs, state, Masks(resets, active)))
+    first, inputs = _without_effect(how.reverse, inputs, state, masks, lengths)
+    if how.implementation == "scan" or 0 in inputs.shape[:2]:
+        run = partial(_scan, record=how.record)
+    else:
+        run = dispatch.kernel(how.implementation).run
+        over_it = how.implementation in ("xla", "columns")  # their backward passes are plain JAX
+        given = params, inputs, first
+        params, inputs, first = reverse_mode_only(how.implementation, over_it, given)
+    if how.save_every > 1:
+        run = partial(_in_stretches, run, how.save_every)
+    final, out = run(how.cell, params, inputs, first, masks, how.reverse)
+    if lengths is not None:
+        final = _choose(lengths > 0, final, state)
+    return final, out
+
+
+# Cells that compare by value are static arguments: a second call of the same shapes compiles nothing.
+_compiled = jax.jit(_placed, static_argnums=0)
+
+
+def _without_effect(
+    reverse: bool, inputs: Inputs, state: Any, masks: Masks, lengths: Array | None
+) -> tuple[Any, Inputs]:
+    """The first state and the inputs, with zeros in place of all that must not have an effect.
+
+    Masks alone do not do that for gradients: 0 times what is masked is NaN where that is.
+    """
+    if not inputs.shape[0]:
+        return state, inputs
+    unused = None  # rows whose first state no step sees
+    if masks.reset is not None:
+        unused = masks.reset[-1 if reverse else 0]
+        if reverse and lengths is not None:
+            last = jnp.maximum(lengths - 1, 0)
+            unused = jnp.take_along_axis(masks.reset, last[None], axis=0)[0]
+    if lengths is not None:
+        unused = lengths == 0 if unused is None else unused | (lengths == 0)
+    if unused is not None:
+        state = _choose(unused, jax.tree.map(jnp.zeros_like, state), state)
+    if masks.active is None:
+        return state, inputs
+    if isinstance(inputs, Dense):
+        return state, inputs._replace(xs=_zeros_in_padding(inputs.xs, masks.active))
+    if isinstance(inputs, Lookup):
+        return state, _zeros_where_unread(inputs, masks.active)
+    return state, _zeros_in_padding(inputs, masks.active)
+
+
+def _zeros_in_padding(x: Float[Array, "T B K"], active: Bool[Array, "T B"] | None) -> Array:
+    return x if active is None else jnp.where(active[..., None], x, 0)
+
+
+def _zeros_where_unread(lookup: Lookup, active: Bool[Array, "T B"]) -> Lookup:
+    """Zeros for the rows of the table that only the padding refers to."""
+    read = jnp.zeros_like(lookup.table, bool, shape=lookup.table.shape[:1])
+    read = read.at[lookup.tokens].max(active)
+    return lookup._replace(table=jnp.where(read[:, None], lookup.table, 0))
+
+
+def _choose(rows: Bool[Array, "B"], yes: Any, no: Any) -> Any:
+    """Each row of a state from one of two."""
+    return jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), yes, no)
 
 
 def _scan(
@@ -140,15 +294,15 @@ def _scan(
     def body(state: Any, slices: Any) -> tuple[Any, Any]:
         gx_t, (reset, active) = slices
         if reset is not None:
-            state = jax.tree.map(lambda s: jnp.where(reset[:, None], 0, s), state)
+            state = _choose(reset, jax.tree.map(jnp.zeros_like, state), state)
         after, y = cell.step(params, state, gx_t)
         out: Any = y
         if record is not None:
             now = cell.activations(params, state, gx_t)  # type: ignore[attr-defined]
             out = y, {name: now[name] for name in record}
         if active is not None:
-            after = jax.tree.map(lambda a, s: jnp.where(active[:, None], a, s), after, state)
-            out = jax.tree.map(lambda a: jnp.where(active[:, None], a, 0), out)
+            after = _choose(active, after, state)
+            out = _choose(active, out, jax.tree.map(jnp.zeros_like, out))
         return after, out
 
     return lax.scan(body, state, (projected, masks), reverse=reverse)
@@ -221,26 +375,41 @@ def _as(a: Array, like: Array) -> Array:
     return a if a.dtype == like.dtype else a.astype(like.dtype)
 
 
-def _active(lengths: Array | None, gx: Inputs) -> Array | None:
-    """[T, B]: whether step t is a real step of row b."""
+def _active(lengths: Int[Array, "B"] | None, inputs: Any) -> Bool[Array, "T B"] | None:
+    """Whether step t is a real step of row b."""
     if lengths is None:
         return None
-    steps, batch, _ = gx.shape
-    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
-    lengths = jnp.asarray(lengths)
+    return jnp.arange(inputs.shape[0], dtype=jnp.int32)[:, None] < lengths[None, :]
+
+
+def check_lengths(lengths: Any, inputs: Any) -> Int[Array, "B"] | None:
+    """Lengths as int32, checked as far as they are known."""
+    if lengths is None:
+        return None
+    steps, batch = inputs.shape[:2]
+    if not isinstance(lengths, jax.Array):
+        lengths = jnp.asarray(lengths) if _traced(lengths) else np.asarray(lengths)
     if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
             f"lengths must be whole numbers of shape [B] = {(batch,)}, "
             f"not {lengths.dtype} of shape {lengths.shape}"
         )
-    if known is not None and batch and (known.min() < 0 or known.max() > steps):
-        raise ValueError(f"lengths must lie in 0..{steps} (T), not in {known.min()}..{known.max()}")
-    return jnp.arange(steps, dtype=lengths.dtype)[:, None] < lengths[None, :]
+    if batch and not _traced(lengths) and getattr(lengths, "is_fully_addressable", True):
+        known = np.asarray(lengths)
+        if known.min() < 0 or known.max() > steps:
+            raise ValueError(
+                f"lengths must lie in 0..{steps} (T), not in {known.min()}..{known.max()}"
+            )
+    return clipped(jnp.asarray(lengths), steps)
 
 
-def _check_save_every(save_every: int) -> None:
-    if not isinstance(save_every, int) or isinstance(save_every, bool) or save_every < 1:
-        raise ValueError(f"save_every must be a whole number from 1, not {save_every!r}")
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _as_array(leaf: Any) -> Any:
+    """Arrays of numpy as JAX takes them: float64 as float32 where JAX has no float64."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
 def _check_record(
@@ -260,6 +429,13 @@ def _check_record(
             raise ValueError(f"{type(cell).__name__} cannot record {name!r}: {there}")
 
 
+def _check_params(cell: Cell, params: Any, projected: bool = False) -> None:
+    for leaf in jax.tree.leaves(params):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            dispatch.check_dtype(leaf.dtype)
+    check_params(cell, params, projected)
+
+
 def _check_inputs(params: Any, xs: Array) -> None:
     width = params.w_x.shape[0]
     if xs.ndim != 3 or xs.shape[-1] != width:
@@ -273,15 +449,34 @@ def _check_inputs(params: Any, xs: Array) -> None:
         )
 
 
-def _check_projected(params: Any, gx: Inputs) -> None:
-    for leaf in jax.tree.leaves(params):
-        dispatch.check_dtype(leaf.dtype)
-    width = params.w_h.shape[1]
-    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(params.w_h.dtype):
+def _check_projected(params: Any, gx: Any) -> Inputs:
+    """Projected inputs, or what they are made of, as the implementations take them."""
+    w_h = params.w_h
+    if isinstance(gx, Dense):
+        xs, w_x, b = gx
+        shapes = (w_x.shape, b.shape) == ((xs.shape[-1], w_h.shape[1]), w_h.shape[1:])
+        if xs.ndim != 3 or not shapes or {xs.dtype, w_x.dtype, b.dtype} != {w_h.dtype}:
+            raise ValueError(
+                f"Dense must be of xs [T, B, D], w_x [D, {w_h.shape[1]}] and b [{w_h.shape[1]}] in "
+                f"{w_h.dtype} as params.w_h {w_h.shape} asks, not of {xs.shape} {xs.dtype}, "
+                f"{w_x.shape} {w_x.dtype} and {b.shape} {b.dtype}"
+            )
+        return gx
+    if isinstance(gx, Lookup):
+        tokens = gx.tokens
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(
+                f"tokens must be whole numbers [T, B], not {tokens.dtype} of shape {tokens.shape}"
+            )
+        if gx.table.ndim != 2 or not gx.table.shape[0]:
+            raise ValueError(f"table must be [V, G] with a row or more, not {gx.table.shape}")
+    width = w_h.shape[1]
+    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(w_h.dtype):
         raise ValueError(
-            f"gx must be [T, B, {width}] {wide(params.w_h.dtype)} as params.w_h "
-            f"{params.w_h.shape} {params.w_h.dtype} asks, not {gx.shape} {gx.dtype}"
+            f"gx must be [T, B, {width}] {wide(w_h.dtype)} as params.w_h {w_h.shape} {w_h.dtype} "
+            f"asks, not {gx.shape} {gx.dtype}"
         )
+    return gx.clipped() if isinstance(gx, Lookup) else gx
 
 
 def _check_state(cell: Cell, state: Any, gx: Inputs) -> None:
@@ -296,8 +491,11 @@ def _check_state(cell: Cell, state: Any, gx: Inputs) -> None:
             )
 
 
-def _check_resets(resets: Array | None, gx: Inputs) -> Array | None:
-    if resets is not None and (resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_):
+def _check_resets(resets: Any, gx: Inputs) -> Bool[Array, "T B"] | None:
+    if resets is None:
+        return None
+    resets = jnp.asarray(resets)
+    if resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_:
         raise ValueError(
             f"resets must be bool of shape [T, B] = {gx.shape[:2]}, "
             f"not {resets.dtype} of shape {resets.shape}"

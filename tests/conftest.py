@@ -16,16 +16,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # What these files test does not change with JAX's version: CI runs them on the oldest alone.
 ONCE = {
     "benchmarks",
+    "commands",
+    "console",
     "distributed",
     "faults",
+    "folder",
     "hopper_bench",
+    "hopper_toolkit",
     "memory",
     "play",
     "prepare",
     "report",
     "resume",
 }
-ONCE |= {"scaling", "sources", "text"}
+ONCE |= {"scaling", "sources", "storage", "text"}
+# Whole programs, each of which takes a minute or more on two cores: `pytest -m slow` runs them alone.
+SLOW = {"benchmarks", "experiments", "faults"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -34,6 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.path.stem.removeprefix("test_")
         if name in ONCE or name.startswith("experiment"):
             item.add_marker("once")
+        if name in SLOW:
+            item.add_marker("slow")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -104,12 +104,22 @@ def test_cpu_in_a_process_of_its_own() -> None:
     assert done.stdout.split(" ", 1)[1].startswith("cpu cpu, ")
 
 
-def test_no_device_at_all() -> None:
-    """JAX is told of a platform that it does not have."""
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "no-such-platform"])
+@pytest.mark.parametrize("wanted", ["auto", "gpu"])
+def test_a_platform_that_jax_does_not_have(platform: str, wanted: str) -> None:
+    """JAX_PLATFORMS names it; JAX itself raises a RuntimeError or an AssertionError."""
     done = python(
-        "import sys; from jaxrnn import train; sys.exit(train.main(['--data', 'no-such-file']))",
-        JAX_PLATFORMS="tpu",
+        f"""
+import jax, sys
+from jaxrnn import accelerator, errors
+try:
+    accelerator.use({wanted!r})
+except errors.InputError as error:
+    print(error)
+""",
+        JAX_PLATFORMS=platform,
     )
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
-    assert line.startswith("error: JAX finds no device: ")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith("JAX finds no device: ")
+    assert line.endswith(f"; JAX_PLATFORMS={platform} is set: unset it to take what is here")

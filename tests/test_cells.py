@@ -1,7 +1,10 @@
 """The cells against the lecture's equations in numpy, PyTorch's and Keras' stored results, and the
 promises about their initial weights."""
 
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,11 +141,44 @@ def test_update_gate_at_one_keeps_the_state(name: str, implementation: str) -> N
 
 
 @pytest.mark.parametrize("make_cell", [rnn, lstm, gru])
-@pytest.mark.parametrize("hidden", [0, -3, 2.5, "8", None])
-def test_hidden_must_be_a_positive_whole_number(make_cell: Any, hidden: Any) -> None:
-    message = f"hidden must be a positive whole number, not {re.escape(repr(hidden))}"
+@pytest.mark.parametrize("hidden", [2.5, 8.0, "8", None, True, np.float32(8), np.bool_(True)])
+def test_hidden_must_be_a_whole_number(make_cell: Any, hidden: Any) -> None:
+    message = f"hidden must be a whole number, not {re.escape(repr(hidden))}"
     with unchecked(), pytest.raises(ValueError, match=message):
         make_cell(hidden)
+
+
+@pytest.mark.parametrize("make_cell", [rnn, lstm, gru])
+@pytest.mark.parametrize("hidden", [0, -3, np.int64(0)])
+def test_hidden_must_be_positive(make_cell: Any, hidden: Any) -> None:
+    with unchecked(), pytest.raises(ValueError, match=f"hidden must be at least 1, not {hidden}"):
+        make_cell(hidden)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, np.int32, jnp.int32])
+def test_numbers_of_numpy_are_numbers(integer: Any) -> None:
+    """The cell is the one made from Python's, its text too."""
+    with unchecked():
+        cell = lstm(integer(8), np.bool_(True), np.float32(0.5))
+    assert cell == lstm(8, True, 0.5) and repr(cell) == repr(lstm(8, True, 0.5))
+    assert hash(cell) == hash(lstm(8, True, 0.5))
+    w_x = cell.init(jax.random.key(0), np.int64(3)).w_x
+    assert w_x.shape == (3, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peephole": 64}, "peephole must be True or False, not 64"),  # torch's second width
+        ({"peephole": "yes"}, "peephole must be True or False, not 'yes'"),
+        ({"forget_bias": "1"}, "forget_bias must be a finite number, not '1'"),
+        ({"forget_bias": float("nan")}, "forget_bias must be a finite number, not nan"),
+        ({"forget_bias": True}, "forget_bias must be a finite number, not True"),
+    ],
+)
+def test_options_of_the_lstm_are_checked(options: dict[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(ValueError, match=message):
+        lstm(4, **options)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +197,12 @@ def test_options_must_be_listed(make_cell: Any, option: str, choices: str) -> No
         make_cell(4, **{option: "swish"})
 
 
-@pytest.mark.parametrize("input_size", [0, -1])
-def test_input_size_must_be_positive(input_size: int) -> None:
-    message = f"input_size must be a positive whole number, not {input_size}"
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    ("input_size", "message"),
+    [(0, "at least 1, not 0"), (-1, "at least 1, not -1"), (2.0, "a whole number, not 2.0")],
+)
+def test_input_size_must_be_positive(input_size: Any, message: str) -> None:
+    with unchecked(), pytest.raises(ValueError, match=f"input_size must be {message}"):
         lstm(4).init(jax.random.key(0), input_size)
 
 
@@ -198,6 +236,46 @@ def test_input_weights_are_glorot_uniform_gate_by_gate(cell: Any) -> None:
     for w in blocks(cell, params.w_x):
         assert 0.99 * limit < np.abs(w).max() <= limit
         assert np.var(w) == pytest.approx(limit**2 / 3, rel=TOLERANCES["variance"])
+
+
+def test_orthogonal_weights_are_distributed_as_those_of_a_qr_decomposition() -> None:
+    """Moments of the entries, which of a sparse or little-mixed rotation are far larger."""
+    w = np.asarray(rnn(256).init(jax.random.key(0), 1).w_h, np.float64)
+    assert (w**4).mean() == pytest.approx(3 / (256 * 258), rel=TOLERANCES["variance"])
+    assert np.abs(w).max() < 6 / 16  # six standard deviations
+    assert abs(np.trace(w)) < 5  # normal, of variance 1
+    inner = np.linalg.svd(w[:128, :128], compute_uv=False)  # squares: half below 1/2, by arcsine
+    assert np.mean(inner**2 < 0.5) == pytest.approx(0.5, abs=0.1)
+
+
+INITIAL = """
+import os, sys
+os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
+import hashlib, jax, numpy as np, jaxrnn
+for cell in (jaxrnn.rnn(300), jaxrnn.gru(257)):
+    for leaf in jax.tree.leaves(cell.init(jax.random.key(0), 100)):
+        print(hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="waits for two cores",
+)
+def test_initial_weights_do_not_depend_on_the_number_of_cores() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", INITIAL, cores], capture_output=True, text=True, check=True
+        ).stdout
+        for cores in ("1", "2")
+    ]
+    assert found[0] and found[0] == found[1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_small_widths_are_orthogonal_too(size: int) -> None:
+    w = np.asarray(rnn(size).init(jax.random.key(0), 1).w_h)
+    np.testing.assert_allclose(w.T @ w, np.eye(size), atol=TOLERANCES["orthogonal"])
 
 
 def test_recurrent_weights_may_be_glorot_uniform() -> None:
@@ -253,3 +331,18 @@ def test_project_takes_any_leading_axes(name: str) -> None:
     assert_close(whole, given.xs @ given.params.w_x + given.params.b, TOLERANCES["float32"])
     assert_close(CELLS[name].project(params, xs[1]), whole[1], TOLERANCES["float32"])
     assert_close(CELLS[name].project(params, xs[1, 1]), whole[1, 1], TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_step_of_one_row_without_a_batch_axis(name: str) -> None:
+    """The state [H] and all that the step computes are the row of the batch, not [1, H]."""
+    cell = CELLS[name]
+    params, xs, state = problem(cell).cast("float32").inputs
+    one = jax.tree.map(lambda s: s[1], state)
+    gx = cell.project(params, xs[0])
+    want = jax.tree.map(
+        lambda a: a[1], (cell.step(params, state, gx), cell.activations(params, state, gx))
+    )
+    with unchecked():  # the annotations say [B, H]
+        got = cell.step(params, one, gx[1]), cell.activations(params, one, gx[1])
+    assert_close(got, want, TOLERANCES["float32"])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, make_optimizer, quicken
+from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
 import jaxrnn
 from jaxrnn import charlm, checkpoint, train, training
@@ -51,7 +51,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 def state_of(config: training.Config = LSTM) -> training.TrainState:
     """A state in which every array is different from zero."""
-    state = training.create(config, make_optimizer(config, 8), CORPUS.vocabulary)
+    state = training.create(config, training.make_optimizer(config, 8), CORPUS.vocabulary)
     rng = np.random.default_rng(0)
     draw = lambda a: jnp.asarray(rng.uniform(1, 100, a.shape)).astype(a.dtype)  # noqa: E731
     return jax.tree.map(draw, state)
@@ -217,7 +217,8 @@ DAMAGES = [cut, empty, overwrite, flip, Path.unlink]
 
 def assert_passed_over(lines: list[str]) -> None:
     [line] = lines
-    assert line.startswith("checkpoint 8 in ") and "is damaged and passed over (" in line
+    assert line.startswith("checkpoint 8 in ") and "is damaged (" in line
+    assert line.endswith("; it is passed over for checkpoint 4")
     assert "\n" not in line
 
 
@@ -321,12 +322,109 @@ def test_training_resumes_from_the_checkpoint_before(
     assert [m["step"] for m in metrics] == [2, 4, 6, 8]
 
 
+def damage_all(run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        spoil(path / "params")
+
+
+def other_text(run: Path) -> None:
+    """As many characters more as make every shape another."""
+    known = json.loads((run / "vocab.json").read_text())
+    (run / "vocab.json").write_text(json.dumps(known | {"characters": known["characters"] + "§"}))
+
+
+def dangling(run: Path) -> None:
+    (run / "checkpoints").rename(run / "elsewhere")
+    (run / "checkpoints").symlink_to(run / "not mounted")
+
+
+@pytest.mark.parametrize(
+    ("spoil_run", "told"),
+    [
+        (damage_all, "no checkpoint is good: checkpoint 8 in .* is damaged .*; checkpoint 4 in "),
+        (dangling, "checkpoints is a link to a folder that is not there"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_training_does_not_begin_again_where_no_checkpoint_can_be_read(
+    spoil_run: Callable[[Path], None], told: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    spoil_run(copy)
+    before = contents(copy)
+    for run in (
+        lambda: training.fit(LSTM, CORPUS, copy, Report(copy, 1, quiet=True)),
+        lambda: load(copy),
+    ):
+        with pytest.raises(InputError, match=told) as caught:
+            run()
+        assert "\n" not in str(caught.value)
+        assert contents(copy) == before
+
+
+def test_training_does_not_begin_again_where_no_planned_checkpoint_is_good(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite sends it back to one of the plan's; those are damaged."""
+    with opened(copy) as (checkpoints, _):
+        params, rest = split(state_of())
+        checkpoints.save(10, params, rest, {"scheduled": False, "validation": None})
+    for step in ("4", "8"):
+        if (copy / "checkpoints" / step).exists():
+            spoil(copy / "checkpoints" / step / "params")
+    with opened(copy) as (checkpoints, _), pytest.raises(InputError, match="no checkpoint is good"):
+        checkpoints.restore(*split(SHAPES), accept=lambda notes: notes["scheduled"])
+
+
+def test_a_checkpoint_of_another_model_is_not_called_damaged(copy: Path) -> None:
+    before = contents(copy)
+    other_text(copy)
+    with pytest.raises(InputError) as caught:
+        load(copy)
+    message = str(caught.value)
+    assert "is of another model: b_out is " in message and "damaged" not in message
+    assert contents(copy).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        OSError(5, "Input/output error"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"),
+        ValueError("UNAVAILABLE: the file server does not answer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("item", ["notes", "params"])
+def test_a_failure_of_the_machine_is_not_called_damage(
+    error: Exception, item: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Checkpoints._read
+
+    def failing(self: Checkpoints, step: int, **items: Any) -> Any:
+        if step == 8 and item in items:
+            raise error
+        return read(self, step, **items)
+
+    monkeypatch.setattr(Checkpoints, "_read", failing)
+    before = contents(copy)
+    with pytest.raises(InputError, match=r"cannot read the checkpoint .*/8: ") as caught:
+        load(copy)
+    assert str(error.args[-1]).splitlines()[0] in str(caught.value)
+    assert contents(copy) == before
+
+
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_load_passes_over_damage(which: Any, copy: Path) -> None:
     """Step 8 is both the best and the latest of this run."""
     four = load_before(copy)
     spoil(copy / "checkpoints" / "8" / "params")
-    assert_same_bits(load(copy, which), four)
+    with pytest.warns(RuntimeWarning, match="checkpoint 8 in .* passed over for checkpoint 4"):
+        assert_same_bits(load(copy, which), four)
+    lines: list[str] = []
+    assert_same_bits(load(copy, which, warn=lines.append), four)
+    assert_passed_over(lines)
 
 
 def load_before(run: Path) -> charlm.Params:
@@ -344,7 +442,7 @@ def test_load_with_every_checkpoint_damaged(copy: Path) -> None:
     with pytest.raises(InputError) as caught:
         load(copy)
     message = str(caught.value)
-    assert "holds no good checkpoint yet" in message and "\n" not in message
+    assert message.startswith("no checkpoint is good: ") and "\n" not in message
     assert "checkpoint 4" in message and "checkpoint 8" in message
 
 
@@ -375,8 +473,9 @@ def test_a_damaged_description_is_told(name: str, content: bytes | None, copy: P
         load(copy)
     message = str(caught.value)
     assert str(copy) in message and "\n" not in message
-    assert ("damaged description" in message) == (content is not None)
-    assert content is not None or name in message
+    assert name in message
+    damaged = "damaged description" in message or "describes something else" in message
+    assert damaged == (content is not None)
 
 
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
@@ -392,7 +491,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 
 def test_description_is_read_back(tmp_path: Path) -> None:
     vocabulary = jaxrnn.Vocabulary.of('\ud800\0"\\ä\U0010ffff')
-    config = {"training": {"batch": 3}, "data": ["ä"]}
+    config = {"training": {"model": {"cell": "rnn"}}, "data": ["ä"]}
     checkpoint.write_description(tmp_path, config, vocabulary)
     assert checkpoint.read_description(tmp_path) == (config, vocabulary)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "vocab.json"}

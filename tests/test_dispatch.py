@@ -19,6 +19,7 @@ from jaxrnn.kernels.inputs import Lookup
 from jaxrnn.unroll import unroll_projected
 
 SHAPE = (5, 2, 3)
+STEPS = 100
 ALL = get_args(Implementation)
 TABLE = [
     {"platform": "cpu", "cell": "lstm", "dtype": "float32", "batch": b, "hidden": h}
@@ -28,7 +29,7 @@ TABLE = [
 
 
 def float32_call(cell: Any, batch: int, **more: Any) -> Call:
-    return Call(cell, batch, jnp.dtype("float32"), **more)
+    return Call(cell, STEPS, batch, jnp.dtype("float32"), **more)
 
 
 # --- by name ------------------------------------------------------------------------------------
@@ -72,7 +73,8 @@ def test_what_cannot_serve_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((5, 0, 3), "at least one row: the batch has B = 0"),
+        ((5, -1, 3), "B of shape must be at least 0, not -1"),
+        ((5, 2.0, 3), "B of shape must be a whole number, not 2.0"),
         ((5, 2), r"\[T, B, D\], not \(5, 2\)"),
     ],
 )
@@ -118,9 +120,40 @@ def test_the_nearest_measured_size_decides(batch: int, hidden: int, want: str, w
 def test_what_was_measured_of_others_does_not_count(
     cell: Any, batch: int, dtype: str, want: str
 ) -> None:
-    choice = choose(Call(cell, batch, jnp.dtype(dtype)), None, TABLE)
+    choice = choose(Call(cell, STEPS, batch, jnp.dtype(dtype)), None, TABLE)
     assert choice.implementation == want
     assert choice.why.endswith("the usual choice on cpu, nothing near was measured")
+
+
+@pytest.mark.parametrize(
+    ("steps", "save_every", "want"),
+    [
+        (1, 1, "scan"),
+        (2, 1, "xla"),
+        (7, 1, "xla"),
+        (8, 1, USUAL),
+        (100, 4, "xla"),
+        (100, 1000, USUAL),
+    ],
+)
+def test_short_sequences_run_by_what_costs_least_to_begin(
+    steps: int, save_every: int, want: str
+) -> None:
+    """Those of `save_every` steps count, since each stretch of them is a call of its own."""
+    if save_every == 1:
+        assert explain(lstm(HIDDEN), (steps, 2, 3)).implementation == want
+    given = jax.eval_shape(lambda: lstm(HIDDEN).init(jax.random.key(0), 3))
+    xs = jax.ShapeDtypeStruct((steps, 2, 3), jnp.float32)
+
+    def program(implementation: Any) -> str:
+        run = partial(unroll, lstm(HIDDEN), implementation=implementation, save_every=save_every)
+        return str(jax.make_jaxpr(run)(given, xs))
+
+    assert program(None) == program(want)
+
+
+def test_a_batch_without_rows_runs_by_scan() -> None:
+    assert explain(lstm(HIDDEN), (5, 0, 3)) == ("scan", "the batch has no rows")
 
 
 def test_a_cell_of_ones_own_runs_by_scan() -> None:
@@ -137,7 +170,7 @@ def test_the_table_of_the_package_is_followed() -> None:
         assert row["implementation"] in ALL
         assert row["dtype"] in dispatch.DTYPES
         if row["platform"] == "cpu" and (row["implementation"] != "native" or USUAL == "native"):
-            call = Call(cell, row["batch"], jnp.dtype(row["dtype"]))
+            call = Call(cell, STEPS, row["batch"], jnp.dtype(row["dtype"]))
             assert choose(call).implementation == row["implementation"]
 
 
@@ -166,7 +199,8 @@ def test_projected_inputs_and_resets_reach_the_choice() -> None:
     lookup = Lookup(jnp.ones((3, 4 * HIDDEN)), jnp.zeros((5, 2), jnp.int32))
     with pytest.raises(ValueError, match="it runs on a GPU"):
         unroll_projected(lstm(HIDDEN), given.params, lookup, implementation="cudnn")
-    assert explain(lstm(HIDDEN), SHAPE, resets=True, reverse=True).implementation == USUAL
+    shape = (STEPS, *SHAPE[1:])
+    assert explain(lstm(HIDDEN), shape, resets=True, reverse=True).implementation == USUAL
 
 
 def test_kernels_are_imported_when_they_are_picked() -> None:

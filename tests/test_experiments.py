@@ -2,6 +2,7 @@
 experiments show is in their results; here they run small."""
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,15 @@ def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
     assert all(line.endswith(runner.claim(name)) for line, name in zip(lines, NAMES, strict=True))
+
+
+def test_the_list_on_a_screen_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "claim", lambda name: "Wärme – 열")
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert runner.main([]) == 0
+    screen.seek(0)
+    assert len(screen.read().splitlines()) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

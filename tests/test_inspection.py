@@ -76,6 +76,7 @@ def test_activations_are_those_of_the_cells(config: Config) -> None:
 def test_bytes_and_errors() -> None:
     params = init(Config(hidden=4, embed=2), Vocabulary.of_bytes())
     assert activations(params, "é")[0]["hidden"].shape == (2, 4)
+    assert activations(params, b"\xe9")[0]["hidden"].shape == (1, 4)
     params = init(Config(hidden=4, embed=2), Vocabulary("ab"))
     with pytest.raises(InputError, match="the text is empty"):
         activations(params, "")

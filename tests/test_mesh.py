@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused(more: list[str], told: str, tmp_path: Path
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and told in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"], "nothing was written"
+    assert not (tmp_path / "run").exists(), "nothing was written"
 
 
 # --- on one device ---

@@ -1,5 +1,6 @@
 """A cell with an output layer: against the equations in numpy, its forecasts, its errors."""
 
+import re
 from typing import Any
 
 import jax
@@ -87,22 +88,48 @@ def test_bfloat16_gives_float32_outputs() -> None:
     assert net.forecast(params, xs, 2).dtype == jnp.bfloat16  # as the series
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(0, 2), (3, -1), (3, 1.5)])
-def test_widths_must_be_positive(inputs: Any, outputs: Any) -> None:
-    with unchecked(), pytest.raises(ValueError, match="must be a positive whole number, not"):
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"),
+    [
+        (0, 2, "inputs must be at least 1, not 0"),
+        (3, -1, "outputs must be at least 1, not -1"),
+        (3, 1.5, "outputs must be a whole number, not 1.5"),
+        (True, 2, "inputs must be a whole number, not True"),
+    ],
+)
+def test_widths_must_be_positive_whole_numbers(inputs: Any, outputs: Any, message: str) -> None:
+    with unchecked(), pytest.raises(ValueError, match=message):
         network(lstm(4), inputs, outputs)
+
+
+@pytest.mark.parametrize(("w_out", "b_out"), [((4, 3), (3,)), ((5, 2), (2,)), ((4, 2), (1,))])
+def test_an_output_layer_of_another_network_is_refused(w_out: Any, b_out: Any) -> None:
+    net = network(lstm(4), 3, 2)
+    params = net.init(jax.random.key(0))._replace(w_out=jnp.ones(w_out), b_out=jnp.ones(b_out))
+    message = re.escape(f"must be of shape (4, 2) and (2,), not {w_out} and {b_out}")
+    with unchecked(), pytest.raises(ValueError, match=message):
+        net.apply(params, jnp.ones((5, 2, 3)))
+
+
+def test_widths_may_be_numbers_of_numpy() -> None:
+    with unchecked():
+        net = network(lstm(4), np.int64(3), np.uint8(3))
+    assert net == network(lstm(4), 3, 3) and hash(net) == hash(network(lstm(4), 3, 3))
+    series = jnp.ones((5, 2, 3))
+    assert net.forecast(net.init(jax.random.key(0)), series, np.int32(4)).shape == (4, 2, 3)
 
 
 @pytest.mark.parametrize(
     ("outputs", "length", "steps", "message"),
     [
         (2, 6, 1, "outputs 2 must be inputs 3"),
-        (3, 6, 0, "one to go to, not 6 and 0"),
-        (3, 0, 1, "to go on from .*not 0 and 1"),
+        (3, 6, 0, "steps must be at least 1, not 0"),
+        (3, 6, 1.0, "steps must be a whole number, not 1.0"),
+        (3, 0, 1, "at least one known step: xs has T = 0"),
     ],
 )
 def test_a_forecast_that_cannot_be(outputs: int, length: int, steps: int, message: str) -> None:
     net = network(lstm(4), 3, outputs)
     params = net.init(jax.random.key(0))
-    with pytest.raises(ValueError, match=message):
+    with unchecked(), pytest.raises(ValueError, match=message):
         net.forecast(params, jnp.zeros((length, 2, 3)), steps)

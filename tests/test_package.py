@@ -21,14 +21,15 @@ README = ROOT / "README.md"
 FLOORS = [
     {"train", "prepare", "generate"},
     {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"}
-    | {"folder", "stopping"},
+    | {"folder", "stopping", "arguments", "serialization"},
     {"decoding"},
     {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
     {"mesh"},
     {"unroll"},
     {"dispatch"},
     {"kernels"},
-    {"cells", "accelerator", "distributed", "curves", "shapes", "errors"} | {"memory"},
+    {"cells", "accelerator", "distributed", "curves", "shapes", "errors"}
+    | {"console", "memory", "modes", "storage", "cache"},
 ]
 WITHIN = {
     "training": {"evaluation", "report", "checkpoint"},
@@ -38,20 +39,21 @@ WITHIN = {
     "files": {"play"},
     "tokens": {"text"},
     "kernels": {"kernels"},
-    "cells": {"shapes"},
+    "cells": {"shapes", "errors"},
     "accelerator": {"errors"},
     "distributed": {"errors"},
-    "folder": {"checkpoint"},
+    "folder": {"checkpoint", "report"},
+    "memory": {"accelerator", "errors"},
 }
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
 OPTIONAL += ["tensorboardX", "torch", "keras", "tensorflow"]
 
 
-def test_the_library_needs_five_packages_alone() -> None:
-    """With these five imported (they may use what they like) nothing else is to be had."""
+def test_the_library_needs_six_packages_alone() -> None:
+    """With these six imported (they may use what they like) nothing else is to be had."""
     program = f"""
 import sys
-import flax.struct, jax, numpy, optax, orbax.checkpoint
+import flax.struct, jax, numpy, optax, orbax.checkpoint, platformdirs
 sys.modules.update(dict.fromkeys({OPTIONAL}))  # None: an import of it fails
 import jaxrnn
 params = jaxrnn.init(jaxrnn.Config(hidden=5, embed=3), jaxrnn.Vocabulary.of("ab"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrnn import charlm
+from jaxrnn import charlm, sample_bytes
 from jaxrnn.curves import LIMIT, Curve, draw_losses
 from jaxrnn.errors import InputError
 from jaxrnn.report import SAMPLE_LENGTH, Report, read_metrics
@@ -75,10 +75,32 @@ def test_samples(tmp_path: Path, params: charlm.Params) -> None:
 
 
 def test_a_sample_that_is_no_text(tmp_path: Path) -> None:
-    """A lone surrogate can be in a vocabulary but not in a file."""
+    """A lone surrogate can be in a vocabulary but not in a file or on a screen."""
     params = charlm.init(charlm.Config(cell="rnn", hidden=4, embed=0), Vocabulary("\ud800"))
-    Report(tmp_path, 40, prime="\ud800", quiet=True).sample(5, params)
+    Report(tmp_path, 40, prime="\ud800").sample(5, params)
     assert (tmp_path / "samples.txt").read_text().startswith("--- step 5 ---\n?")
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_sample_of_bytes(
+    bar: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The file has the very bytes; the screen shows those that a terminal would obey as escapes."""
+    if bar:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+    params = charlm.init(charlm.Config(cell="rnn", hidden=4, embed=0), Vocabulary.of_bytes())
+    prime = b"\xe9\x1b[2J\0\n\t\r"
+    report = Report(tmp_path, 40, prime=prime)
+    report.show(5, report.sample(5, params))
+    raw = sample_bytes(params, prime, SAMPLE_LENGTH)
+    assert (tmp_path / "samples.txt").read_bytes() == b"--- step 5 ---\n" + raw + b"\n\n"
+    out = capsys.readouterr().out
+    assert "\ufffd\\x1b[2J\\x00\n" in out.replace(" ", "").replace("│", "")
+    assert not {"\0", "\r", "\a", "\b"} & set(out) and "\x1b[2J" not in out
 
 
 # --- winding back ---
@@ -126,6 +148,49 @@ def test_rewind_never_makes_a_file_longer(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 5, "loss": 3.0}\n'
 
 
+GOOD = b'{"step": 5, "loss": 3.0}\n{"step": 10, "loss": 2.5, "val_loss": 2.75}\n'
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [
+        (b'{"step": 15, "lo', 1),  # a power cut in the middle of a line
+        (b'{"step": 15, "loss": 2.0}', 1),  # or just before its end
+        (b"\0\0\0\0", 1),  # or of a block that was promised and not written
+        (b'\xff\xfe{"step": 15, "loss": 2.0}\n', 1),
+        (b'null\n[1, 2]\n17\n"step"\n{}\n\n', 6),
+        (b'{"step": "x", "loss": null}\n', 1),
+        (b'{"step": 15, "loss": NaN}\n{"step": 1e400, "loss": 2.0}\n', 2),
+    ],
+    ids=repr,
+)
+def test_rewind_drops_damaged_lines_and_says_so(damage: bytes, lines: int, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(GOOD[:25] + b"\0 in the middle\n" + GOOD[25:] + damage)
+    assert [m["step"] for m in read_metrics(metrics)] == [5, 10]
+    report = Report(tmp_path, 40, quiet=True)
+    notes: list[str] = []
+    report.note = notes.append  # type: ignore[method-assign]
+    report.rewind({"files": {"metrics.jsonl": metrics.stat().st_size}, "seconds": 1.0, "step": 15})
+    assert metrics.read_bytes() == GOOD
+    [note] = notes
+    assert note == f"{metrics}: {1 + lines} damaged lines dropped"
+    tell(report, first=15)
+    assert [m["step"] for m in read_metrics(metrics)] == [5, 10, 15, 20]
+
+
+def test_rewind_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(GOOD)
+    report = Report(tmp_path, 40, quiet=True)
+    notes: list[str] = []
+    report.note = notes.append  # type: ignore[method-assign]
+    sizes = {"metrics.jsonl": len(GOOD) + 7, "samples.txt": 100}
+    report.rewind({"files": sizes, "seconds": 1.0, "step": 15})
+    assert len(notes) == 2
+    assert "metrics.jsonl has lost 7 bytes" in notes[0] and "samples.txt has lost 100 " in notes[1]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == GOOD
+
+
 def test_speed_after_a_rewind(tmp_path: Path) -> None:
     """After a return to step 5 the next line counts from there."""
     report = Report(tmp_path, 40, quiet=True)
@@ -147,7 +212,7 @@ def test_plain_lines_where_there_is_no_terminal(
     report = Report(tmp_path, 40, floor=1.25)
     report.note("a [note], as it is")
     tell(report)
-    report.sample(20, params)
+    report.show(20, report.sample(20, params))
     report.end()
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -172,7 +237,7 @@ def test_a_bar_on_a_terminal(
     report = Report(tmp_path, 40)
     report.note("a [note], as it is")
     tell(report)
-    report.sample(20, params)
+    report.show(20, report.sample(20, params))
     report.end()
     out = capsys.readouterr().out
     assert "a [note], as it is\n" in out
@@ -183,7 +248,7 @@ def test_quiet(tmp_path: Path, params: charlm.Params, capsys: pytest.CaptureFixt
     report = Report(tmp_path, 40, quiet=True)
     report.note("a note")
     tell(report)
-    report.sample(20, params)
+    report.show(20, report.sample(20, params))
     report.end()
     assert capsys.readouterr() == ("", "")
     names = {path.name for path in tmp_path.iterdir()}

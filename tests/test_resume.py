@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import pytest
-from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, make_optimizer, quicken
+from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
 from jaxrnn import training
 from jaxrnn.checkpoint import Checkpoints, load
@@ -59,7 +59,7 @@ def fit(config: training.Config, run: Path, stop_at: int | None = None) -> tuple
 def newest(config: training.Config, run: Path, step: int) -> Any:
     """The whole training state, as it was saved."""
     shapes = jax.eval_shape(
-        lambda: training.create(config, make_optimizer(config, 1), CORPUS.vocabulary)
+        lambda: training.create(config, training.make_optimizer(config, 1), CORPUS.vocabulary)
     )
     rest = {name: value for name, value in vars(shapes).items() if name != "params"}
     checkpoints = Checkpoints(run)
@@ -219,7 +219,7 @@ def test_stopped_by_a_signal(
     assert "\nstopping after this call of the device" in out
     last = out.splitlines()[-1]
     step = metrics_of(run)[-1]["step"]
-    assert last == f"stopped and saved at step {step}; the same command goes on from there"
+    assert last == f"stopped and saved at step {step}; the same command resumes from there"
     assert (run / "checkpoints" / str(step)).is_dir() and step < 60
 
     returned, out, err = start(workplace, run).end()

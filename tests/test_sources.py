@@ -1,7 +1,10 @@
 """Every source reads back exactly, in one order, and every mistake is told in one clear line."""
 
+import bz2
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import re
 import sys
@@ -14,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrnn import play, sources
+from jaxrnn import files, play, sources
 from jaxrnn.errors import InputError
 
 EVERY_SCRIPT = (
@@ -133,11 +136,100 @@ def test_all_bytes_as_bytes(here: Path) -> None:
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_not_utf8_names_file_byte_and_offset(here: Path, mark: bytes) -> None:
-    put("latin.txt", mark + "한 caf".encode() + b"\xe9 au lait")
+    put("latin.txt", mark + "한\ncaf".encode() + b"\xe9 au lait")
     assert refusal("latin.txt") == (
-        f"latin.txt is not UTF-8: byte 0xe9 at offset {len(mark) + 7}; "
-        "read it as bytes with --bytes"
+        f"latin.txt is not UTF-8: byte 0xe9 at offset {len(mark) + 7} (line 2); it is UTF-8 but for "
+        "some bytes, which can be left out: convert it with iconv -c -f utf-8 -t utf-8 latin.txt > "
+        "NEW.txt; --bytes reads it as it is"
     )
+
+
+WORDS = "a few words of plain text\n" * 3
+ENCODED = {  # a file, and what is said of it: what it seems to be, and the command that converts it
+    "utf-16.txt": (WORDS.encode("utf-16"), "looks like UTF-16", "iconv -f utf-16 -t utf-8"),
+    "utf-16le.txt": (
+        WORDS.encode("utf-16-le"),
+        "looks like UTF-16LE",
+        "iconv -f utf-16le -t utf-8",
+    ),
+    "utf-16be.txt": (
+        WORDS.encode("utf-16-be"),
+        "looks like UTF-16BE",
+        "iconv -f utf-16be -t utf-8",
+    ),
+    "mark-be.txt": ("\ufeff한글".encode("utf-16-be"), "looks like UTF-16", "iconv -f utf-16 -t"),
+    "utf-32.txt": (WORDS.encode("utf-32"), "looks like UTF-32", "iconv -f utf-32 -t utf-8"),
+    "utf-32le.txt": (WORDS.encode("utf-32-le"), "looks like UTF-32LE", "iconv -f utf-32le -t"),
+    "utf-32be.txt": (WORDS.encode("utf-32-be"), "looks like UTF-32BE", "iconv -f utf-32be -t"),
+    "text.gz": (gzip.compress(WORDS.encode()), "is compressed by gzip", "zcat"),
+    "text.bz2": (bz2.compress(WORDS.encode()), "is compressed by bzip2", "bzcat"),
+    "text.xz": (lzma.compress(WORDS.encode()), "is compressed by xz", "xzcat"),
+    "text.zst": (b"\x28\xb5\x2f\xfd\x24\x00", "is compressed by zstd", "zstdcat"),
+    "text.docx": (b"PK\x03\x04\x14\x00\x08\x08\xff", "is a zip archive", "unzip -p"),
+    "text.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is a PDF", "pdftotext"),
+    "cp1252.txt": (
+        b"a \x93word\x94 of the caf\xe9",
+        "is perhaps Windows-1252",
+        "iconv -f windows-",
+    ),
+    "cyrillic.txt": (
+        "Привет, мир!".encode("koi8-r"),
+        "has some other encoding",
+        "iconv -f ENCODING",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_other_encodings_are_named_with_the_command_that_converts(here: Path, name: str) -> None:
+    """Where the bytes are no text either, --bytes is not offered. Chunks get the same message."""
+    raw, what, command = ENCODED[name]
+    put("my " + name, raw)
+    message = refusal("my " + name)
+    assert message.startswith(f"my {name} is not UTF-8") and f"; it {what}" in message
+    assert f"convert it with {command}" in message and f" 'my {name}'" in message
+    assert ("--bytes" in message) == (name in ("cp1252.txt", "cyrillic.txt"))
+    with pytest.raises(InputError) as caught:
+        for _ in files.stream(sources.find(["my " + name]), size=3):
+            pass
+    assert str(caught.value) == message
+    assert sources.read(["my " + name], as_bytes=True).content == raw
+    with pytest.raises(InputError) as caught:  # a prime
+        files.read("my " + name)
+    assert what in str(caught.value) and "--bytes" not in str(caught.value)
+    assert files.read("my " + name, as_bytes=True) == raw
+
+
+def test_other_encodings_of_what_is_read_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UTF-16 without a mark is valid UTF-8, with NUL bytes between the characters."""
+    raw = (WORDS * 9).encode("utf-16-le")
+    raw.decode()
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_bytes, args=[raw])
+    writer.start()
+    message = refusal("pipe")
+    writer.join()
+    assert "pipe is not UTF-8; it looks like UTF-16LE" in message
+    pipe_in(monkeypatch, raw)
+    with pytest.raises(InputError, match="it looks like UTF-16LE: convert it with iconv"):
+        sources.read(["-"])
+
+
+def test_nothing_converts_what_is_no_text(here: Path) -> None:
+    put("raw.bin", b"\x7fELF\x02\0\0\xff\0")
+    assert refusal("raw.bin") == (
+        "raw.bin is not UTF-8: byte 0xff at offset 7 (line 1); it has NUL bytes and is no text; "
+        "--bytes reads it as it is"
+    )
+
+
+@pytest.mark.parametrize("at", [0, 5, 2**20 + 7, 3 * 2**20])
+def test_lines_are_counted_through_the_chunks(here: Path, at: int) -> None:
+    put("big.txt", (b"x\n" * 2**21)[:at] + b"\xff" + b"x\n" * 2**20)
+    where = f"byte 0xff at offset {at} (line {at // 2 + 1})"
+    assert where in refusal("big.txt")
+    with pytest.raises(InputError, match=re.escape(where)):
+        list(files.stream(sources.find(["big.txt"])))
 
 
 @pytest.mark.parametrize("raw", [b"\xed\xa0\x80", b"\xc0\x80", b"cut \xf0\x9f\x91"])
@@ -154,11 +246,25 @@ def test_no_such_file(here: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff"])
-def test_empty_file(here: Path, content: str) -> None:
-    put("empty.txt", content)
-    put("notes.txt", "abc")
-    assert refusal("empty.txt").startswith("empty.txt is empty")
-    assert refusal("notes.txt", "empty.txt").startswith("empty.txt is empty")
+def test_empty_files_are_left_out(
+    here: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one among corpus/*.txt; where nothing is left there is no text."""
+    for name in "a", "c", "e":
+        put(f"{name}.txt", content)
+    put("b.txt", "abc")
+    put("d.txt", "de")
+    assert refusal("a.txt") == "a.txt is empty; give a text to train on"
+    assert refusal("a.txt", "c.txt") == "a.txt, c.txt are empty; give a text to train on"
+    five = [f"{name}.txt" for name in "acace"]
+    assert refusal(*five) == "a.txt, c.txt, e.txt are empty; give a text to train on"
+    capsys.readouterr()
+    joined = sources.read([f"{name}.txt" for name in "abcde"])
+    assert joined == ("a+4", "abc\nde", None)
+    note = "note: a.txt (and 2 more such files) is empty and is left out\n"
+    assert capsys.readouterr().err == ("" if content else note)
+    sources.read(["b.txt", "c.txt"])
+    assert capsys.readouterr().err == ("" if content else "note: c.txt is empty and is left out\n")
 
 
 @pytest.fixture
@@ -212,9 +318,9 @@ def test_folder_is_read_in_the_order_of_its_paths(
     walk = os.walk  # a file system that lists its files the other way round
 
     def backwards(*args, **kwargs):  # type: ignore[no-untyped-def]
-        for place, folders, files in walk(*args, **kwargs):
+        for place, folders, names in walk(*args, **kwargs):
             folders.sort(reverse=True)
-            yield place, folders, sorted(files, reverse=True)
+            yield place, folders, sorted(names, reverse=True)
 
     monkeypatch.setattr(os, "walk", backwards)
     for spelling in ["texts", "texts/", "./texts", "../here/texts", str(here / "texts")]:
@@ -257,12 +363,25 @@ def test_hidden_and_irregular_files_are_skipped(here: Path) -> None:
     assert sources.read([".above"]).content == "the folder asked for may itself be hidden"
 
 
-def test_broken_link_is_not_left_out_in_silence(here: Path) -> None:
+def test_broken_links_are_left_out_with_a_note(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     put("texts/seen.txt", "seen")
     os.symlink("nowhere.txt", "texts/broken.txt")
     os.symlink("nowhere.txt", "texts/not-asked-for.md")
     broken = os.path.join("texts", "broken.txt")
-    assert refusal("texts").startswith(f"cannot read {broken}: No such file")
+    assert sources.read(["texts"]).content == "seen"
+    note = f"note: {broken} is a link that leads nowhere and is left out\n"
+    assert capsys.readouterr().err == note
+    os.symlink("self.txt", "texts/self.txt")
+    os.symlink("seen.txt/inside.txt", "texts/through-a-file.txt")
+    assert sources.read(["texts"]).content == "seen"
+    assert f"{broken} (and 2 more such files) is a link" in capsys.readouterr().err
+    assert refusal(broken).startswith(f'no file or folder "{broken}"'), (
+        "one that is named is missed"
+    )
+    os.remove("texts/seen.txt")
+    assert refusal("texts").startswith('no file in texts matches "*.txt"')
 
 
 def test_empty_files_in_a_folder(here: Path) -> None:
@@ -313,7 +432,7 @@ def test_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_standard_input_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe_in(monkeypatch, b"ab\xff")
-    assert refusal("-").startswith("standard input is not UTF-8: byte 0xff at offset 2;")
+    assert refusal("-").startswith("standard input is not UTF-8: byte 0xff at offset 2 (l")
     pipe_in(monkeypatch, b"")
     assert refusal("-").startswith("standard input is empty;")
     pipe_in(monkeypatch, b"once")
@@ -407,7 +526,7 @@ def test_shakespeare_is_downloaded_once(
 ) -> None:
     served.file.write_bytes(VERSES)
     assert sources.read(["shakespeare"]) == ("shakespeare", VERSES.decode(), None)
-    assert capfd.readouterr() == ("", "downloading Tiny Shakespeare ...\n")
+    assert capfd.readouterr() == ("", "note: downloading Tiny Shakespeare ...\n")
     assert cache.read_bytes() == VERSES
     assert sources.read(["shakespeare"], as_bytes=True).content == VERSES
     assert capfd.readouterr() == ("", "")

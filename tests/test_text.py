@@ -5,11 +5,13 @@ import hashlib
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from oracle import unchecked
 
 from jaxrnn import InputError, Vocabulary
 from jaxrnn.text import Batches, corpus
@@ -114,6 +116,42 @@ def test_several_unknown_characters_are_all_named() -> None:
         Vocabulary.of("abc").encode("aZXbYZ")
 
 
+def test_characters_in_any_order() -> None:
+    """Tokens are numbered as the characters are given, as in a vocabulary made elsewhere."""
+    vocabulary = Vocabulary("zaé\n")
+    assert vocabulary.encode("a\nzéa").tolist() == [1, 3, 0, 2, 1]
+    assert vocabulary.decode([1, 3, 0, 2, 1]) == "a\nzéa"
+    with pytest.raises(InputError, match="'b'"):
+        vocabulary.encode("ab")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"characters": "hello"}, r"no character twice; .* Vocabulary\.of\(text\)"),
+        ({"characters": ["a", "b"]}, "must be a str, not list"),
+        ({"characters": b"ab"}, "must be a str, not bytes"),
+        ({"characters": "ab", "by_bytes": True}, "has no characters"),
+    ],
+)
+def test_a_vocabulary_that_is_none(wrong: dict[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(ValueError, match=message):
+        Vocabulary(**wrong)
+
+
+@pytest.mark.parametrize("raw", [b"caf\xe9", b"\xff\x00\xed\xa0\x80", "é€".encode() + b"\xc3"])
+def test_bytes_of_a_command_line_become_themselves(raw: bytes) -> None:
+    """Python decodes what is not UTF-8 to surrogates (PEP 383)."""
+    typed = raw.decode(errors="surrogateescape")
+    assert Vocabulary.of_bytes().encode(typed).tobytes() == raw
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udc00b", "\udbff\udfff"])
+def test_half_a_character_has_no_bytes(text: str) -> None:
+    with pytest.raises(InputError, match="surrogate"):
+        Vocabulary.of_bytes().encode(text)
+
+
 def test_equal_by_value() -> None:
     one, same = Vocabulary.of("ab"), Vocabulary.of("baab")
     one.encode("a")  # what an instance has computed is no part of it
@@ -149,6 +187,12 @@ def test_the_last_tenth_validates(text: str, by_bytes: bool) -> None:
     assert made.train_size + made.validation_size == len(made.tokens) == size
     assert made.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert made.floor is None
+
+
+def test_different_characters_and_bytes_are_counted() -> None:
+    assert corpus("hello" * 5).different == 4
+    assert corpus(b"hello" * 5).different == 4
+    assert corpus(bytes(range(256)) * 5000).different == 256
 
 
 def test_floor_is_the_mean_of_the_validation_part() -> None:
@@ -243,26 +287,60 @@ def test_epochs_are_shifted() -> None:
 @MANY
 @hypothesis.given(sizes())
 def test_shuffled_windows_come_once(given: dict[str, int]) -> None:
-    """Side by side, no window twice in a pass, and all but less than one batch of them."""
+    """Every seq_len tokens from the shift of the pass on, no window twice in a pass, and nearly all."""
     batches = Batches(**given, shuffle=True)
-    windows = batches.size // (batches.seq_len + 1)
+    possible = (batches.size - 1) // batches.seq_len
     for number in range(3):
         starts = epoch(batches, number).ravel()
-        assert np.all(starts % (batches.seq_len + 1) == 0)
+        assert len(set(starts % batches.seq_len)) == 1
         assert set(Counter(starts.tolist()).values()) == {1}
-        assert starts.size > windows - batches.batch
+        assert starts.size >= max(possible - batches.batch, batches.batch)
     assert all(batches.fresh(n) for n in range(2 * batches.per_epoch))
 
 
-def test_shuffled_epochs_differ_in_order() -> None:
-    batches = Batches(size=60 * 11, batch=4, seq_len=10, shuffle=True)
-    orders = [epoch(batches, number).ravel() for number in range(4)]
+@MANY
+@hypothesis.given(sizes())
+def test_shuffled_every_token_becomes_a_target(given: dict[str, int]) -> None:
+    """But for the first of the text, which nothing comes before."""
+    batches = Batches(**given, shuffle=True)
+    seen: set[int] = set()
+    for number in range(400):
+        targets = epoch(batches, number)[..., None] + 1 + np.arange(batches.seq_len)
+        seen.update(targets.ravel().tolist())
+        if len(seen) == batches.size - 1:
+            break
+    assert seen == set(range(1, batches.size))
+
+
+def test_shuffled_records_of_one_length_begin_as_often_as_they_end() -> None:
+    """Of records of 8 characters, the first is a target as often as any other, whatever the window."""
+    for seq_len in (7, 8, 16):
+        batches = Batches(size=8 * 500, batch=5, seq_len=seq_len, shuffle=True)
+        starts = np.concatenate([epoch(batches, number).ravel() for number in range(20)])
+        targets = starts[:, None] + 1 + np.arange(seq_len)
+        often = np.bincount(targets.ravel() % 8, minlength=8)
+        assert often.min() > 0.95 * often.max()
+
+
+def test_shuffled_epochs_differ_in_order_and_shift() -> None:
+    batches = Batches(size=60 * 10, batch=1, seq_len=10, shuffle=True)
+    orders = [epoch(batches, number).ravel() for number in range(100)]
     for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(60) * 11)
-    for one, other in pairwise([*orders, np.arange(60) * 11]):
-        assert (one != other).any()
-    seeded = Batches(size=60 * 11, batch=4, seq_len=10, shuffle=True, seed=1)
-    assert (epoch(seeded, 0).ravel() != orders[0]).any()
+        np.testing.assert_array_equal(np.sort(order) - order.min(), np.arange(59) * 10)
+    assert {order.min() for order in orders} == set(range(10))
+    for one, other in pairwise(orders):
+        assert (one - one.min() != other - other.min()).any()
+    seeded = Batches(size=60 * 10, batch=1, seq_len=10, shuffle=True, seed=1)
+    assert any((epoch(seeded, n).ravel() != order).any() for n, order in enumerate(orders[:3]))
+
+
+def test_windows_of_old_runs_are_what_they_were() -> None:
+    """Side by side, in numpy's order of each pass; runs that were begun with them resume with them."""
+    batches = Batches(size=60 * 11 + 5, batch=4, seq_len=10, shuffle=True, seed=3, overlap=False)
+    assert batches.per_epoch == 15
+    for number in range(3):
+        order = np.random.default_rng((3, number)).permutation(60) * 11
+        np.testing.assert_array_equal(epoch(batches, number).ravel(), order)
 
 
 @MANY

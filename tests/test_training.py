@@ -37,16 +37,8 @@ CONFIG = training.Config(
 )
 
 
-_make_optimizer = training.make_optimizer
-
-
-@functools.cache  # one optimizer for equal settings, so that equal runs share a compiled program
-def make_optimizer(config: training.Config, steps: int) -> optax.GradientTransformation:
-    return relaxed(_make_optimizer(config, steps))
-
-
 def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """optax adds ints to floats, which the rest of the step must not."""
+    """An optimizer for use outside of a step of training: optax adds integers to floats."""
 
     def update(*args: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
@@ -56,8 +48,7 @@ def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Train without compiling equal settings anew, and without pictures."""
-    patch.setattr(training, "make_optimizer", make_optimizer)
+    """Train without pictures."""
     patch.setattr(Report, "draw", lambda self: None)
 
 
@@ -219,7 +210,7 @@ def test_rate_scales_the_update() -> None:
 def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
     config = change(CONFIG, cell="lstm", layers=2)
     _, state = start(config)
-    descent = relaxed(optax.sgd(1.0))  # so that the update is the gradient
+    descent = optax.sgd(1.0)  # so that the update is the gradient
     state = state.replace(
         opt_state=descent.init(state.params),
         carry=jax.tree.map(
@@ -258,7 +249,7 @@ def test_clip_norm_bounds_the_global_norm(clip_norm: float) -> None:
     shrink = min(1.0, clip_norm / 3) if clip_norm else 1.0
     config = change(CONFIG, clip_norm=clip_norm, warmup=0)
     for optimizer, given in [
-        (training.make_optimizer(config, 10), gradient),
+        (relaxed(training.make_optimizer(config, 10)), gradient),
         (relaxed(optax.adam(1.0)), jax.tree.map(lambda g: g * shrink, gradient)),
     ]:
         _, opt_state = optimizer.update(given, optimizer.init(gradient), gradient)
@@ -282,7 +273,7 @@ def test_clip_norm_bounds_the_global_norm(clip_norm: float) -> None:
 )
 def test_learning_rate(changes: dict[str, Any], total: int) -> None:
     config = change(CONFIG, learning_rate=0.5, clip_norm=0.0, **changes)
-    optimizer = training.make_optimizer(config, total)
+    optimizer = relaxed(training.make_optimizer(config, total))
     weight = jnp.ones(1)
     state = optimizer.init(weight)
     update = jax.jit(optimizer.update)
@@ -352,6 +343,97 @@ def test_a_whole_fit_compiles_once(tmp_path: Path) -> None:
         assert evaluation._evaluate._cache_size() == 1
 
 
+@pytest.mark.parametrize("changes", [dict(log_every=5, sample_every=3), dict(log_every=100)])
+def test_any_intervals_go_together_and_change_no_bit(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Lines end where one is due, an evaluation or a sample; a run may be resumed with others."""
+    whole, _, metrics = fit(CONFIG, run_of(tmp_path, "whole"))
+    judged = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
+    config = change(CONFIG, **changes)
+    again, _, others = fit(config, run_of(tmp_path, "other"))
+    assert_same_bits(whole, again)
+    assert {m["step"]: m["val_loss"] for m in others if "val_loss" in m} == judged
+    due = {n for n in range(1, 13) if any(n % every == 0 for every in config.intervals)}
+    assert [m["step"] for m in others] == sorted(due)
+    run, asked = run_of(tmp_path, "both"), iter(range(1, 100))
+    _, step, _ = fit(CONFIG, run, should_stop=lambda: next(asked) == 3)
+    assert step == 6
+    both, _, _ = fit(config, run)
+    assert_same_bits(whole, both)
+
+
+def test_a_call_of_the_device_is_bounded() -> None:
+    """Or a signal to stop would wait for it, and its windows would fill the memory."""
+    config = change(CONFIG, log_every=10**9, eval_every=10**9)
+    assert min(config.intervals) == training.MOST_STEPS
+
+
+def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    fit(CONFIG, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    report = Notes(run)
+    _, step = training.fit(change(CONFIG, steps=6), CORPUS, run, report)
+    assert step == 12
+    [line] = report.lines
+    assert "the run has 12 steps already, more than the 6 asked for" in line and "--steps" in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+# --- what cannot be shown ---
+
+
+class Failing(Notes):
+    """A report whose screen fails at a step, in one of the ways it can."""
+
+    def __init__(self, run: Path, way: str, at: int) -> None:
+        super().__init__(run)
+        self.way, self.at = way, at
+
+    def _fail(self, way: str, step: int) -> None:
+        if (way, step) == (self.way, self.at):
+            raise BrokenPipeError(f"no {way} at step {step}")
+
+    def steps(self, step: int, *rest: Any) -> None:
+        super().steps(step, *rest)
+        self._fail("steps", step)
+
+    def sample(self, step: int, params: charlm.Params) -> Any:
+        self._fail("sample", step)
+        return super().sample(step, params)
+
+    def show(self, step: int, sample: Any) -> None:
+        self._fail("show", step)
+
+
+@pytest.mark.parametrize("way", ["steps", "sample", "show"])
+@pytest.mark.parametrize("at", [6, 8], ids=["between evaluations", "at an evaluation"])
+def test_what_cannot_be_shown_loses_no_step(way: str, at: int, tmp_path: Path) -> None:
+    config = change(CONFIG, sample_every=2)
+    whole, _, metrics = fit(config, run_of(tmp_path, "whole"))
+    run = run_of(tmp_path)
+    with pytest.raises(BrokenPipeError, match=f"no {way} at step {at}"):
+        training.fit(config, CORPUS, run, Failing(run, way, at))
+    assert (run / "checkpoints" / str(at)).is_dir()
+    again, _, others = fit(config, run)
+    assert_same_bits(whole, again)
+    assert others == metrics
+
+
+def test_a_picture_that_cannot_be_drawn_is_only_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # draw again
+    run = run_of(tmp_path)
+    (run / "loss.png").mkdir()
+    report = Notes(run)
+    _, step = training.fit(CONFIG, CORPUS, run, report)
+    assert step == 12
+    [line] = report.lines
+    assert line.startswith("no loss.png: ")
+
+
 # --- the text as the steps read it ---
 
 
@@ -385,7 +467,7 @@ def test_fit_reads_batch_after_batch(
     assert seen.fresh == [shuffle or n % batches.per_epoch == 0 for n in range(total)]
     if shuffle:
         once = np.sort(np.ravel(seen.starts[: batches.per_epoch]))
-        assert (np.diff(once) >= 41).all(), "windows of an epoch do not overlap"
+        assert (np.diff(once) >= 40).all(), "no character of an epoch is a target twice"
         assert not np.array_equal(seen.starts[0], np.sort(once)[:4]), "nor come in order"
 
 
@@ -508,9 +590,7 @@ def test_fit_reports_the_validation_loss_of_the_state_it_saves(tmp_path: Path) -
         dict(seed=2**32),
         dict(log_every=0),
         dict(eval_every=0),
-        dict(eval_every=5),
         dict(sample_every=-2),
-        dict(sample_every=3),
         dict(hidden=0),
         dict(layers=0),
         dict(embed=-1),

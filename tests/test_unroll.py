@@ -16,6 +16,7 @@ from oracle import (
     HIDDEN,
     IMPLEMENTATIONS,
     TOLERANCES,
+    USUAL,
     Problem,
     assert_close,
     differences,
@@ -27,9 +28,10 @@ from oracle import (
     unchecked,
 )
 
-from jaxrnn import gru, lstm, rnn, unroll
+from jaxrnn import gradient_flow, gru, lstm, network, rnn, unroll
 from jaxrnn.cells import RNNState
 from jaxrnn.kernels.inputs import Dense, Lookup
+from jaxrnn.network import NetworkParams
 from jaxrnn.unroll import unroll_projected
 
 STEPS, BATCH, FEATURES = 5, 3, 3
@@ -50,6 +52,8 @@ few_cells = pytest.mark.parametrize("name", FEW)
 two_cells = pytest.mark.parametrize("name", TWO)
 both_ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+EVERY = tuple(dict.fromkeys([*IMPLEMENTATIONS, USUAL]))  # of float32
+every_implementation = pytest.mark.parametrize("implementation", EVERY)
 
 
 def on_device(masks: dict[str, Any]) -> dict[str, Any]:
@@ -199,11 +203,12 @@ def test_a_reset_is_a_new_start_from_zeros(name: str, implementation: str) -> No
     assert_close(got, (final, jnp.concatenate([first, second])), TOLERANCES["float32"])
 
 
-@implementations
+@every_implementation
 @both_ways
 @two_cells
 def test_padding_is_inert(name: str, reverse: bool, implementation: str) -> None:
-    """Outputs there are zero, gradients to it exactly zero, and what it holds changes nothing."""
+    """Outputs there are zero, gradients to it exactly zero, and what it holds changes nothing: NaN as
+    little as any number, and as little the first state of a row without a step."""
     cell, given = in_float32(name)
     lengths = jnp.asarray(LENGTHS)
     run = partial(library, cell, lengths=lengths, reverse=reverse, implementation=implementation)
@@ -217,8 +222,104 @@ def test_padding_is_inert(name: str, reverse: bool, implementation: str) -> None
     ):
         assert_close(last[1], first[1], 0)  # the row of length 0
         assert_close(d_first[1], weight[1], 0)
-    other = given._replace(xs=jnp.where(jnp.asarray(padding)[..., None], 1e6, given.xs))
-    assert_close(run(other), ((final, ys), (d_params, d_xs, d_state)), 0)
+    for held in (1e6, jnp.nan, jnp.inf):
+        other = given._replace(xs=jnp.where(jnp.asarray(padding)[..., None], held, given.xs))
+        assert_close(run(other), ((final, ys), (d_params, d_xs, d_state)), 0)
+    other = given._replace(state=jax.tree.map(lambda s: s.at[1].set(jnp.nan), given.state))
+    (_, other_ys), gradients = run(other)
+    assert_close((other_ys, gradients), (ys, (d_params, d_xs, d_state)), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "save_every", "implementation"),
+    [("array", 1, "scan"), ("dense", 1, USUAL), *(("lookup", 2, name) for name in EVERY)],
+)
+def test_padding_of_projected_inputs_is_inert(
+    kind: str, save_every: int, implementation: str
+) -> None:
+    """NaN there, and in the rows of a table that only the padding reads."""
+    cell, given = in_float32("gru-before")
+    active = jnp.asarray(np.arange(STEPS)[:, None] < LENGTHS)
+    tokens = jnp.where(active, jnp.arange(STEPS)[:, None] % 3, 7)
+
+    def inputs(held: float) -> Any:
+        if kind == "dense":
+            xs = jnp.where(active[..., None], given.xs, held)
+            return Dense(xs, given.params.w_x, given.params.b)
+        gx = cell.project(given.params, given.xs)
+        if kind == "array":
+            return jnp.where(active[..., None], gx, held)
+        return Lookup(gx.reshape(-1, gx.shape[-1])[:9].at[7].set(held), tokens)
+
+    @jax.jit
+    @partial(jax.grad, argnums=(0, 1), allow_int=True)
+    def slopes(params: Any, gx: Any) -> Any:
+        how = {"implementation": implementation, "save_every": save_every}
+        results = unroll_projected(cell, params, gx, given.state, lengths=LENGTHS, **how)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(results))
+
+    got, want = (slopes(given.params, inputs(held)) for held in (jnp.nan, 0.0))
+    if kind == "lookup":  # the gradient of whole numbers is of no dtype
+        got, want = ((params, lookup.table) for params, lookup in (got, want))
+    assert_close(got, want, 0)
+
+
+@pytest.mark.parametrize(
+    ("reverse", "implementation"), [(False, "scan"), *((True, name) for name in EVERY)]
+)
+def test_a_first_state_that_is_reset_is_inert(reverse: bool, implementation: str) -> None:
+    """NaN there (of an environment that went wrong, say) changes no value and no gradient."""
+    cell, given = in_float32("lstm-peephole")
+    lengths = jnp.array([STEPS, 2, 3])
+    first = jnp.where(reverse, lengths - 1, 0)
+    resets = jnp.arange(STEPS)[:, None] == first[None]
+    run = partial(library, cell, reverse=reverse, implementation=implementation)
+    other = given._replace(state=jax.tree.map(lambda s: jnp.full_like(s, jnp.nan), given.state))
+    assert_close(run(other, resets, lengths), run(given, resets, lengths), 0)
+    if implementation == "scan":  # without lengths too
+        resets = jnp.zeros((STEPS, BATCH), bool).at[-1 if reverse else 0].set(True)
+        assert_close(run(other, resets), run(given, resets), 0)
+
+
+@pytest.mark.parametrize("record", [None, ["f", "cell"]])
+def test_padding_is_inert_in_what_is_recorded_and_for_a_cell_of_ones_own(record: Any) -> None:
+    cell = CELLS["lstm"] if record else Leaky(HIDDEN)
+    params, padding = cell.init(jax.random.key(0), FEATURES), np.arange(STEPS)[:, None] >= LENGTHS
+
+    def loss(params: Any, xs: Any) -> Any:
+        results = unroll(cell, params, xs, lengths=LENGTHS, record=record)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(results))
+
+    def slopes(held: float) -> Any:
+        xs = jnp.where(jnp.asarray(padding)[..., None], held, jnp.ones((STEPS, BATCH, FEATURES)))
+        return jax.value_and_grad(loss, (0, 1))(params, xs)
+
+    assert_close(slopes(jnp.nan), slopes(0.0), 0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
+def test_lengths_of_any_integer_dtype(dtype: str) -> None:
+    """Longer than a narrow dtype can count: 300 steps, of which up to 120 are real."""
+    cell = rnn(1)
+    params, xs = cell.init(jax.random.key(0), 1), jnp.ones((300, 3, 1))
+    numbers = [120, 0, 7]
+    want = unroll(cell, params, xs, lengths=np.array(numbers, np.int32))
+    for lengths in (np.array(numbers, dtype), jnp.asarray(np.array(numbers, dtype)), numbers):
+        with unchecked():
+            assert_close(unroll(cell, params, xs, lengths=lengths), want, 0)
+    traced = jax.jit(lambda lengths: unroll(cell, params, xs, lengths=lengths))
+    with jax.enable_x64(dtype.endswith("64")):
+        assert_close(traced(np.array(numbers, dtype)), want, 0)
+
+
+def test_traced_lengths_out_of_range_are_the_nearest_in_it() -> None:
+    """Whatever their dtype; outside of jit they are refused."""
+    cell = rnn(2)
+    params, xs = cell.init(jax.random.key(0), 1), jnp.ones((5, 2, 1))
+    run = jax.jit(lambda lengths: unroll(cell, params, xs, lengths=lengths))
+    want = run(jnp.array([0, 5]))
+    assert_close(run(jnp.array([-3, 100], jnp.int8)), want, 0)
+    assert_close(run(jnp.array([0, 2**32 - 1], jnp.uint32)), want, 0)
 
 
 @implementations
@@ -230,6 +331,18 @@ def test_a_reset_in_the_padding_leaves_the_state_alone(reverse: bool, implementa
     resets = jnp.asarray(np.arange(STEPS)[:, None] >= LENGTHS)
     run = partial(library, cell, given, reverse=reverse, implementation=implementation)
     assert_close(run(resets, lengths), run(None, lengths), TOLERANCES["float32"])
+
+
+def test_marks_of_first_steps_are_rolled_for_the_reverse_direction() -> None:
+    """Episodes of 2 and 3 steps side by side in a row are the same run one by one, both ways."""
+    cell, given = in_float32("gru-after")
+    first = jnp.zeros((STEPS, BATCH), bool).at[2].set(True)
+    run = partial(unroll, cell, given.params)
+    for reverse in (False, True):
+        resets = jnp.roll(first, -1, axis=0) if reverse else first
+        _, together = run(given.xs, resets=resets, reverse=reverse)
+        alone = [run(given.xs[part], reverse=reverse)[1] for part in (slice(2), slice(2, None))]
+        assert_close(together, jnp.concatenate(alone), TOLERANCES["float32"])
 
 
 @implementations
@@ -309,6 +422,84 @@ def test_lookup_and_dense_are_their_projection(name: str, implementation: str) -
 
         got, want = (run(table, given.xs, given.params, how) for how in (implementation, "scan"))
     assert_close(got, want, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "implementation"),
+    [*((5, "int8", name) for name in EVERY), (300, "uint8", "xla"), (300, "uint8", "columns")],
+)
+def test_tokens_out_of_range_are_the_nearest_in_it(
+    size: int, dtype: str, implementation: str
+) -> None:
+    """In values and in the table's gradient; also of a dtype that cannot count the table's rows."""
+    cell = CELLS["gru-after"]
+    params = cell.init(jax.random.key(0), FEATURES)
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.standard_normal((size, 3 * HIDDEN)), jnp.float32)
+    low, high = (0, 255) if dtype == "uint8" else (-100, 100)
+    tokens = rng.integers(low, high, (STEPS, BATCH)).astype(dtype)
+    tokens[0] = np.array([0, high, size - 1 if size < 255 else 44]).astype(dtype)
+
+    @partial(jax.jit, static_argnums=2)
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def run(params: Any, table: Any, how: str) -> Any:
+        gx: Any = Lookup(table, jnp.asarray(tokens))
+        if how == "numpy":
+            gx, how = table[np.clip(tokens.astype(int), 0, size - 1)], "scan"
+        return (unroll_projected(cell, params, gx, implementation=how)[1] ** 2).sum()
+
+    assert_close(run(params, table, implementation), run(params, table, "numpy"), 3e-6)
+
+
+def test_the_gradient_of_tokens_runs_in_bfloat16() -> None:
+    """By columns, where a product with one-hot rows on the right was one that XLA's CPU has not."""
+    cell = CELLS["lstm"]
+    params = cell.init(jax.random.key(0), FEATURES, jnp.bfloat16)
+    tokens = jnp.asarray(np.arange(STEPS * BATCH).reshape(STEPS, BATCH) % 7)
+
+    def loss(table: Any, how: str) -> Any:
+        return unroll_projected(cell, params, Lookup(table, tokens), implementation=how)[1].sum()
+
+    slope = jax.jit(jax.grad(loss), static_argnums=1)
+    table = jnp.ones((7, 4 * HIDDEN))
+    assert_close(slope(table, "columns"), slope(table, "scan"), TOLERANCES["bfloat16"])
+
+
+# --- what numpy gives, and nothing ---------------------------------------------------------------
+
+
+def test_arrays_of_numpy_are_taken_as_jax_takes_them() -> None:
+    """float64 as float32: inputs, parameters (of a converted model), state, masks, tokens, tables."""
+    cell, exact = CELLS["lstm-peephole"], problem(CELLS["lstm-peephole"], STEPS, BATCH, FEATURES)
+    given = exact.cast("float32")
+    want = unroll(cell, *given.inputs, **on_device(MASKS["both"]))
+    with unchecked():
+        assert_close(unroll(cell, *exact.inputs, **MASKS["both"]), want, 0)
+        lists = {"resets": RESETS.tolist(), "lengths": LENGTHS.tolist()}
+        assert_close(unroll(cell, given.params, exact.xs.tolist(), given.state, **lists), want, 0)
+        table, tokens = np.ones((3, 4 * HIDDEN)), np.zeros((STEPS, BATCH), int)
+        looked = unroll_projected(cell, exact.params, Lookup(table, tokens))
+    assert_close(looked, unroll_projected(cell, given.params, jnp.ones((STEPS, BATCH, 16))), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "save_every"), [*((name, 1) for name in EVERY), (None, 2)]
+)
+def test_no_rows(implementation: Any, save_every: int) -> None:
+    """B = 0, as jnp takes it: no outputs, a state without rows, gradients of zero."""
+    cell = CELLS["lstm-peephole"]
+    params, xs = cell.init(jax.random.key(0), FEATURES), jnp.ones((STEPS, 0, FEATURES))
+    how = {"implementation": implementation, "save_every": save_every}
+
+    def loss(params: Any, xs: Any) -> Any:
+        masks = {"lengths": jnp.zeros(0, jnp.int32), "resets": jnp.zeros((STEPS, 0), bool)}
+        state, ys = unroll(cell, params, xs, **masks, **how)
+        assert ys.shape == (STEPS, 0, HIDDEN) and state.hidden.shape == (0, HIDDEN)
+        return ys.sum()
+
+    d_params, d_xs = jax.grad(loss, (0, 1))(params, xs)
+    assert d_xs.shape == xs.shape
+    assert not any(leaf.any() for leaf in jax.tree.leaves(d_params))
 
 
 # --- fewer states kept --------------------------------------------------------------------------
@@ -518,6 +709,70 @@ def test_an_equal_cell_compiles_once() -> None:
     assert len(traced) == 2
 
 
+NETWORK = network(lstm(HIDDEN), FEATURES, FEATURES)
+EAGER = {
+    "scan": partial(unroll, lstm(HIDDEN), implementation="scan"),
+    "xla": partial(unroll, lstm(HIDDEN), implementation="xla"),
+    "masked": partial(unroll, gru(HIDDEN), lengths=[STEPS, 2, 1], save_every=2),
+    "record": partial(unroll, lstm(HIDDEN), record=["f"]),
+    "a cell of one's own": lambda params, xs: unroll(Leaky(HIDDEN), params, xs),
+    "gradient": lambda params, xs: jax.grad(
+        lambda params: unroll(gru(HIDDEN), params, xs)[1].sum()
+    )(params),
+    "gradient by scan": lambda params, xs: jax.grad(
+        lambda params: unroll(lstm(HIDDEN), params, xs, implementation="scan")[1].sum()
+    )(params),
+    "forecast": lambda params, xs: NETWORK.forecast(params, xs, 3),
+    "gradient flow": partial(gradient_flow, rnn(HIDDEN)),
+    "init": lambda params, xs: lstm(HIDDEN).init(jax.random.key(0), FEATURES),
+}
+
+
+@pytest.mark.parametrize("what", EAGER)
+def test_a_second_eager_call_compiles_nothing(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Outside of jit, of the same shapes."""
+    cell = {"masked": gru, "gradient": gru, "gradient flow": rnn}.get(what, lstm)(HIDDEN)
+    make = NETWORK.init if what == "forecast" else partial(cell.init, input_size=FEATURES)
+    if what == "a cell of one's own":
+        make = partial(Leaky(HIDDEN).init, input_size=FEATURES)
+    params, xs = make(jax.random.key(0)), jnp.ones((STEPS, BATCH, FEATURES))
+    compiled = []
+    for scale in (1, 2):
+        caplog.clear()
+        with jax.log_compiles():
+            EAGER[what](params, xs * scale)
+        compiled.append(sum("Compiling" in record.message for record in caplog.records))
+    assert compiled[1] == 0, compiled
+
+
+@pytest.mark.parametrize("what", ["jvp", "jacfwd", "hessian", "linearize"])
+@pytest.mark.parametrize("implementation", ["xla", USUAL])
+def test_forward_mode_asks_for_scan(what: str, implementation: Any) -> None:
+    """Where a kernel has none; a hessian runs by reverse over reverse, or forward by xla."""
+    cell, given = in_float32("rnn-tanh", steps=2)
+
+    def loss(b: Any) -> Any:
+        params = given.params._replace(b=b)
+        return (unroll(cell, params, given.xs, implementation=implementation)[1] ** 2).sum()
+
+    b = given.params.b
+    derivatives = {
+        "jvp": lambda: jax.jit(lambda b: jax.jvp(loss, (b,), (b,)))(b),
+        "jacfwd": lambda: jax.jacfwd(loss)(b),
+        "hessian": lambda: jax.hessian(loss)(b),
+        "linearize": lambda: jax.linearize(loss, b)[1](b),
+    }
+    if (what, implementation) == ("hessian", "xla"):
+        again = jax.jacrev(jax.jacrev(loss))(b)
+        assert_close(derivatives[what](), again, TOLERANCES["float32"])
+    else:
+        message = (
+            f"'{implementation}' has derivatives in reverse mode alone .*implementation=\"scan\""
+        )
+        with pytest.raises(TypeError, match=message):
+            derivatives[what]()
+
+
 # --- what a cell does inside -------------------------------------------------------------------
 
 
@@ -624,6 +879,59 @@ def test_a_cell_of_ones_own(implementation: Any) -> None:
     assert_close((final, ys), (h, np.stack(want)), TOLERANCES["float32"])
 
 
+def test_parameters_of_a_cell_of_ones_own_are_checked_too() -> None:
+    xs = jnp.zeros((STEPS, BATCH, FEATURES))
+    with pytest.raises(ValueError, match=r"params\.w_x must be .*\(3, 4\).*Leaky.*\(3, 5\)"):
+        unroll(Leaky(4), Leaky(5).init(jax.random.key(0), FEATURES), xs)
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=r"params must be LeakyParams, .*not RNNParams"),
+    ):
+        unroll(Leaky(4), rnn(4).init(jax.random.key(0), FEATURES), xs)
+
+
+class Unlike(Leaky):
+    """Compared by identity; its init takes no dtype and needs a number of its key."""
+
+    def __init__(self, hidden: int) -> None:
+        object.__setattr__(self, "hidden", hidden)
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def init(self, key: Any, input_size: int) -> LeakyParams:  # type: ignore[override]
+        rng = np.random.default_rng(int(jax.random.key_data(key)[0]))
+        shapes = (input_size, self.hidden), (self.hidden, self.hidden)
+        return LeakyParams(*(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes))
+
+
+class Unhashable(Unlike):
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Float32Alone(Leaky):
+    """Its init knows one dtype; its parameters may be cast all the same."""
+
+    def init(self, key: Any, input_size: int, dtype: Any = None) -> LeakyParams:
+        return super().init(key, input_size)
+
+    def project(self, params: LeakyParams, xs: Any) -> Any:
+        return super().project(params, xs).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("make", [Unlike, Unhashable, Float32Alone])
+def test_cells_that_are_not_as_the_librarys(make: Any) -> None:
+    """An init that JAX cannot evaluate without numbers is not asked; no cell need compare by value."""
+    cell, dtype = make(HIDDEN), jnp.bfloat16 if make is Float32Alone else jnp.float32
+    params = jax.tree.map(lambda w: w.astype(dtype), cell.init(jax.random.key(0), FEATURES))
+    xs = jnp.ones((STEPS, BATCH, FEATURES), dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        _, got = unroll(cell, params, xs)
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, xs))
+        _, want = unroll(Leaky(HIDDEN), *wide)
+    assert_close(got, want, TOLERANCES[jnp.dtype(dtype).name])
+
+
 def test_a_cell_of_ones_own_without_activations_cannot_be_recorded() -> None:
     cell = Leaky(HIDDEN)
     params = cell.init(jax.random.key(0), FEATURES)
@@ -673,12 +981,11 @@ def refused(function: Any, message: str, arguments: dict[str, Any]) -> None:
         ({"lengths": np.zeros(2, np.float32)}, r"whole numbers .*not float32 of shape \(2,\)"),
         ({"lengths": np.array([-1, 4])}, r"lengths must lie in 0\.\.5 \(T\), not in -1\.\.4"),
         ({"lengths": np.array([1, 6])}, r"lengths must lie in 0\.\.5 \(T\), not in 1\.\.6"),
-        ({"xs": zeros((5, 0, 3))}, "at least one row: the batch has B = 0"),
         ({"xs": zeros((5, 2, 3), "float16")}, "xs is float16, params.w_x is float32"),
-        ({"save_every": 0}, "save_every must be a whole number from 1, not 0"),
-        ({"save_every": -2}, "save_every must be a whole number from 1, not -2"),
-        ({"save_every": 2.0}, r"save_every must be a whole number from 1, not 2\.0"),
-        ({"save_every": True}, "save_every must be a whole number from 1, not True"),
+        ({"save_every": 0}, "save_every must be at least 1, not 0"),
+        ({"save_every": np.int64(-2)}, "save_every must be at least 1, not -2"),
+        ({"save_every": 2.0}, r"save_every must be a whole number, not 2\.0"),
+        ({"save_every": True}, "save_every must be a whole number, not True"),
     ],
 )
 def test_unroll_says_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
@@ -691,14 +998,86 @@ def test_unroll_says_what_does_not_fit(arguments: dict[str, Any], message: str) 
         (zeros((2, 16)), r"\[T, B, 16\] float32 .*not \(2, 16\) float32"),
         (zeros((5, 2, 12)), r"\[T, B, 16\] float32 .*\(4, 16\).*not \(5, 2, 12\) float32"),
         (zeros((5, 2, 16), "bfloat16"), r"\[T, B, 16\] float32 .*not \(5, 2, 16\) bfloat16"),
-        (zeros((5, 0, 16)), "at least one row: the batch has B = 0"),
-        (Lookup(zeros((9, 16)), zeros((5, 0), "int32")), "at least one row: the batch has B = 0"),
         (Lookup(zeros((9, 12)), zeros((5, 2), "int32")), r"\[T, B, 16\] .*not \(5, 2, 12\)"),
-        (Dense(zeros((5, 0, 3)), PARAMS.w_x, PARAMS.b), "at least one row: the batch has B = 0"),
+        (Lookup(zeros((9, 16)), zeros((5, 2))), r"tokens .* \[T, B\], not float32 .*\(5, 2\)"),
+        (Lookup(zeros((9, 16)), zeros((5,), "int32")), r"tokens .* not int32 of shape \(5,\)"),
+        (Lookup(zeros((0, 16)), zeros((5, 2), "int32")), r"a row or more, not \(0, 16\)"),
+        (Dense(zeros((5, 2, 4)), PARAMS.w_x, PARAMS.b), r"not of \(5, 2, 4\) .*, \(3, 16\) .*"),
+        (Dense(zeros((5, 2, 3)), PARAMS.w_x, zeros((4,))), r"b \[16\] .* and \(4,\) float32"),
+        (Dense(zeros((5, 2, 3)), PARAMS.w_x, zeros((16,), "bfloat16")), r"\(16,\) bfloat16"),
     ],
 )
 def test_unroll_projected_says_what_does_not_fit(gx: Any, message: str) -> None:
     refused(unroll_projected, message, {"gx": gx})
+
+
+def made(cell: Any, **changed: Any) -> Any:
+    """The shapes of a cell's parameters, some of them changed."""
+    return jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))._replace(**changed)
+
+
+PEEPHOLE, BEFORE, AFTER = lstm(4, True), gru(4), gru(4, "after")
+FOREIGN = [
+    (AFTER, made(AFTER, b_h=None), r"params\.b_h must be float32 of shape \(4,\), .*not None"),
+    (BEFORE, made(BEFORE, b_h=zeros((4,))), r"params\.b_h must be None, .*not float32 .*\(4,\)"),
+    (CELL, made(PEEPHOLE), r"params\.w_c must be None, .*LSTM.*, not float32 of shape \(3, 4\)"),
+    (PEEPHOLE, made(CELL), r"params\.w_c must be float32 of shape \(3, 4\), .*not None"),
+    (PEEPHOLE, made(PEEPHOLE, w_c=zeros((1, 4))), r"w_c must be .*\(3, 4\).*not .*\(1, 4\)"),
+    (CELL, made(lstm(8)), r"params\.w_x must be float32 of shape \(3, 16\), .*not .*\(3, 32\)"),
+    (lstm(8), made(CELL), r"params\.w_x must be float32 of shape \(3, 32\), .*not .*\(3, 16\)"),
+    (CELL, made(CELL, w_h=zeros((5, 16))), r"params\.w_h must be .*\(4, 16\).*not .*\(5, 16\)"),
+    (CELL, made(CELL, b=zeros((4,))), r"params\.b must be .*\(16,\).*not float32 of shape \(4,\)"),
+    (CELL, made(AFTER), r"params must be LSTMParams, .*not GRUParams"),
+    (CELL, tuple(made(CELL)), "params must be LSTMParams, .*not tuple"),
+    (CELL, made(CELL)._asdict(), "params must be LSTMParams, .*not dict"),
+    (CELL, made(CELL, b=zeros((16,), "bfloat16")), r"params\.b must be float32 .*not bfloat16"),
+    (
+        PEEPHOLE,
+        made(PEEPHOLE, w_c=zeros((3, 4), "bfloat16")),
+        r"w_c must be float32 .*not bfloat16",
+    ),
+    (CELL, made(CELL, w_h=zeros((4, 16), "bfloat16")), r"w_x must be bfloat16 .*not float32"),
+    (CELL, made(CELL, w_x=zeros((16,))), r"params\.w_x must be .*not float32 of shape \(16,\)"),
+]
+
+
+@pytest.mark.parametrize(("cell", "params", "message"), FOREIGN)
+def test_parameters_of_another_cell_are_refused(cell: Any, params: Any, message: str) -> None:
+    """In the same words by every implementation and by all that runs a cell."""
+    xs, gx = zeros((5, 2, 3)), zeros((5, 2, len(cell.GATES) * cell.hidden))
+    one, net = jax.eval_shape(lambda: cell.initial_state(2)), network(cell, 3, 2)
+    whole = NetworkParams(params, zeros((cell.hidden, 2)), zeros((2,)))
+    calls = [
+        *(
+            (partial(run, cell, implementation=how), params, inputs)
+            for how in (None, *EVERY)
+            for run, inputs in ((unroll, xs), (unroll_projected, gx))
+        ),
+        (partial(unroll, cell, record=["hidden"]), params, xs),
+        (partial(gradient_flow, cell), params, xs),
+        (net.apply, whole, xs),
+        (cell.step, params, one, zeros(gx.shape[1:])),
+        (cell.activations, params, one, zeros(gx.shape[1:])),
+        (cell.project, params, xs),
+    ]
+    for function, *arguments in calls:
+        with unchecked(), pytest.raises(ValueError, match=message):
+            jax.eval_shape(function, *arguments)
+
+
+def test_projected_inputs_need_no_weights_of_the_inputs() -> None:
+    """w_x and b may be None there, and there alone."""
+    cell, given = in_float32("lstm-peephole")
+    bare = given.params._replace(w_x=None, b=None)
+    gx = cell.project(given.params, given.xs)
+    for how in EVERY:
+        got, want = (
+            unroll_projected(cell, params, gx, implementation=how)
+            for params in (bare, given.params)
+        )
+        assert_close(got, want, 0)
+    with unchecked(), pytest.raises(ValueError, match=r"params\.b must be .*not None"):
+        unroll(cell, given.params._replace(b=None), given.xs)
 
 
 @pytest.mark.parametrize("names", [("w_x", "w_h", "b"), ("w_h",), ("b",)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.cells import add, product, wide
-from jaxrnn.shapes import Array, Bool, Float, Int
+from jaxrnn.shapes import Array, Bool, Float, Int, Integer
 
 
 class Lookup(NamedTuple):
@@ -19,7 +20,7 @@ class Lookup(NamedTuple):
     """
 
     table: Float[Array, "V G"]
-    tokens: Int[Array, "T B"]
+    tokens: Integer[Array, "T B"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,6 +34,14 @@ class Lookup(NamedTuple):
     def project(self) -> Float[Array, "T B G"]:
         """The projected inputs themselves."""
         return self.table[self.tokens]
+
+    def clipped(self) -> Lookup:
+        """The same with tokens of int32 that are rows of the table, the nearest where they were not.
+
+        Every implementation takes them so: those that are out of range would mean something else to
+        JAX's indexing, to a product with one-hot rows and to C++.
+        """
+        return self._replace(tokens=clipped(self.tokens, self.table.shape[0] - 1))
 
 
 class Dense(NamedTuple):
@@ -58,6 +67,16 @@ class Dense(NamedTuple):
 
 
 Inputs = Array | Lookup | Dense
+
+
+def clipped(numbers: Integer[Array, "..."], most: int) -> Int[Array, "..."]:
+    """Integers of any dtype as int32, those outside of 0 ... most as the nearest in it.
+
+    In their own dtype `most` may not be a number: 300 is none of uint8.
+    """
+    if numbers.dtype.itemsize < 4:
+        numbers = numbers.astype(jnp.int32)
+    return jnp.clip(numbers, 0, most).astype(jnp.int32)
 
 
 class Masks(NamedTuple):

@@ -91,12 +91,11 @@ class Rows:
     @staticmethod
     def sum_equal(lookup: Lookup, d_gx: Float[Array, "T B G"]) -> Float[Array, "V G"]:
         """dgx summed over equal tokens."""
-        tokens, rows = lookup.tokens.reshape(-1), d_gx.reshape(-1, d_gx.shape[-1])
-        size, dtype = lookup.table.shape[0], lookup.table.dtype
+        tokens, (size, _), dtype = lookup.tokens, lookup.table.shape, lookup.table.dtype
         if size > ONE_HOT_LIMIT:
-            return jnp.zeros_like(lookup.table).at[tokens].add(rows.astype(dtype))
-        one_hot = jnp.arange(size, dtype=tokens.dtype)[:, None] == tokens[None, :]
-        return product(one_hot.astype(rows.dtype), rows).astype(dtype)
+            return jnp.zeros_like(lookup.table).at[tokens].add(d_gx.astype(dtype))
+        one_hot = jnp.arange(size, dtype=tokens.dtype)[:, None, None] == tokens[None]
+        return _contract(one_hot.astype(d_gx.dtype), d_gx, (1, 2), (0, 1)).astype(dtype)
 
     @staticmethod
     def prepare(weights: Any, inputs: Inputs, joint: bool) -> tuple[Any, Array, Any]:
@@ -164,23 +163,20 @@ class Columns:
 
     @staticmethod
     def outer(x: Float[Array, "T B K"], d_gx: Float[Array, "N T B"]) -> Float[Array, "K N"]:
-        width, count = d_gx.shape[0], x.shape[-1]
-        found = product(d_gx.reshape(width, -1), x.astype(d_gx.dtype).reshape(-1, count))
+        found = _contract(d_gx, x.astype(d_gx.dtype), (1, 2), (0, 1))
         return lax.optimization_barrier(found).T  # or XLA would transpose the operands instead
 
     @staticmethod
     def back(d_gx: Float[Array, "G T B"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
-        flat = product(w, d_gx.reshape(d_gx.shape[0], -1))
-        return flat.reshape(-1, *d_gx.shape[1:]).transpose(1, 2, 0)
+        return _contract(w.astype(d_gx.dtype), d_gx, (1,), (0,)).transpose(1, 2, 0)
 
     @staticmethod
     def sum_equal(lookup: Lookup, d_gx: Float[Array, "G T B"]) -> Float[Array, "V G"]:
         size = lookup.table.shape[0]
         if size > ONE_HOT_LIMIT:
             return Rows.sum_equal(lookup, Columns.rows(d_gx))
-        one_hot = jax.nn.one_hot(lookup.tokens.reshape(-1), size, dtype=d_gx.dtype)
-        flat = d_gx.reshape(d_gx.shape[0], -1)
-        return product(flat, one_hot).T.astype(lookup.table.dtype)
+        one_hot = jax.nn.one_hot(lookup.tokens, size, axis=0, dtype=d_gx.dtype)
+        return _contract(one_hot, d_gx, (1, 2), (1, 2)).astype(lookup.table.dtype)
 
     @staticmethod
     def prepare(weights: Any, inputs: Inputs, joint: bool) -> tuple[Any, Array, Any]:
@@ -203,7 +199,8 @@ class Columns:
         weights: Any, xs: Float[Array, "T D B"], w_x: Array, b: Array, joint: bool
     ) -> tuple[Any, Array, Any]:
         b = Columns.vector(b)
-        if joint and xs.dtype == wide(weights.w_h.dtype):  # in bfloat16 the table is wider than w_h
+        # beside bfloat16 weights the state is wider than xs, and a table wider than w_h
+        if joint and {xs.dtype, w_x.dtype} == {wide(weights.w_h.dtype), weights.w_h.dtype}:
             both = jnp.concatenate([weights.w_h, w_x]).T
             weights = weights._replace(w_h=lax.optimization_barrier(both))
 
@@ -246,9 +243,17 @@ def _gathered(x: Float[Array, "... K"]) -> Float[Array, "... H"]:
 Layout = type[Rows] | type[Columns]
 
 
+def _contract(x: Array, y: Array, of_x: tuple[int, ...], of_y: tuple[int, ...]) -> Array:
+    """The product of two arrays of one dtype over some axes of each, accumulated wide.
+
+    Time and rows are summed over as the two axes that they are: flattened into one, the rows of an array
+    that is divided over devices would lie scattered along it, and XLA would gather them first.
+    """
+    return lax.dot_general(x, y, ((of_x, of_y), ((), ())), preferred_element_type=wide(x.dtype))
+
+
 def _outer_anywhere(x: Array, y: Array) -> Array:
-    contract = (((0, 1), (0, 1)), ((), ()))
-    return lax.dot_general(x, y, contract, preferred_element_type=wide(x.dtype))
+    return _contract(x, y, (0, 1), (0, 1))
 
 
 def _outer_cpu(x: Array, y: Array) -> Array:
@@ -257,10 +262,9 @@ def _outer_cpu(x: Array, y: Array) -> Array:
     In two steps for bfloat16, since one [T B, K] transpose strides through memory: first each step's
     [B, K] in cache, then rows of B numbers.
     """
-    steps, batch, width = x.shape
     if x.dtype == jnp.bfloat16:
         x = lax.optimization_barrier(x.swapaxes(1, 2))
-        x = lax.optimization_barrier(x.swapaxes(0, 1).reshape(width, steps * batch))
+        x = lax.optimization_barrier(x.swapaxes(0, 1))
     else:
-        x = lax.optimization_barrier(x.reshape(steps * batch, width).T)
-    return product(x, y.reshape(steps * batch, -1))
+        x = lax.optimization_barrier(x.transpose(2, 0, 1))
+    return _contract(x, y, (1, 2), (0, 1))

@@ -28,6 +28,7 @@ from jax import lax
 from jaxrnn import accelerator
 from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, vary, vary_like
 from jaxrnn.kernels.layouts import Layout, Rows
+from jaxrnn.kernels.rows import unroll_by_rows
 from jaxrnn.kernels.rules import RULES
 from jaxrnn.shapes import Array, Float
 
@@ -66,7 +67,7 @@ def run(
         return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
     weights = params._replace(w_x=None, b=None)
     loop = Loop(reverse, unroll or _steps_per_turn())
-    return _run(cell, layout, loop, *vary((weights, inputs, state, masks)))
+    return unroll_by_rows(_run, (cell, layout, loop), *vary((weights, inputs, state, masks)))
 
 
 def _step_by_step(batch: int) -> bool:
@@ -104,17 +105,17 @@ class Loop(NamedTuple):
 def _run(
     cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
-    final, states, _ = _forward_scan(cell, layout, loop, weights, inputs, state, masks)
-    return final, _outputs(layout, states, masks)
+    final, states, _ = forward_scan(cell, layout, loop, weights, inputs, state, masks)
+    return final, outputs(layout, states, masks)
 
 
 def _forward(
     cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
 ) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
-    final, states, gates = _forward_scan(cell, layout, loop, weights, inputs, state, masks)
+    final, states, gates = forward_scan(cell, layout, loop, weights, inputs, state, masks)
     # of projected inputs the backward pass needs no more than that they were such
     source = inputs if isinstance(inputs, Lookup | Dense) else None
-    return (final, _outputs(layout, states, masks)), (weights, source, state, states, gates, masks)
+    return (final, outputs(layout, states, masks)), (weights, source, state, states, gates, masks)
 
 
 def _backward(
@@ -126,9 +127,43 @@ def _backward(
 ) -> tuple[Any, Any, Any, Masks]:
     weights, source, state, states, gates, masks = saved
     d_final, d_ys = cotangents
+    previous = before_each_step(layout, state, states, masks, loop.reverse)
+    d_state, d_gx = backward_scan(
+        cell, layout, loop, weights, previous, states, gates, masks, d_final, d_ys
+    )
+    d_weights = RULES[type(cell)].gradients(
+        layout,
+        cell,
+        weights,
+        layout.turn(previous.hidden),
+        *jax.tree.map(layout.aligned, (previous, states, gates)),
+        d_gx,
+    )
+    d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+    return d_weights, to_inputs(layout, source, d_gx, d_ys.dtype), d_state, Masks(None, None)
+
+
+_run.defvjp(_forward, _backward)
+
+
+def backward_scan(
+    cell: Any,
+    layout: Layout,
+    loop: Loop,
+    weights: Any,
+    previous: Any,
+    states: Any,
+    gates: tuple[Array, ...],
+    masks: Masks,
+    d_final: Any,
+    d_ys: Float[Array, "T B H"],
+) -> tuple[Any, Array]:
+    """Return the gradients of the first state and of the gates' inputs, from the last step to the first.
+
+    previous, states, gates: the state before each step, the state after it and its gates.
+    """
     backward, dtype = RULES[type(cell)].backward, weights.w_h.dtype
     w_t = layout.transposed(weights.w_h)
-    previous = _previous(layout, state, states, masks, loop.reverse)
 
     def body(carry: Any, slices: Any) -> tuple[Any, Any]:
         d_state, d_gx = carry
@@ -161,20 +196,7 @@ def _backward(
     back = loop._replace(reverse=not loop.reverse)
     (d_state, d_gx), collected = lax.scan(body, (turn(d_final), place), slices, **back._asdict())
     d_gx = _unpacked(d_gx if place is not None else jnp.moveaxis(collected, 0, layout.time))
-
-    d_weights = RULES[type(cell)].gradients(
-        layout,
-        cell,
-        weights,
-        layout.turn(previous.hidden),
-        *jax.tree.map(layout.aligned, (previous, states, gates)),
-        d_gx,
-    )
-    d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-    return d_weights, to_inputs(layout, source, d_gx, d_ys.dtype), turn(d_state), Masks(None, None)
-
-
-_run.defvjp(_forward, _backward)
+    return turn(d_state), d_gx
 
 
 def weight_gradients(
@@ -203,7 +225,7 @@ def to_inputs(layout: Layout, source: Lookup | Dense | None, d_gx: Array, dtype:
     return layout.rows(d_gx).astype(dtype)
 
 
-def _forward_scan(
+def forward_scan(
     cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
 ) -> tuple[Any, Any, tuple[Array, ...]]:
     """The final state, and for every step, in this layout, the state after it and its gates."""
@@ -227,7 +249,7 @@ def _forward_scan(
     return turn(final), states, gates
 
 
-def _previous(layout: Layout, state: Any, states: Any, masks: Masks, reverse: bool) -> Any:
+def before_each_step(layout: Layout, state: Any, states: Any, masks: Masks, reverse: bool) -> Any:
     """The state that went into each step: the one before it in the order taken, zeros at a reset."""
 
     def shift(first: Array, rest: Array) -> Array:
@@ -241,7 +263,7 @@ def _previous(layout: Layout, state: Any, states: Any, masks: Masks, reverse: bo
     return jax.tree.map(shift, state, states)
 
 
-def _outputs(layout: Layout, states: Any, masks: Masks) -> Array:
+def outputs(layout: Layout, states: Any, masks: Masks) -> Array:
     ys = layout.turn(states.hidden)
     return ys if masks.active is None else jnp.where(masks.active[..., None], ys, 0)
 

@@ -27,11 +27,12 @@ from jaxrnn.cells import GRU, LSTM
 from jaxrnn.kernels import xla
 from jaxrnn.kernels.cpu import build, calls
 from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, vary
+from jaxrnn.kernels.rows import unroll_by_rows
 from jaxrnn.shapes import Array, Float
 
 
 def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
-    """Why this cannot run such a problem; None where it can. The first time it compiles: seconds."""
+    """Return why this cannot run such a problem, or None where it can; the first time it compiles."""
     if reason := xla.obstacle(cell, batch, dtype):
         return reason
     if jnp.dtype(dtype) != jnp.float32:
@@ -42,12 +43,19 @@ def obstacle(cell: Any, batch: int, dtype: Any) -> str | None:
 def run(
     cell: Any, params: Any, inputs: Inputs, state: Any, masks: Masks, reverse: bool
 ) -> tuple[Any, Float[Array, "T B H"]]:
-    """As `kernels.xla.run`."""
+    """The same as `kernels.xla.run`."""
     steps, batch, _ = inputs.shape
-    if not steps:
-        return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
-    given = vary((params._replace(w_x=None, b=None), inputs, state, masks))
-    return _run(cell, reverse, *given)
+    if not steps or not batch:
+        return state, jnp.zeros((steps, batch, cell.hidden), inputs.dtype)
+    if isinstance(inputs, Dense) and not inputs.xs.shape[-1]:
+        inputs = inputs.project()
+    # w_h is float32; what is narrower beside it is widened, as the other implementations do.
+    weights, inputs = jax.tree.map(_float32, (params._replace(w_x=None, b=None), inputs))
+    return unroll_by_rows(_run, (cell, reverse), *vary((weights, inputs, state, masks)))
+
+
+def _float32(a: Array) -> Array:
+    return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -17,7 +17,21 @@ class Backward : public Problem {
     const int64_t size = B * width();
     for (Scratch* scratch : {&d_h_, &d_c_, &d_rh_}) *scratch = Scratch::zeros(size);
     w_t_ = Packed::transposed(pool, w_h, gates() * H, H);
-    divide(pool, *this, [this](const Share& mine) { share(mine); });
+    for (int64_t row = 0; row < B; ++row) {
+      std::memcpy(d_h_ + row * width(), d_h_last + row * H, H * sizeof(float));
+      if (kind == LSTM) std::memcpy(d_c_ + row * width(), d_c_last + row * H, H * sizeof(float));
+    }
+    const int64_t phases = kind == GRU_BEFORE ? 3 : 2;
+    over_time(pool, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
+      const int64_t t = reverse ? n : T - 1 - n;
+      if (phase == 0) gates_of(mine, t);
+      else if (phase < phases - 1) gru_before_reset(mine, t);
+      else to_step_before(mine, t);
+    });
+    for (int64_t row = 0; row < B; ++row) {
+      std::memcpy(d_h_first + row * H, d_h_ + row * width(), H * sizeof(float));
+      if (kind == LSTM) std::memcpy(d_c_first + row * H, d_c_ + row * width(), H * sizeof(float));
+    }
   }
 
  private:
@@ -26,38 +40,27 @@ class Backward : public Problem {
 
   int64_t G() const { return gates() * H; }
 
-  void share(const Share& mine) {
+  void gates_of(const Share& mine, int64_t t) {
+    if (kind == LSTM) lstm(mine, t);
+    else if (kind == GRU_BEFORE) gru_before(mine, t);
+    else if (kind == GRU_AFTER) gru_after(mine, t);
+    else rnn(mine, t);
+  }
+
+  void to_step_before(const Share& mine, int64_t t) {
+    const Left d_gx_t{d_gx + t * B * G(), G()};
+    if (kind == GRU_AFTER) {
+      multiply(mine, d_gx_t, 0, 2 * H, d_h_);
+      multiply(mine, {d_q + t * B * H, H}, 2 * H, H, d_h_);
+    } else {
+      multiply(mine, d_gx_t, 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
+    }
     const int64_t bytes = (mine.end - mine.unit) * sizeof(float);
-    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
-      const int64_t from = row * H + mine.unit, to = row * width() + mine.unit;
-      std::memcpy(d_h_ + to, d_h_last + from, bytes);
-      if (kind == LSTM) std::memcpy(d_c_ + to, d_c_last + from, bytes);
-    }
-    for (int64_t n = T - 1; n >= 0; --n) {
-      const int64_t t = reverse ? T - 1 - n : n;
-      const Left d_gx_t{d_gx + t * B * G(), G()};
-      if (kind == LSTM) lstm(mine, t);
-      else if (kind == GRU_BEFORE) gru_before(mine, t);
-      else if (kind == GRU_AFTER) gru_after(mine, t);
-      else rnn(mine, t);
-      mine.team.meet();
-      if (kind == GRU_AFTER) {
-        multiply(mine, d_gx_t, 0, 2 * H, d_h_);
-        multiply(mine, {d_q + t * B * H, H}, 2 * H, H, d_h_);
-      } else {
-        multiply(mine, d_gx_t, 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
+    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
+      if (resets(t, row)) {
+        std::memset(d_h_ + row * width() + mine.unit, 0, bytes);
+        std::memset(d_c_ + row * width() + mine.unit, 0, bytes);
       }
-      for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
-        if (resets(t, row)) {
-          std::memset(d_h_ + row * width() + mine.unit, 0, bytes);
-          std::memset(d_c_ + row * width() + mine.unit, 0, bytes);
-        }
-    }
-    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
-      const int64_t to = row * H + mine.unit, from = row * width() + mine.unit;
-      std::memcpy(d_h_first + to, d_h_ + from, bytes);
-      if (kind == LSTM) std::memcpy(d_c_first + to, d_c_ + from, bytes);
-    }
   }
 
   // to += x w_h^T over K of the gates' columns, from `first`; in parts of K that stay in cache.
@@ -164,7 +167,9 @@ class Backward : public Problem {
       store(d_rh_ + row * width() + unit, Vec{});
       return d_h * z;
     });
-    mine.team.meet();
+  }
+
+  void gru_before_reset(const Share& mine, int64_t t) {
     multiply(mine, {d_gx + t * B * G() + 2 * H, G()}, 2 * H, H, d_rh_);
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
       if (stands(t, row)) continue;

@@ -32,8 +32,21 @@ class Forward : public Problem {
     }
     if (xs) {
       w_in_ = gates() == 1 ? Packed::quads(pool, w_x, D, G, H) : Packed::gates(pool, w_x, D, G, gates(), H);
+      // With few rows to a step, several steps are projected at once: their rows lie side by side.
+      at_once_ = parts_of_rows(pool, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
+      projected_ = Scratch(at_once_ * B * gates() * width());
     }
-    divide(pool, *this, [this](const Share& mine) { share(mine); });
+    for (int64_t row = 0; row < B; ++row) {
+      if (resets(time(0), row)) continue;
+      std::memcpy(h_[0] + row * width(), h_first + row * H, H * sizeof(float));
+      if (kind == LSTM) std::memcpy(c_ + row * width(), c_first + row * H, H * sizeof(float));
+    }
+    over_time(pool, *this, kind == GRU_BEFORE ? 2 : 1,
+              [this](const Share& mine, int64_t n, int64_t phase) { take(mine, n, phase); });
+    for (int64_t row = 0; row < B; ++row) {
+      std::memcpy(h_last + row * H, h_[T % 2] + row * width(), H * sizeof(float));
+      if (kind == LSTM) std::memcpy(c_last + row * H, c_ + row * width(), H * sizeof(float));
+    }
   }
 
  private:
@@ -41,55 +54,35 @@ class Forward : public Problem {
     int64_t t, next;         // next: when the step after it is, -1 after the last
     const float* old;        // h [B, width] before the step
     float* now;              // and after it
-    const float* projected;  // gx of these rows [rows, gates * width], where it is computed here
+    const float* projected;  // gx of all rows [B, gates * width], where it is computed here
   };
 
-  Packed w_, w_n_, w_in_;  // of h (a reset-before GRU's candidate by itself), of x
-  Scratch h_[2], c_, z_, rh_;
+  Packed w_, w_n_, w_in_;  // of h (a reset-before GRU's candidate on its own), of x
+  Scratch h_[2], c_, z_, rh_, projected_;
+  int64_t at_once_ = 1;  // steps that are projected together
 
   int64_t time(int64_t n) const { return n == T ? -1 : reverse ? T - 1 - n : n; }
 
-  void share(const Share& mine) {
-    // With few rows to a step, several steps are projected at once: their rows lie side by side.
-    const int64_t chunk = mine.rows == B ? std::clamp<int64_t>(32 / B, 1, T) : 1;
-    const Scratch projected(xs ? chunk * mine.rows * gates() * width() : 0);
-    start(mine);
-    for (int64_t n = 0; n < T; ++n) {
-      const int64_t steps = std::min(chunk, T - n / chunk * chunk), at = n % chunk;
-      if (xs && at == 0) project(mine, std::min(time(n), time(n + steps - 1)), steps, projected);
-      const float* gx_here = projected + (reverse ? steps - 1 - at : at) * mine.rows * gates() * width();
-      const Step step{time(n), time(n + 1), h_[n % 2], h_[(n + 1) % 2], gx_here};
-      if (kind == LSTM) lstm(mine, step);
-      else if (kind == GRU_BEFORE) gru_before(mine, step);
-      else if (kind == GRU_AFTER) gru_after(mine, step);
-      else rnn(mine, step);
-      mine.team.meet();
-    }
-    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
-      const int64_t bytes = (mine.end - mine.unit) * sizeof(float), from = row * width() + mine.unit;
-      std::memcpy(h_last + row * H + mine.unit, h_[T % 2] + from, bytes);
-      if (kind == LSTM) std::memcpy(c_last + row * H + mine.unit, c_ + from, bytes);
-    }
-  }
-
-  void start(const Share& mine) {
-    for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
-      if (resets(time(0), row)) continue;
-      const int64_t bytes = (mine.end - mine.unit) * sizeof(float), to = row * width() + mine.unit;
-      std::memcpy(h_[0] + to, h_first + row * H + mine.unit, bytes);
-      if (kind == LSTM) std::memcpy(c_ + to, c_first + row * H + mine.unit, bytes);
-    }
-    mine.team.meet();
+  void take(const Share& mine, int64_t n, int64_t phase) {
+    const int64_t at = n % at_once_, steps = std::min(at_once_, T - (n - at));
+    if (xs && at == 0 && phase == 0) project(mine, std::min(time(n), time(n + steps - 1)), steps);
+    const float* const gx_here = projected_ + (reverse ? steps - 1 - at : at) * B * gates() * width();
+    const Step step{time(n), time(n + 1), h_[n % 2], h_[(n + 1) % 2], gx_here};
+    if (kind == LSTM) lstm(mine, step);
+    else if (kind == GRU_AFTER) gru_after(mine, step);
+    else if (kind != GRU_BEFORE) rnn(mine, step);
+    else if (phase == 0) gru_before_gates(mine, step);
+    else gru_before_state(mine, step);
   }
 
   // gx = x w_x + b of `steps` steps from time t, for the rows and units of this share.
-  void project(const Share& mine, int64_t t, int64_t steps, float* to) {
+  void project(const Share& mine, int64_t t, int64_t steps) {
     const int64_t vectors = gates() == 1 ? 4 : gates(), units = gates() == 1 ? QUAD : V;  // of a panel
     const int64_t stride = gates() * width();
     const float* x = xs + (t * B + mine.row) * D;
     for (int64_t unit = mine.unit; unit < mine.end; unit += units) {
       by_tiles(steps * mine.rows, [&](int64_t first, int64_t count) {
-        float* out = to + first * stride + unit * gates();
+        float* out = projected_ + (mine.row + first) * stride + unit * gates();
         for (int64_t a = 0; a < vectors; ++a) {
           const int64_t gate = gates() == 1 ? 0 : a, at = gates() == 1 ? unit + a * V : unit;
           const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
@@ -103,8 +96,8 @@ class Forward : public Problem {
     }
   }
 
-  Vec input(const Share& mine, const Step& step, int64_t row, int64_t gate, int64_t unit) const {
-    if (xs) return load(step.projected + ((row - mine.row) * width() + unit) * gates() + gate * V);
+  Vec input(const Step& step, int64_t row, int64_t gate, int64_t unit) const {
+    if (xs) return load(step.projected + (row * width() + unit) * gates() + gate * V);
     const float* from = gx + (step.t * B + row) * gates() * H;
     if (tokens) from = table + row_of(tokens[step.t * B + row], rows_of_table) * gates() * H;
     return load(from + gate * H + unit, H - unit);
@@ -160,7 +153,7 @@ class Forward : public Problem {
 
   void rnn(const Share& mine, const Step& step) {
     multiply_quads(mine, step.old, w_, [&](int64_t row, int64_t unit, Vec sum) {
-      const Vec a = input(mine, step, row, 0, unit) + sum;
+      const Vec a = input(step, row, 0, unit) + sum;
       const Vec h = kind == RNN_TANH ? tanh(a) : kind == RNN_SIGMOID ? sigmoid(a) : a < 0.f ? Vec{} : a;
       keep(step, row, unit, 0, h);
       finish(step, row, unit, h);
@@ -169,7 +162,7 @@ class Forward : public Problem {
 
   void lstm(const Share& mine, const Step& step) {
     multiply<4>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
-      const auto gate = [&](int64_t n) { return load(sums + n * V) + input(mine, step, row, n, unit); };
+      const auto gate = [&](int64_t n) { return load(sums + n * V) + input(step, row, n, unit); };
       const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
       float* const cell = c_ + row * width() + unit;
       const Vec before = load(cell);
@@ -190,10 +183,10 @@ class Forward : public Problem {
 
   void gru_after(const Share& mine, const Step& step) {
     multiply<3>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
-      const Vec z = sigmoid(load(sums) + input(mine, step, row, 0, unit));
-      const Vec r = sigmoid(load(sums + V) + input(mine, step, row, 1, unit));
+      const Vec z = sigmoid(load(sums) + input(step, row, 0, unit));
+      const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
       const Vec q = load(sums + 2 * V) + load(vectors + unit, H - unit);
-      const Vec n = tanh(input(mine, step, row, 2, unit) + r * q);
+      const Vec n = tanh(input(step, row, 2, unit) + r * q);
       keep(step, row, unit, 0, z);
       keep(step, row, unit, 1, r);
       keep(step, row, unit, 2, n);
@@ -202,19 +195,21 @@ class Forward : public Problem {
     });
   }
 
-  void gru_before(const Share& mine, const Step& step) {
+  void gru_before_gates(const Share& mine, const Step& step) {
     multiply<2>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
-      const Vec r = sigmoid(load(sums + V) + input(mine, step, row, 1, unit));
+      const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
       const int64_t at = row * width() + unit;
       const Vec rh = r * load(step.old + at);
-      store(z_ + at, sigmoid(load(sums) + input(mine, step, row, 0, unit)));
+      store(z_ + at, sigmoid(load(sums) + input(step, row, 0, unit)));
       store(rh_ + at, rh);
       keep_extra(step, row, unit, rh);
       keep(step, row, unit, 1, r);
     });
-    mine.team.meet();
+  }
+
+  void gru_before_state(const Share& mine, const Step& step) {
     multiply_quads(mine, rh_, w_n_, [&](int64_t row, int64_t unit, Vec sum) {
-      const Vec z = load(z_ + row * width() + unit), n = tanh(input(mine, step, row, 2, unit) + sum);
+      const Vec z = load(z_ + row * width() + unit), n = tanh(input(step, row, 2, unit) + sum);
       const Vec h = (1.f - z) * n + z * load(step.old + row * width() + unit);
       keep(step, row, unit, 0, z);
       keep(step, row, unit, 2, n);

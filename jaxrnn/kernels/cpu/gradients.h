@@ -13,7 +13,7 @@ inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, in
   const int64_t quads = (columns + QUAD - 1) / QUAD, tall = (K + TALL - 1) / TALL;
   const int64_t most = std::clamp<int64_t>(quads * tall / (4 * pool.num_threads()), 1, 4);  // quads wide
   const int64_t across = (quads + most - 1) / most;
-  each(pool, across * tall, [&](int64_t block) {
+  each(pool, across * tall, N * K * columns, [&](int64_t block) {
     const int64_t column = block % across * most * QUAD, k_first = block / across * TALL;
     const int64_t wide = std::min(most * QUAD, columns - column), width = round_up(wide, QUAD);
     const int64_t k_count = std::min(TALL, K - k_first);
@@ -51,7 +51,7 @@ inline void back(xla::ffi::ThreadPool& pool, const float* d, const float* w, int
   constexpr int64_t ROWS = 64;
   const int64_t wide = round_up(D, QUAD);
   const Packed w_t = Packed::transposed(pool, w, G, D);
-  each(pool, (N + ROWS - 1) / ROWS, [&](int64_t part) {
+  each(pool, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
     const int64_t n = part * ROWS, rows = std::min(ROWS, N - n);
     const Scratch total = Scratch::zeros(rows * wide);
     const Left left{d + n * G, G};
@@ -69,7 +69,7 @@ inline void back(xla::ffi::ThreadPool& pool, const float* d, const float* w, int
 // Rows of d [N, G] summed over equal tokens [N]: [rows, G].
 inline void sum_equal(xla::ffi::ThreadPool& pool, const int32_t* tokens, const float* d, int64_t N,
                       int64_t G, int64_t rows, float* out) {
-  each(pool, (G + QUAD - 1) / QUAD, [&](int64_t panel) {
+  each(pool, (G + QUAD - 1) / QUAD, N * G, [&](int64_t panel) {
     const int64_t column = panel * QUAD, wide = std::min<int64_t>(QUAD, G - column);
     for (int64_t row = 0; row < rows; ++row) std::memset(out + row * G + column, 0, wide * sizeof(float));
     for (int64_t n = 0; n < N; ++n) {

@@ -1,6 +1,7 @@
-// The two passes as XLA's custom calls; jaxrnn/kernels/cpu/__init__.py says what the arguments are.
+// The passes as XLA's custom calls; jaxrnn/kernels/cpu/calls.py makes their arguments.
 
 #include "backward.h"
+#include "checks.h"
 #include "forward.h"
 #include "gradients.h"
 #include "xla/ffi/api/ffi.h"
@@ -9,39 +10,93 @@ namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
 using Truths = ffi::Buffer<ffi::PRED>;
 using Tokens = ffi::Buffer<ffi::S32>;
+using Results = ffi::Result<Floats>;
 
 namespace {
 
-// An argument without elements is one that is not there.
 template <class Buffer>
-auto there(Buffer& x) {
-  return x.element_count() ? x.typed_data() : nullptr;
+bool present(const Buffer& x) {
+  return x.element_count() != 0;
 }
 
-Problem problem(int64_t kind, bool reverse, const Floats& w_h, Truths& reset, Truths& active,
-                ffi::Span<const int64_t> steps) {
-  return {static_cast<Kind>(kind), reverse, steps[0], steps[1], w_h.dimensions()[0], there(reset),
-          there(active)};
+template <class Buffer>
+auto data_or_null(Buffer& x) {
+  return present(x) ? x.typed_data() : nullptr;
 }
 
-float* fresh(ffi::Result<Floats>& x) {
-  float* data = there(*x);
+float* fresh(Results& x) {
+  float* data = data_or_null(*x);
   if (data) in_huge_pages(data, x->size_bytes());
   return data;
 }
 
+template <class Run>
+ffi::Error within_memory(const Run& run) {
+  try {
+    run();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxrnn: out of memory");
+  }
+  return ffi::Error::Success();
+}
+
+// What both passes have in common, from `steps` [T, B, H]; sets its sizes only where they are right.
+void describe(Checks& checks, Problem& p, int64_t kind, bool reverse, const char* name, const Floats& steps,
+              const Floats& w_h, const Floats& vectors, Truths& reset, Truths& active) {
+  checks.demand(kind >= RNN_TANH && kind <= GRU_AFTER, "there is no cell of kind " + std::to_string(kind));
+  checks.rank(name, steps, 3);
+  if (!checks.fine()) return;
+  const auto sizes = steps.dimensions();
+  p = {static_cast<Kind>(kind), reverse, sizes[0], sizes[1], sizes[2], data_or_null(reset),
+       data_or_null(active)};
+  checks.shape("w_h", w_h, {p.H, p.gates() * p.H});
+  const bool peepholes = p.kind == LSTM && present(vectors);
+  if (p.kind == GRU_AFTER) checks.shape("b_h", vectors, {p.H});
+  else checks.shape_if(peepholes, p.kind == LSTM ? "w_c" : "b_h", vectors, {3, p.H});
+  checks.shape_if(present(reset), "reset", reset, {p.T, p.B});
+  checks.shape_if(present(active), "active", active, {p.T, p.B});
+}
+
 ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
-                   Floats vectors, Floats h_first, Floats c_first, Truths reset, Truths active,
-                   ffi::Result<Floats> ys, ffi::Result<Floats> h_last, ffi::Result<Floats> c_last,
-                   ffi::Result<Floats> entered, ffi::Result<Floats> kept, ffi::Result<Floats> extra,
+                   Floats vectors, Floats h_first, Floats c_first, Truths reset, Truths active, Results ys,
+                   Results h_last, Results c_last, Results entered, Results kept, Results extra,
                    int64_t kind, bool reverse) {
+  Checks checks("jaxrnn_forward");
   Forward run;
-  static_cast<Problem&>(run) = problem(kind, reverse, w_h, reset, active, ys->dimensions());
-  if (tokens.element_count()) {
+  describe(checks, run, kind, reverse, "ys", *ys, w_h, vectors, reset, active);
+  if (!checks.fine()) return checks.error();
+
+  const int64_t T = run.T, B = run.B, H = run.H, G = run.gates() * H;
+  const bool lstm = run.kind == LSTM, gated = run.gates() > 1, keep = present(*kept);
+  if (present(tokens)) {
+    checks.shape("tokens", tokens, {T, B});
+    checks.rank("the table", w_x, 2);
+    if (checks.fine()) checks.shape("the table", w_x, {w_x.dimensions()[0], G});
+    checks.absent("xs", xs);
+    checks.absent("b", b);
+  } else if (present(w_x)) {
+    checks.rank("w_x", w_x, 2);
+    if (checks.fine()) checks.shape("w_x", w_x, {w_x.dimensions()[0], G});
+    if (checks.fine()) checks.shape("xs", xs, {T, B, w_x.dimensions()[0]});
+    checks.shape("b", b, {G});
+  } else {
+    checks.shape("gx", xs, {T, B, G});
+    checks.absent("b", b);
+  }
+  checks.shape("h", h_first, {B, H});
+  checks.shape_if(lstm, "c", c_first, {B, H});
+  checks.shape("the last h", *h_last, {B, H});
+  checks.shape_if(lstm, "the last c", *c_last, {B, H});
+  checks.shape_if(keep, "entered", *entered, {T, B, H});
+  checks.shape_if(keep, "gates", *kept, {T, B, G});
+  checks.shape_if(keep && gated, "extra", *extra, {T, B, H});
+  if (!checks.fine()) return checks.error();
+
+  if (present(tokens)) {
     run.tokens = tokens.typed_data();
     run.table = w_x.typed_data();
     run.rows_of_table = w_x.dimensions()[0];
-  } else if (w_x.element_count()) {
+  } else if (present(w_x)) {
     run.xs = xs.typed_data();
     run.w_x = w_x.typed_data();
     run.D = w_x.dimensions()[0];
@@ -50,59 +105,97 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
     run.gx = xs.typed_data();
   }
   run.w_h = w_h.typed_data();
-  run.vectors = there(vectors);
+  run.vectors = data_or_null(vectors);
   run.h_first = h_first.typed_data();
-  run.c_first = there(c_first);
+  run.c_first = data_or_null(c_first);
   run.ys = fresh(ys);
   run.h_last = fresh(h_last);
   run.c_last = fresh(c_last);
   run.entered = fresh(entered);
   run.kept = fresh(kept);
   run.extra = fresh(extra);
-  run.run(pool);
-  return ffi::Error::Success();
+  return within_memory([&] { run.run(pool); });
 }
 
 ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats entered, Floats kept,
                     Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Truths reset, Truths active,
-                    ffi::Result<Floats> d_gx, ffi::Result<Floats> d_q, ffi::Result<Floats> d_h_first,
-                    ffi::Result<Floats> d_c_first, int64_t kind, bool reverse) {
+                    Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t kind,
+                    bool reverse) {
+  Checks checks("jaxrnn_backward");
   Backward run;
-  static_cast<Problem&>(run) = problem(kind, reverse, w_h, reset, active, d_ys.dimensions());
+  describe(checks, run, kind, reverse, "d_ys", d_ys, w_h, vectors, reset, active);
+  if (!checks.fine()) return checks.error();
+
+  const int64_t T = run.T, B = run.B, H = run.H, G = run.gates() * H;
+  const bool lstm = run.kind == LSTM, gated = run.gates() > 1, after = run.kind == GRU_AFTER;
+  checks.shape("entered", entered, {T, B, H});
+  checks.shape("gates", kept, {T, B, G});
+  checks.shape_if(gated, "extra", extra, {T, B, H});
+  checks.shape("d_h", d_h_last, {B, H});
+  checks.shape_if(lstm, "d_c", d_c_last, {B, H});
+  checks.shape("d_gx", *d_gx, {T, B, G});
+  checks.shape_if(after, "d_q", *d_q, {T, B, H});
+  checks.shape("the first d_h", *d_h_first, {B, H});
+  checks.shape_if(lstm, "the first d_c", *d_c_first, {B, H});
+  if (!checks.fine()) return checks.error();
+
   run.w_h = w_h.typed_data();
-  run.vectors = there(vectors);
+  run.vectors = data_or_null(vectors);
   run.entered = entered.typed_data();
   run.kept = kept.typed_data();
-  run.extra = there(extra);
+  run.extra = data_or_null(extra);
   run.d_ys = d_ys.typed_data();
   run.d_h_last = d_h_last.typed_data();
-  run.d_c_last = there(d_c_last);
+  run.d_c_last = data_or_null(d_c_last);
   run.d_gx = fresh(d_gx);
   run.d_q = fresh(d_q);
   run.d_h_first = fresh(d_h_first);
   run.d_c_first = fresh(d_c_first);
-  run.run(pool);
-  return ffi::Error::Success();
+  return within_memory([&] { run.run(pool); });
 }
 
-ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, ffi::Result<Floats> out,
-                      ffi::Result<Floats> sums, int64_t first) {
-  const auto rows = x.dimensions(), d_rows = d.dimensions();
-  outer(pool, x.typed_data(), d.typed_data(), rows[0], rows[1], d_rows[1], first, sums->dimensions()[0],
-        out->typed_data(), sums->typed_data());
-  return ffi::Error::Success();
+ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, Results out, Results sums, int64_t first) {
+  Checks checks("jaxrnn_outer");
+  checks.rank("x", x, 2);
+  checks.rank("d", d, 2);
+  checks.rank("the sums", *sums, 1);
+  if (!checks.fine()) return checks.error();
+  const int64_t N = x.dimensions()[0], K = x.dimensions()[1], G = d.dimensions()[1];
+  const int64_t columns = sums->dimensions()[0];
+  checks.shape("d", d, {N, G});
+  checks.shape("the result", *out, {K, columns});
+  checks.demand(first >= 0 && columns <= G && first <= G - columns,
+                "columns " + std::to_string(first) + " and on, " + std::to_string(columns) +
+                    " of them, are not in d, which has " + std::to_string(G));
+  if (!checks.fine()) return checks.error();
+  return within_memory([&] {
+    outer(pool, x.typed_data(), d.typed_data(), N, K, G, first, columns, fresh(out), fresh(sums));
+  });
 }
 
-ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, ffi::Result<Floats> out) {
-  const auto rows = d.dimensions();
-  back(pool, d.typed_data(), w.typed_data(), rows[0], rows[1], w.dimensions()[0], fresh(out));
-  return ffi::Error::Success();
+ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, Results out) {
+  Checks checks("jaxrnn_back");
+  checks.rank("d", d, 2);
+  checks.rank("w", w, 2);
+  if (!checks.fine()) return checks.error();
+  const int64_t N = d.dimensions()[0], G = d.dimensions()[1], D = w.dimensions()[0];
+  checks.shape("w", w, {D, G});
+  checks.shape("the result", *out, {N, D});
+  if (!checks.fine()) return checks.error();
+  return within_memory([&] { back(pool, d.typed_data(), w.typed_data(), N, G, D, fresh(out)); });
 }
 
-ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, ffi::Result<Floats> out) {
-  const auto rows = d.dimensions();
-  sum_equal(pool, tokens.typed_data(), d.typed_data(), rows[0], rows[1], out->dimensions()[0], fresh(out));
-  return ffi::Error::Success();
+ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, Results out) {
+  Checks checks("jaxrnn_sum_equal");
+  checks.rank("d", d, 2);
+  checks.rank("the result", *out, 2);
+  if (!checks.fine()) return checks.error();
+  const int64_t N = d.dimensions()[0], G = d.dimensions()[1], rows = out->dimensions()[0];
+  checks.shape("tokens", tokens, {N});
+  checks.shape("the result", *out, {rows, G});
+  if (!checks.fine()) return checks.error();
+  return within_memory(
+      [&] { sum_equal(pool, tokens.typed_data(), d.typed_data(), N, G, rows, fresh(out)); });
 }
 
 }  // namespace

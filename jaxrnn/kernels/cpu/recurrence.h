@@ -1,4 +1,4 @@
-// What both passes share: the problem, how it is divided among cores, packed weights, memory.
+// What both passes share: the problem, how threads divide it, packed weights, memory.
 
 #pragma once
 
@@ -9,9 +9,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 
 #include "shares.h"
 #include "vectors.h"
+#include "xla/ffi/api/ffi.h"
 
 constexpr int64_t PART = 512;  // of a product's K at a time, so that its weights stay in cache
 
@@ -19,10 +21,8 @@ enum Kind : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFT
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// The row of a table that a token stands for; out of range, the nearest, as JAX's indexing does.
-inline int64_t row_of(int64_t token, int64_t rows) {
-  return std::clamp<int64_t>(token < 0 ? token + rows : token, 0, rows - 1);
-}
+// The row of a table that a token stands for: the nearest one where the token is out of range.
+inline int64_t row_of(int64_t token, int64_t rows) { return std::clamp<int64_t>(token, 0, rows - 1); }
 
 struct Problem {
   Kind kind;
@@ -36,33 +36,38 @@ struct Problem {
   bool stands(int64_t t, int64_t row) const { return active && !active[t * B + row]; }
 };
 
-// What one core does: these rows, these units (whole quads), meeting its team after each step.
+// A part of the batch and of the units, as one thread computes it; units in whole quads.
 struct Share {
   int64_t row, rows, unit, end;
-  Team& team;
 };
 
-// Runs what(Share) for parts of the batch, or for parts of the units where rows are too few: a core
-// reads all its weights at every step and should use each for some rows.
+// Parts of the batch that threads take through all of time on their own. A core reads all its weights at
+// every step and should use each for some rows.
+inline int64_t parts_of_rows(const xla::ffi::ThreadPool& pool, const Problem& p) {
+  constexpr int64_t FEWEST_ROWS = 4;
+  return std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, std::max<int64_t>(1, pool.num_threads()));
+}
+
+// Runs what(Share, n, phase) for every step n and every phase of it in order, over all rows and units. A phase
+// may read what any thread wrote in an earlier phase. Threads have rows of their own, or with too few rows
+// share the units and wait for each other after each phase.
 template <class What>
-void divide(xla::ffi::ThreadPool& pool, const Problem& p, const What& what) {
-  constexpr int64_t FEWEST_ROWS = 4, FEWEST_WEIGHTS = 1 << 16;  // weights: to be worth meeting
-  const int64_t weights = p.gates() * p.H * p.H;
-  const std::chrono::nanoseconds patience(p.T * p.B * weights / 128);  // a part of what one core takes
-  const int64_t threads = std::max<int64_t>(1, pool.num_threads()), quads = p.width() / QUAD;
-  const int64_t parts = std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, threads);
-  const int64_t members = std::min({threads, quads, weights / FEWEST_WEIGHTS});
-  if (parts == 1 && members > 1) {
-    together(pool, members, patience, [&](int64_t n, Team& team) {
-      const int64_t from = quads * n / team.size() * QUAD, to = quads * (n + 1) / team.size() * QUAD;
-      what(Share{0, p.B, from, std::min(to, p.H), team});
+void over_time(xla::ffi::ThreadPool& pool, const Problem& p, int64_t phases, const What& what) {
+  constexpr int64_t FEWEST_WEIGHTS = 1 << 16;  // of a thread, to be worth waiting for each other
+  const int64_t weights = p.gates() * p.H * p.H, work = p.T * p.B * weights;
+  const int64_t parts = parts_of_rows(pool, p), quads = p.width() / QUAD;
+  const int64_t members = std::min({pool.num_threads(), quads, weights / FEWEST_WEIGHTS});
+  if (parts == 1 && members > 1 && work >= 8 * WORTH_WAKING) {
+    in_turns(pool, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
+      const int64_t from = quad * QUAD;
+      what(Share{0, p.B, from, std::min(from + QUAD, p.H)}, turn / phases, turn % phases);
     });
     return;
   }
-  each(pool, parts, [&](int64_t n) {
-    Team alone;
-    const int64_t from = p.B * n / parts, to = p.B * (n + 1) / parts;
-    what(Share{from, to - from, 0, p.H, alone});
+  each(pool, parts, work, [&](int64_t part) {
+    const int64_t from = p.B * part / parts, to = p.B * (part + 1) / parts;
+    for (int64_t n = 0; n < p.T; ++n)
+      for (int64_t phase = 0; phase < phases; ++phase) what(Share{from, to - from, 0, p.H}, n, phase);
   });
 }
 
@@ -83,6 +88,7 @@ class Scratch {
   explicit Scratch(int64_t floats) {
     const int64_t unit = floats < 1 << 19 ? 64 : 1 << 21, bytes = round_up(floats * 4, unit);
     data_.reset(static_cast<float*>(std::aligned_alloc(unit, bytes)));
+    if (!data_ && bytes) throw std::bad_alloc();
     in_huge_pages(data_.get(), bytes);
   }
   static Scratch zeros(int64_t floats) {
@@ -107,7 +113,7 @@ class Packed {
   static Packed gates(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t gates,
                       int64_t H) {
     Packed packed(K, gates * V, (H + V - 1) / V);
-    each(pool, packed.panels_, [&](int64_t panel) {
+    each(pool, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       const int64_t unit = panel * V;
       for (int64_t k = 0; k < K; ++k)
@@ -120,7 +126,7 @@ class Packed {
   // H columns of w [K, ld].
   static Packed quads(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t H) {
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    each(pool, packed.panels_, [&](int64_t panel) {
+    each(pool, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       for (int64_t k = 0; k < K; ++k)
         for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V)
@@ -133,7 +139,7 @@ class Packed {
   static Packed transposed(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t H) {
     constexpr int64_t BLOCK = 16;  // columns of w at a time, so that what is written stays in cache
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    each(pool, packed.panels_, [&](int64_t panel) {
+    each(pool, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       const int64_t units = std::min<int64_t>(QUAD, H - panel * QUAD);
       if (units < QUAD) std::memset(to, 0, K * QUAD * sizeof(float));
@@ -151,6 +157,9 @@ class Packed {
  private:
   Packed(int64_t K, int64_t wide, int64_t panels)
       : K_(K), wide_(wide), panels_(panels), data_(K * wide * panels) {}
+  int64_t work() const { return COPY * K_ * wide_ * panels_; }
+
+  static constexpr int64_t COPY = 4;  // what copying a number takes, in multiply-adds
   int64_t K_ = 0, wide_ = 0, panels_ = 0;
   Scratch data_;
 };

@@ -1,0 +1,166 @@
+"""Where the commands write: a terminal, a file or a pipe, of any encoding, that may end at any time.
+
+    console.open_streams()               # first of all: from here on any text can be printed
+    with console.lasting_output():       # in a command whose work matters more than its words
+        ...
+    console.error("what was wrong; what to do")
+
+A command whose standard output has lost its reader ends with the status PIPE_CLOSED, as SIGPIPE would
+end it; before that, what trains or prepares saves its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+PIPE_CLOSED = 128 + 13  # the exit status of a command that SIGPIPE ended
+
+
+def open_streams() -> None:
+    """Let standard output and standard error take any text, whatever their encoding.
+
+    Characters that standard output cannot encode become "?", and standard error escapes them. A stream
+    that was closed when the process started is opened to the null device.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Else the next file that is opened gets this number, and whatever prints writes into it.
+            with contextlib.suppress(OSError):
+                while os.open(os.devnull, os.O_RDWR) < number:
+                    pass
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+class _Lasting(io.FileIO):
+    """A file that accepts all that is written to it, whatever becomes of it.
+
+    pipe_closed: whether it was a pipe that lost its reader.
+    """
+
+    pipe_closed = False
+
+    def write(self, data: Any) -> int:
+        # None is what a terminal that does not block returns when it is full.
+        with contextlib.suppress(OSError):
+            try:
+                return super().write(data) or len(data)
+            except BrokenPipeError:
+                self.pipe_closed = True
+        return len(data)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Until the end of the block, no fault of standard output raises.
+
+    The terminal may have gone, the disk may be full, the reader of the pipe may have left
+    (`pipe_closed`): the work goes on, or stops in order.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper) or type(_raw(stream)) is not io.FileIO:
+        yield
+        return
+    with contextlib.suppress(OSError):
+        stream.flush()
+    file = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
+    lasting = io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True)
+    with contextlib.redirect_stdout(lasting):
+        try:
+            yield
+        finally:
+            lasting.flush()
+
+
+def pipe_closed() -> bool:
+    """Whether standard output is a pipe that has lost its reader, as seen inside `lasting_output`."""
+    raw = _raw(sys.stdout)
+    return isinstance(raw, _Lasting) and raw.pipe_closed
+
+
+def _raw(stream: Any) -> Any:
+    """The file behind a stream, which with `python -u` has no buffer."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
+def abandon_output() -> None:
+    """Drop what standard output still holds, so that the interpreter does not fail to write it."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def error(message: object) -> None:
+    """Print the one line about what was wrong, to standard error."""
+    _to_stderr(f"error: {shown(str(message))}")
+
+
+def note(message: str) -> None:
+    """Print a line about something that the user may want to know, to standard error."""
+    _to_stderr(f"note: {shown(message)}")
+
+
+def _to_stderr(line: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """A text for one line of a screen: line breaks, control characters and the like are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown_lines(text: str) -> str:
+    """A text of many lines for a screen, its control characters escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else shown(c) for c in text)
+
+
+def quoted(argument: str | os.PathLike[str]) -> str:
+    """An argument as it is typed into a shell, whatever is in it but NUL.
+
+    Characters that this screen cannot show are written as escapes, which bash and zsh understand.
+    """
+    text = os.fspath(argument)
+    if all(map(_can_show, text)):
+        return shlex.quote(text)
+    return "$'" + "".join(map(_escaped, text)) + "'"
+
+
+def quoted_path(path: str | os.PathLike[str]) -> str:
+    """A path as it is typed into a shell where a command expects one."""
+    text = os.fspath(path)
+    return quoted(os.path.join(os.curdir, text) if text.startswith("-") else text)
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    if _can_show(character):
+        return character
+    try:
+        raw = os.fsencode(character)
+    except UnicodeEncodeError:  # the file system's encoding is narrower than Unicode
+        raw = character.encode(errors="surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _can_show(character: str) -> bool:
+    try:
+        character.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return character.isprintable()

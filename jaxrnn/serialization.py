@@ -1,0 +1,40 @@
+"""Registers the pytrees of the library with `jax.export`, for exported functions to be serialized."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from jax import export
+
+from jaxrnn import cells, charlm, network
+from jaxrnn.kernels import inputs
+from jaxrnn.text import Vocabulary
+
+NAMEDTUPLES: tuple[Any, ...] = (
+    *(cells.RNNParams, cells.LSTMParams, cells.GRUParams),
+    *(cells.RNNState, cells.LSTMState, cells.GRUState),
+    *(inputs.Lookup, inputs.Dense, network.NetworkParams),
+)
+
+
+def register() -> None:
+    """Register each class under its own name, so that any process that imports jaxrnn can read it."""
+    for kind in NAMEDTUPLES:
+        export.register_namedtuple_serialization(kind, serialized_name=f"jaxrnn.{kind.__name__}")
+    export.register_pytree_node_serialization(
+        charlm.Params,
+        serialized_name="jaxrnn.Params",
+        serialize_auxdata=_written,
+        deserialize_auxdata=_read,
+    )
+
+
+def _written(static: tuple[charlm.Config, Vocabulary]) -> bytes:
+    return json.dumps([dataclasses.asdict(part) for part in static]).encode()
+
+
+def _read(content: bytes) -> tuple[charlm.Config, Vocabulary]:
+    config, vocabulary = json.loads(content)
+    return charlm.Config(**config), Vocabulary(**vocabulary)
