@@ -26,7 +26,7 @@ _registry = ConstructorRegistry()
 
 @_registry.primitive_rule
 def _optional_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Take the word None as a text like any other, where tyro's rule makes it no value."""
+    """Read the word None as text; tyro's own rule would read it as no value."""
     if info.type not in (str | None, Path | None):
         return None
     kind: Any = str if info.type == str | None else Path
@@ -71,7 +71,7 @@ def parse(
 
 
 def _text_flags(kind: Any) -> set[str]:
-    """The flags of a dataclass, those of the dataclasses in it included, that any word can follow."""
+    """Return the flags whose value may be any word, those of nested dataclasses included."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
     found = set()
     for name, hint in hints.items():
@@ -83,7 +83,7 @@ def _text_flags(kind: Any) -> set[str]:
 
 
 def prime(flag: str, typed: str, by_bytes: bool) -> str | bytes:
-    """The text that a flag of the command line gives: the very bytes for a model of bytes.
+    """Return the prime given by a flag: text, or for a model of bytes the bytes as they were typed.
 
     Raises:
       InputError: for bytes that are not UTF-8 where characters are needed.
@@ -106,7 +106,7 @@ def prime(flag: str, typed: str, by_bytes: bool) -> str | bytes:
 
 
 def in_flags(message: str, kind: Any) -> str:
-    """An error of the library about its arguments, with the flags of a command in their place."""
+    """Return an error message of the library with the names of arguments replaced by flags."""
     names = "|".join(field.name for field in dataclasses.fields(kind))
     message = re.sub(
         rf"^({names})(?= must )", lambda found: "--" + found[1].replace("_", "-"), message

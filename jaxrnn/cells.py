@@ -348,12 +348,12 @@ _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def is_own(cell: Any) -> bool:
-    """Whether this is one of the library's cells, and no subclass of one."""
+    """Return whether this is an instance of RNN, LSTM or GRU, and not of a subclass."""
     return type(cell) in (RNN, LSTM, GRU)
 
 
 def by_value(cell: Any) -> bool:
-    """Whether equal cells stand for one another, so that what is made for one is kept for the next."""
+    """Return whether a cell is hashable and compares by value, so that results can be cached for it."""
     try:
         hash(cell)
     except TypeError:
@@ -405,7 +405,7 @@ def check_params(cell: Any, params: Any, projected: bool = False) -> None:
 
 
 def _shapes(cell: Any, input_size: int, dtype: Any, x64: bool) -> Any:
-    """The shapes and dtypes of `cell.init`'s parameters; None where they cannot be known."""
+    """Return the shapes and dtypes of the parameters of `cell.init`, or None if it cannot be traced."""
     try:
         return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, dtype))
     except Exception:  # an init of somebody's own may need numbers, or raise what it likes
@@ -433,7 +433,7 @@ def _described(leaf: Any) -> str:
 
 
 def _same_but_cast(leaf: Any, like: Any, w_h: Any) -> bool:
-    """Whether only the dtype differs, and is that of w_h: an init may know float32 alone."""
+    """Return whether only the dtype differs and equals w_h's. A user's init may support float32 only."""
     return (
         leaf is not None
         and like is not None
@@ -493,6 +493,6 @@ def split(gates: Float[Array, "... G"], count: int) -> list[Array]:
 
 
 def vectors(w: Float[Array, "K H"], axes: int) -> list[Array]:
-    """The rows of w in the wide dtype, each ready to multiply a state of so many axes."""
+    """Return the rows of w in the wide dtype, each broadcastable to a state with `axes` axes."""
     parts = jnp.split(w.astype(wide(w.dtype)), w.shape[0])
     return [part.reshape((1,) * (axes - 1) + part.shape[1:]) for part in parts]

@@ -57,7 +57,7 @@ class Restored(NamedTuple):
 
 
 class Damaged(Exception):
-    """A checkpoint whose content is not what was written; the message says why, in one line."""
+    """The content of a checkpoint differs from what was written. The message is the reason, in one line."""
 
 
 class Checkpoints:
@@ -220,8 +220,11 @@ class Checkpoints:
         return {"notes": notes, **fitted}
 
     def _arrays(self, step: int, item: str, tree: Any) -> dict[str, Any]:
-        """Read an item's arrays as they were saved, by name: those of the shape and dtype that the tree
-        has where the tree's lie, the others as numpy arrays, in which JAX' modes change nothing."""
+        """Return an item's arrays by name, as they were saved.
+
+        An array that has the shape and dtype of the tree's array is placed where that array is. The
+        others are numpy arrays, whose dtypes do not depend on JAX's modes.
+        """
         wanted = _abstract(tree)
         saved = ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / item).tree
 
@@ -310,7 +313,7 @@ def write_description(run: Path, config: dict[str, Any], vocabulary: Vocabulary)
 
 
 def vocabulary_text(vocabulary: Vocabulary) -> str:
-    """What vocab.json holds."""
+    """Return the content of vocab.json."""
     return json.dumps(dataclasses.asdict(vocabulary)) + "\n"
 
 
@@ -335,7 +338,7 @@ def read_description(run: Path) -> tuple[dict[str, Any], Vocabulary]:
 
 
 def describes_run(config: Any) -> bool:
-    """Whether the content of a config.json is one that `write_description` wrote for a training."""
+    """Return whether `write_description` wrote this content of a config.json."""
     try:
         return isinstance(config["training"]["model"], dict)
     except (KeyError, TypeError):
@@ -343,7 +346,7 @@ def describes_run(config: Any) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run: its config.json says so.
+    """Return whether a folder holds a run, which its config.json shows.
 
     Raises:
       InputError: where config.json is damaged or cannot be read, so that it does not say.
@@ -358,7 +361,7 @@ def is_run(folder: Path) -> bool:
 
 
 def model_of(run: Path, config: dict[str, Any]) -> charlm.Config:
-    """The model that a run's description speaks of. Raises InputError where it is no model."""
+    """Return the model configuration in a run's config.json. Raises InputError where it is invalid."""
     try:
         model = charlm.Config(**config["training"]["model"])
         model.make_cell()
@@ -403,7 +406,7 @@ def _abstract(tree: Any) -> dict[str, Any]:
 
 
 def _fitted(folder: Path, found: dict[str, Any], tree: Any) -> dict[str, Any]:
-    """The arrays read from a checkpoint, in the dtypes and places of the tree's.
+    """Return the arrays of a checkpoint with the dtypes and devices of the tree's arrays.
 
     Raises InputError where they are not the tree's arrays: the checkpoint is of another model.
     """
@@ -439,7 +442,7 @@ def _digest(named: dict[str, Any]) -> str:
 
 
 def check_name(run: Path) -> None:
-    """Raise InputError for a folder whose path is not UTF-8, which orbax takes for another."""
+    """Raise InputError for a folder whose path is not UTF-8, because orbax would use another folder."""
     path = str(run.absolute())
     try:
         same = path.encode() == os.fsencode(path)
@@ -453,7 +456,7 @@ def check_name(run: Path) -> None:
 
 
 def _check_readable(directory: Path) -> None:
-    """Raises InputError where the checkpoints of a run cannot be listed."""
+    """Raise InputError where the checkpoints of a run cannot be listed."""
     try:
         os.listdir(directory)
     except FileNotFoundError:
@@ -472,7 +475,7 @@ _CIRCUMSTANCES = (
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Sort what orbax and tensorstore raise while they read a checkpoint's folder.
+    """Turn errors that orbax raises while it reads a checkpoint into Damaged or InputError.
 
     Raises:
       Damaged: where the content is to blame: it is missing, too short or not what it should be.

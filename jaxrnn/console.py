@@ -63,7 +63,7 @@ class _Lasting(io.FileIO):
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Until the end of the block, no fault of standard output raises.
+    """Ignore errors of standard output until the end of the block.
 
     The terminal may have gone, the disk may be full, the reader of the pipe may have left
     (`pipe_closed`): the work goes on, or stops in order.
@@ -90,7 +90,7 @@ def pipe_closed() -> bool:
 
 
 def _raw(stream: Any) -> Any:
-    """The file behind a stream, which with `python -u` has no buffer."""
+    """Return the raw file of a stream. With `python -u` the stream has no buffer in between."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
@@ -120,17 +120,17 @@ def _to_stderr(line: str) -> None:
 
 
 def shown(text: str) -> str:
-    """A text for one line of a screen: line breaks, control characters and the like are escaped."""
+    """Return a text for one line of a screen, with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown_lines(text: str) -> str:
-    """A text of many lines for a screen, its control characters escaped."""
+    """Return a text of many lines for a screen, with control characters escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else shown(c) for c in text)
 
 
 def quoted(argument: str | os.PathLike[str]) -> str:
-    """An argument as it is typed into a shell, whatever is in it but NUL.
+    """Return an argument quoted for a shell. It may hold any character except NUL.
 
     Characters that this screen cannot show are written as escapes, which bash and zsh understand.
     """
@@ -141,7 +141,7 @@ def quoted(argument: str | os.PathLike[str]) -> str:
 
 
 def quoted_path(path: str | os.PathLike[str]) -> str:
-    """A path as it is typed into a shell where a command expects one."""
+    """Return a path quoted for a shell; one that begins with - gets ./ in front."""
     text = os.fspath(path)
     return quoted(os.path.join(os.curdir, text) if text.startswith("-") else text)
 

@@ -43,7 +43,7 @@ def evaluate(
 def compile_ahead(
     params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
 ) -> Any:
-    """Compile the program that `evaluate` runs again and again, from descriptions of its arrays."""
+    """Compile the program of `evaluate` from the shapes and dtypes of its arrays."""
     devices, parts = source.devices, _parts(corpus, batch, source.devices)
     rows = len(parts.read)
     carry = mesh.described(devices, lambda: charlm.initial_carry(params.config, rows))
@@ -60,7 +60,7 @@ class _Parts(NamedTuple):
     end: np.ndarray
 
     def counted(self, offset: int, seq_len: int) -> np.ndarray:
-        """[T, rows] bool: which targets count of those `offset` after where reading started."""
+        """Return which targets count, [T, rows] bool, of those from `offset` after the start of reading."""
         target = self.read + offset + 1 + np.arange(seq_len)[:, None]
         return (self.begin <= target) & (target < self.end)
 

@@ -52,7 +52,7 @@ class Feed(NamedTuple):
 def plan(
     tokens: np.ndarray, memory_map: MemoryMap = "auto", devices: mesh.Mesh | None = None
 ) -> Feed:
-    """What `place` will return, with descriptions for the arrays on the devices; nothing is moved.
+    """Return what `place` would return, with shapes and dtypes for arrays on devices. Moves no data.
 
     Arguments and errors are those of `place`.
     """

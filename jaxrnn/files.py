@@ -196,7 +196,7 @@ def _pieces(
 
 
 def _head(file: File, opened: Any, offset: int) -> bytes:
-    """The first bytes of a file, opened now at `offset`; none of what can be read only once."""
+    """Return the first bytes of a file that is open at `offset`, or none if it can be read only once."""
     if file.path is None or not opened.seekable():
         return b""
     head = opened.read(HEAD)
@@ -240,7 +240,7 @@ def _empty(files: Sequence[File]) -> InputError:
 
 
 def unreadable(path: str, error: OSError) -> InputError:
-    """The error for a file or folder that the system does not let us read."""
+    """Return the error for a file or folder that cannot be read."""
     return InputError(f"cannot read {path}: {error.strerror}; make it readable or leave it out")
 
 
@@ -258,7 +258,7 @@ def _stdin() -> Any:
 
 
 def _where(file: File) -> str:
-    """A file as a command is given it."""
+    """Return the path of a file as an argument of a shell command."""
     return "-" if file.path is None else console.quoted_path(file.path)
 
 
@@ -270,7 +270,7 @@ def _not_utf8(
     good: int | None = None,
     bytes_too: bool = True,
 ) -> InputError:
-    """The error for a file that is not UTF-8, with the command that converts it.
+    """Return the error for a file that is not UTF-8; it names the command that converts the file.
 
     Args:
       label, where: the file, as errors and as commands name it.
@@ -286,7 +286,7 @@ def _not_utf8(
 
 
 def _kind(head: bytes, good: int | None) -> tuple[str, str, bool]:
-    """What a file seems to be, the command that makes UTF-8 of it, and whether it may be a text."""
+    """Return the likely format of a file, the command that makes it UTF-8, and whether it is text."""
     for start, what, command in FORMATS:
         if head.startswith(start):
             return what, command, False
@@ -304,7 +304,7 @@ def _kind(head: bytes, good: int | None) -> tuple[str, str, bool]:
 
 
 def _unmarked(head: bytes) -> str | None:
-    """The form of UTF-16 or UTF-32 that a file without a byte order mark seems to have."""
+    """Guess the variant of UTF-16 or UTF-32 of a file without a byte order mark."""
     columns = [head[at : len(head) // 4 * 4 : 4] for at in range(4)]
     zeros = [8 * column.count(0) > 7 * len(column) for column in columns]
     forms = {
@@ -317,7 +317,7 @@ def _unmarked(head: bytes) -> str | None:
 
 
 def _place(raw: bytes, error: UnicodeDecodeError, offset: int = 0, line: int | None = 1) -> str:
-    """The byte of raw that is wrong, and where in the file, in which raw begins at offset and line."""
+    """Return the invalid byte and its place in the file; `raw` begins at `offset` and `line` of it."""
     found = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
     if line is not None:
         found += f" (line {line + raw.count(NEWLINE, 0, error.start)})"

@@ -46,7 +46,7 @@ def held(workdir: Path) -> Iterator[None]:
       InputError: where it cannot be written, another training is running there, or the processes of
         one training do not see the same folder.
     """
-    busy = f"another training is at work in {workdir}; wait for it or choose another --workdir"
+    busy = f"another training is running in {workdir}; wait for it or choose another --workdir"
 
     def take(stack: contextlib.ExitStack) -> str:
         if not distributed.first():
@@ -100,13 +100,13 @@ def locked(folder: Path, flag: str, busy: str) -> Iterator[None]:
 
 
 def is_foreign_lock(folder: Path) -> bool:
-    """Whether a folder has a file of a lock's name that no lock made: it holds something else."""
+    """Return whether the file named like our lock is not a lock, so the folder holds something else."""
     lock = folder / LOCK
     return lock.exists() and (not lock.is_file() or lock.stat().st_size > len(_mark()))
 
 
 def clear(workdir: Path) -> None:
-    """Remove what a run wrote, and nothing else: neither what others put beside it nor a link's target.
+    """Remove the files that a run wrote. Other files beside them and the targets of links are kept.
 
     What says that the folder holds a run is removed last, so that after a crash it still says so.
     """
@@ -126,14 +126,14 @@ def clear(workdir: Path) -> None:
 
 
 def _written(folder: str, path: Path) -> bool:
-    """Whether a training wrote this path, found in one of its FOLDERS."""
+    """Return whether a training wrote this path, which is inside one of FOLDERS."""
     if folder == report.BOARD:
         return path.name.startswith("events.out.tfevents.")
     return path.is_dir() and (path.name.isdecimal() or ".orbax-checkpoint-tmp" in path.name)
 
 
 def check(workdir: Path, new: dict[str, Any], vocabulary: Vocabulary, overwrite: bool) -> None:
-    """Refuse a folder that a training would spoil; nothing is changed.
+    """Refuse a folder in which a training would overwrite something. Changes nothing.
 
     Args:
       workdir: the folder; it need not exist.
@@ -156,7 +156,7 @@ def check(workdir: Path, new: dict[str, Any], vocabulary: Vocabulary, overwrite:
 
 
 def _check_free(workdir: Path, vocabulary: Vocabulary) -> None:
-    """Raises InputError where a training would write over files of others."""
+    """Raise InputError where a training would overwrite files that it did not write."""
     others = [name for name in OWNED if _occupied(workdir / name)]
     if is_foreign_lock(workdir):
         others.append(LOCK)
@@ -174,14 +174,14 @@ def _check_free(workdir: Path, vocabulary: Vocabulary) -> None:
 
 
 def _occupied(path: Path) -> bool:
-    """Whether a training would write over what is at a path that it owns in a run's folder."""
+    """Return whether a training would overwrite what is at this path."""
     if path.name in FOLDERS and path.is_dir():  # perhaps a link to a larger disk, made before
         return any(_written(path.name, inside) for inside in path.iterdir())
     return path.exists() or path.is_symlink()
 
 
 def _check_same(workdir: Path, new: dict[str, Any]) -> None:
-    """Raises InputError where the folder holds a run of another model or another text."""
+    """Raise InputError where the folder holds a run of another model or another text."""
     old, _ = checkpoint.read_description(workdir)
     before, after = flat(old), flat(new)
     names = sorted((before.keys() | after.keys()) - FREE)
@@ -201,15 +201,15 @@ def _check_same(workdir: Path, new: dict[str, Any]) -> None:
         ]
         if "sha256" in differing:
             settings.append("its text is another")
-        told = "; ".join(settings)
+        differences = "; ".join(settings)
         raise InputError(
-            f"{workdir} holds a different run: {told}; give its settings to resume it, choose "
+            f"{workdir} holds a different run: {differences}; give its settings to resume it, "
             "another --workdir, or --overwrite it"
         )
 
 
 def check_data(workdir: Path, data: Sequence[str], glob: str | None, samples: bool) -> None:
-    """Refuse to learn from what the training itself writes.
+    """Refuse training data that includes files which the training itself writes.
 
     Args:
       workdir: the run's folder.
@@ -232,7 +232,7 @@ def check_data(workdir: Path, data: Sequence[str], glob: str | None, samples: bo
 
 
 def check_output(output: Path, run: Path) -> None:
-    """Raises InputError where a file to be written is one of a run's own."""
+    """Raise InputError where `output` is one of the files of a run."""
     try:
         inside = output.resolve().relative_to(run.resolve())
     except ValueError:
@@ -260,7 +260,7 @@ def make(folder: Path, flag: str) -> None:
 
 
 def _check_writable(workdir: Path) -> None:
-    """Raises InputError where a training could not write what it has to in a run's folder."""
+    """Raise InputError where a training could not write all of its files in the run directory."""
     for folder in (workdir / name for name in FOLDERS if (workdir / name).is_dir()):
         make(folder, "--workdir")
         for path in folder.iterdir():
@@ -275,7 +275,7 @@ def _check_writable(workdir: Path) -> None:
 
 
 def _not_writable(path: Path, flag: str, error: OSError) -> InputError:
-    """What to say of a file or folder that cannot be written, with its owner where it is another's."""
+    """Return the error for a path that cannot be written; it names the owner where access is denied."""
     owner = ""
     with contextlib.suppress(OSError, KeyError, NotImplementedError):
         if error.errno in (errno.EACCES, errno.EPERM):

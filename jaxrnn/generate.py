@@ -105,7 +105,7 @@ def run(config: Config) -> None:
 
 
 def _texts(config: Config, params: charlm.Params, prime: str | bytes) -> Iterable[str | bytes]:
-    """The texts in pieces, as they are made."""
+    """Return the texts in pieces, each as soon as it is made."""
     draw: dict[str, Any] = {
         name: getattr(config, name) for name in ("temperature", "mode", "top_k", "top_p", "seed")
     }
@@ -185,7 +185,7 @@ def _save(pieces: Iterable[str | bytes], output: str) -> None:
 
 
 def _prime(config: Config, vocabulary: Vocabulary) -> str | bytes:
-    """How the text begins."""
+    """Return the prime: text, or bytes for a model of bytes."""
     if config.prime is not None:
         return arguments.prime("--prime", config.prime, vocabulary.by_bytes)
     if config.prime_file is not None:

@@ -76,7 +76,7 @@ def run(config: Config) -> None:
     work = Preparation(parts, config.bytes, name, output, floor, _screen(), config.overwrite)
     _check_folder(output)
     folder.make(output, "--output")
-    busy = f"another preparation is at work in {output}; wait for it or choose another --output"
+    busy = f"another preparation is running in {output}; wait for it or choose another --output"
     with folder.locked(output, "--output", busy):
         _check_folder(output)  # again, because another preparation may have begun there meanwhile
         _run(work, output)
@@ -108,7 +108,7 @@ def _left(work: Preparation) -> str:
 
 
 def _check_folder(output: Path) -> None:
-    """Raises InputError where the folder holds something else than a preparation."""
+    """Raise InputError where the folder holds something other than a preparation."""
     try:
         names = os.listdir(output)
     except (FileNotFoundError, NotADirectoryError):  # `folder.make` reports the second
@@ -125,7 +125,7 @@ def _check_folder(output: Path) -> None:
 
 
 def _check_data(config: Config, output: Path) -> None:
-    """Raises InputError where the text takes in what the preparation itself writes."""
+    """Raise InputError where the text includes files that the preparation itself writes."""
     for name in (tokens.TOKENS, tokens.META, tokens.PROGRESS, folder.LOCK):
         word = sources.takes(config.data, config.glob, output / name)
         if word is not None:

@@ -125,7 +125,7 @@ class Report:
         return str(sampling.sample(*how)).encode(errors="replace")
 
     def end(self) -> None:
-        """The loop is over, or broken off; then nothing here hides what broke it."""
+        """End the report. Raises nothing, so that an error that ended the loop is not hidden."""
         with contextlib.suppress(Exception):
             self.draw()
         self._screen.end()
@@ -135,7 +135,7 @@ class Report:
     # --- where a resumed run starts ---
 
     def position(self) -> dict[str, Any]:
-        """How long the files are, to go into a checkpoint; so much of them is on the disk then."""
+        """Return the lengths of the files, for a checkpoint. They are synced to the disk first."""
         files = {}
         for path in self._files():
             if path.exists():
@@ -180,7 +180,7 @@ class Report:
     # --- drawing ---
 
     def draw(self) -> None:
-        """Draw loss.png; where that is not possible, say so once: no training ends for a picture."""
+        """Draw loss.png. Where that fails, report it once; the training continues."""
         if not self._losses.points:
             return
         try:
@@ -355,7 +355,7 @@ def _screen(quiet: bool) -> _Silent:
 
 
 def require_tensorboard() -> Any:
-    """Return what writes event files. Raises InputError where it is not installed."""
+    """Return tensorboardX's SummaryWriter. Raises InputError where it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -94,7 +94,7 @@ def sample_bytes(
     count: SupportsIndex = 1,
     implementation: Implementation | None = None,
 ) -> bytes | list[bytes]:
-    """Write on from `prime` with a model of bytes (`--bytes`): the bytes that it draws, as they are.
+    """Continue `prime` with a model of bytes (`--bytes`) and return the bytes that it draws.
 
     Arguments and errors are those of `sample`, and InputError for a model of characters.
 
@@ -151,14 +151,14 @@ def stream_bytes(
 
 
 def default_prime(vocabulary: Vocabulary) -> str:
-    """How a text begins where the user does not say: a new line, or the first known character."""
+    """Return the prime used where none is given: a new line, or the first character of the vocabulary."""
     if vocabulary.by_bytes or "\n" in vocabulary.characters:
         return "\n"
     return vocabulary.characters[0]
 
 
 def _whole(drawer: _Drawer, length: SupportsIndex) -> list[np.ndarray]:
-    """The tokens of each text, prime included."""
+    """Return the tokens of each text, prime included."""
     number, prime = _length(length), drawer.prime
     _check_room(drawer.count, 4 * _bucket(number))
     drawn = drawer.draw(number) if number else np.zeros((0, drawer.count), np.int32)
@@ -166,7 +166,7 @@ def _whole(drawer: _Drawer, length: SupportsIndex) -> list[np.ndarray]:
 
 
 def _pieces(drawer: _Drawer, length: SupportsIndex | None) -> Iterator[np.ndarray]:
-    """The tokens of a text: the prime, then `length` more, or without end for None."""
+    """Yield the tokens of a text: the prime, then `length` more, or without end for None."""
     left = math.inf if length is None else float(_length(length))
 
     def draw(left: float) -> Iterator[np.ndarray]:
@@ -180,12 +180,12 @@ def _pieces(drawer: _Drawer, length: SupportsIndex | None) -> Iterator[np.ndarra
 
 
 def _decode_cut(tokens: np.ndarray) -> str:
-    """The text of bytes, without a character that is cut at the end."""
+    """Return the text of bytes, without a character that is cut at the end."""
     return codecs.utf_8_decode(tokens.astype(np.uint8).tobytes(), "replace", False)[0]
 
 
 class _Drawer:
-    """A text under way: checked arguments, the compiled loop's arguments, the state between calls.
+    """The state of a text that is being drawn: checked arguments and the state of the loop.
 
     prime: [P] the tokens that the text begins with.
     count: number of texts.

@@ -161,7 +161,7 @@ def _note_left_out(labels: Sequence[str], why: str) -> None:
 
 
 def _files(word: str, pattern: str) -> list[tuple[str, str | None, int | None]]:
-    """The files behind a word: each one's name for errors, its path, and its size where it has one."""
+    """Return the files that a word of --data names: name in errors, path, and size if it has one."""
     if word == "play":
         return [("play", None, None)]
     if word == "-":
@@ -212,7 +212,7 @@ def _find(folder: str, pattern: str) -> list[tuple[str, int]]:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What the system knows of a file; None for a link that leads nowhere or to itself."""
+    """Return the result of `os.stat`, or None for a broken or circular link."""
     try:
         return path.stat()
     except OSError as error:

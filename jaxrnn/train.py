@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lost(error: Exception) -> str:
-    """What to say where a computation of several processes broke off."""
+    """Return the error message for a process that lost contact with the others."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost the others ({why}); the "
@@ -151,7 +151,7 @@ def _lost(error: Exception) -> str:
 
 
 def _ran_out(error: Exception) -> str:
-    """What to say where there was not enough memory after all."""
+    """Return the error message for a run that ran out of memory despite the estimate."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
         f"the memory ran out ({why}); the checkpoints are intact: {training.SMALLER}, or prepare a "
@@ -191,7 +191,7 @@ def run(config: Config) -> int:
 
 
 def default_workdir(config: Config) -> Path:
-    """Return runs/DATA-PRESET, the name once where both are the same, in UTF-8 whatever DATA is in."""
+    """Return runs/DATA-PRESET, or runs/DATA where both names are equal. The path is valid UTF-8."""
     names = "-".join(dict.fromkeys([sources.name(config.data), config.preset]))
     return Path("runs", re.sub("[\udc80-\udcff]", "_", names))
 
@@ -225,7 +225,7 @@ def _work(config: Config, workdir: Path) -> _Work:
 
 
 def _check_here(config: Config, workdir: Path, work: _Work) -> None:
-    """Raises InputError for what this machine cannot do; it compiles, so it comes last."""
+    """Raise InputError for what this machine cannot run. It compiles, so it is the last check."""
     if config.tensorboard:
         require_tensorboard()
     resumed = not config.overwrite and checkpoint.is_run(workdir)
@@ -287,7 +287,7 @@ def _corpus(config: Config) -> tuple[str, text.Corpus]:
 
 
 def _as_begun(config: Config, workdir: Path) -> training.Config:
-    """Return the training settings, with those that a run in the folder decides, not the command line.
+    """Return the training settings; some are taken from the run in the folder, if there is one.
 
     With dtype "auto" the run resumes in its own dtype, whatever is fast here, and its shuffled windows
     stay where they were.
@@ -328,7 +328,7 @@ def _introduce(workdir: Path, work: _Work) -> None:
 
 
 def _sample_prime(config: Config, corpus: text.Corpus) -> str | bytes:
-    """How the samples begin, checked before anything is written."""
+    """Return the prime of the samples, checked before anything is written."""
     if config.sample_prime is None:
         return sampling.default_prime(corpus.vocabulary)
     if not config.sample_prime:
@@ -340,7 +340,7 @@ def _sample_prime(config: Config, corpus: text.Corpus) -> str | bytes:
 
 
 def _example(workdir: Path, corpus: text.Corpus) -> str:
-    """A command that writes text with the run, as it is typed into a shell."""
+    """Return a shell command that generates text with the run."""
     command = f"python -m jaxrnn.generate {console.quoted_path(workdir)}"
     prime = _example_prime(corpus)
     if prime is None:
@@ -349,10 +349,7 @@ def _example(workdir: Path, corpus: text.Corpus) -> str:
 
 
 def _example_prime(corpus: text.Corpus) -> str | None:
-    """A beginning for `generate`: ROMEO: where the text has him, else its first word that can be shown.
-
-    None for a text without one.
-    """
+    """Return an example prime: "ROMEO:" if the text has it, else its first printable word, or None."""
     begin = corpus.vocabulary.decode(corpus.tokens[:1_000_000])
     if "ROMEO:" in begin:
         return "ROMEO:"

@@ -117,7 +117,7 @@ class Config:
         )
 
     def characters_per_epoch(self, corpus: Corpus) -> int:
-        """Characters of a text that are predicted in one pass; those that fill no batch are not."""
+        """Return the number of characters predicted in one pass. An incomplete last batch is left out."""
         return self.batches(corpus).per_epoch * self.batch * self.seq_len
 
     def total_steps(self, batches: Batches) -> int:
@@ -399,7 +399,7 @@ def fit(
             state, metrics = run_steps(
                 config, optimizer, devices, state, source.tokens, *plan, count
             )
-            if ahead < total:  # while the device is at work
+            if ahead < total:  # while the device computes
                 plans = {ahead: _plan(config, batches, source, ahead)}
             losses, norms = (np.asarray(m)[: ahead - step] for m in metrics)
             finite, validation = bool(np.isfinite([losses, norms]).all()), None
@@ -487,7 +487,7 @@ SMALLER = "make --hidden, --layers, --batch or --seq-len smaller, or raise --acc
 
 
 def _check_nothing_is_lost(run: Path) -> None:
-    """Refuse a run without a checkpoint whose metrics tell of several: they were taken away.
+    """Refuse a run that has no checkpoint although its metrics show that it had some.
 
     The second evaluation may be reported before the checkpoint of the first is on the disk, the third
     may not.
@@ -510,7 +510,7 @@ class Diverged(RuntimeError):
 def _plan(
     config: Config, batches: Batches, source: feed.Feed, step: int
 ) -> tuple[Array, np.ndarray]:
-    """The windows and the fresh starts of the steps that the next call of the device may take."""
+    """Return the windows and fresh starts of the steps of the next device call."""
     ahead = range(step, step + min(config.intervals))
     starts = np.stack([batches.starts(n) for n in ahead])
     return source.windows(starts, config.seq_len), np.array([batches.fresh(n) for n in ahead])

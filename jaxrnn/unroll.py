@@ -142,7 +142,7 @@ def unroll_projected(
 
 
 class How(NamedTuple):
-    """What of a call is known while it is traced.
+    """The static part of a call: all that tracing may depend on.
 
     platform: of the device at hand, by which kernels differ.
     """
@@ -163,7 +163,7 @@ def _placed(
     resets: Bool[Array, "T B"] | None,
     lengths: Int[Array, "B"] | None,
 ) -> tuple[Any, Any]:
-    """`_over_time`, on a mesh with explicit axes each device with the rows that it holds.
+    """Run `_over_time`; on a mesh with explicit axes, each device runs the rows that it holds.
 
     There the types say where arrays lie, and every operation would have to say where its result does:
     the zeros that a state begins with, and a custom call's results, could not.
@@ -211,7 +211,7 @@ def _over_time(
     resets: Bool[Array, "T B"] | None,
     lengths: Int[Array, "B"] | None,
 ) -> tuple[Any, Any]:
-    """The final state and what the steps put out, from arguments that are checked."""
+    """Return the final state and the outputs. The arguments have been checked."""
     active = _active(lengths, inputs)
     if resets is not None and active is not None:
         resets = resets & active  # in the padding the state stays as it is, whatever happens there
@@ -239,7 +239,7 @@ _compiled = jax.jit(_placed, static_argnums=0)
 def _without_effect(
     reverse: bool, inputs: Inputs, state: Any, masks: Masks, lengths: Array | None
 ) -> tuple[Any, Inputs]:
-    """The first state and the inputs, with zeros in place of all that must not have an effect.
+    """Return the first state and the inputs, with zeros where they must have no effect.
 
     Masks alone do not do that for gradients: 0 times what is masked is NaN where that is.
     """
@@ -269,14 +269,14 @@ def _zeros_in_padding(x: Float[Array, "T B K"], active: Bool[Array, "T B"] | Non
 
 
 def _zeros_where_unread(lookup: Lookup, active: Bool[Array, "T B"]) -> Lookup:
-    """Zeros for the rows of the table that only the padding refers to."""
+    """Return the table with zeros in the rows that no token outside the padding refers to."""
     read = jnp.zeros_like(lookup.table, bool, shape=lookup.table.shape[:1])
     read = read.at[lookup.tokens].max(active)
     return lookup._replace(table=jnp.where(read[:, None], lookup.table, 0))
 
 
 def _choose(rows: Bool[Array, "B"], yes: Any, no: Any) -> Any:
-    """Each row of a state from one of two."""
+    """Return a state whose rows come from `yes` where `rows` is True and from `no` elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), yes, no)
 
 
@@ -383,7 +383,7 @@ def _active(lengths: Int[Array, "B"] | None, inputs: Any) -> Bool[Array, "T B"] 
 
 
 def check_lengths(lengths: Any, inputs: Any) -> Int[Array, "B"] | None:
-    """Lengths as int32, checked as far as they are known."""
+    """Return lengths as int32. Their range is checked unless they are traced."""
     if lengths is None:
         return None
     steps, batch = inputs.shape[:2]
@@ -408,7 +408,7 @@ def _traced(tree: Any) -> bool:
 
 
 def _as_array(leaf: Any) -> Any:
-    """Arrays of numpy as JAX takes them: float64 as float32 where JAX has no float64."""
+    """Convert a numpy array as `jnp.asarray` does: float64 to float32 unless x64 is enabled."""
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
@@ -450,7 +450,7 @@ def _check_inputs(params: Any, xs: Array) -> None:
 
 
 def _check_projected(params: Any, gx: Any) -> Inputs:
-    """Projected inputs, or what they are made of, as the implementations take them."""
+    """Check projected inputs, `Lookup` or `Dense`, and return them in the form the kernels take."""
     w_h = params.w_h
     if isinstance(gx, Dense):
         xs, w_x, b = gx

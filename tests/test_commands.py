@@ -402,7 +402,7 @@ def test_one_training_at_a_time(place: Path, run: Path, refusal: Callable[..., s
     before = contents(run)
     with filelock.FileLock(run / "lock"):
         message = refusal(train.main, flags(place / "text.txt", run, "--overwrite"))
-        assert f"another training is at work in {run}" in message
+        assert f"another training is running in {run}" in message
     assert contents(run) == before
     assert train.main(flags(place / "text.txt", run)) == 0
 

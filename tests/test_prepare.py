@@ -514,7 +514,7 @@ def test_what_is_there_already(here: Path, refusal: Callable[..., str]) -> None:
     os.utime("text.txt", (0, 0))
     assert "text.txt has changed since out was prepared" in refusal(prepare.main, [*there, "out"])
     with filelock.FileLock("out/lock"):
-        assert "another preparation is at work in out" in refusal(
+        assert "another preparation is running in out" in refusal(
             prepare.main, [*there, "out", "--overwrite"]
         )
     assert contents(here / "out") == before

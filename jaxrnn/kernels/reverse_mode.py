@@ -1,4 +1,4 @@
-"""An error of our own where forward mode meets a backward pass written by hand.
+"""A clear error where forward mode is applied to a backward pass written by hand.
 
 JAX says then that it cannot apply forward mode to a custom_vjp function, and not what to do. Here the
 inputs of such a function pass through an identity whose tangent can be transposed, which is all that

@@ -36,8 +36,8 @@ def by_rows(
     """Return function(*static, *arguments); `jax.vmap` over it makes more rows.
 
     Args:
-      function: one that treats every row by itself. It compares by identity, so it is to be a function
-        of a module.
+      function: computes every row independently of the others. Functions compare by identity, so pass
+        one that is defined at the top level of a module.
       static: its first arguments, hashable, known when it is traced.
       arguments: pytrees of arrays.
       rows: for each array the axis of its rows, or SHARED.
@@ -90,7 +90,7 @@ def unroll_by_rows(
 
 
 class _Call(NamedTuple):
-    """What is known of a call while it is traced."""
+    """The static part of a call: all that tracing may depend on."""
 
     function: Callable[..., Any]
     static: tuple[Any, ...]
