@@ -57,7 +57,7 @@ class Restored(NamedTuple):
 
 
 class Damaged(Exception):
-    """The content of a checkpoint differs from what was written. The message is the reason, in one line."""
+    """The content of a checkpoint differs from what was written; the message says how, in one line."""
 
 
 class Checkpoints:

@@ -60,7 +60,7 @@ class _Parts(NamedTuple):
     end: np.ndarray
 
     def counted(self, offset: int, seq_len: int) -> np.ndarray:
-        """Return which targets count, [T, rows] bool, of those from `offset` after the start of reading."""
+        """Return which targets count, [T, rows] bool, beginning `offset` tokens after `read`."""
         target = self.read + offset + 1 + np.arange(seq_len)[:, None]
         return (self.begin <= target) & (target < self.end)
 

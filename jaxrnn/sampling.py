@@ -151,7 +151,7 @@ def stream_bytes(
 
 
 def default_prime(vocabulary: Vocabulary) -> str:
-    """Return the prime used where none is given: a new line, or the first character of the vocabulary."""
+    """Return the default prime: a new line, or the first character of a vocabulary without one."""
     if vocabulary.by_bytes or "\n" in vocabulary.characters:
         return "\n"
     return vocabulary.characters[0]

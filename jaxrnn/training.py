@@ -117,7 +117,7 @@ class Config:
         )
 
     def characters_per_epoch(self, corpus: Corpus) -> int:
-        """Return the number of characters predicted in one pass. An incomplete last batch is left out."""
+        """Return how many characters one pass predicts. An incomplete last batch is left out."""
         return self.batches(corpus).per_epoch * self.batch * self.seq_len
 
     def total_steps(self, batches: Batches) -> int:
