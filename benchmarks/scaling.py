@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --quick    # a v5e, 1 and 4 chips: minutes; writes nothing
     python benchmarks/scaling.py --from FILE --markdown    # the tables of a file that it wrote
 
-Predicted: the real step (`training.run_steps`, a character model of two LSTM layers in bfloat16, its
+Predicted: the real step (`stepping.run_steps`, a character model of two LSTM layers in bfloat16, its
 state as `mesh.shardings` places it) is compiled ahead of time for every slice. From the compiled program
 come the operations, bytes and exchanges of each chip, and for its kernels the bundles of a step of time
 (`tpu_static`); from these the step's time by the model in `scaling_model.py`. Once with the same rows on
@@ -38,7 +38,7 @@ from rich.console import Console
 from scaling_worker import Worker
 
 import jaxrnn
-from jaxrnn import charlm, mesh, training
+from jaxrnn import charlm, mesh, stepping, training
 from jaxrnn.kernels.tpu_tiles import tiles_for
 
 VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare
@@ -108,8 +108,8 @@ def compiled(case: Case) -> tuple[aot.Program, mesh.Mesh]:
     sizes = {"data": len(cores) // case.parts, "model": case.parts}
     devices = mesh.make(sizes, cores)
     config = configured(case.hidden, case.rows)
-    optimizer = training.make_optimizer(config, 1000)
-    state = mesh.described(devices, lambda: training.create(config, optimizer, VOCABULARY))
+    optimizer = stepping.make_optimizer(config, 1000)
+    state = mesh.described(devices, lambda: stepping.create(config, optimizer, VOCABULARY))
     here = mesh.everywhere(devices)
     text = jax.ShapeDtypeStruct((TEXT,), jnp.uint8, sharding=here)
     windows = jax.ShapeDtypeStruct(
@@ -118,7 +118,7 @@ def compiled(case: Case) -> tuple[aot.Program, mesh.Mesh]:
     fresh = jax.ShapeDtypeStruct((CALL,), jnp.bool_, sharding=here)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=here)
     args = config, optimizer, devices, state, text, windows, fresh, count
-    return aot.compile_placed(cores[0], training.run_steps, *args), devices
+    return aot.compile_placed(cores[0], stepping.run_steps, *args), devices
 
 
 def work(program: aot.Program, bundles: float | None) -> tuple[model.Work, int]:

@@ -49,22 +49,22 @@ def trainer(count: int, hidden: int, rows: int) -> Any:
     import numpy as np
     from scaling import VOCABULARY, configured
 
-    from jaxrnn import mesh, training
+    from jaxrnn import mesh, stepping
     from jaxrnn.feed import place
 
     devices = mesh.make(devices=jax.devices()[:count])
     config = configured(hidden, rows * count, dtype="auto")
-    optimizer = training.make_optimizer(config, 2**31 - 1)
+    optimizer = stepping.make_optimizer(config, 2**31 - 1)
     length = config.seq_len + 1
     text = np.random.default_rng(0).integers(len(VOCABULARY), size=length * config.batch)
     source = place(text.astype(np.uint8), "never", devices=devices)
-    state = training.begin(config, optimizer, VOCABULARY, devices)
+    state = stepping.begin(config, optimizer, VOCABULARY, devices)
     starts = length * np.arange(config.batch, dtype=np.int32)[None]
     windows, fresh = source.windows(starts, config.seq_len), np.array([True])
 
     def run() -> float:
         nonlocal state
-        state, metrics = training.run_steps(
+        state, metrics = stepping.run_steps(
             config, optimizer, devices, state, source.tokens, windows, fresh, 1
         )
         return float(metrics.loss[0])

@@ -5,7 +5,7 @@
     python benchmarks/training_throughput.py --from FILE --markdown    # the table of a measured file
 
 A step is the loss, its gradient, clipping by the global norm where the setting has it, and Adam.
-jaxrnn's runs as `python -m jaxrnn.train` runs it, several in one call (`training.run_steps`). All
+jaxrnn's runs as `python -m jaxrnn.train` runs it, several in one call (`stepping.run_steps`). All
 begin with the same weights, read the same random characters, and must come to the same losses on the
 first STEPS steps; who does not is named and not timed. Then they go on in turns (`measure`).
 
@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn import accelerator, charlm, training
+from jaxrnn import accelerator, charlm, stepping, training
 from jaxrnn.feed import place
 from jaxrnn.train import PRESETS
 
@@ -67,16 +67,16 @@ def task(config: training.Config, steps: int) -> tuple[Task, np.ndarray, np.ndar
 
 def ours(config: training.Config, text: np.ndarray, starts: np.ndarray) -> Callable[[], np.ndarray]:
     """jaxrnn's trainer, as `training.fit` runs it between two lines of its log."""
-    optimizer = training.make_optimizer(config, 2**31 - 1)
+    optimizer = stepping.make_optimizer(config, 2**31 - 1)
     source = place(text, "never")
-    state = training.begin(config, optimizer, VOCABULARY, source.devices)
+    state = stepping.begin(config, optimizer, VOCABULARY, source.devices)
     fresh = np.array([config.shuffle or n == 0 for n in range(len(starts))])
     windows = source.windows(starts, config.seq_len)
 
     def run() -> np.ndarray:
         nonlocal state
         what = source.tokens, windows, fresh, len(starts)
-        state, metrics = training.run_steps(config, optimizer, source.devices, state, *what)
+        state, metrics = stepping.run_steps(config, optimizer, source.devices, state, *what)
         losses, _ = (np.asarray(m) for m in metrics)
         return losses
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import jaxrnn
-from jaxrnn import cache, checkpoint, console, report, sources, text, train, training
+from jaxrnn import cache, console, report, run_description, sources, text, train, training
 
 MODELS = Path(__file__).parent.parent / "runs" / "experiments"
 LINUX_FILE = "linux-kernel.txt"
@@ -111,7 +111,7 @@ def learn(text: Text, settings: training.Config) -> Run:
     judged = [line for line in lines if "val_loss" in line]
     training_alone = [line for line in lines if "val_loss" not in line] or lines
     return Run(
-        checkpoint.load(workdir, "latest"),
+        run_description.load(workdir, "latest"),
         np.array([line["step"] for line in lines]),
         np.array([line["loss"] for line in lines]),
         np.array([line["step"] for line in judged]),

@@ -38,7 +38,7 @@ import measure
 import numpy as np
 
 from experiments import Outcome, _drawing, _text
-from jaxrnn import charlm, training
+from jaxrnn import charlm, stepping, training
 from jaxrnn.text import Corpus, Vocabulary
 
 ROW = 8
@@ -82,11 +82,11 @@ def operations(params: charlm.Params) -> float:
 
 def training_step(config: training.Config, corpus: Corpus) -> Any:
     """A call that takes one compiled step of training, always the same one."""
-    optimizer = training.make_optimizer(config, config.steps)
-    state = training.create(config, optimizer, corpus.vocabulary)
+    optimizer = stepping.make_optimizer(config, config.steps)
+    state = stepping.create(config, optimizer, corpus.vocabulary)
     starts = config.batches(corpus).starts(0)
     tokens = jnp.int32(corpus.tokens[starts + np.arange(LENGTH + 1)[:, None]])
-    step = jax.jit(functools.partial(training.train_step, optimizer))
+    step = jax.jit(functools.partial(stepping.train_step, optimizer))
     return lambda: jax.block_until_ready(step(state, tokens, jnp.array(True)))
 
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import Outcome, _drawing
-from jaxrnn import charlm, checkpoint, play, text, training
+from jaxrnn import charlm, checkpoint, play, run_description, stepping, text, training
 from jaxrnn.feed import place
 
 ROW = 15
@@ -96,7 +96,7 @@ def finish(config: training.Config, workdir: Path, kills: list[int]) -> list[Any
 
 def digests(workdir: Path) -> dict[str, str]:
     """Of the last checkpoint: its parameters, and the rest of the state."""
-    described, vocabulary = checkpoint.read_description(workdir)
+    described, vocabulary = run_description.read(workdir)
     model = charlm.Config(**described["training"]["model"])
     saved = checkpoint.Checkpoints(workdir, read_only=True)
     found = saved.restore(jax.eval_shape(lambda: charlm.init(model, vocabulary)))
@@ -108,7 +108,7 @@ def go_on(config: training.Config, corpus: text.Corpus) -> dict[str, Any]:
     """Losses of the second half by what was left out when it began, [steps / 2] each."""
     batches, source = config.batches(corpus), place(corpus.tokens)
     half = config.total_steps(batches) // 2
-    optimizer = training.make_optimizer(config, 2 * half)
+    optimizer = stepping.make_optimizer(config, 2 * half)
 
     def steps(state: Any, first: int) -> Any:
         ahead = range(first, first + half)
@@ -116,9 +116,9 @@ def go_on(config: training.Config, corpus: text.Corpus) -> dict[str, Any]:
         fresh = jnp.array([batches.fresh(n) for n in ahead])
         state = jax.tree.map(jnp.copy, state)  # what run_steps is given it may overwrite
         what = source.tokens, source.windows(starts, config.seq_len), fresh
-        return training.run_steps(config, optimizer, source.devices, state, *what, jnp.int32(half))
+        return stepping.run_steps(config, optimizer, source.devices, state, *what, jnp.int32(half))
 
-    begun = training.begin(config, optimizer, corpus.vocabulary, source.devices)
+    begun = stepping.begin(config, optimizer, corpus.vocabulary, source.devices)
     middle, _ = steps(begun, 0)
     losses = {}
     for name, forgotten in LEFT_OUT.items():

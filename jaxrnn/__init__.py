@@ -8,12 +8,12 @@ jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained ru
 from jaxrnn import serialization
 from jaxrnn.cells import Cell, gru, lstm, rnn
 from jaxrnn.charlm import Config, Params, init
-from jaxrnn.checkpoint import load
 from jaxrnn.dispatch import explain
 from jaxrnn.errors import InputError
 from jaxrnn.inspection import activations, gradient_flow
 from jaxrnn.kernels.cpu.build import register_built
 from jaxrnn.network import Network, network
+from jaxrnn.run_description import load
 from jaxrnn.sampling import sample, sample_bytes, stream, stream_bytes
 from jaxrnn.text import Vocabulary
 from jaxrnn.unroll import unroll, unroll_projected

@@ -23,7 +23,6 @@ projection, zero at the start (but for the LSTM's forget gate), and `gru(reset="
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import (
@@ -33,16 +32,15 @@ from typing import (
     NamedTuple,
     Protocol,
     SupportsIndex,
-    get_args,
     runtime_checkable,
 )
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxrnn.errors import whole_number
+from jaxrnn.errors import finite_number, one_of, truth, whole_number
+from jaxrnn.initializers import orthogonal
 from jaxrnn.shapes import Array, Float, Key
 
 Activation = Literal["tanh", "relu", "sigmoid"]
@@ -310,40 +308,13 @@ class GRU(_Gated):
 rnn, lstm, gru = RNN, LSTM, GRU  # made by a call, as in `jaxrnn.lstm(512)`
 
 
-def _one_of(choices: Any) -> Callable[[str, Any], str]:
-    """Return a check that an option is one of the names of a `Literal`."""
-
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in get_args(choices):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
-        return str(value)
-
-    return check
-
-
-def _truth(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be True or False, not {value!r}")
-    return bool(value)
-
-
-def _finite(name: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool | np.bool_ | str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
-    return number
-
-
 _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "hidden": partial(whole_number, least=1),
-    "activation": _one_of(Activation),
-    "peephole": _truth,
-    "forget_bias": _finite,
-    "reset": _one_of(Reset),
-    "recurrent_init": _one_of(RecurrentInit),
+    "activation": one_of(Activation),
+    "peephole": truth,
+    "forget_bias": finite_number,
+    "reset": one_of(Reset),
+    "recurrent_init": one_of(RecurrentInit),
 }
 
 
@@ -446,30 +417,6 @@ def cell_name(cell: Cell) -> str:
     """A cell's name in the table of choices, as in "lstm", "lstm-peephole" or "gru-before"."""
     variant = "peephole" if getattr(cell, "peephole", False) else getattr(cell, "reset", None)
     return "-".join([type(cell).__name__.lower(), *([variant] if variant else [])])
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def orthogonal(key: Key, shape: tuple[int, int], dtype: Any) -> Float[Array, "H H"]:
-    """Return a random orthogonal matrix, the same bits whatever the number of cores.
-
-    The identity is taken through 4 log2(H) rounds; each turns every row of the first half and its
-    partner in the second by a random angle, and shuffles the halves into one another. After log2(H)
-    rounds every row holds a part of every other, and after four times as many the entries are
-    distributed as those of the QR decomposition of a normal matrix. LAPACK's QR divides its sums among
-    the cores, and so rounds them differently on another machine.
-    """
-    size, _ = shape
-    half = size // 2
-    points = jax.random.normal(key, (4 * (size - 1).bit_length(), 2, half, 1), dtype)
-    turns = points / jnp.sqrt((points**2).sum(1, keepdims=True))  # cosines and sines
-
-    def turn(q: Array, turns: Array) -> tuple[Array, None]:
-        c, s = turns
-        first, second, odd = jnp.split(q, [half, 2 * half])
-        turned = jnp.stack([c * first - s * second, s * first + c * second], axis=1)
-        return jnp.concatenate([odd, turned.reshape(2 * half, size)]), None
-
-    return lax.scan(turn, jnp.eye(size, dtype=dtype), turns)[0]
 
 
 def wide(dtype: Any) -> Any:

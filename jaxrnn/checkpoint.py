@@ -1,31 +1,19 @@
-"""The run directory: what is written there, and how it is read back.
+"""Checkpoints of a training: pytrees of arrays on disk, each with a digest, written by orbax.
 
-    config.json     everything needed to build the run again
-    vocab.json      what the tokens mean
-    checkpoints/    orbax: parameters, and beside them the rest of the training state
-    metrics.jsonl, samples.txt, loss.png      written by `jaxrnn.report`
-
-Nothing that is loaded can run code: JSON, and arrays by name. Every checkpoint carries a digest of its
-arrays; one that is damaged or half-written is passed over for the newest good one. Damaged is one whose
-content is not what was written. One that cannot be read for another reason (permissions, a disk that
-fails, too little memory, parameters of another model) stops what wanted to read it, with the reason.
+Nothing that is loaded can run code: JSON, and arrays by name. A checkpoint is damaged where its content
+differs from its digest or is half-written; the newest good one is read in its place. A checkpoint that
+cannot be read for another reason (permissions, a failing disk, too little memory, parameters of another
+model) raises an error with that reason.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import hashlib
-import json
-import logging
 import math
 import os
 import shutil
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,18 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxrnn import accelerator, charlm, distributed, memory, mesh, modes
+from jaxrnn import accelerator, distributed, mesh
 from jaxrnn.errors import InputError
-from jaxrnn.storage import atomic_write
-from jaxrnn.text import Vocabulary
+from jaxrnn.orbax_errors import Damaged, quieten_orbax, reading, writing
 
 Which = Literal["best", "latest"]
-
-DESCRIPTION, VOCABULARY = "config.json", "vocab.json"
-# Of a training state, what follows from the seed: its shape depends on the generator of random numbers.
-FOLLOWS = {"key"}
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of its own there
 
 
 class Restored(NamedTuple):
@@ -54,10 +35,6 @@ class Restored(NamedTuple):
     tree: Any
     step: int
     notes: dict[str, Any]
-
-
-class Damaged(Exception):
-    """The content of a checkpoint differs from what was written; the message says how, in one line."""
 
 
 class Checkpoints:
@@ -82,13 +59,13 @@ class Checkpoints:
         self.directory = run.absolute() / "checkpoints"
         self._warn = warn
         _check_readable(self.directory)
-        _quieten_orbax()
+        quieten_orbax()
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         else:
             options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
-            with _disk(self.directory):
+            with writing(self.directory):
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
         steps = self._manager.all_steps()
         self._losses = distributed.together(lambda: {step: self._loss(step) for step in steps})
@@ -107,7 +84,7 @@ class Checkpoints:
         """
         items = {"params": _named(params), "rest": _named(rest)}
         digest = {name: _digest(arrays) for name, arrays in items.items()}
-        with _disk(self.directory):
+        with writing(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -134,12 +111,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything is on the disk. Raises OSError as `save` does."""
-        with _disk(self.directory):
+        with writing(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """As `wait`, and no more after it."""
-        with _disk(self.directory):
+        with writing(self.directory):
             self._manager.close()
 
     def steps(self, which: Which = "latest") -> list[int]:
@@ -153,6 +130,7 @@ class Checkpoints:
         rest: Any = None,
         which: Which = "latest",
         accept: Callable[[dict[str, Any]], bool] = lambda notes: True,
+        ignore: Collection[str] = (),
     ) -> Restored | None:
         """Read the newest (or best) good checkpoint; None if there is none at all.
 
@@ -163,6 +141,7 @@ class Checkpoints:
             it on the disk.
           which: "latest" or "best".
           accept: passes over checkpoints by their notes.
+          ignore: names of saved arrays that `params` and `rest` need not have.
 
         Returns:
           tree = (params, rest), each array where the one given lies, or on the default device, in the
@@ -177,7 +156,7 @@ class Checkpoints:
 
         def read(step: int) -> tuple[Any, str | None]:
             try:
-                return self._read_good(step, trees, accept), None
+                return self._read_good(step, trees, accept, ignore), None
             except Damaged as why:
                 if not (self.directory / str(step)).exists():  # a training has deleted it meanwhile
                     return None, None
@@ -198,7 +177,11 @@ class Checkpoints:
         return None
 
     def _read_good(
-        self, step: int, trees: dict[str, Any], accept: Callable[[dict[str, Any]], bool]
+        self,
+        step: int,
+        trees: dict[str, Any],
+        accept: Callable[[dict[str, Any]], bool],
+        ignore: Collection[str],
     ) -> Any:
         """Read a checkpoint's items; None where it is not accepted.
 
@@ -207,7 +190,7 @@ class Checkpoints:
           InputError: where it cannot be read or is of another model.
         """
         folder = self.directory / str(step)
-        with _reading(folder):
+        with reading(folder):
             notes = self._read(step, notes=ocp.args.JsonRestore())["notes"]
             if not accept(notes):
                 return None
@@ -216,7 +199,7 @@ class Checkpoints:
         for name in trees:
             if _digest(found[name]) != digest[name]:
                 raise Damaged(f"the {name} differ from their digest")
-        fitted = {name: _fitted(folder, found[name], tree) for name, tree in trees.items()}
+        fitted = {name: _fitted(folder, found[name], tree, ignore) for name, tree in trees.items()}
         return {"notes": notes, **fitted}
 
     def _arrays(self, step: int, item: str, tree: Any) -> dict[str, Any]:
@@ -244,7 +227,7 @@ class Checkpoints:
         They are damaged, or ahead of a state that the run went back to; their steps come again.
         Raises OSError as `save` does.
         """
-        with _disk(self.directory):
+        with writing(self.directory):
             self._manager.wait_until_finished()
             for later in [later for later in self.steps() if later > step]:
                 if distributed.first():
@@ -259,128 +242,13 @@ class Checkpoints:
 
     def _loss(self, step: int) -> float:
         try:
-            with _reading(self.directory / str(step)):
+            with reading(self.directory / str(step)):
                 return _loss(self._read(step, notes=ocp.args.JsonRestore())["notes"])
         except Damaged:  # which `restore` reports
             return math.inf
 
     def _read(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-
-@modes.fixed()
-def load(
-    run: str | os.PathLike[str],
-    which: Which = "best",
-    warn: Callable[[str], None] | None = None,
-) -> charlm.Params:
-    """Read the model of a run directory, onto whatever device there is here.
-
-    Args:
-      run: the folder that `python -m jaxrnn.train` wrote.
-      which: "best" (lowest validation loss) or "latest".
-      warn: called with one line for every damaged checkpoint that is passed over for the next best
-        (or latest) one; None issues a RuntimeWarning.
-
-    Returns:
-      The model, its parameters float32, whatever JAX' modes are here or were when it was trained.
-
-    Raises:
-      InputError: for a folder that is none, is no run, holds no good checkpoint or cannot be read,
-        and for a model that is larger than the memory here.
-    """
-    path = Path(run)
-    config, vocabulary = read_description(path)
-    model = model_of(path, config)
-    shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
-    memory.check(memory.size(shapes), f"the model of {run}", "use a machine with more")
-    checkpoints = Checkpoints(path, _issue if warn is None else warn, read_only=True)
-    restored = checkpoints.restore(shapes, which=which)
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"{run} holds no good checkpoint yet")
-    return restored.tree[0]
-
-
-def _issue(line: str) -> None:
-    warnings.warn(line, RuntimeWarning, stacklevel=5)  # that many calls below the caller of `load`
-
-
-def write_description(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Write config.json and vocab.json, each whole or not at all; config.json makes it a run."""
-    atomic_write(run / VOCABULARY, vocabulary_text(vocabulary))
-    atomic_write(run / DESCRIPTION, json.dumps(config, indent=2) + "\n")
-
-
-def vocabulary_text(vocabulary: Vocabulary) -> str:
-    """Return the content of vocab.json."""
-    return json.dumps(dataclasses.asdict(vocabulary)) + "\n"
-
-
-def read_description(run: Path) -> tuple[dict[str, Any], Vocabulary]:
-    """Read config.json and vocab.json of a run.
-
-    Raises:
-      InputError: for a folder that is no run, and for a file that is damaged or cannot be read.
-    """
-    if not os.path.isdir(run):
-        raise InputError(f"{run} is no folder; train first, or name the folder of a run")
-    config = _read_json(run, DESCRIPTION)
-    if not describes_run(config):
-        raise InputError(f"{run} is no run of jaxrnn: its {DESCRIPTION} describes something else")
-    try:
-        vocabulary = Vocabulary(**_read_json(run, VOCABULARY))
-        if not len(vocabulary):
-            raise ValueError("it is empty")
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{run} has a damaged description: {VOCABULARY}: {error}") from None
-    return config, vocabulary
-
-
-def describes_run(config: Any) -> bool:
-    """Return whether `write_description` wrote this content of a config.json."""
-    try:
-        return isinstance(config["training"]["model"], dict)
-    except (KeyError, TypeError):
-        return False
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run, which its config.json shows.
-
-    Raises:
-      InputError: where config.json is damaged or cannot be read, so that it does not say.
-    """
-    try:
-        (folder / DESCRIPTION).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise InputError(f"cannot read {folder / DESCRIPTION}: {error.strerror}") from None
-    return describes_run(_read_json(folder, DESCRIPTION))
-
-
-def model_of(run: Path, config: dict[str, Any]) -> charlm.Config:
-    """Return the model configuration in a run's config.json. Raises InputError where it is invalid."""
-    try:
-        model = charlm.Config(**config["training"]["model"])
-        model.make_cell()
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{run} has a damaged description: {DESCRIPTION}: {error}") from None
-    return model
-
-
-def _read_json(run: Path, name: str) -> Any:
-    try:
-        return json.loads((run / name).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{run} is no run of jaxrnn: it has no {name}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {run / name}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(
-            f"{run} has a damaged description: {name}: {error}; bring it back, or use another folder"
-        ) from None
 
 
 def _loss(notes: dict[str, Any]) -> float:
@@ -405,19 +273,21 @@ def _abstract(tree: Any) -> dict[str, Any]:
     }
 
 
-def _fitted(folder: Path, found: dict[str, Any], tree: Any) -> dict[str, Any]:
+def _fitted(
+    folder: Path, found: dict[str, Any], tree: Any, ignore: Collection[str]
+) -> dict[str, Any]:
     """Return the arrays of a checkpoint with the dtypes and devices of the tree's arrays.
 
     Raises InputError where they are not the tree's arrays: the checkpoint is of another model.
     """
     wanted = _abstract(tree)
     shapes = {name: tuple(array.shape) for name, array in found.items()}
-    for name in sorted(wanted.keys() | found.keys() - FOLLOWS):
+    for name in sorted(wanted.keys() | found.keys() - set(ignore)):
         expected = wanted[name].shape if name in wanted else None
         if shapes.get(name) != expected:
             raise InputError(
                 f"the checkpoint {folder} is of another model: {name} is {shapes.get(name)} there "
-                f"and {expected} by {DESCRIPTION} and {VOCABULARY}, which belong to another run"
+                f"and {expected} by config.json and vocab.json, which belong to another run"
             )
 
     def fitted(array: Any, like: jax.ShapeDtypeStruct) -> Any:
@@ -464,102 +334,3 @@ def _check_readable(directory: Path) -> None:
             raise InputError(f"{directory} is a link to a folder that is not there") from None
     except OSError as error:
         raise InputError(f"cannot read {directory}: {error.strerror}") from None
-
-
-# What tensorstore's errors begin with where the content of a file is not to blame.
-_CIRCUMSTANCES = (
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED",
-    "CANCELLED", "UNIMPLEMENTED",
-)  # fmt: skip
-
-
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Turn errors that orbax raises while it reads a checkpoint into Damaged or InputError.
-
-    Raises:
-      Damaged: where the content is to blame: it is missing, too short or not what it should be.
-      InputError: where something else is: the system does not let us read it, or memory is short.
-    """
-    try:
-        yield
-    except Exception as error:
-        if distributed.lost(error):
-            raise
-        reason = _unreadable(folder)
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
-        failed = isinstance(error, OSError) and error.errno is not None and not missing
-        if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)) or failed:
-            reason = reason or _first_line(error)
-        if str(error).startswith(_CIRCUMSTANCES):
-            reason = reason or _first_line(error)
-        if reason:
-            raise InputError(f"cannot read the checkpoint {folder}: {reason}") from error
-        raise Damaged(_first_line(error)) from error
-
-
-def _unreadable(folder: Path) -> str | None:
-    """Return why the system does not let us read a file in a folder; None where all can be read.
-
-    orbax reports many such files as missing, and those that are missing really are damage.
-    """
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    try:
-        for place, _, names in os.walk(folder, onerror=stop):
-            for name in names:
-                with open(os.path.join(place, name), "rb") as file:
-                    while file.read(1 << 24):
-                        pass
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    return None
-
-
-class _disk:
-    """Turns what orbax and tensorstore raise for a failed write into one OSError with one line."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not distributed.lost(error):
-            raise OSError(
-                f"could not save to {self._directory}: {_first_line(error)}; "
-                "the checkpoints before it are intact"
-            ) from error
-
-
-def _quieten_orbax() -> None:
-    """Keep off the screen what becomes of orbax's other tasks after one of them met a bad file.
-
-    They end in threads of their own, some after their event loop was closed; the error that matters
-    was raised in `save`, `wait` or `restore` already.
-    """
-    logging.getLogger("asyncio").addFilter(_told_already)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "drop_abandoned_tasks":
-        return
-
-    def drop_abandoned_tasks(unraisable: Any) -> None:
-        frames = traceback.extract_tb(unraisable.exc_traceback)
-        if not any("asyncio" in frame.filename or "orbax" in frame.filename for frame in frames):
-            before(unraisable)
-
-    sys.unraisablehook = drop_abandoned_tasks
-
-
-def _told_already(record: logging.LogRecord) -> bool:
-    return "exception was never retrieved" not in record.getMessage()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -16,6 +16,7 @@ import io
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,8 @@ def open_streams() -> None:
     """Let standard output and standard error take any text, whatever their encoding.
 
     Characters that standard output cannot encode become "?", and standard error escapes them. A stream
-    that was closed when the process started is opened to the null device.
+    that was closed when the process started is opened to the null device. Warnings of the library are
+    printed as `note` prints, without the place in the code.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -41,6 +43,21 @@ def open_streams() -> None:
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if category is RuntimeWarning:
+        note(str(message))
+    else:
+        _to_stderr(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 class _Lasting(io.FileIO):

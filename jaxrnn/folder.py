@@ -15,15 +15,15 @@ from typing import Any
 import filelock
 import jax
 
-from jaxrnn import checkpoint, distributed, feed, report, sources
+from jaxrnn import checkpoint, distributed, feed, report, run_description, sources
 from jaxrnn.errors import InputError
 from jaxrnn.text import Vocabulary
 
 CHECKPOINTS, ASIDE, LOCK = "checkpoints", "set-aside", "lock"
 FOLDERS = (CHECKPOINTS, ASIDE, report.BOARD)
-FILES = (checkpoint.VOCABULARY, report.METRICS, report.SAMPLES, report.PICTURE, feed.FILE)
+FILES = (run_description.VOCABULARY, report.METRICS, report.SAMPLES, report.PICTURE, feed.FILE)
 # All that a training writes into its folder.
-OWNED = (checkpoint.DESCRIPTION, *FILES, *FOLDERS)
+OWNED = (run_description.DESCRIPTION, *FILES, *FOLDERS)
 
 # What may differ when a run is continued: how long, how and where it goes on, not what it is.
 FREE = {
@@ -110,7 +110,7 @@ def clear(workdir: Path) -> None:
 
     What says that the folder holds a run is removed last, so that after a crash it still says so.
     """
-    if not checkpoint.is_run(workdir):
+    if not run_description.is_run(workdir):
         return
     for name in FOLDERS:
         folder = workdir / name
@@ -121,7 +121,7 @@ def clear(workdir: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
-    for name in (*FILES, checkpoint.DESCRIPTION):
+    for name in (*FILES, run_description.DESCRIPTION):
         (workdir / name).unlink(missing_ok=True)
 
 
@@ -149,7 +149,7 @@ def check(workdir: Path, new: dict[str, Any], vocabulary: Vocabulary, overwrite:
     checkpoint.check_name(workdir)
     if not os.path.isdir(workdir):
         return
-    if not checkpoint.is_run(workdir):
+    if not run_description.is_run(workdir):
         _check_free(workdir, vocabulary)
     elif not overwrite:
         _check_same(workdir, new)
@@ -160,9 +160,11 @@ def _check_free(workdir: Path, vocabulary: Vocabulary) -> None:
     others = [name for name in OWNED if _occupied(workdir / name)]
     if is_foreign_lock(workdir):
         others.append(LOCK)
-    if others == [checkpoint.VOCABULARY]:  # a training that was killed between its first two files
+    if others == [
+        run_description.VOCABULARY
+    ]:  # a training that was killed between its first two files
         with contextlib.suppress(OSError):
-            if (workdir / others[0]).read_bytes() == checkpoint.vocabulary_text(
+            if (workdir / others[0]).read_bytes() == run_description.vocabulary_text(
                 vocabulary
             ).encode():
                 return
@@ -182,7 +184,7 @@ def _occupied(path: Path) -> bool:
 
 def _check_same(workdir: Path, new: dict[str, Any]) -> None:
     """Raise InputError where the folder holds a run of another model or another text."""
-    old, _ = checkpoint.read_description(workdir)
+    old, _ = run_description.read(workdir)
     before, after = flat(old), flat(new)
     names = sorted((before.keys() | after.keys()) - FREE)
     differing = [n for n in names if before.get(n) != after.get(n)]
@@ -220,7 +222,7 @@ def check_data(workdir: Path, data: Sequence[str], glob: str | None, samples: bo
       InputError: where `data` names a file that a training writes into `workdir`, or a folder from
         which it would take one in, now or when the same command is given again.
     """
-    for name in (checkpoint.DESCRIPTION, *FILES, LOCK):
+    for name in (run_description.DESCRIPTION, *FILES, LOCK):
         if name == report.SAMPLES and not samples and not os.path.exists(workdir / name):
             continue
         word = sources.takes(data, glob, workdir / name)

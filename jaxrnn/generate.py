@@ -11,8 +11,9 @@ from typing import Any, Literal
 import tyro
 
 from jaxrnn import accelerator, arguments, charlm, console, files, folder, memory, sampling
-from jaxrnn.checkpoint import Which, load
+from jaxrnn.checkpoint import Which
 from jaxrnn.errors import InputError
+from jaxrnn.run_description import load
 from jaxrnn.text import Vocabulary
 
 

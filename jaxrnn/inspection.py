@@ -18,9 +18,10 @@ import numpy as np
 
 from jaxrnn import charlm, modes
 from jaxrnn.cells import Cell, by_value
+from jaxrnn.checks import check_lengths
 from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Float, Given, Int
-from jaxrnn.unroll import check_lengths, unroll
+from jaxrnn.unroll import unroll
 
 
 def gradient_flow(

@@ -23,12 +23,12 @@ from jaxrnn import (
     accelerator,
     arguments,
     charlm,
-    checkpoint,
     console,
     distributed,
     folder,
     memory,
     mesh,
+    run_description,
     sampling,
     sources,
     text,
@@ -228,7 +228,7 @@ def _check_here(config: Config, workdir: Path, work: _Work) -> None:
     """Raise InputError for what this machine cannot run. It compiles, so it is the last check."""
     if config.tensorboard:
         require_tensorboard()
-    resumed = not config.overwrite and checkpoint.is_run(workdir)
+    resumed = not config.overwrite and run_description.is_run(workdir)
     training.check(work.config, work.corpus, work.devices, resumed)
 
 
@@ -249,7 +249,7 @@ def _run(config: Config, workdir: Path, work: _Work) -> int:
 
     def accepted() -> None:
         if distributed.first():
-            checkpoint.write_description(workdir, work.description, vocabulary)
+            run_description.write(workdir, work.description, vocabulary)
         distributed.gather(None)
 
     with Stop() as stop:
@@ -293,11 +293,11 @@ def _as_begun(config: Config, workdir: Path) -> training.Config:
     stay where they were.
     """
     how = config.training
-    if not config.overwrite and checkpoint.is_run(workdir):
-        described, _ = checkpoint.read_description(workdir)
+    if not config.overwrite and run_description.is_run(workdir):
+        described, _ = run_description.read(workdir)
         how = dataclasses.replace(how, overlap=described["training"].get("overlap"))
         if how.model.dtype == "auto":
-            dtype = checkpoint.model_of(workdir, described).dtype
+            dtype = run_description.model_of(workdir, described).dtype
             how = dataclasses.replace(how, model=dataclasses.replace(how.model, dtype=dtype))
     return dataclasses.replace(how, model=how.model.resolved())
 

@@ -13,17 +13,27 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn import dispatch
-from jaxrnn.cells import Cell, by_value, check_params, is_own, wide
+from jaxrnn.cells import Cell, by_value, is_own
+from jaxrnn.checks import (
+    as_array,
+    check_inputs,
+    check_lengths,
+    check_parameters,
+    check_projected,
+    check_record,
+    check_resets,
+    check_state,
+)
 from jaxrnn.dispatch import Call, Implementation
 from jaxrnn.errors import whole_number
-from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, clipped, vary
+from jaxrnn.kernels import scan
+from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, choose_rows, vary
 from jaxrnn.kernels.reverse_mode import reverse_mode_only
+from jaxrnn.remat import in_stretches
 from jaxrnn.shapes import Array, Bool, Float, Given, Int, Integer
 
 
@@ -78,9 +88,9 @@ def unroll(
         (it names both), for an implementation that is unknown or cannot run this call (it says why),
         and for a name the cell cannot record.
     """
-    params, xs = jax.tree.map(_as_array, params), jnp.asarray(xs)
-    _check_params(cell, params)
-    _check_inputs(params, xs)
+    params, xs = jax.tree.map(as_array, params), jnp.asarray(xs)
+    check_parameters(cell, params)
+    check_inputs(params, xs)
     if is_own(cell):  # an implementation may project step by step
         inputs: Inputs = Dense(xs, params.w_x, params.b)
     else:
@@ -112,9 +122,9 @@ def unroll_projected(
     arguments, errors and results are those of `unroll`, but the outputs stay in gx' dtype, and where the
     inputs are projected w_x and b may be None.
     """
-    params, gx, state = jax.tree.map(_as_array, (params, gx, state))
-    _check_params(cell, params, projected=not isinstance(gx, Dense))
-    inputs = _check_projected(params, gx)
+    params, gx, state = jax.tree.map(as_array, (params, gx, state))
+    check_parameters(cell, params, projected=not isinstance(gx, Dense))
+    inputs = check_projected(params, gx)
     save_every = whole_number("save_every", save_every, 1)
     if record is not None and implementation not in (None, "scan"):
         raise ValueError(f'record needs implementation "scan" or None, not {implementation!r}')
@@ -130,14 +140,14 @@ def unroll_projected(
     chosen, _ = dispatch.choose(call, implementation if record is None else "scan")
     if state is None:
         state = cell.initial_state(inputs.shape[1], inputs.dtype)
-    _check_state(cell, state, inputs)
-    _check_record(cell, params, state, inputs, record)
+    check_state(cell, state, inputs)
+    check_record(cell, params, state, inputs, record)
     names = None if record is None else tuple(record)
     how = How(cell, chosen, dispatch.platform(), reverse, save_every, names)
-    run = _compiled if by_value(cell) else _placed
-    state, out = run(
-        how, params, inputs, state, _check_resets(resets, inputs), check_lengths(lengths, inputs)
+    given = Arguments(
+        params, inputs, state, check_resets(resets, inputs), check_lengths(lengths, inputs)
     )
+    state, out = (_compiled if by_value(cell) else _placed)(how, given)
     return (state, out) if record is None else (state, *out)
 
 
@@ -155,20 +165,23 @@ class How(NamedTuple):
     record: tuple[str, ...] | None
 
 
-def _placed(
-    how: How,
-    params: Any,
-    inputs: Inputs,
-    state: Any,
-    resets: Bool[Array, "T B"] | None,
-    lengths: Int[Array, "B"] | None,
-) -> tuple[Any, Any]:
+class Arguments(NamedTuple):
+    """The arrays of a call, checked."""
+
+    params: Any
+    inputs: Inputs
+    state: Any
+    resets: Bool[Array, "T B"] | None
+    lengths: Int[Array, "B"] | None
+
+
+def _placed(how: How, given: Arguments) -> tuple[Any, Any]:
     """Run `_over_time`; on a mesh with explicit axes, each device runs the rows that it holds.
 
     There the types say where arrays lie, and every operation would have to say where its result does:
     the zeros that a state begins with, and a custom call's results, could not.
     """
-    rows = inputs
+    inputs = rows = given.inputs
     if isinstance(inputs, Lookup | Dense):
         rows = inputs.tokens if isinstance(inputs, Lookup) else inputs.xs
     sharding = jax.typeof(rows).sharding
@@ -178,9 +191,8 @@ def _placed(
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Explicit
     }
-    given = params, inputs, state, resets, lengths
     if not explicit:
-        return _over_time(how, *given)
+        return _over_time(how, given)
     over, whole = P(sharding.spec[1]), P()
     by_step = P(None, *over)
     specs: Any = by_step
@@ -188,7 +200,7 @@ def _placed(
         specs = Lookup(whole, by_step)  # type: ignore[arg-type]
     elif isinstance(inputs, Dense):
         specs = Dense(by_step, whole, whole)  # type: ignore[arg-type]
-    in_specs = whole, specs, over, by_step, over
+    in_specs = Arguments(whole, specs, over, by_step, over)  # type: ignore[arg-type]
     broadcast = jax.tree.broadcast(in_specs, given, is_leaf=lambda leaf: leaf is None)
     given = jax.tree.map(
         lambda spec, x: jax.sharding.reshard(x, NamedSharding(mesh, spec)), broadcast, given
@@ -196,39 +208,33 @@ def _placed(
     run = jax.shard_map(
         partial(_over_time, how),
         mesh=mesh,
-        in_specs=in_specs,
+        in_specs=(in_specs,),
         out_specs=(over, by_step),
         axis_names=explicit,
     )
-    return run(*given)
+    return run(given)
 
 
-def _over_time(
-    how: How,
-    params: Any,
-    inputs: Inputs,
-    state: Any,
-    resets: Bool[Array, "T B"] | None,
-    lengths: Int[Array, "B"] | None,
-) -> tuple[Any, Any]:
-    """Return the final state and the outputs. The arguments have been checked."""
+def _over_time(how: How, given: Arguments) -> tuple[Any, Any]:
+    """Return the final state and the outputs."""
+    params, inputs, state, resets, lengths = given
     active = _active(lengths, inputs)
     if resets is not None and active is not None:
         resets = resets & active  # in the padding the state stays as it is, whatever happens there
     params, inputs, state, masks = vary((params, inputs, state, Masks(resets, active)))
     first, inputs = _without_effect(how.reverse, inputs, state, masks, lengths)
     if how.implementation == "scan" or 0 in inputs.shape[:2]:
-        run = partial(_scan, record=how.record)
+        run = partial(scan.run, record=how.record)
     else:
         run = dispatch.kernel(how.implementation).run
         over_it = how.implementation in ("xla", "columns")  # their backward passes are plain JAX
-        given = params, inputs, first
-        params, inputs, first = reverse_mode_only(how.implementation, over_it, given)
+        marked = reverse_mode_only(how.implementation, over_it, (params, inputs, first))
+        params, inputs, first = marked
     if how.save_every > 1:
-        run = partial(_in_stretches, run, how.save_every)
+        run = partial(in_stretches, run, how.save_every)
     final, out = run(how.cell, params, inputs, first, masks, how.reverse)
     if lengths is not None:
-        final = _choose(lengths > 0, final, state)
+        final = choose_rows(lengths > 0, final, state)
     return final, out
 
 
@@ -254,7 +260,7 @@ def _without_effect(
     if lengths is not None:
         unused = lengths == 0 if unused is None else unused | (lengths == 0)
     if unused is not None:
-        state = _choose(unused, jax.tree.map(jnp.zeros_like, state), state)
+        state = choose_rows(unused, jax.tree.map(jnp.zeros_like, state), state)
     if masks.active is None:
         return state, inputs
     if isinstance(inputs, Dense):
@@ -264,10 +270,6 @@ def _without_effect(
     return state, _zeros_in_padding(inputs, masks.active)
 
 
-def _zeros_in_padding(x: Float[Array, "T B K"], active: Bool[Array, "T B"] | None) -> Array:
-    return x if active is None else jnp.where(active[..., None], x, 0)
-
-
 def _zeros_where_unread(lookup: Lookup, active: Bool[Array, "T B"]) -> Lookup:
     """Return the table with zeros in the rows that no token outside the padding refers to."""
     read = jnp.zeros_like(lookup.table, bool, shape=lookup.table.shape[:1])
@@ -275,229 +277,12 @@ def _zeros_where_unread(lookup: Lookup, active: Bool[Array, "T B"]) -> Lookup:
     return lookup._replace(table=jnp.where(read[:, None], lookup.table, 0))
 
 
-def _choose(rows: Bool[Array, "B"], yes: Any, no: Any) -> Any:
-    """Return a state whose rows come from `yes` where `rows` is True and from `no` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), yes, no)
-
-
-def _scan(
-    cell: Cell,
-    params: Any,
-    gx: Inputs,
-    state: Any,
-    masks: Masks,
-    reverse: bool,
-    record: Sequence[str] | None = None,
-) -> tuple[Any, Any]:
-    projected = gx.project() if isinstance(gx, Lookup | Dense) else gx
-
-    def body(state: Any, slices: Any) -> tuple[Any, Any]:
-        gx_t, (reset, active) = slices
-        if reset is not None:
-            state = _choose(reset, jax.tree.map(jnp.zeros_like, state), state)
-        after, y = cell.step(params, state, gx_t)
-        out: Any = y
-        if record is not None:
-            now = cell.activations(params, state, gx_t)  # type: ignore[attr-defined]
-            out = y, {name: now[name] for name in record}
-        if active is not None:
-            after = _choose(active, after, state)
-            out = _choose(active, out, jax.tree.map(jnp.zeros_like, out))
-        return after, out
-
-    return lax.scan(body, state, (projected, masks), reverse=reverse)
-
-
-def _in_stretches(
-    run: Any,
-    every: int,
-    cell: Cell,
-    params: Any,
-    inputs: Inputs,
-    state: Any,
-    masks: Masks,
-    reverse: bool,
-) -> tuple[Any, Any]:
-    """The same as `run`, stretch by stretch of `every` steps, each run again on the way back.
-
-    What all stretches share goes into the loop in the wide dtype, since there the loop adds up its
-    gradients, and back to its own dtype inside.
-    """
-    slices, constant, join = _apart(inputs)
-    shared = params, constant
-
-    @jax.checkpoint
-    def stretch(state: Any, shared_wide: Any, now: Any) -> tuple[Any, Any]:
-        slices, masks = now
-        params, constant = jax.tree.map(_as, shared_wide, shared)
-        return run(cell, params, join(slices, constant), state, masks, reverse)
-
-    over_time = slices, masks
-    shared_wide = jax.tree.map(_widened, shared)
-    count, left = divmod(inputs.shape[0], every)
-    cut = count * every
-
-    def stretches(state: Any) -> tuple[Any, Any]:
-        blocks = jax.tree.map(lambda a: a[:cut].reshape(count, every, *a.shape[1:]), over_time)
-        state, out = lax.scan(
-            lambda state, now: stretch(state, shared_wide, now), state, blocks, reverse=reverse
-        )
-        return state, jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), out)
-
-    def remainder(state: Any) -> tuple[Any, Any]:
-        return stretch(state, shared_wide, jax.tree.map(lambda a: a[cut:], over_time))
-
-    if not left or not count:
-        return (stretches if count else remainder)(state)
-    if reverse:
-        state, late = remainder(state)
-        state, early = stretches(state)
-    else:
-        state, early = stretches(state)
-        state, late = remainder(state)
-    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late)
-
-
-def _apart(inputs: Inputs) -> tuple[Array, tuple[Array, ...], Any]:
-    """What comes anew at each step, what stays, and what puts them together again."""
-    if isinstance(inputs, Lookup):
-        return inputs.tokens, (inputs.table,), lambda tokens, constant: Lookup(constant[0], tokens)
-    if isinstance(inputs, Dense):
-        return inputs.xs, (inputs.w_x, inputs.b), lambda xs, constant: Dense(xs, *constant)
-    return inputs, (), lambda gx, _: gx
-
-
-def _widened(a: Array) -> Array:
-    return a.astype(wide(a.dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a
-
-
-def _as(a: Array, like: Array) -> Array:
-    return a if a.dtype == like.dtype else a.astype(like.dtype)
-
-
 def _active(lengths: Int[Array, "B"] | None, inputs: Any) -> Bool[Array, "T B"] | None:
-    """Whether step t is a real step of row b."""
+    """Return whether step t of row b is a real step and not padding."""
     if lengths is None:
         return None
     return jnp.arange(inputs.shape[0], dtype=jnp.int32)[:, None] < lengths[None, :]
 
 
-def check_lengths(lengths: Any, inputs: Any) -> Int[Array, "B"] | None:
-    """Return lengths as int32. Their range is checked unless they are traced."""
-    if lengths is None:
-        return None
-    steps, batch = inputs.shape[:2]
-    if not isinstance(lengths, jax.Array):
-        lengths = jnp.asarray(lengths) if _traced(lengths) else np.asarray(lengths)
-    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(
-            f"lengths must be whole numbers of shape [B] = {(batch,)}, "
-            f"not {lengths.dtype} of shape {lengths.shape}"
-        )
-    if batch and not _traced(lengths) and getattr(lengths, "is_fully_addressable", True):
-        known = np.asarray(lengths)
-        if known.min() < 0 or known.max() > steps:
-            raise ValueError(
-                f"lengths must lie in 0..{steps} (T), not in {known.min()}..{known.max()}"
-            )
-    return clipped(jnp.asarray(lengths), steps)
-
-
-def _traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _as_array(leaf: Any) -> Any:
-    """Convert a numpy array as `jnp.asarray` does: float64 to float32 unless x64 is enabled."""
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
-
-
-def _check_record(
-    cell: Cell, params: Any, state: Any, gx: Inputs, record: Sequence[str] | None
-) -> None:
-    if record is None:
-        return
-    if isinstance(record, str):
-        raise ValueError(f"record must be a list of names, as in [{record!r}], not a string")
-    names: list[str] = []
-    if hasattr(cell, "activations"):
-        gx_t = jax.ShapeDtypeStruct(gx.shape[1:], gx.dtype)
-        names = list(jax.eval_shape(cell.activations, params, state, gx_t))
-    for name in record:
-        if name not in names:
-            there = f"it has {', '.join(names)}" if names else "it has no activations"
-            raise ValueError(f"{type(cell).__name__} cannot record {name!r}: {there}")
-
-
-def _check_params(cell: Cell, params: Any, projected: bool = False) -> None:
-    for leaf in jax.tree.leaves(params):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            dispatch.check_dtype(leaf.dtype)
-    check_params(cell, params, projected)
-
-
-def _check_inputs(params: Any, xs: Array) -> None:
-    width = params.w_x.shape[0]
-    if xs.ndim != 3 or xs.shape[-1] != width:
-        raise ValueError(
-            f"xs must be [T, B, D] with D = {width} as in params.w_x {params.w_x.shape}, "
-            f"not of shape {xs.shape}"
-        )
-    if xs.dtype != params.w_x.dtype:
-        raise ValueError(
-            f"xs and params must share a dtype: xs is {xs.dtype}, params.w_x is {params.w_x.dtype}"
-        )
-
-
-def _check_projected(params: Any, gx: Any) -> Inputs:
-    """Check projected inputs, `Lookup` or `Dense`, and return them in the form the kernels take."""
-    w_h = params.w_h
-    if isinstance(gx, Dense):
-        xs, w_x, b = gx
-        shapes = (w_x.shape, b.shape) == ((xs.shape[-1], w_h.shape[1]), w_h.shape[1:])
-        if xs.ndim != 3 or not shapes or {xs.dtype, w_x.dtype, b.dtype} != {w_h.dtype}:
-            raise ValueError(
-                f"Dense must be of xs [T, B, D], w_x [D, {w_h.shape[1]}] and b [{w_h.shape[1]}] in "
-                f"{w_h.dtype} as params.w_h {w_h.shape} asks, not of {xs.shape} {xs.dtype}, "
-                f"{w_x.shape} {w_x.dtype} and {b.shape} {b.dtype}"
-            )
-        return gx
-    if isinstance(gx, Lookup):
-        tokens = gx.tokens
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(
-                f"tokens must be whole numbers [T, B], not {tokens.dtype} of shape {tokens.shape}"
-            )
-        if gx.table.ndim != 2 or not gx.table.shape[0]:
-            raise ValueError(f"table must be [V, G] with a row or more, not {gx.table.shape}")
-    width = w_h.shape[1]
-    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(w_h.dtype):
-        raise ValueError(
-            f"gx must be [T, B, {width}] {wide(w_h.dtype)} as params.w_h {w_h.shape} {w_h.dtype} "
-            f"asks, not {gx.shape} {gx.dtype}"
-        )
-    return gx.clipped() if isinstance(gx, Lookup) else gx
-
-
-def _check_state(cell: Cell, state: Any, gx: Inputs) -> None:
-    expected = jax.eval_shape(lambda: cell.initial_state(gx.shape[1], gx.dtype))
-    if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]
-        raise ValueError(f"state must be a {type(expected).__name__}, not {type(state).__name__}")
-    for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
-        shape, dtype = jnp.shape(got), getattr(got, "dtype", type(got).__name__)
-        if shape != want.shape or dtype != want.dtype:
-            raise ValueError(
-                f"state must be [B, H] = {want.shape} {want.dtype}, not {shape} {dtype}"
-            )
-
-
-def _check_resets(resets: Any, gx: Inputs) -> Bool[Array, "T B"] | None:
-    if resets is None:
-        return None
-    resets = jnp.asarray(resets)
-    if resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_:
-        raise ValueError(
-            f"resets must be bool of shape [T, B] = {gx.shape[:2]}, "
-            f"not {resets.dtype} of shape {resets.shape}"
-        )
-    return resets
+def _zeros_in_padding(x: Float[Array, "T B K"], active: Bool[Array, "T B"] | None) -> Array:
+    return x if active is None else jnp.where(active[..., None], x, 0)

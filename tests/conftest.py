@@ -1,6 +1,7 @@
 """Strict numerics for every test: no silent promotion of dtypes or ranks, warnings are errors."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,6 +33,27 @@ ONCE = {
 ONCE |= {"scaling", "sources", "storage", "text"}
 # Whole programs, each of which takes a minute or more on two cores: `pytest -m slow` runs them alone.
 SLOW = {"benchmarks", "experiments", "faults"}
+
+
+# Their processes are killed at any moment or start together: each compiles on its own.
+UNCACHED = {"distributed", "faults", "resume"}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder that holds what the child processes of these tests have compiled."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(request: pytest.FixtureRequest, compiled: str) -> Iterator[None]:
+    """Let child processes take what earlier ones compiled. JAX in this process does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem.removeprefix("test_") not in UNCACHED:
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
+            patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+            patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

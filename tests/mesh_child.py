@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn import charlm, mesh, sampling, text, training
+from jaxrnn import charlm, mesh, sampling, stepping, text, training
 from jaxrnn.evaluation import evaluate
 from jaxrnn.feed import place
 
@@ -44,14 +44,14 @@ STEPS = 6
 
 
 @functools.cache
-def begun(config: training.Config, optimizer: Any) -> training.TrainState:
-    return jax.tree.map(np.asarray, training.create(config, optimizer, CORPUS.vocabulary))
+def begun(config: training.Config, optimizer: Any) -> stepping.TrainState:
+    return jax.tree.map(np.asarray, stepping.create(config, optimizer, CORPUS.vocabulary))
 
 
 def begins_alike(config: training.Config, optimizer: Any) -> bool:
     """Whether a state made on a mesh lies there as it should, and has the bits of one made at once."""
     alone, devices = begun(config, optimizer), mesh.make(BOTH[1])
-    state = training.begin(config, optimizer, CORPUS.vocabulary, devices)
+    state = stepping.begin(config, optimizer, CORPUS.vocabulary, devices)
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
     same = jax.tree.map(np.array_equal, mesh.whole(state), alone)
     return all(jax.tree.leaves(same)) and there == mesh.shardings(devices, alone)
@@ -71,7 +71,7 @@ def samples(model: charlm.Config, sizes: dict[str, int]) -> dict[str, Any]:
 
 def train(config: training.Config, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
     """Losses, gradient norms, the validation loss and the weights after STEPS steps."""
-    optimizer = training.make_optimizer(config, STEPS)
+    optimizer = stepping.make_optimizer(config, STEPS)
     source, batches = place(CORPUS.tokens, memory_map, devices=devices), config.batches(CORPUS)
     state = begun(config, optimizer)  # compiled once, not for every mesh
     state = jax.device_put(state, mesh.shardings(devices, state))
@@ -80,7 +80,7 @@ def train(config: training.Config, devices: Any, memory_map: Any = "never") -> d
         ahead = range(n, n + 3)
         windows = source.windows(np.stack([batches.starts(m) for m in ahead]), config.seq_len)
         fresh = np.array([batches.fresh(m) for m in ahead])
-        state, metrics = training.run_steps(
+        state, metrics = stepping.run_steps(
             config, optimizer, devices, state, source.tokens, windows, fresh, 3
         )
         curves.append([np.asarray(metric).tolist() for metric in metrics])
@@ -94,7 +94,7 @@ def train(config: training.Config, devices: Any, memory_map: Any = "never") -> d
             [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(mesh.whole(state.params))]
         ).tolist(),
         "part": [w_h.addressable_shards[0].data.size, w_h.size],
-        "programs": training.run_steps._cache_size(),
+        "programs": stepping.run_steps._cache_size(),
     }
 
 
@@ -111,13 +111,13 @@ def main(output: str) -> None:
         for sizes in meshes:
             count = sizes["data"] * sizes.get("model", 1)
             devices = mesh.make(sizes, jax.devices()[:count])
-            training.run_steps.clear_cache()
+            stepping.run_steps.clear_cache()
             key = f"{name} {implementation} {json.dumps(sizes)}"
             found[key] = train(config, devices)
     config = dataclasses.replace(config, implementation="xla")
     found["from a file"] = train(config, mesh.make(DATA[3]), "always")
     found["from the device"] = train(config, mesh.make(DATA[3]))
-    found["begins alike"] = begins_alike(config, training.make_optimizer(config, STEPS))
+    found["begins alike"] = begins_alike(config, stepping.make_optimizer(config, STEPS))
     found["samples"] = [samples(MODELS[name], s) for name in MODELS for s in (DATA[2], BOTH[1])]
     try:
         wide = dataclasses.replace(config, implementation="native")

@@ -20,10 +20,11 @@ import pytest
 from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
 import jaxrnn
-from jaxrnn import charlm, checkpoint, train, training
-from jaxrnn.checkpoint import Checkpoints, load
+from jaxrnn import charlm, checkpoint, run_description, stepping, train, training
+from jaxrnn.checkpoint import Checkpoints
 from jaxrnn.errors import InputError
 from jaxrnn.report import Report
+from jaxrnn.run_description import load
 
 # A read or write that fails leaves tasks of orbax behind, in the tests' own process; that the commands
 # stay silent about them is tested on a process of their own.
@@ -39,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
         description = {"training": {"model": vars(LSTM.model)}}
-        checkpoint.write_description(run, description, CORPUS.vocabulary)
+        run_description.write(run, description, CORPUS.vocabulary)
         training.fit(LSTM, CORPUS, run, Report(run, 1, quiet=True))
     return run
 
@@ -49,15 +50,15 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def state_of(config: training.Config = LSTM) -> training.TrainState:
+def state_of(config: training.Config = LSTM) -> stepping.TrainState:
     """A state in which every array is different from zero."""
-    state = training.create(config, training.make_optimizer(config, 8), CORPUS.vocabulary)
+    state = stepping.create(config, stepping.make_optimizer(config, 8), CORPUS.vocabulary)
     rng = np.random.default_rng(0)
     draw = lambda a: jnp.asarray(rng.uniform(1, 100, a.shape)).astype(a.dtype)  # noqa: E731
     return jax.tree.map(draw, state)
 
 
-def split(state: training.TrainState) -> tuple[Any, dict[str, Any]]:
+def split(state: stepping.TrainState) -> tuple[Any, dict[str, Any]]:
     names = ("opt_state", "carry", "key", "step", "rate")
     return state.params, {name: getattr(state, name) for name in names}
 
@@ -492,8 +493,8 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 def test_description_is_read_back(tmp_path: Path) -> None:
     vocabulary = jaxrnn.Vocabulary.of('\ud800\0"\\ä\U0010ffff')
     config = {"training": {"model": {"cell": "rnn"}}, "data": ["ä"]}
-    checkpoint.write_description(tmp_path, config, vocabulary)
-    assert checkpoint.read_description(tmp_path) == (config, vocabulary)
+    run_description.write(tmp_path, config, vocabulary)
+    assert run_description.read(tmp_path) == (config, vocabulary)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "vocab.json"}
 
 

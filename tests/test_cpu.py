@@ -427,7 +427,8 @@ import re, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from oracle import TOLERANCES, assert_close
 from jaxrnn import gru, lstm, unroll
-from jaxrnn.unroll import Lookup, unroll_projected
+from jaxrnn.kernels.inputs import Lookup
+from jaxrnn.unroll import unroll_projected
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "more"), axis_types=(AxisType.Auto,) * 2)
 rng = np.random.default_rng(0)
@@ -688,6 +689,18 @@ print(len(said), said[0].category.__name__)
 """
     said = ask(tmp_path, program, CXX="no-such-compiler")
     assert said.stdout == "refused\n1 RuntimeWarning\n" and "Warning" not in said.stderr
+
+
+def test_a_command_reports_the_fallback_in_one_line(tmp_path: Path) -> None:
+    program = """
+import jax, jax.numpy as jnp, jaxrnn
+from jaxrnn import console
+console.open_streams()
+cell = jaxrnn.lstm(8)
+jaxrnn.unroll(cell, cell.init(jax.random.key(0), 4), jnp.ones((30, 2, 4)))
+"""
+    said = ask(tmp_path, program, CXX="no-such-compiler").stderr
+    assert said.startswith("note: the recurrence runs by ") and said.count("\n") == 1
 
 
 def test_a_compiler_that_fails_is_reported_in_a_line(tmp_path: Path) -> None:

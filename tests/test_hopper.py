@@ -327,9 +327,7 @@ def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
 
 # --- the cut ------------------------------------------------------------------------------------
 
-SIZES = [
-    (batch, hidden) for batch in (1, 16, 70, 256, 1000) for hidden in (1, 100, 512, 1500, 2048)
-]
+SIZES = [(batch, hidden) for batch in (1, 70, 1000) for hidden in (1, 100, 512, 2048)]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

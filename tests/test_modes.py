@@ -18,7 +18,17 @@ import pytest
 from test_resume import metrics_of
 from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
-from jaxrnn import activations, charlm, checkpoint, generate, load, sample, train, training
+from jaxrnn import (
+    activations,
+    charlm,
+    generate,
+    load,
+    run_description,
+    sample,
+    stepping,
+    train,
+    training,
+)
 from jaxrnn.checkpoint import Checkpoints
 from jaxrnn.report import Report
 
@@ -53,7 +63,7 @@ def entered(mode: str) -> Iterator[None]:
 def fit(run: Path, steps: int) -> None:
     run.mkdir(exist_ok=True)
     description = {"training": {"model": vars(DROPPING.model)}}
-    checkpoint.write_description(run, description, CORPUS.vocabulary)
+    run_description.write(run, description, CORPUS.vocabulary)
     # the schedule is that of the whole run, whichever part of it is trained
     stop = iter(range(1, 100))
     training.fit(DROPPING, CORPUS, run, Report(run, 1, quiet=True), lambda: next(stop) * 2 == steps)
@@ -108,7 +118,7 @@ def test_a_run_is_read_and_sampled(mode: str, plain: Path) -> None:
 
 def test_a_run_that_an_older_version_trained_in_other_modes(plain: Path, tmp_path: Path) -> None:
     """There the embedding was float64 under x64, and a key as long as its generator's."""
-    shapes = jax.eval_shape(lambda: training.create(DROPPING, _optimizer(), CORPUS.vocabulary))
+    shapes = jax.eval_shape(lambda: stepping.create(DROPPING, _optimizer(), CORPUS.vocabulary))
     usual = Checkpoints(plain, read_only=True)
     found = usual.restore(shapes.params, training._rest(shapes))
     usual.close()
@@ -134,7 +144,7 @@ def test_a_run_that_an_older_version_trained_in_other_modes(plain: Path, tmp_pat
 
 
 def _optimizer() -> Any:
-    return training.make_optimizer(DROPPING, 8)
+    return stepping.make_optimizer(DROPPING, 8)
 
 
 # --- the commands, in processes whose environment sets the modes for good ---

@@ -21,28 +21,34 @@ README = ROOT / "README.md"
 FLOORS = [
     {"train", "prepare", "generate"},
     {"training", "evaluation", "report", "checkpoint", "sampling", "inspection", "preparation"}
+    | {"run_description", "stepping", "training_config"}
     | {"folder", "stopping", "arguments", "serialization"},
     {"decoding"},
     {"charlm", "network", "text", "sources", "files", "tokens", "play", "feed"},
     {"mesh"},
-    {"unroll"},
+    {"unroll", "checks", "remat"},
     {"dispatch"},
     {"kernels"},
     {"cells", "accelerator", "distributed", "curves", "shapes", "errors"}
-    | {"console", "memory", "modes", "storage", "cache"},
+    | {"console", "memory", "modes", "storage", "cache", "orbax_errors", "initializers"},
 ]
 WITHIN = {
-    "training": {"evaluation", "report", "checkpoint"},
+    "training": {"evaluation", "report", "checkpoint", "stepping", "training_config"},
+    "stepping": {"training_config"},
     "report": {"sampling"},
     "charlm": {"text"},
     "sources": {"play", "files"},
     "files": {"play"},
     "tokens": {"text"},
+    "unroll": {"checks", "remat"},
     "kernels": {"kernels"},
-    "cells": {"shapes", "errors"},
+    "cells": {"shapes", "errors", "initializers"},
+    "initializers": {"shapes"},
     "accelerator": {"errors"},
     "distributed": {"errors"},
-    "folder": {"checkpoint", "report"},
+    "folder": {"checkpoint", "report", "run_description"},
+    "run_description": {"checkpoint"},
+    "orbax_errors": {"distributed", "errors"},
     "memory": {"accelerator", "errors"},
 }
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]

@@ -15,9 +15,10 @@ import jax
 import pytest
 from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
-from jaxrnn import training
-from jaxrnn.checkpoint import Checkpoints, load
+from jaxrnn import stepping, training
+from jaxrnn.checkpoint import Checkpoints
 from jaxrnn.report import Report
+from jaxrnn.run_description import load
 
 TIMES = ("chars_per_second", "seconds")  # what may differ
 PATIENCE = 200  # seconds until a process counts as stuck
@@ -59,7 +60,7 @@ def fit(config: training.Config, run: Path, stop_at: int | None = None) -> tuple
 def newest(config: training.Config, run: Path, step: int) -> Any:
     """The whole training state, as it was saved."""
     shapes = jax.eval_shape(
-        lambda: training.create(config, training.make_optimizer(config, 1), CORPUS.vocabulary)
+        lambda: stepping.create(config, stepping.make_optimizer(config, 1), CORPUS.vocabulary)
     )
     rest = {name: value for name, value in vars(shapes).items() if name != "params"}
     checkpoints = Checkpoints(run)

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn
 from benchmarks import aot
-from jaxrnn import charlm, decoding, mesh, training
+from jaxrnn import charlm, decoding, mesh, stepping, training
 from jaxrnn.unroll import unroll_projected
 
 pytestmark = [
@@ -243,14 +243,14 @@ def model(hidden: int) -> charlm.Config:
 @every_chip
 def test_training_step(chip: str, hidden: int) -> None:
     config = training.Config(model(hidden), batch=B, seq_len=T, steps=1000)
-    optimizer = training.make_optimizer(config, 1000)
-    state = jax.eval_shape(lambda: training.create(config, optimizer, VOCABULARY))
+    optimizer = stepping.make_optimizer(config, 1000)
+    state = jax.eval_shape(lambda: stepping.create(config, optimizer, VOCABULARY))
     text, starts = abstract((1_000_000,), jnp.uint8), abstract((10, B), jnp.int32)
     fresh, count = abstract((10,), jnp.bool_), abstract((), jnp.int32)
     on_chip = mesh.make(devices=aot.devices(chip)[:1])
     with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
         program = compiled(
-            chip, training.run_steps, config, optimizer, on_chip, state, text, starts, fresh, count
+            chip, stepping.run_steps, config, optimizer, on_chip, state, text, starts, fresh, count
         )
     over_time = [loop for loop in program.loops if loop.trips == T]
     over_steps = program.loops[0]

@@ -13,7 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrnn import accelerator, charlm, checkpoint, evaluation, text, training
+from jaxrnn import (
+    accelerator,
+    charlm,
+    checkpoint,
+    evaluation,
+    stepping,
+    text,
+    training,
+    training_config,
+)
 from jaxrnn.errors import InputError
 from jaxrnn.feed import place
 from jaxrnn.report import Report, read_metrics
@@ -64,9 +73,9 @@ def change(config: training.Config, **changes: Any) -> training.Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **model), **changes)
 
 
-def start(config: training.Config, corpus: text.Corpus = CORPUS) -> tuple[Any, training.TrainState]:
-    optimizer = training.make_optimizer(config, config.total_steps(config.batches(corpus)))
-    return optimizer, training.create(config, optimizer, corpus.vocabulary)
+def start(config: training.Config, corpus: text.Corpus = CORPUS) -> tuple[Any, stepping.TrainState]:
+    optimizer = stepping.make_optimizer(config, config.total_steps(config.batches(corpus)))
+    return optimizer, stepping.create(config, optimizer, corpus.vocabulary)
 
 
 def assert_same_bits(one: Any, other: Any) -> None:
@@ -144,7 +153,7 @@ def test_train_step_is_the_plain_update(changes: dict[str, Any]) -> None:
     """Against jax.grad of the loss, then clipping, Adam and its rate in numpy float64."""
     config = change(CONFIG, **changes)
     optimizer, state = start(config)
-    step = jax.jit(functools.partial(training.train_step, optimizer))
+    step = jax.jit(functools.partial(stepping.train_step, optimizer))
     plain = jax.jit(jax.value_and_grad(charlm.loss, has_aux=True))
 
     leaves, treedef = jax.tree.flatten(state.params)
@@ -180,7 +189,7 @@ def test_carry_goes_on_and_a_fresh_start_forgets_it() -> None:
     optimizer, state = start(CONFIG)
     tokens = tokens_of(CONFIG, 0)
     before = jax.tree.map(lambda s: s + 0.7, state.carry)
-    step = jax.jit(functools.partial(training.train_step, optimizer))
+    step = jax.jit(functools.partial(stepping.train_step, optimizer))
     for fresh, carry in [(False, before), (True, state.carry)]:
         loss, after = jax.jit(charlm.loss)(state.params, tokens, carry)
         now, metrics = step(state.replace(carry=before), tokens, jnp.bool_(fresh))
@@ -193,7 +202,7 @@ def test_carry_goes_on_and_a_fresh_start_forgets_it() -> None:
 
 def test_rate_scales_the_update() -> None:
     optimizer, state = start(change(CONFIG, warmup=0))
-    step = jax.jit(functools.partial(training.train_step, optimizer))
+    step = jax.jit(functools.partial(stepping.train_step, optimizer))
     tokens = tokens_of(CONFIG, 0)
     whole, quarter = (
         jax.tree.map(jnp.subtract, after.params, state.params)
@@ -217,7 +226,7 @@ def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
             lambda s: jnp.linspace(-1, 1, s.size).reshape(s.shape).astype(s.dtype), state.carry
         ),
     )
-    step = jax.jit(functools.partial(training.train_step, descent), static_argnums=3)
+    step = jax.jit(functools.partial(stepping.train_step, descent), static_argnums=3)
     tokens = tokens_of(config, 1)
     whole, in_parts = (step(state, tokens, jnp.bool_(False), n) for n in (1, parts))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(in_parts), strict=True):
@@ -227,7 +236,7 @@ def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
 def test_dropout_follows_from_the_step_and_differs_between_parts() -> None:
     config = change(CONFIG, dropout=0.5)
     optimizer, state = start(config)
-    step = jax.jit(functools.partial(training.train_step, optimizer), static_argnums=3)
+    step = jax.jit(functools.partial(stepping.train_step, optimizer), static_argnums=3)
 
     def loss(n: int, rows: int, parts: int) -> float:
         tokens = jnp.tile(tokens_of(config, 0)[:, :1], (1, rows))  # equal, told apart by dropout
@@ -249,7 +258,7 @@ def test_clip_norm_bounds_the_global_norm(clip_norm: float) -> None:
     shrink = min(1.0, clip_norm / 3) if clip_norm else 1.0
     config = change(CONFIG, clip_norm=clip_norm, warmup=0)
     for optimizer, given in [
-        (relaxed(training.make_optimizer(config, 10)), gradient),
+        (relaxed(stepping.make_optimizer(config, 10)), gradient),
         (relaxed(optax.adam(1.0)), jax.tree.map(lambda g: g * shrink, gradient)),
     ]:
         _, opt_state = optimizer.update(given, optimizer.init(gradient), gradient)
@@ -273,7 +282,7 @@ def test_clip_norm_bounds_the_global_norm(clip_norm: float) -> None:
 )
 def test_learning_rate(changes: dict[str, Any], total: int) -> None:
     config = change(CONFIG, learning_rate=0.5, clip_norm=0.0, **changes)
-    optimizer = relaxed(training.make_optimizer(config, total))
+    optimizer = relaxed(stepping.make_optimizer(config, total))
     weight = jnp.ones(1)
     state = optimizer.init(weight)
     update = jax.jit(optimizer.update)
@@ -291,7 +300,7 @@ def test_learning_rate(changes: dict[str, Any], total: int) -> None:
 # --- many steps in one call of the device ---
 
 
-def dispatch(config: training.Config, calls: list[int]) -> tuple[training.TrainState, np.ndarray]:
+def dispatch(config: training.Config, calls: list[int]) -> tuple[stepping.TrainState, np.ndarray]:
     """Train by calls of so many steps each. Returns the state and the metrics [2, N]."""
     optimizer, state = start(config)
     source = place(CORPUS.tokens, config.memory_map)
@@ -301,7 +310,7 @@ def dispatch(config: training.Config, calls: list[int]) -> tuple[training.TrainS
         ahead = range(done, done + config.log_every)
         windows = source.windows(np.stack([batches.starts(n) for n in ahead]), config.seq_len)
         fresh = np.array([batches.fresh(n) for n in ahead])
-        state, now = training.run_steps(
+        state, now = stepping.run_steps(
             config, optimizer, source.devices, state, source.tokens, windows, fresh, count
         )
         metrics.append(np.stack(now)[:, :count])
@@ -322,7 +331,7 @@ def test_state_is_donated() -> None:
     optimizer, state = start(CONFIG)
     source = place(CORPUS.tokens)
     windows = np.zeros((2, 4), np.int32)
-    after, _ = training.run_steps(
+    after, _ = stepping.run_steps(
         CONFIG, optimizer, source.devices, state, source.tokens, windows, np.zeros(2, bool), 2
     )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the memory is used again"
@@ -334,12 +343,12 @@ def test_a_whole_fit_compiles_once(tmp_path: Path) -> None:
     config = change(CONFIG, steps=11, log_every=4, seed=9)  # the last call is cut short
     run = run_of(tmp_path)
     for last in (8, 11):  # from the start, and resumed
-        training.run_steps.clear_cache()
+        stepping.run_steps.clear_cache()
         evaluation._evaluate.clear_cache()
         asked = iter([False, last == 8])
         _, step, _ = fit(config, run, should_stop=lambda: next(asked, False))  # noqa: B023
         assert step == last
-        assert training.run_steps._cache_size() == 1
+        assert stepping.run_steps._cache_size() == 1
         assert evaluation._evaluate._cache_size() == 1
 
 
@@ -366,7 +375,7 @@ def test_any_intervals_go_together_and_change_no_bit(
 def test_a_call_of_the_device_is_bounded() -> None:
     """Or a signal to stop would wait for it, and its windows would fill the memory."""
     config = change(CONFIG, log_every=10**9, eval_every=10**9)
-    assert min(config.intervals) == training.MOST_STEPS
+    assert min(config.intervals) == training_config.MOST_STEPS
 
 
 def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
@@ -449,7 +458,7 @@ class Recorder:
         self.starts += list(windows[:count])
         self.fresh += fresh[:count].tolist()
         nothing = jnp.zeros(len(fresh))
-        return state.replace(step=state.step + count), training.Metrics(nothing, nothing)
+        return state.replace(step=state.step + count), stepping.Metrics(nothing, nothing)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -639,7 +648,7 @@ def test_length_of_the_run() -> None:
 @pytest.fixture
 def break_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Make a step go wrong as long as the learning rate is not small enough."""
-    whole = training.train_step
+    whole = stepping.train_step
 
     def patch(step: int, above: float, part: str = "loss") -> None:
         def broken(optimizer: Any, state: Any, *rest: Any, **how: Any) -> Any:
@@ -651,11 +660,11 @@ def break_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
                 return after.replace(params=params), metrics
             return after, metrics._replace(**{part: getattr(metrics, part) * poison})
 
-        monkeypatch.setattr(training, "train_step", broken)
-        training.run_steps.clear_cache()
+        monkeypatch.setattr(stepping, "train_step", broken)
+        stepping.run_steps.clear_cache()
 
     yield patch
-    training.run_steps.clear_cache()
+    stepping.run_steps.clear_cache()
 
 
 @pytest.mark.parametrize(
@@ -678,7 +687,7 @@ def test_a_loss_that_is_not_finite_is_mended_at_half_the_rate(
     assert all(math.isfinite(v) for m in metrics for v in m.values())
     assert all(m["chars_per_second"] > 0 for m in metrics)
     assert_same_bits(params, latest(run, params))
-    assert training.run_steps._cache_size() == 1, "going back compiles nothing"
+    assert stepping.run_steps._cache_size() == 1, "going back compiles nothing"
 
 
 def test_the_rate_stays_halved_when_resumed(tmp_path: Path, break_at: Any) -> None:

@@ -86,6 +86,11 @@ class Masks(NamedTuple):
     active: Bool[Array, "T B"] | None
 
 
+def choose_rows(rows: Bool[Array, "B"], yes: Any, no: Any) -> Any:
+    """Return a state whose rows come from `yes` where `rows` is True and from `no` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), yes, no)
+
+
 def vary(tree: Any) -> Any:
     """Inside `shard_map`, every array varies over the axes that any of them varies over.
 
