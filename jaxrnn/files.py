@@ -22,8 +22,8 @@ from jaxrnn.errors import InputError
 CHUNK = 1 << 20  # bytes that `stream` reads at a time
 MARK = "\ufeff"  # the byte order mark
 NEWLINE = b"\n"
-HEAD = 1 << 15  # bytes at the start of a file that tell what it is
-# How the files that are no text begin, what they are, and the command that makes text of them.
+HEAD = 1 << 15  # bytes at the start of a file from which its format is guessed
+# The first bytes of formats that are not UTF-8 text, a description, and a command that converts them.
 FORMATS = (
     (b"\xff\xfe\0\0", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
     (b"\0\0\xfe\xff", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
