@@ -8,11 +8,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # threads of XLA's CPU: those that wait inside an interpreted GPU kernel must not take the last one
 os.environ.setdefault("NPROC", "16")
 
+import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A busy machine may take any time for an example.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 # What these files test does not change with JAX's version: CI runs them on the oldest alone.
 ONCE = {
@@ -37,6 +43,14 @@ SLOW = {"benchmarks", "experiments", "faults"}
 
 # Their processes are killed at any moment or start together: each compiles on its own.
 UNCACHED = {"distributed", "faults", "resume"}
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Do not check annotations: for loops of plain Python, which the checks make seven times slower."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import stepping, train
+from jaxrnn import train, training
 
 STEP = 20  # from which on it may happen
-run_steps = stepping.run_steps
+run_steps = training.run_steps
 
 
 def spoiled(leaf: jax.Array) -> jax.Array:
@@ -24,10 +24,10 @@ def spoiled(leaf: jax.Array) -> jax.Array:
 
 def spoil_once(config: Any, optimizer: Any, devices: Any, state: Any, *rest: Any) -> Any:
     if int(state.step) >= STEP:
-        stepping.run_steps = run_steps
+        training.run_steps = run_steps
         state = state.replace(carry=jax.tree.map(spoiled, state.carry))
     return run_steps(config, optimizer, devices, state, *rest)
 
 
-stepping.run_steps = spoil_once
+training.run_steps = spoil_once
 train.leave(train.main())

@@ -330,6 +330,7 @@ def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
 SIZES = [(batch, hidden) for batch in (1, 70, 1000) for hidden in (1, 100, 512, 2048)]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm", "gru-before", "gru-after"])
 def test_a_cut_can_run(name: str, dtype: str) -> None:
@@ -375,6 +376,7 @@ def test_a_smaller_gpu_gets_a_smaller_cut() -> None:
     assert tiles is not None and tiles.parts * tiles.groups <= 78
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_table_is_what_the_search_finds() -> None:
     """But for rows that were measured; of the others a few are enough."""
     rows = hopper_search.table()

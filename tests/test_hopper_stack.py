@@ -225,6 +225,7 @@ class TestCompiled:
 # --- the cut, and what it refuses -----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("layers", [2, 3, 8])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cut_can_run(name: str, layers: int) -> None:

@@ -40,7 +40,7 @@ CASES = [
 ]
 
 
-@pytest.mark.timeout(600)  # the first waits for all
+@pytest.mark.timeout(1500)  # the first waits for all
 @pytest.mark.parametrize(
     "name, implementation, sizes", CASES, ids=lambda value: str(value).replace(" ", "")
 )

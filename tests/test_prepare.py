@@ -74,7 +74,7 @@ def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Co
 # --- it is the text ---
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(
         st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), min_size=1, max_size=30),
@@ -119,7 +119,6 @@ def run(*data: str, as_bytes: bool = False) -> tokens.Meta:
     return preparation.Preparation(parts, as_bytes, sources.name(data), Path("out")).run()
 
 
-@settings(deadline=None)
 @given(raw=st.binary(min_size=1, max_size=12), size=st.integers(1, 5), mark=st.booleans())
 def test_bad_utf8_is_told_alike_however_it_is_cut(
     raw: bytes, size: int, mark: bool, tmp_path_factory: pytest.TempPathFactory

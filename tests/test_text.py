@@ -26,7 +26,7 @@ SCRIPTS = {
     "arabic": "السلام عليكم",
     "controls": "\x00\t\r\n\x85\u2028",
 }
-MANY = hypothesis.settings(max_examples=60, deadline=None)
+MANY = hypothesis.settings(max_examples=60)
 
 any_text = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
 utf8_text = st.text()

@@ -113,7 +113,7 @@ def test_odd_sizes(name: str, steps: int, batch: int, features: int, hidden: int
     assert_close(gradients, expected(cell, given)[1], TOLERANCES["differences"])
 
 
-@hypothesis.settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=6, derandomize=True, database=None)
 @hypothesis.given(
     kind=st.sampled_from(sorted(CELLS)),
     sizes=st.tuples(*(st.integers(low, 6) for low in (0, 1, 1, 1))),
