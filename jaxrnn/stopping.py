@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -66,8 +67,16 @@ class Stop:
         if self._status:
             os._exit(128 + number)
         self._status = 128 + number
-        # A signal may come in the middle of another print, which the stream refuses.
-        with contextlib.suppress(RuntimeError, OSError):
-            print(
-                "\nstopping after this call of the device; once more to leave at once", flush=True
-            )
+        _say("\nstopping after this call of the device; once more to leave at once\n")
+
+
+def _say(text: str) -> None:
+    """Write to standard output from a handler of signals."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it was closed
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except RuntimeError:
+            # The signal came in the middle of another print, which the stream refuses. The rest of
+            # that print comes after this line.
+            os.write(sys.stdout.fileno(), text.encode("ascii"))

@@ -145,6 +145,38 @@ def test_signals_ask_to_stop(name: str, capsys: pytest.CaptureFixture[str]) -> N
     assert stopped.value.args == (128 + getattr(signal, name),)
 
 
+class Interrupting(io.RawIOBase):
+    """A file whose first write is interrupted by a signal."""
+
+    def __init__(self, file: int, number: int) -> None:
+        self._file, self._number = file, number
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file
+
+    def write(self, data: Any) -> int:
+        if number := self._number:
+            self._number = 0
+            signal.raise_signal(number)
+        return os.write(self._file, data)
+
+
+def test_a_signal_in_the_middle_of_a_print_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    stream = io.TextIOWrapper(io.BufferedWriter(Interrupting(writer, signal.SIGTERM)), "utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with stopping.Stop() as stop:
+        print("step 2", flush=True)
+        assert stop.asked()
+    os.close(writer)
+    with open(reader) as written:
+        text = written.read()
+    assert "stopping after this call" in text and "step 2\n" in text
+
+
 # --- arguments ---
 
 
