@@ -66,8 +66,9 @@ def check_record(
 def check_parameters(cell: Cell, params: Any, projected: bool = False) -> None:
     """Raise ValueError for a dtype that is not supported and for parameters of another cell."""
     for leaf in jax.tree.leaves(params):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            dispatch.check_dtype(leaf.dtype)
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            dispatch.check_dtype(dtype)
     check_params(cell, params, projected)
 
 
@@ -119,7 +120,11 @@ def check_state(cell: Cell, state: Any, gx: Inputs) -> None:
     """Raise ValueError for a state that is not one of the cell, [B, H] in the dtype of the inputs."""
     expected = jax.eval_shape(lambda: cell.initial_state(gx.shape[1], gx.dtype))
     if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]
-        raise ValueError(f"state must be a {type(expected).__name__}, not {type(state).__name__}")
+        kind, given = type(expected).__name__, type(state).__name__
+        if given == kind:
+            leaves = jax.tree.leaves(state, is_leaf=lambda leaf: leaf is None)
+            given = f"of {', '.join(type(leaf).__name__ for leaf in leaves)}"
+        raise ValueError(f"state must be a {kind} of arrays, not {given}")
     for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         shape, dtype = jnp.shape(got), getattr(got, "dtype", type(got).__name__)
         if shape != want.shape or dtype != want.dtype:

@@ -967,8 +967,9 @@ def refused(function: Any, message: str, arguments: dict[str, Any]) -> None:
         ({"xs": zeros((2, 3))}, r"xs must be \[T, B, D\] with D = 3 .*not of shape \(2, 3\)"),
         ({"xs": zeros((5, 2, 7))}, r"D = 3 .*\(3, 16\), not of shape \(5, 2, 7\)"),
         ({"xs": zeros((5, 2, 3), "bfloat16")}, "xs is bfloat16, params.w_x is float32"),
-        ({"state": (zeros((2, 4)), zeros((2, 4)))}, "state must be a LSTMState, not tuple"),
-        ({"state": RNNState(zeros((2, 4)))}, "state must be a LSTMState, not RNNState"),
+        ({"state": (zeros((2, 4)), zeros((2, 4)))}, "state must be a LSTMState of arrays, not tuple"),
+        ({"state": RNNState(zeros((2, 4)))}, "state must be a LSTMState of arrays, not RNN"),
+        ({"state": state_of((2, 4))._replace(cell=None)}, "of arrays, not of .*, NoneType"),
         ({"state": state_of((3, 4))}, r"\(2, 4\) float32, not \(3, 4\) float32"),
         ({"state": state_of((2, 5))}, r"\(2, 4\) float32, not \(2, 5\) float32"),
         ({"state": state_of((4,))}, r"\(2, 4\) float32, not \(4,\) float32"),
@@ -1063,6 +1064,19 @@ def test_parameters_of_another_cell_are_refused(cell: Any, params: Any, message:
     for function, *arguments in calls:
         with unchecked(), pytest.raises(ValueError, match=message):
             jax.eval_shape(function, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"w_x": [1.0]}, "not LSTMParams of another structure"),
+        ({"b": 1.0}, r"params\.b must be float32 of shape \(16,\), .*not float"),
+    ],
+)
+def test_parameters_that_are_no_arrays_are_refused(parts: dict[str, Any], message: str) -> None:
+    params = CELL.init(jax.random.key(0), 3)._replace(**parts)
+    with unchecked(), pytest.raises(ValueError, match=message):
+        unroll(CELL, params, jnp.zeros((5, 2, 3)))
 
 
 def test_projected_inputs_need_no_weights_of_the_inputs() -> None:
