@@ -1,6 +1,7 @@
 """Strict numerics for every test: no silent promotion of dtypes or ranks, warnings are errors."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+
+# A shell starts what runs in the background with SIGINT ignored, and nohup ignores SIGHUP. The tests
+# send both, and programs leave a signal ignored that came so.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
