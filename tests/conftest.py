@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,18 +95,24 @@ def forget_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = "of the cases of each test run the first and every N-th after it"
+    parser.addoption("--every", type=int, default=1, metavar="N", help=words)
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cases: Counter[str] = Counter()
+    chosen, left_out = [], []
     for item in items:
         name = item.path.stem.removeprefix("test_")
         if name in ONCE or name.startswith("experiment"):
             item.add_marker("once")
         if name in SLOW:
             item.add_marker("slow")
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the tests recorded, as how often each fault was tried."""
-    for report in terminalreporter.stats.get("passed", []):
-        for name, value in report.user_properties:
-            terminalreporter.write_line(f"{name}: {value}")
+        test = item.nodeid.partition("[")[0]
+        (left_out if cases[test] % config.getoption("every") else chosen).append(item)
+        cases[test] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
