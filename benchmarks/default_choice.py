@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -88,10 +89,13 @@ def measure(cell: Any, steps: int, batch: int, backward: bool, rounds: int) -> d
         runs["step"] = partial(stepped, cell)
     compiled = {name: jax.jit(jax.grad(run) if backward else run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in compiled}
+    order, chance = list(compiled), random.Random(0)
     for turn in range(rounds + 1):
-        for name, run in compiled.items():
+        # What ran before leaves its arrays in the caches: nobody may always follow the same one.
+        chance.shuffle(order)
+        for name in order:
             begin = time.perf_counter()
-            jax.block_until_ready(run(params, xs))
+            jax.block_until_ready(compiled[name](params, xs))
             if turn:
                 times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in times.items()}

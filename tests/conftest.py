@@ -5,7 +5,6 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # threads of XLA's CPU: those that wait inside an interpreted GPU kernel must not take the last one
