@@ -91,7 +91,7 @@ def measure(cell: Any, steps: int, batch: int, backward: bool, rounds: int) -> d
     times: dict[str, list[float]] = {name: [] for name in compiled}
     order, chance = list(compiled), random.Random(0)
     for turn in range(rounds + 1):
-        # What ran before leaves its arrays in the caches: nobody may always follow the same one.
+        # Each run starts with the CPU caches that the previous one left, so the order is random.
         chance.shuffle(order)
         for name in order:
             begin = time.perf_counter()

@@ -71,12 +71,13 @@ class Stop:
 
 
 def _say(text: str) -> None:
-    """Write to standard output from a handler of signals."""
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it was closed
+    """Write to standard output from a signal handler."""
+    # The pipe may have lost its reader (OSError), or the stream may be closed (ValueError).
+    with contextlib.suppress(OSError, ValueError):
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
         except RuntimeError:
-            # The signal came in the middle of another print, which the stream refuses. The rest of
-            # that print comes after this line.
+            # The signal interrupted another write to the stream, which cannot be entered twice.
+            # This line goes out first, then the rest of the interrupted write.
             os.write(sys.stdout.fileno(), text.encode("ascii"))

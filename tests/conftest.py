@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # threads of XLA's CPU: those that wait inside an interpreted GPU kernel must not take the last one
@@ -15,8 +16,8 @@ import jax
 import jaxtyping
 import pytest
 
-# A shell starts what runs in the background with SIGINT ignored, and nohup ignores SIGHUP. The tests
-# send both, and programs leave a signal ignored that came so.
+# A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP. The commands keep
+# ignoring a signal that was ignored when they started, but the tests send them both signals.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -81,7 +82,7 @@ def compile_once(request: pytest.FixtureRequest, compiled: str) -> Iterator[None
         yield
 
 
-# Of the 65,530 that Linux gives a process; each compiled program takes about a hundred of them.
+# Linux allows a process 65,530 memory mappings; each compiled program takes about a hundred.
 MANY_MAPPINGS = 20_000
 
 
@@ -95,7 +96,7 @@ def forget_programs() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    words = "of the cases of each test run the first and every N-th after it"
+    words = "run the first case of each parametrized test and every N-th case after it"
     parser.addoption("--every", type=int, default=1, metavar="N", help=words)
 
 
@@ -115,3 +116,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = chosen
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the tests recorded, as how often each fault was tried."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
