@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import (
     Any,
     ClassVar,
@@ -37,10 +37,10 @@ from typing import (
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrnn.errors import finite_number, one_of, truth, whole_number
 from jaxrnn.initializers import orthogonal
+from jaxrnn.parameters import check_params
 from jaxrnn.shapes import Array, Float, Key
 
 Activation = Literal["tanh", "relu", "sigmoid"]
@@ -120,7 +120,7 @@ class _Gated:
 
     def project(self, params: Any, xs: Float[Array, "... D"]) -> Float[Array, "... G"]:
         """gx = x W_x + b for any leading axes, in the wide dtype (all gates, order `GATES`)."""
-        check_params(self, params)
+        check_params(self, params, own=is_own(self))
         return add(product(xs, params.w_x), params.b)
 
     def _weights(self, key: Key, input_size: SupportsIndex, dtype: Any) -> tuple[Array, Array]:
@@ -170,7 +170,7 @@ class RNN(_Gated):
         self, params: RNNParams, state: RNNState, gx: Float[Array, "B H"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: "hidden"."""
-        check_params(self, params, projected=True)
+        check_params(self, params, own=is_own(self), projected=True)
         hidden = ACTIVATIONS[self.activation](gx + product(state.hidden, params.w_h))
         return {"hidden": hidden}
 
@@ -226,7 +226,7 @@ class LSTM(_Gated):
         self, params: LSTMParams, state: LSTMState, gx: Float[Array, "B G"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: the gates "i", "f", "o", the block input "g", "cell", "hidden"."""
-        check_params(self, params, projected=True)
+        check_params(self, params, own=is_own(self), projected=True)
         a_i, a_f, a_g, a_o = split(gx + product(state.hidden, params.w_h), 4)
         if params.w_c is not None:
             p_i, p_f, p_o = vectors(params.w_c, state.cell.ndim)
@@ -284,7 +284,7 @@ class GRU(_Gated):
         self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: the gates "z" and "r", the candidate "n", "hidden"."""
-        check_params(self, params, projected=True)
+        check_params(self, params, own=is_own(self), projected=True)
         h, size = state.hidden, self.hidden
         if params.b_h is not None:  # reset == "after"
             product_zr, product_n = jnp.split(product(h, params.w_h), [2 * size], axis=-1)
@@ -321,96 +321,6 @@ _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 def is_own(cell: Any) -> bool:
     """Return whether this is an instance of RNN, LSTM or GRU, and not of a subclass."""
     return type(cell) in (RNN, LSTM, GRU)
-
-
-def by_value(cell: Any) -> bool:
-    """Return whether a cell is hashable and compares by value, so that results can be cached for it."""
-    try:
-        hash(cell)
-    except TypeError:
-        return False
-    return type(cell).__eq__ is not object.__eq__
-
-
-def check_params(cell: Any, params: Any, projected: bool = False) -> None:
-    """Raise ValueError where parameters are not as `cell.init` makes them.
-
-    They must agree in structure, in the shape and dtype of each array, and in which are None. A cell
-    without an `init`, or with one that JAX cannot evaluate without numbers, is not checked, and neither
-    are parameters without a w_x [D, ...], which says for how many inputs they are.
-
-    projected: whether the inputs are projected already; w_x and b of the library's cells may be None.
-    """
-    w_x: Any = getattr(params, "w_x", None)
-    w_h: Any = getattr(params, "w_h", None)
-    known = getattr(w_x, "ndim", 0) == 2
-    if not known and not is_own(cell):
-        return
-    size = w_x.shape[0] if known else 1
-    make = _cached_shapes if by_value(cell) else _shapes
-    expected = make(cell, max(size, 1), jnp.dtype(getattr(w_h, "dtype", jnp.float32)), _x64())
-    if expected is None:
-        return
-    if not size:
-        # No init draws weights for inputs without a feature, yet such inputs have a projection: b.
-        expected = expected._replace(
-            w_x=jax.ShapeDtypeStruct((0, *expected.w_x.shape[1:]), w_x.dtype)
-        )
-    if projected and is_own(cell):
-        unused = {name: None for name in ("w_x", "b") if getattr(params, name, 0) is None}
-        expected = expected._replace(**unused)
-    want, structure = jax.tree.flatten_with_path(expected, is_leaf=_is_none)
-    got, found = jax.tree.flatten(params, is_leaf=_is_none)
-    if found != structure:  # type: ignore[operator]
-        raise ValueError(
-            f"params must be {type(expected).__name__}, as the init of {cell} makes them, not "
-            f"{type(params).__name__}"
-            + ("" if type(params) is not type(expected) else " of another structure")
-        )
-    for (path, like), leaf in zip(want, got, strict=True):
-        if _described(leaf) != _described(like) and not _same_but_cast(leaf, like, w_h):
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)} must be {_described(like)}, as the init of {cell} "
-                f"makes it, not {_described(leaf)}"
-            )
-
-
-def _shapes(cell: Any, input_size: int, dtype: Any, x64: bool) -> Any:
-    """Return the shapes and dtypes of the parameters of `cell.init`, or None if it cannot be traced."""
-    try:
-        return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, dtype))
-    except Exception:  # an init of somebody's own may need numbers, or raise what it likes
-        if is_own(cell):
-            raise
-        return None
-
-
-_cached_shapes = lru_cache(maxsize=1024)(_shapes)
-
-
-def _x64() -> bool:
-    return jax.dtypes.canonicalize_dtype(float) == np.float64
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
-def _described(leaf: Any) -> str:
-    if leaf is None:
-        return "None"
-    dtype = getattr(leaf, "dtype", None)
-    return f"{type(leaf).__name__}" if dtype is None else f"{dtype} of shape {jnp.shape(leaf)}"
-
-
-def _same_but_cast(leaf: Any, like: Any, w_h: Any) -> bool:
-    """Return whether only the dtype differs and equals w_h's. A user's init may support float32 only."""
-    return (
-        leaf is not None
-        and like is not None
-        and jnp.shape(leaf) == like.shape
-        and getattr(leaf, "dtype", None) == getattr(w_h, "dtype", None)
-    )
 
 
 def cell_name(cell: Cell) -> str:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import dispatch
-from jaxrnn.cells import Cell, check_params, wide
+from jaxrnn.cells import Cell, is_own, wide
 from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, clipped
+from jaxrnn.parameters import check_params
 from jaxrnn.shapes import Array, Bool, Int
 
 
@@ -69,7 +70,7 @@ def check_parameters(cell: Cell, params: Any, projected: bool = False) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
             dispatch.check_dtype(dtype)
-    check_params(cell, params, projected)
+    check_params(cell, params, own=is_own(cell), projected=projected)
 
 
 def check_inputs(params: Any, xs: Array) -> None:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import charlm, modes
-from jaxrnn.cells import Cell, by_value
+from jaxrnn.cells import Cell
 from jaxrnn.checks import check_lengths
 from jaxrnn.errors import InputError
+from jaxrnn.parameters import by_value
 from jaxrnn.shapes import Array, Float, Given, Int
 from jaxrnn.unroll import unroll
 

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.cells import Cell, add, by_value, product
+from jaxrnn.cells import Cell, add, product
 from jaxrnn.errors import whole_number
+from jaxrnn.parameters import by_value
 from jaxrnn.shapes import Array, Float, Given, Key
 from jaxrnn.unroll import unroll
 

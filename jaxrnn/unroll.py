@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn import dispatch
-from jaxrnn.cells import Cell, by_value, is_own
+from jaxrnn.cells import Cell, is_own
 from jaxrnn.checks import (
     as_array,
     check_inputs,
@@ -33,6 +33,7 @@ from jaxrnn.errors import whole_number
 from jaxrnn.kernels import scan
 from jaxrnn.kernels.inputs import Dense, Inputs, Lookup, Masks, choose_rows, vary
 from jaxrnn.kernels.reverse_mode import reverse_mode_only
+from jaxrnn.parameters import by_value
 from jaxrnn.remat import in_stretches
 from jaxrnn.shapes import Array, Bool, Float, Given, Int, Integer
 

@@ -30,7 +30,8 @@ FLOORS = [
     {"dispatch"},
     {"kernels"},
     {"cells", "accelerator", "distributed", "curves", "shapes", "errors"}
-    | {"console", "memory", "modes", "storage", "cache", "orbax_errors", "initializers"},
+    | {"console", "memory", "modes", "storage", "cache", "orbax_errors", "initializers"}
+    | {"parameters"},
 ]
 WITHIN = {
     "training": {"evaluation", "report", "checkpoint", "stepping", "training_config"},
@@ -42,7 +43,7 @@ WITHIN = {
     "tokens": {"text"},
     "unroll": {"checks", "remat"},
     "kernels": {"kernels"},
-    "cells": {"shapes", "errors", "initializers"},
+    "cells": {"shapes", "errors", "initializers", "parameters"},
     "initializers": {"shapes"},
     "accelerator": {"errors"},
     "distributed": {"errors"},
