@@ -22,12 +22,18 @@ def spoiled(leaf: jax.Array) -> jax.Array:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
 
-def spoil_once(config: Any, optimizer: Any, devices: Any, state: Any, *rest: Any) -> Any:
-    if int(state.step) >= STEP:
-        training.run_steps = run_steps
-        state = state.replace(carry=jax.tree.map(spoiled, state.carry))
-    return run_steps(config, optimizer, devices, state, *rest)
+class SpoilOnce:
+    """Stands in for run_steps: the first call from step STEP on gets a spoiled state."""
+
+    # fit() lowers the program before the first step, to learn how much memory it needs.
+    lower = staticmethod(run_steps.lower)
+
+    def __call__(self, config: Any, optimizer: Any, devices: Any, state: Any, *rest: Any) -> Any:
+        if int(state.step) >= STEP:
+            training.run_steps = run_steps
+            state = state.replace(carry=jax.tree.map(spoiled, state.carry))
+        return run_steps(config, optimizer, devices, state, *rest)
 
 
-training.run_steps = spoil_once
+training.run_steps = SpoilOnce()  # type: ignore[assignment]
 train.leave(train.main())
