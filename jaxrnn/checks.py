@@ -124,8 +124,8 @@ def check_state(cell: Cell, state: Any, gx: Inputs) -> None:
         kind, given = type(expected).__name__, type(state).__name__
         if given == kind:
             leaves = jax.tree.leaves(state, is_leaf=lambda leaf: leaf is None)
-            given = f"of {', '.join(type(leaf).__name__ for leaf in leaves)}"
-        raise ValueError(f"state must be a {kind} of arrays, not {given}")
+            given = f"with {', '.join(type(leaf).__name__ for leaf in leaves)}"
+        raise ValueError(f"state must be {kind} with arrays as its fields, not {given}")
     for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         shape, dtype = jnp.shape(got), getattr(got, "dtype", type(got).__name__)
         if shape != want.shape or dtype != want.dtype:
