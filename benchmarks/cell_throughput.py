@@ -39,8 +39,8 @@ from peers import Contender, Given
 from rich.console import Console
 
 import jaxrnn
-from jaxrnn import accelerator
-from jaxrnn.dispatch import Implementation, explain
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.dispatch import Implementation, explain
 
 CELLS: dict[str, Callable[[int], Any]] = {
     "rnn": jaxrnn.rnn,

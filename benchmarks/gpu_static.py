@@ -31,8 +31,8 @@ from jax.sharding import SingleDeviceSharding
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.kernels import xla
-from jaxrnn.kernels.inputs import Dense, Masks
+from jaxrnn.recurrence.inputs import Dense, Masks
+from jaxrnn.recurrence.kernels import xla
 
 CELLS = {
     "lstm": lambda hidden: jaxrnn.lstm(hidden),

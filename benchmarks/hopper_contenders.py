@@ -22,7 +22,8 @@ from hopper_child import Say
 from peers import Given
 
 import jaxrnn
-from jaxrnn import accelerator, dispatch
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence import dispatch
 
 OURS = "jaxrnn "
 PEERS = {"torch": "pytorch", "flax nnx": "flax_nnx", "flax linen": "flax_linen"}

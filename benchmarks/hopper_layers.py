@@ -20,9 +20,10 @@ from hopper_report import AT_ONCE
 from peers import Given
 
 import jaxrnn
-from jaxrnn import accelerator, dispatch
-from jaxrnn.kernels import hopper_stack
-from jaxrnn.kernels.inputs import Masks
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
 
 
 def layers(job: Job, say: Say) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def refused(cell: Any, job: Job, name: str) -> str | None:
     here = accelerator.device().platform
     if here != "gpu":
         return f"it runs on a Hopper GPU and this is a {here.upper()}"
-    return hopper_stack.obstacle(cell, job["layers"], batch, jnp.dtype(job["dtype"]))
+    return hopper_stack.unsupported_reason(cell, job["layers"], batch, jnp.dtype(job["dtype"]))
 
 
 def reference(cell: Any, given: Given, count: int) -> Any:

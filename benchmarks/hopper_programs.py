@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 
 import jaxrnn
-from jaxrnn import charlm, decoding
-from jaxrnn.kernels import hopper, hopper_sampling, hopper_stack
-from jaxrnn.kernels.hopper_search import tiles_for
-from jaxrnn.kernels.inputs import Masks
+from jaxrnn import charlm
+from jaxrnn.charlm import decoding
+from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.kernels import hopper
+from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
+from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
+from jaxrnn.recurrence.kernels.hopper.search import tiles_for
 
 CELLS = {
     "lstm": lambda hidden: jaxrnn.lstm(hidden),
@@ -77,7 +80,7 @@ def sampler(size: Size) -> Program:
     """A char-RNN that draws characters for all rows."""
     kind, _, variant = size.cell.partition("-")
     how = {"peephole": True} if variant == "peephole" else {"reset": variant} if variant else {}
-    config = charlm.Config(kind, size.layers, size.hidden, dtype=size.dtype, **how)
+    config = charlm.ModelConfig(kind, size.layers, size.hidden, dtype=size.dtype, **how)
     cell = config.make_cell()
     params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
     state = jax.eval_shape(

@@ -33,7 +33,7 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
     """short: what the logits of the likeliest characters lack. alike: characters until the first that
     differs. Then seconds per call, in turns, of who is right."""
     batch, layers, hidden = job["size"]
-    config = jaxrnn.Config("lstm", layers, hidden, samples.EMBED, dtype=job["dtype"])
+    config = jaxrnn.ModelConfig("lstm", layers, hidden, samples.EMBED, dtype=job["dtype"])
     params = jaxrnn.init(config, samples.VOCABULARY)
     found: dict[str, dict[str, Any]] = {}
     out: dict[str, str] = {}

@@ -7,7 +7,7 @@
     python benchmarks/hopper_tiles.py --measured FILE    # the fastest tilings measured, into the JSON
 
 FILE is what `benchmarks/hopper/ladder.py` wrote on a card. The microseconds beside a tiling are those
-measured, otherwise its step's by the model in `jaxrnn.kernels.hopper_model`: a way to compare tilings.
+measured, otherwise its step's by the model in `kernels.hopper.cost_model`: a way to compare tilings.
 `--write` leaves the rows that were measured as they are.
 """
 
@@ -25,8 +25,11 @@ import numpy as np
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.cells import cell_name
-from jaxrnn.kernels import hopper_model, hopper_residency, hopper_search, hopper_stack
+from jaxrnn.recurrence.cells import cell_name
+from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
+from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
+from jaxrnn.recurrence.kernels.hopper import search as hopper_search
+from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
 
 CELLS = {
     cell_name(cell): cell

@@ -51,7 +51,8 @@ from hopper_contenders import (
     way,
 )
 
-from jaxrnn import accelerator, dispatch
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence import dispatch
 
 QUEUE = 0.05  # seconds of calls that are queued, where the device alone is timed
 

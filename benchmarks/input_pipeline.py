@@ -35,9 +35,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxrnn import tokens
-from jaxrnn.feed import place
+from jaxrnn.data import token_files
 from jaxrnn.train import PRESETS
+from jaxrnn.training.feed import place
 
 SMALL = 1_000_000  # bytes of the text that the large one is held against
 SAMPLE = 0.05  # seconds between two looks at a process's memory
@@ -121,7 +121,7 @@ def prepared(folder: Path, name: str) -> dict[str, Any]:
     """What preparing a text takes, from the start of Python on."""
     data = folder / f"{name}.txt"
     taken = watched(["jaxrnn.prepare", "--data", data.name, "--output", name], folder)
-    meta = tokens.meta(folder / name)
+    meta = token_files.meta(folder / name)
     return {"bytes": data.stat().st_size, "tokens": meta.count, "dtype": meta.dtype.name, **taken}
 
 
@@ -146,7 +146,7 @@ def trained(folder: Path, name: str, steps: int, flags: list[str]) -> dict[str, 
 
 def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dict[str, Any]:
     """Seconds per step of making what the steps read, warm and cold; raw, a number per call's share."""
-    corpus = tokens.corpus(folder / "big")
+    corpus = token_files.load_corpus(folder / "big")
     config = dataclasses.replace(CONFIG, shuffle=shuffled)
     batches = config.batches(corpus)
     source = place(corpus.tokens)
@@ -163,7 +163,7 @@ def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dic
         for turn in range(repeats):
             begin = turn * calls if shuffled else 0  # shuffled, always to other places
             if state == "cold":
-                _out_of_cache(folder / "big" / tokens.TOKENS)
+                _out_of_cache(folder / "big" / token_files.TOKENS)
             for call in range(calls):
                 step = (begin + call) * config.log_every % batches.per_epoch
                 plan(step) if state == "warm" else None
@@ -174,7 +174,7 @@ def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dic
 
 def whole_pass(folder: Path) -> dict[str, Any]:
     """All windows of a pass over the text, and the most memory that the process had more than before."""
-    corpus = tokens.corpus(folder / "big")
+    corpus = token_files.load_corpus(folder / "big")
     batches, source = CONFIG.batches(corpus), place(corpus.tokens)
     before, most = memory_of("self"), dict.fromkeys(("RssAnon", "RssFile"), 0)
     began = time.perf_counter()

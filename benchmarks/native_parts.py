@@ -22,8 +22,8 @@ from cell_throughput import SIZES
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.kernels.cpu import build, calls
-from jaxrnn.kernels.inputs import Dense, Masks
+from jaxrnn.recurrence.inputs import Dense, Masks
+from jaxrnn.recurrence.kernels.native import build, calls
 
 SIDE = 2048  # of the large product
 

@@ -92,7 +92,7 @@ def check(params: jaxrnn.Params, peer: Peer, tolerance: float = TOLERANCE) -> No
 def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
     """Raw seconds of one size: the first call of each side apart, then the repeats in turns."""
     batch, layers, hidden = size
-    params = jaxrnn.init(jaxrnn.Config("lstm", layers, hidden, EMBED), VOCABULARY)
+    params = jaxrnn.init(jaxrnn.ModelConfig("lstm", layers, hidden, EMBED), VOCABULARY)
     sides: dict[str, Callable[[], Any]] = {
         "jaxrnn": lambda: jaxrnn.sample(params, PRIME, length, TEMPERATURE, count=batch)
     }

@@ -26,9 +26,10 @@ import tensorstore
 from long_run import resident
 from training_throughput import VOCABULARY
 
-from jaxrnn import charlm, memory
-from jaxrnn.checkpoint import Checkpoints
+from jaxrnn import charlm
+from jaxrnn.devices import memory
 from jaxrnn.train import PRESETS
+from jaxrnn.training.checkpoint import Checkpoints
 
 OUTPUT = measure.RESULTS / "save_growth.json"
 WAYS = ("as it is", "without tensorstore's metrics", "as train does")

@@ -38,8 +38,11 @@ from rich.console import Console
 from scaling_worker import Worker
 
 import jaxrnn
-from jaxrnn import charlm, mesh, stepping, training
-from jaxrnn.kernels.tpu_tiles import tiles_for
+from jaxrnn import charlm
+from jaxrnn.devices import mesh
+from jaxrnn.recurrence.kernels.tpu.tiles import tiles_for
+from jaxrnn.training import stepping
+from jaxrnn.training.config import TrainingConfig
 
 VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare
 LAYERS, STEPS, ROWS, TOTAL = 2, 100, 64, 1024  # STEPS of time; ROWS of a chip, or TOTAL of all
@@ -96,10 +99,10 @@ def cases(quick: bool) -> list[Case]:
     return found + fixed("v5e", ("2x2", "4x4", "16x16"), WIDE, PARTS)
 
 
-def configured(hidden: int, rows: int, dtype: Any = "bfloat16") -> training.Config:
+def configured(hidden: int, rows: int, dtype: Any = "bfloat16") -> TrainingConfig:
     """The model and its training."""
-    shape = charlm.Config("lstm", layers=LAYERS, hidden=hidden, embed=64, dtype=dtype)
-    return training.Config(shape, batch=rows, seq_len=STEPS, steps=1000, log_every=CALL)
+    shape = charlm.ModelConfig("lstm", layers=LAYERS, hidden=hidden, embed=64, dtype=dtype)
+    return TrainingConfig(shape, batch=rows, seq_len=STEPS, steps=1000, log_every=CALL)
 
 
 def compiled(case: Case) -> tuple[aot.Program, mesh.Mesh]:

@@ -49,8 +49,9 @@ def trainer(count: int, hidden: int, rows: int) -> Any:
     import numpy as np
     from scaling import VOCABULARY, configured
 
-    from jaxrnn import mesh, stepping
-    from jaxrnn.feed import place
+    from jaxrnn.devices import mesh
+    from jaxrnn.training import stepping
+    from jaxrnn.training.feed import place
 
     devices = mesh.make(devices=jax.devices()[:count])
     config = configured(hidden, rows * count, dtype="auto")

@@ -36,8 +36,8 @@ import measure
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.kernels.tpu_tiles import tiles_for
-from jaxrnn.unroll import unroll_projected
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.kernels.tpu.tiles import tiles_for
 
 SIZES = (256, 512, 1024, 2048)
 STEPS = 40  # of time; every block of a kernel divides it, and no array of them has a weight's size

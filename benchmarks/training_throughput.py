@@ -31,15 +31,18 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn import accelerator, charlm, stepping, training
-from jaxrnn.feed import place
+from jaxrnn import charlm
+from jaxrnn.devices import accelerator
 from jaxrnn.train import PRESETS
+from jaxrnn.training import stepping
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.feed import place
 
 VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare
-SETTINGS: dict[str, training.Config] = {
+SETTINGS: dict[str, TrainingConfig] = {
     "lecture": PRESETS["lecture"].training,
-    "lecture, older": training.Config(
-        model=charlm.Config(layers=2, hidden=128, embed=128, dtype="auto"),
+    "lecture, older": TrainingConfig(
+        model=charlm.ModelConfig(layers=2, hidden=128, embed=128, dtype="auto"),
         batch=50,
         seq_len=50,
         learning_rate=2e-3,
@@ -54,7 +57,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}  # between losses, of the loss
 PEERS = ("torch", "flax nnx", "keras")  # that have a training program
 
 
-def task(config: training.Config, steps: int) -> tuple[Task, np.ndarray, np.ndarray]:
+def task(config: TrainingConfig, steps: int) -> tuple[Task, np.ndarray, np.ndarray]:
     """The steps, and the same as jaxrnn reads them: a text [N] and where rows begin [K, B]."""
     rng = np.random.default_rng(0)
     length = steps * config.seq_len + 1
@@ -65,8 +68,8 @@ def task(config: training.Config, steps: int) -> tuple[Task, np.ndarray, np.ndar
     return Task(config, params, text[places].astype(np.int32)), text, starts.astype(np.int32)
 
 
-def ours(config: training.Config, text: np.ndarray, starts: np.ndarray) -> Callable[[], np.ndarray]:
-    """jaxrnn's trainer, as `training.fit` runs it between two lines of its log."""
+def ours(config: TrainingConfig, text: np.ndarray, starts: np.ndarray) -> Callable[[], np.ndarray]:
+    """jaxrnn's trainer, as `loop.fit` runs it between two lines of its log."""
     optimizer = stepping.make_optimizer(config, 2**31 - 1)
     source = place(text, "never")
     state = stepping.begin(config, optimizer, VOCABULARY, source.devices)
@@ -84,7 +87,7 @@ def ours(config: training.Config, text: np.ndarray, starts: np.ndarray) -> Calla
 
 
 def contenders(
-    config: training.Config, steps: int, there: dict[str, Any]
+    config: TrainingConfig, steps: int, there: dict[str, Any]
 ) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, str]]:
     """Everybody's trainer by name, jaxrnn in float32 first, and why some have none."""
     fast = accelerator.fast_dtype()
@@ -107,7 +110,7 @@ def contenders(
 
 
 def measured(
-    config: training.Config, steps: int, repeats: int, there: dict[str, Any]
+    config: TrainingConfig, steps: int, repeats: int, there: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Each contender's losses on the first steps, seconds of that call (it compiles), raw seconds."""
     entered, out = contenders(config, steps, there)

@@ -18,7 +18,9 @@ from matplotlib.ticker import NullFormatter
 
 import jaxrnn
 from experiments import Outcome, _drawing, _text
-from jaxrnn import charlm, text, train, training
+from jaxrnn import charlm, train
+from jaxrnn.data.corpus import Corpus
+from jaxrnn.training.config import TrainingConfig
 
 Measure = Callable[[list[str]], dict[str, float]]  # shares of 0 to 1; NaN where there is none
 
@@ -32,15 +34,15 @@ class Program(NamedTuple):
     seconds: about, on two cores of an AMD EPYC with AVX-512; the time is shared out by them.
     """
 
-    settings: training.Config
+    settings: TrainingConfig
     colour: str
     seconds: float
 
 
 PROGRAMS = {
     "ours": Program(
-        training.Config(
-            model=charlm.Config(hidden=256, dropout=0.15, weight_dropout=0.1),
+        TrainingConfig(
+            model=charlm.ModelConfig(hidden=256, dropout=0.15, weight_dropout=0.1),
             batch=32,
             learning_rate=5e-3,
             eval_every=150,
@@ -49,8 +51,8 @@ PROGRAMS = {
         0.0442,
     ),
     "lecture, older": Program(
-        training.Config(
-            model=charlm.Config(layers=2, hidden=128, embed=128),
+        TrainingConfig(
+            model=charlm.ModelConfig(layers=2, hidden=128, embed=128),
             batch=50,
             seq_len=50,
             learning_rate=2e-3,
@@ -89,8 +91,8 @@ class Study(NamedTuple):
     """The writers by name, and what was trained: settings by program and the text."""
 
     writers: dict[str, Writer]
-    settings: dict[str, training.Config]
-    corpus: text.Corpus
+    settings: dict[str, TrainingConfig]
+    corpus: Corpus
     seeds: list[int]
 
     def characters(self, name: str) -> np.ndarray:
@@ -141,13 +143,16 @@ def study(source: _text.Text, seconds: float, quick: bool, mark: str, measure: M
     return Study(writers, programs, corpus, seeds)
 
 
-def settings(program: Program, seconds: float, quick: bool) -> training.Config:
+def settings(program: Program, seconds: float, quick: bool) -> TrainingConfig:
     """A program's settings, for a number of seconds."""
     given = dataclasses.replace(program.settings, sample_every=0)
     if not quick:
         each = given.log_every
         return dataclasses.replace(given, steps=each * round(seconds / program.seconds / each))
-    model, steps = charlm.Config(hidden=16, embed=16), {"steps": 4, "log_every": 1, "eval_every": 2}
+    model, steps = (
+        charlm.ModelConfig(hidden=16, embed=16),
+        {"steps": 4, "log_every": 1, "eval_every": 2},
+    )
     return dataclasses.replace(given, model=model, batch=32, seq_len=50, **steps)
 
 

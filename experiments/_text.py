@@ -17,7 +17,12 @@ import jax
 import numpy as np
 
 import jaxrnn
-from jaxrnn import cache, console, report, run_description, sources, text, train, training
+from jaxrnn import console, train
+from jaxrnn.data import sources
+from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.devices import cache
+from jaxrnn.training import report, run_description
+from jaxrnn.training.config import TrainingConfig
 
 MODELS = Path(__file__).parent.parent / "runs" / "experiments"
 LINUX_FILE = "linux-kernel.txt"
@@ -40,12 +45,12 @@ class Text(NamedTuple):
     glob: str | None = None
     bytes: bool = False
 
-    def read(self) -> tuple[text.Corpus, str]:
+    def read(self) -> tuple[Corpus, str]:
         """The text in tokens, and as a string (a byte that is not UTF-8 as U+FFFD)."""
         source = sources.read(self.data, self.glob, self.bytes)
         content = source.content
         plain = content.decode(errors="replace") if isinstance(content, bytes) else content
-        return text.corpus(content, source.nats), plain
+        return make_corpus(content, source.nats), plain
 
 
 class Run(NamedTuple):
@@ -85,22 +90,22 @@ def find(name: str, quick: bool) -> Text:
 
 def beginning(text: Text, size: int) -> Text:
     """The first `size` characters of a text (bytes, where it is read as bytes), kept in a file."""
-    content = sources.read(text.data, text.glob, text.bytes).content[:size]
-    path = MODELS / f"{text.label}-{size}.txt"
+    content = sources.read(corpus.data, corpus.glob, corpus.bytes).content[:size]
+    path = MODELS / f"{corpus.label}-{size}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Text(text.label, (str(path),), bytes=text.bytes)
+    return Text(corpus.label, (str(path),), bytes=corpus.bytes)
 
 
-def learn(text: Text, settings: training.Config) -> Run:
+def learn(text: Text, settings: TrainingConfig) -> Run:
     """Train a char-RNN, or go on where that was stopped, or take it if it is done."""
     digest = hashlib.sha256(repr((text, settings)).encode()).hexdigest()[:8]
-    workdir = MODELS / f"{text.label}-{settings.model.cell}-{settings.seed}-{digest}"
+    workdir = MODELS / f"{corpus.label}-{settings.model.cell}-{settings.seed}-{digest}"
     status = train.run(
-        train.Config(
-            data=text.data,
-            glob=text.glob,
-            bytes=text.bytes,
+        train.TrainOptions(
+            data=corpus.data,
+            glob=corpus.glob,
+            bytes=corpus.bytes,
             workdir=workdir,
             training=settings,
         )

@@ -38,8 +38,11 @@ import measure
 import numpy as np
 
 from experiments import Outcome, _drawing, _text
-from jaxrnn import charlm, stepping, training
-from jaxrnn.text import Corpus, Vocabulary
+from jaxrnn import charlm
+from jaxrnn.data.corpus import Corpus
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.training import stepping
+from jaxrnn.training.config import TrainingConfig
 
 ROW = 8
 CELLS = ("rnn", "lstm", "gru")
@@ -53,14 +56,14 @@ MEASURES = {
 }
 
 
-def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> training.Config:
+def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> TrainingConfig:
     how = {"learning_rate": rate, "eval_every": steps, "sample_every": 0, "seed": seed}
-    return training.Config(charlm.Config(cell, hidden=hidden), BATCH, LENGTH, steps, **how)
+    return TrainingConfig(charlm.ModelConfig(cell, hidden=hidden), BATCH, LENGTH, steps, **how)
 
 
 def model(cell: str, hidden: int, vocabulary: Vocabulary) -> charlm.Params:
     """A char-RNN's shapes without its numbers."""
-    return jax.eval_shape(lambda: charlm.init(charlm.Config(cell, hidden=hidden), vocabulary))
+    return jax.eval_shape(lambda: charlm.init(charlm.ModelConfig(cell, hidden=hidden), vocabulary))
 
 
 def width(cell: str, parameters: int, vocabulary: Vocabulary) -> int:
@@ -80,7 +83,7 @@ def operations(params: charlm.Params) -> float:
     return jax.jit(step).lower(*given, jnp.zeros(1, jnp.int32)).cost_analysis()["flops"]
 
 
-def training_step(config: training.Config, corpus: Corpus) -> Any:
+def training_step(config: TrainingConfig, corpus: Corpus) -> Any:
     """A call that takes one compiled step of training, always the same one."""
     optimizer = stepping.make_optimizer(config, config.steps)
     state = stepping.create(config, optimizer, corpus.vocabulary)

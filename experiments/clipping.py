@@ -26,10 +26,12 @@ import numpy as np
 import optax
 
 from experiments import Outcome, _drawing
-from jaxrnn import charlm, play, text
+from jaxrnn import charlm
+from jaxrnn.data import play
+from jaxrnn.data.corpus import Batches, make_corpus
 
 ROW = 14
-MODEL = charlm.Config(cell="rnn", activation="relu", hidden=64, embed=0)
+MODEL = charlm.ModelConfig(cell="rnn", activation="relu", hidden=64, embed=0)
 BATCH, LENGTH = 16, 50
 CLIP, LINE_CLIP, LINE_RATE = 1.0, 5.0, 0.01
 FAILED = 10.0  # nats; a loss above it, or one that is no number, is drawn here
@@ -87,11 +89,11 @@ def line(clip: float | None, steps: int, seeds: list[int]) -> tuple[Any, Any, An
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0], 5) if quick else ([0, 1, 2], 600)
     rates = np.array([0.1, 1.0] if quick else [0.03, 0.1, 0.3, 1.0, 3.0])
-    corpus = text.corpus(play.write(50_000 if quick else 1_000_000).text)
+    corpus = make_corpus(play.write(50_000 if quick else 1_000_000).text)
     ways = {"clipped": CLIP, "not clipped": None}
     found: dict[str, Any] = {way: [] for way in ways}
     for seed in seeds:
-        reads = text.Batches(corpus.train_size, BATCH, LENGTH, shuffle=True, seed=seed)
+        reads = Batches(corpus.train_size, BATCH, LENGTH, shuffle=True, seed=seed)
         starts = np.stack([reads.starts(n) for n in range(steps)])  # [steps, B]
         windows = corpus.tokens[starts[:, None] + np.arange(LENGTH + 1)[None, :, None]]
         params = charlm.init(MODEL, corpus.vocabulary, seed)

@@ -25,7 +25,8 @@ import numpy as np
 
 import jaxrnn
 from experiments import Outcome, _drawing, _text
-from jaxrnn import charlm, training
+from jaxrnn import charlm
+from jaxrnn.training.config import TrainingConfig
 
 ROW = 13
 PIECE, LOOP = 10, 50  # characters of a piece, and of the shortest loop
@@ -84,10 +85,10 @@ def measure(text: str, learnt_words: set[str], learnt_pieces: set[str]) -> list[
     return [float(used_before(text).mean()), float(np.mean(strange or 0)), float(np.mean(new))]
 
 
-def settings(quick: bool, seed: int) -> training.Config:
-    model = charlm.Config(hidden=32 if quick else 256)
+def settings(quick: bool, seed: int) -> TrainingConfig:
+    model = charlm.ModelConfig(hidden=32 if quick else 256)
     length, steps, every = (32, 10, 10) if quick else (100, 1800, 600)
-    return training.Config(
+    return TrainingConfig(
         model, 32, length, steps, learning_rate=5e-3, eval_every=every, sample_every=0, seed=seed
     )
 

@@ -25,7 +25,8 @@ import measure
 import numpy as np
 
 from experiments import Outcome, _drawing, _text
-from jaxrnn import charlm, training
+from jaxrnn import charlm
+from jaxrnn.training.config import TrainingConfig
 
 ROW = 9
 SIZES = [(65, 64), (1_000, 100), (10_000, 250), (50_000, 250)]
@@ -77,11 +78,11 @@ def compare(size: tuple[int, int], seeds: list[int], repeats: int) -> dict[str, 
     }
 
 
-def settings(seed: int, quick: bool) -> training.Config:
+def settings(seed: int, quick: bool) -> TrainingConfig:
     """Of the char-RNN: a narrow embedding, which has to make use of all its numbers."""
-    model, steps = charlm.Config(hidden=128, embed=16), 10 if quick else 1000
+    model, steps = charlm.ModelConfig(hidden=128, embed=16), 10 if quick else 1000
     how = {"learning_rate": 5e-3, "eval_every": steps, "sample_every": 0, "seed": seed}
-    return training.Config(model, batch=64, seq_len=64, steps=steps, **how)
+    return TrainingConfig(model, batch=64, seq_len=64, steps=steps, **how)
 
 
 def kind(character: str) -> str:

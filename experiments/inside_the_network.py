@@ -27,7 +27,8 @@ from matplotlib.colors import LinearSegmentedColormap
 
 import jaxrnn
 from experiments import Outcome, _drawing, _text
-from jaxrnn import charlm, training
+from jaxrnn import charlm
+from jaxrnn.training.config import TrainingConfig
 
 ROW = 17
 # The C code that page and picture show.
@@ -99,10 +100,10 @@ def find(params: jaxrnn.Params, text: str) -> dict[str, Found]:
     return found
 
 
-def settings(quick: bool, seed: int) -> training.Config:
-    model = charlm.Config(layers=2, hidden=16 if quick else 128, embed=32)
+def settings(quick: bool, seed: int) -> TrainingConfig:
+    model = charlm.ModelConfig(layers=2, hidden=16 if quick else 128, embed=32)
     batch, length, steps, every = (32, 32, 10, 10) if quick else (16, 100, 4000, 2000)
-    return training.Config(
+    return TrainingConfig(
         model, batch, length, steps, learning_rate=5e-3, eval_every=every, sample_every=0, seed=seed
     )
 

@@ -63,7 +63,9 @@ def watch(params: Any, xs: Any, first: Any) -> tuple[Any, tuple[Any, Any]]:
     """ds^t / ds^0 [T, H, H], and the cells s^t and block inputs g^t [T, H], from s^0 = first [H]."""
 
     def cells(first: Any) -> Any:
-        state = jaxrnn.cells.LSTMState(jnp.tanh(first)[None], first[None])  # as after a step
+        state = jaxrnn.recurrence.cells.LSTMState(
+            jnp.tanh(first)[None], first[None]
+        )  # as after a step
         inside = jaxrnn.unroll(CELL, params, xs, state, record=["cell", "g"])[2]
         return inside["cell"][:, 0], (inside["cell"][:, 0], inside["g"][:, 0])
 

@@ -31,8 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import Outcome, _drawing
-from jaxrnn import charlm, checkpoint, play, run_description, stepping, text, training
-from jaxrnn.feed import place
+from jaxrnn import charlm
+from jaxrnn.data import play
+from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.training import checkpoint, run_description, stepping
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.feed import place
 
 ROW = 15
 ROOT = Path(__file__).parent.parent
@@ -45,17 +49,17 @@ LEFT_OUT = {  # what a restore may lose, so that it begins anew
 LOST = list(LEFT_OUT)[1:]
 
 
-def settings(steps: int, seed: int) -> training.Config:
+def settings(steps: int, seed: int) -> TrainingConfig:
     """Of the run: small, with dropout, so that the random key counts too."""
-    model = charlm.Config(hidden=64, embed=32, dropout=0.2)
+    model = charlm.ModelConfig(hidden=64, embed=32, dropout=0.2)
     how: dict[str, Any] = {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0}
     how |= {"log_every": EVERY, "sample_every": 0}
-    return training.Config(
+    return TrainingConfig(
         model, batch=16, seq_len=64, steps=steps, seed=seed, eval_every=5 * EVERY, **how
     )
 
 
-def command(config: training.Config, workdir: Path) -> list[str]:
+def command(config: TrainingConfig, workdir: Path) -> list[str]:
     """That run's command."""
     flags = {name: getattr(config.model, name) for name in ("hidden", "embed", "dropout")}
     names = ("batch", "seq_len", "steps", "seed", "learning_rate", "schedule", "warmup")
@@ -74,7 +78,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in clock} for line in kept]
 
 
-def finish(config: training.Config, workdir: Path, kills: list[int]) -> list[Any]:
+def finish(config: TrainingConfig, workdir: Path, kills: list[int]) -> list[Any]:
     """Run the command to its end, killed as soon as it has written down each of these steps.
 
     Returns for each kill what stood in metrics.jsonl, and the step of the newest checkpoint.
@@ -97,14 +101,14 @@ def finish(config: training.Config, workdir: Path, kills: list[int]) -> list[Any
 def digests(workdir: Path) -> dict[str, str]:
     """Of the last checkpoint: its parameters, and the rest of the state."""
     described, vocabulary = run_description.read(workdir)
-    model = charlm.Config(**described["training"]["model"])
+    model = charlm.ModelConfig(**described["training"]["model"])
     saved = checkpoint.Checkpoints(workdir, read_only=True)
     found = saved.restore(jax.eval_shape(lambda: charlm.init(model, vocabulary)))
     saved.close()
     return found.notes["digest"] if found else {}
 
 
-def go_on(config: training.Config, corpus: text.Corpus) -> dict[str, Any]:
+def go_on(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
     """Losses of the second half by what was left out when it began, [steps / 2] each."""
     batches, source = config.batches(corpus), place(corpus.tokens)
     half = config.total_steps(batches) // 2
@@ -130,7 +134,7 @@ def go_on(config: training.Config, corpus: text.Corpus) -> dict[str, Any]:
 def run(quick: bool) -> Outcome:
     seeds, steps, count = ([0], 60, 1) if quick else ([0, 1, 2], 600, 3)
     written = play.write()
-    corpus = text.corpus(written.text, written.nats)
+    corpus = make_corpus(written.text, written.nats)
     rows = [["seed", "killed at step", "went on from", "lines", "equal lines", "last checkpoints"]]
     whole, again, killed, went_on, equal, checkpoints = [], [], [], [], 0, 0
     for seed in seeds:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from experiments import Outcome, _charnn, _text
-from jaxrnn import report
+from jaxrnn.training import report
 
 ROW = 11
 SECONDS = 90.0  # of training on a quiet machine, for each program and seed

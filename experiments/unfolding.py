@@ -27,7 +27,7 @@ import numpy as np
 
 import jaxrnn
 from experiments import Outcome, _drawing
-from jaxrnn.dispatch import Implementation
+from jaxrnn.recurrence.dispatch import Implementation
 
 ROW = 3
 CELLS = {

@@ -6,22 +6,23 @@ jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained ru
 """
 
 from jaxrnn import serialization
-from jaxrnn.cells import Cell, gru, lstm, rnn
-from jaxrnn.charlm import Config, Params, init
-from jaxrnn.dispatch import explain
+from jaxrnn.charlm import ModelConfig, Params, init
+from jaxrnn.charlm.inspection import activations
+from jaxrnn.charlm.sampling import sample, sample_bytes, stream, stream_bytes
+from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.inspection import activations, gradient_flow
-from jaxrnn.kernels.cpu.build import register_built
-from jaxrnn.network import Network, network
-from jaxrnn.run_description import load
-from jaxrnn.sampling import sample, sample_bytes, stream, stream_bytes
-from jaxrnn.text import Vocabulary
-from jaxrnn.unroll import unroll, unroll_projected
+from jaxrnn.recurrence.api import unroll, unroll_projected
+from jaxrnn.recurrence.cells import Cell, gru, lstm, rnn
+from jaxrnn.recurrence.dispatch import explain
+from jaxrnn.recurrence.inspection import gradient_flow
+from jaxrnn.recurrence.kernels.native.build import register_built
+from jaxrnn.recurrence.networks import Network, network
+from jaxrnn.training.run_description import load
 
 __all__ = [
     "Cell",
-    "Config",
     "InputError",
+    "ModelConfig",
     "Network",
     "Params",
     "Vocabulary",

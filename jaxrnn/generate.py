@@ -10,15 +10,19 @@ from typing import Any, Literal
 
 import tyro
 
-from jaxrnn import accelerator, arguments, charlm, console, files, folder, memory, sampling
-from jaxrnn.checkpoint import Which
+from jaxrnn import arguments, charlm, console
+from jaxrnn.charlm import sampling
+from jaxrnn.data import files
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.devices import accelerator, memory
 from jaxrnn.errors import InputError
-from jaxrnn.run_description import load
-from jaxrnn.text import Vocabulary
+from jaxrnn.training import run_directory
+from jaxrnn.training.checkpoint import Which
+from jaxrnn.training.run_description import load
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class GenerateOptions:
     """Write text with a trained char-RNN, as it is made.
 
     The output is exactly the prime and what the model adds to it; only a terminal gets a new line after
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     nowhere = sys.stdout is None  # closed, as by >&-
     console.open_streams()
     try:
-        config = arguments.parse(Config, "python -m jaxrnn.generate", argv)
+        config = arguments.parse(GenerateOptions, "python -m jaxrnn.generate", argv)
         if nowhere and _to_screen(config):
             return 1
         run(config)
@@ -87,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(config: Config) -> None:
+def run(config: GenerateOptions) -> None:
     """Write the texts as configured."""
     accelerator.use(config.accelerator)
     if config.prime is not None and config.prime_file is not None:
@@ -98,14 +102,16 @@ def run(config: Config) -> None:
     try:
         texts = _texts(config, params, prime)
     except InputError as error:
-        raise InputError(arguments.in_flags(str(error), Config)) from None
+        raise InputError(arguments.in_flags(str(error), GenerateOptions)) from None
     if _to_screen(config):
         _show(texts)
     else:
         _save(texts, str(config.output))
 
 
-def _texts(config: Config, params: charlm.Params, prime: str | bytes) -> Iterable[str | bytes]:
+def _texts(
+    config: GenerateOptions, params: charlm.Params, prime: str | bytes
+) -> Iterable[str | bytes]:
     """Return the texts in pieces, each as soon as it is made."""
     draw: dict[str, Any] = {
         name: getattr(config, name) for name in ("temperature", "mode", "top_k", "top_p", "seed")
@@ -130,16 +136,16 @@ def _headed(texts: Any) -> Iterator[str | bytes]:
         yield "\n"
 
 
-def _to_screen(config: Config) -> bool:
+def _to_screen(config: GenerateOptions) -> bool:
     return config.output in (None, "-")
 
 
-def _check_output(config: Config) -> None:
+def _check_output(config: GenerateOptions) -> None:
     """Raise InputError where the output is a file of the run, or the one that the prime is in."""
     if config.output is None or _to_screen(config):
         return
     output, prime = Path(config.output), config.prime_file
-    folder.check_output(output, config.run)
+    run_directory.check_output(output, config.run)
     if (
         prime not in (None, "-")
         and output.exists()
@@ -185,7 +191,7 @@ def _save(pieces: Iterable[str | bytes], output: str) -> None:
                 raise OSError(f"could not write to {output}: {error.strerror}") from error
 
 
-def _prime(config: Config, vocabulary: Vocabulary) -> str | bytes:
+def _prime(config: GenerateOptions, vocabulary: Vocabulary) -> str | bytes:
     """Return the prime: text, or bytes for a model of bytes."""
     if config.prime is not None:
         return arguments.prime("--prime", config.prime, vocabulary.by_bytes)

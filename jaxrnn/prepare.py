@@ -16,15 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import arguments, console, folder, sources, stopping, text, tokens
+from jaxrnn import arguments, console
+from jaxrnn.data import sources, token_files
+from jaxrnn.data.corpus import entropy_floor
+from jaxrnn.data.preparation import Preparation, Screen
 from jaxrnn.errors import InputError
-from jaxrnn.preparation import Preparation, Screen
+from jaxrnn.training import run_directory, signals
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class PrepareOptions:
     """Make token files of a text of any size, to train on without reading it into memory."""
 
     data: tuple[str, ...]
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     console.open_streams()
     try:
-        config = arguments.parse(Config, "python -m jaxrnn.prepare", argv)
+        config = arguments.parse(PrepareOptions, "python -m jaxrnn.prepare", argv)
         with console.lasting_output(), _Signals():
             run(config)
             return console.PIPE_CLOSED if console.pipe_closed() else 0
@@ -67,17 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def run(config: Config) -> None:
+def run(config: PrepareOptions) -> None:
     """Prepare as configured, on the screen and in the folder."""
     output = config.output or Path("tokens", sources.name(config.data))
     parts = sources.find(config.data, config.glob)
     _check_data(config, output)
-    name, floor = sources.name(config.data), text.floor(sources.nats(config.data))
+    name, floor = sources.name(config.data), entropy_floor(sources.nats(config.data))
     work = Preparation(parts, config.bytes, name, output, floor, _screen(), config.overwrite)
     _check_folder(output)
-    folder.make(output, "--output")
+    run_directory.make(output, "--output")
     busy = f"another preparation is running in {output}; wait for it or choose another --output"
-    with folder.locked(output, "--output", busy):
+    with run_directory.locked(output, "--output", busy):
         _check_folder(output)  # again, because another preparation may have begun there meanwhile
         _run(work, output)
 
@@ -111,22 +114,22 @@ def _check_folder(output: Path) -> None:
     """Raise InputError where the folder holds something other than a preparation."""
     try:
         names = os.listdir(output)
-    except (FileNotFoundError, NotADirectoryError):  # `folder.make` reports the second
+    except (FileNotFoundError, NotADirectoryError):  # `run_directory.make` reports the second
         return
     except OSError as error:
         raise InputError(
             f"cannot read {output}: {error.strerror}; choose another --output"
         ) from None
     others = {name for name in names if not name.startswith(".")}
-    if not folder.is_foreign_lock(output):
-        others.discard(folder.LOCK)
-    if others and not tokens.is_preparation(output):
+    if not run_directory.is_foreign_lock(output):
+        others.discard(run_directory.LOCK)
+    if others and not token_files.is_preparation(output):
         raise InputError(f"{output} holds something else ({min(others)}); choose another --output")
 
 
-def _check_data(config: Config, output: Path) -> None:
+def _check_data(config: PrepareOptions, output: Path) -> None:
     """Raise InputError where the text includes files that the preparation itself writes."""
-    for name in (tokens.TOKENS, tokens.META, tokens.PROGRESS, folder.LOCK):
+    for name in (token_files.TOKENS, token_files.META, token_files.PROGRESS, run_directory.LOCK):
         word = sources.takes(config.data, config.glob, output / name)
         if word is not None:
             raise InputError(
@@ -140,7 +143,7 @@ class _Signals:
 
     def __enter__(self) -> None:
         self._came = False
-        self._before = stopping.handle(self._raise)
+        self._before = signals.handle(self._raise)
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._before.items():

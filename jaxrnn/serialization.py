@@ -8,14 +8,15 @@ from typing import Any
 
 from jax import export
 
-from jaxrnn import cells, charlm, network
-from jaxrnn.kernels import inputs
-from jaxrnn.text import Vocabulary
+from jaxrnn import charlm
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.recurrence import cells, inputs
+from jaxrnn.recurrence.networks import NetworkParams
 
 NAMEDTUPLES: tuple[Any, ...] = (
     *(cells.RNNParams, cells.LSTMParams, cells.GRUParams),
     *(cells.RNNState, cells.LSTMState, cells.GRUState),
-    *(inputs.Lookup, inputs.Dense, network.NetworkParams),
+    *(inputs.Lookup, inputs.Dense, NetworkParams),
 )
 
 
@@ -31,10 +32,10 @@ def register() -> None:
     )
 
 
-def _written(static: tuple[charlm.Config, Vocabulary]) -> bytes:
+def _written(static: tuple[charlm.ModelConfig, Vocabulary]) -> bytes:
     return json.dumps([dataclasses.asdict(part) for part in static]).encode()
 
 
-def _read(content: bytes) -> tuple[charlm.Config, Vocabulary]:
+def _read(content: bytes) -> tuple[charlm.ModelConfig, Vocabulary]:
     config, vocabulary = json.loads(content)
-    return charlm.Config(**config), Vocabulary(**vocabulary)
+    return charlm.ModelConfig(**config), Vocabulary(**vocabulary)

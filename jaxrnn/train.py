@@ -19,31 +19,22 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import tyro
 
-from jaxrnn import (
-    accelerator,
-    arguments,
-    charlm,
-    console,
-    distributed,
-    folder,
-    memory,
-    mesh,
-    run_description,
-    sampling,
-    sources,
-    text,
-    tokens,
-    training,
-)
+from jaxrnn import arguments, charlm, console
+from jaxrnn.charlm import sampling
+from jaxrnn.data import sources, token_files
+from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
-from jaxrnn.report import Report, Unheard, require_tensorboard
-from jaxrnn.stopping import Stop
+from jaxrnn.training import loop, run_description, run_directory
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.report import Report, Unheard, require_tensorboard
+from jaxrnn.training.signals import Stop
 
 Preset = Literal["small", "lecture", "shakespeare"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class TrainOptions:
     """Train a character-level RNN, LSTM or GRU on a text."""
 
     preset: Preset = "small"
@@ -66,25 +57,25 @@ class Config:
     mesh: str | None = None
     """How the devices share the work, as in data=8,model=2: rows of the batch over data, units of the
     layers over model; without it all devices on data."""
-    processes: distributed.Processes = dataclasses.field(default_factory=distributed.Processes)
+    processes: processes.Processes = dataclasses.field(default_factory=processes.Processes)
     sample_prime: str | None = None
     """How the samples begin that are written while training; without it a new line."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run's folder."""
-    training: training.Config = dataclasses.field(default_factory=training.Config)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
 
-PRESETS: dict[str, Config] = {
-    "small": Config(
-        training=training.Config(
-            model=charlm.Config(dtype="auto"), batch=32, epochs=6.0, learning_rate=5e-3
+PRESETS: dict[str, TrainOptions] = {
+    "small": TrainOptions(
+        training=TrainingConfig(
+            model=charlm.ModelConfig(dtype="auto"), batch=32, epochs=6.0, learning_rate=5e-3
         )
     ),
-    "lecture": Config(
+    "lecture": TrainOptions(
         preset="lecture",
         data=("shakespeare",),
-        training=training.Config(
-            model=charlm.Config(hidden=1024, embed=256, recurrent_init="glorot", dtype="auto"),
+        training=TrainingConfig(
+            model=charlm.ModelConfig(hidden=1024, embed=256, recurrent_init="glorot", dtype="auto"),
             batch=64,
             seq_len=100,
             shuffle=True,
@@ -96,11 +87,11 @@ PRESETS: dict[str, Config] = {
             clip_norm=0.0,
         ),
     ),
-    "shakespeare": Config(
+    "shakespeare": TrainOptions(
         preset="shakespeare",
         data=("shakespeare",),
-        training=training.Config(
-            model=charlm.Config(
+        training=TrainingConfig(
+            model=charlm.ModelConfig(
                 hidden=512, embed=64, dropout=0.4, weight_dropout=0.3, dtype="auto"
             ),
             learning_rate=3e-3,
@@ -121,18 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.lasting_output():
             status = run(config)
             return console.PIPE_CLOSED if status == 0 and console.pipe_closed() else status
-    except distributed.Told:
+    except processes.Told:
         return 2
     except InputError as error:
         console.error(error)
         return 2
-    except (OSError, training.Diverged) as error:
+    except (OSError, loop.Diverged) as error:
         console.error(error)
         return 1
     except KeyboardInterrupt:  # before there is a state to save
         return 128 + signal.SIGINT
     except Exception as error:
-        if distributed.lost(error):
+        if processes.lost(error):
             console.error(_lost(error))
         elif memory.ran_out(error):
             console.error(_ran_out(error))
@@ -154,43 +145,45 @@ def _ran_out(error: Exception) -> str:
     """Return the error message for a run that ran out of memory despite the estimate."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
-        f"the memory ran out ({why}); the checkpoints are intact: {training.SMALLER}, or prepare a "
+        f"the memory ran out ({why}); the checkpoints are intact: {loop.SMALLER}, or prepare a "
         "large text with python -m jaxrnn.prepare"
     )
 
 
-def parse(argv: Sequence[str]) -> Config:
+def parse(argv: Sequence[str]) -> TrainOptions:
     """The settings of a command line: the preset's, changed by the other flags."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="small")
     preset = first.parse_known_args(argv)[0].preset
     return arguments.parse(
-        Config,
+        TrainOptions,
         "python -m jaxrnn.train",
         argv,
-        PRESETS.get(preset, Config()),
+        PRESETS.get(preset, TrainOptions()),
         (tyro.conf.OmitArgPrefixes,),
     )
 
 
-def run(config: Config) -> int:
+def run(config: TrainOptions) -> int:
     """Train as configured, on the screen and in the run's folder. Returns the exit status."""
     memory.steady()
-    distributed.start(config.processes)
+    processes.start(config.processes)
     accelerator.use(config.accelerator)
     workdir = config.workdir or default_workdir(config)
-    work = distributed.together(lambda: _work(config, workdir))
-    same = {n: v for n, v in folder.flat(work.description).items() if n not in folder.OWN}
-    distributed.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
-    if distributed.first():
+    work = processes.together(lambda: _work(config, workdir))
+    same = {
+        n: v for n, v in run_directory.flat(work.description).items() if n not in run_directory.OWN
+    }
+    processes.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
+    if processes.first():
         _introduce(workdir, work)
     # All that can be refused is refused before anything is made, changed or deleted.
-    distributed.together(lambda: _check_here(config, workdir, work))
-    with folder.held(workdir):
+    processes.together(lambda: _check_here(config, workdir, work))
+    with run_directory.held(workdir):
         return _run(config, workdir, work)
 
 
-def default_workdir(config: Config) -> Path:
+def default_workdir(config: TrainOptions) -> Path:
     """Return runs/DATA-PRESET, or runs/DATA where both names are equal. The path is valid UTF-8."""
     names = "-".join(dict.fromkeys([sources.name(config.data), config.preset]))
     return Path("runs", re.sub("[\udc80-\udcff]", "_", names))
@@ -199,16 +192,16 @@ def default_workdir(config: Config) -> Path:
 class _Work(NamedTuple):
     """All that a training needs, checked."""
 
-    config: training.Config
+    config: TrainingConfig
     devices: mesh.Mesh
     name: str  # of the text
-    corpus: text.Corpus
+    corpus: Corpus
     prime: str | bytes  # of the samples
     steps: int
     description: dict[str, Any]
 
 
-def _work(config: Config, workdir: Path) -> _Work:
+def _work(config: TrainOptions, workdir: Path) -> _Work:
     config = dataclasses.replace(config, training=_as_begun(config, workdir))
     model = config.training.model
     devices = mesh.make(mesh.parse(config.mesh) if config.mesh else None)
@@ -219,41 +212,41 @@ def _work(config: Config, workdir: Path) -> _Work:
     steps = how.total_steps(how.batches(corpus))
     prime = _sample_prime(config, corpus)
     description = {**_plain(config), "text": {"name": name, "sha256": corpus.sha256}}
-    folder.check_data(workdir, config.data, config.glob, bool(how.sample_every))
-    folder.check(workdir, description, corpus.vocabulary, config.overwrite)
+    run_directory.check_data(workdir, config.data, config.glob, bool(how.sample_every))
+    run_directory.check(workdir, description, corpus.vocabulary, config.overwrite)
     return _Work(how, devices, name, corpus, prime, steps, description)
 
 
-def _check_here(config: Config, workdir: Path, work: _Work) -> None:
+def _check_here(config: TrainOptions, workdir: Path, work: _Work) -> None:
     """Raise InputError for what this machine cannot run. It compiles, so it is the last check."""
     if config.tensorboard:
         require_tensorboard()
     resumed = not config.overwrite and run_description.is_run(workdir)
-    training.check(work.config, work.corpus, work.devices, resumed)
+    loop.check(work.config, work.corpus, work.devices, resumed)
 
 
-def _run(config: Config, workdir: Path, work: _Work) -> int:
+def _run(config: TrainOptions, workdir: Path, work: _Work) -> int:
     vocabulary = work.corpus.vocabulary
 
     def take_over() -> Report:
-        if not distributed.first():
+        if not processes.first():
             return Unheard(work.prime)
         # again, because another training may have begun there meanwhile
-        folder.check(workdir, work.description, vocabulary, config.overwrite)
+        run_directory.check(workdir, work.description, vocabulary, config.overwrite)
         if config.overwrite:
-            folder.clear(workdir)
+            run_directory.clear(workdir)
         characters = work.config.batch * work.config.seq_len
         return Report(workdir, characters, work.corpus.floor, work.prime, config.tensorboard)
 
-    report = distributed.together(take_over)
+    report = processes.together(take_over)
 
     def accepted() -> None:
-        if distributed.first():
+        if processes.first():
             run_description.write(workdir, work.description, vocabulary)
-        distributed.gather(None)
+        processes.gather(None)
 
     with Stop() as stop:
-        _, step = training.fit(
+        _, step = loop.fit(
             work.config, work.corpus, workdir, report, stop.asked, work.devices, accepted
         )
     if step < work.steps:
@@ -265,17 +258,17 @@ def _run(config: Config, workdir: Path, work: _Work) -> int:
 
 
 def _say(line: str) -> None:
-    if distributed.first():
+    if processes.first():
         print(line)
 
 
-def _corpus(config: Config) -> tuple[str, text.Corpus]:
+def _corpus(config: TrainOptions) -> tuple[str, Corpus]:
     """What --data names, and its short name: a prepared folder as it is, else a text, read whole."""
-    prepared = [word for word in config.data if tokens.is_prepared(word)]
+    prepared = [word for word in config.data if token_files.is_prepared(word)]
     prepared = [word for word in prepared if word not in sources.NAMED]
     if not prepared:
         source = sources.read(config.data, config.glob, config.bytes)
-        return source.name, text.corpus(source.content, source.nats)
+        return source.name, make_corpus(source.content, source.nats)
     if len(config.data) > 1:
         raise InputError(
             f"{prepared[0]} is a prepared text and is trained on alone; prepare all texts together"
@@ -283,10 +276,10 @@ def _corpus(config: Config) -> tuple[str, text.Corpus]:
     if config.glob is not None or config.bytes:
         flag = "--bytes" if config.glob is None else "--glob"
         raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
-    return tokens.meta(prepared[0]).name, tokens.corpus(prepared[0])
+    return token_files.meta(prepared[0]).name, token_files.load_corpus(prepared[0])
 
 
-def _as_begun(config: Config, workdir: Path) -> training.Config:
+def _as_begun(config: TrainOptions, workdir: Path) -> TrainingConfig:
     """Return the training settings; some are taken from the run in the folder, if there is one.
 
     With dtype "auto" the run resumes in its own dtype, whatever is fast here, and its shuffled windows
@@ -327,7 +320,7 @@ def _introduce(workdir: Path, work: _Work) -> None:
     )
 
 
-def _sample_prime(config: Config, corpus: text.Corpus) -> str | bytes:
+def _sample_prime(config: TrainOptions, corpus: Corpus) -> str | bytes:
     """Return the prime of the samples, checked before anything is written."""
     if config.sample_prime is None:
         return sampling.default_prime(corpus.vocabulary)
@@ -339,7 +332,7 @@ def _sample_prime(config: Config, corpus: text.Corpus) -> str | bytes:
     return prime
 
 
-def _example(workdir: Path, corpus: text.Corpus) -> str:
+def _example(workdir: Path, corpus: Corpus) -> str:
     """Return a shell command that generates text with the run."""
     command = f"python -m jaxrnn.generate {console.quoted_path(workdir)}"
     prime = _example_prime(corpus)
@@ -348,7 +341,7 @@ def _example(workdir: Path, corpus: text.Corpus) -> str:
     return f"{command} --prime{'=' if prime.startswith('-') else ' '}{console.quoted(prime)}"
 
 
-def _example_prime(corpus: text.Corpus) -> str | None:
+def _example_prime(corpus: Corpus) -> str | None:
     """Return an example prime: "ROMEO:" if the text has it, else its first printable word, or None."""
     begin = corpus.vocabulary.decode(corpus.tokens[:1_000_000])
     if "ROMEO:" in begin:
@@ -357,7 +350,7 @@ def _example_prime(corpus: text.Corpus) -> str | None:
     return next((word for word in words if word.isprintable() and "\ufffd" not in word), None)
 
 
-def _plain(config: Config) -> dict[str, Any]:
+def _plain(config: TrainOptions) -> dict[str, Any]:
     described = dataclasses.asdict(config)
     described["workdir"] = None  # the folder may be moved
     return described

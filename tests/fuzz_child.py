@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import gru, lstm, rnn
-from jaxrnn.kernels.cpu import build
-from jaxrnn.kernels.inputs import Lookup
-from jaxrnn.unroll import unroll, unroll_projected
+from jaxrnn.recurrence.api import unroll, unroll_projected
+from jaxrnn.recurrence.inputs import Lookup
+from jaxrnn.recurrence.kernels.native import build
 
 EACH = 2  # changes that are tried of each array and attribute, of some hundred possible ones
 FREE = (  # what may have several values beside the same other arguments

@@ -14,18 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn import charlm, mesh, sampling, stepping, text, training
-from jaxrnn.evaluation import evaluate
-from jaxrnn.feed import place
+from jaxrnn import charlm
+from jaxrnn.charlm import sampling
+from jaxrnn.data.corpus import make_corpus
+from jaxrnn.devices import mesh
+from jaxrnn.training import stepping
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.evaluation import evaluate
+from jaxrnn.training.feed import place
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
-CORPUS = text.corpus(TEXT)
+CORPUS = make_corpus(TEXT)
 MODELS = {
-    "lstm": charlm.Config("lstm", hidden=16, embed=6, peephole=True),
-    "layers": charlm.Config("lstm", 2, 16, 6, dropout=0.3, weight_dropout=0.2),
-    "rnn": charlm.Config("rnn", hidden=16, embed=0),
-    "gru-before": charlm.Config("gru", hidden=16, embed=6),
-    "gru-after": charlm.Config("gru", hidden=16, embed=16, tie=True, reset="after"),
+    "lstm": charlm.ModelConfig("lstm", hidden=16, embed=6, peephole=True),
+    "layers": charlm.ModelConfig("lstm", 2, 16, 6, dropout=0.3, weight_dropout=0.2),
+    "rnn": charlm.ModelConfig("rnn", hidden=16, embed=0),
+    "gru-before": charlm.ModelConfig("gru", hidden=16, embed=6),
+    "gru-after": charlm.ModelConfig("gru", hidden=16, embed=16, tie=True, reset="after"),
 }
 DATA = [{"data": n} for n in (1, 2, 4, 8)]
 BOTH = [{"data": 1, "model": 2}, {"data": 4, "model": 2}, {"data": 2, "model": 4}]
@@ -44,11 +49,11 @@ STEPS = 6
 
 
 @functools.cache
-def begun(config: training.Config, optimizer: Any) -> stepping.TrainState:
+def begun(config: TrainingConfig, optimizer: Any) -> stepping.TrainState:
     return jax.tree.map(np.asarray, stepping.create(config, optimizer, CORPUS.vocabulary))
 
 
-def begins_alike(config: training.Config, optimizer: Any) -> bool:
+def begins_alike(config: TrainingConfig, optimizer: Any) -> bool:
     """Whether a state made on a mesh lies there as it should, and has the bits of one made at once."""
     alone, devices = begun(config, optimizer), mesh.make(BOTH[1])
     state = stepping.begin(config, optimizer, CORPUS.vocabulary, devices)
@@ -57,7 +62,7 @@ def begins_alike(config: training.Config, optimizer: Any) -> bool:
     return all(jax.tree.leaves(same)) and there == mesh.shardings(devices, alone)
 
 
-def samples(model: charlm.Config, sizes: dict[str, int]) -> dict[str, Any]:
+def samples(model: charlm.ModelConfig, sizes: dict[str, int]) -> dict[str, Any]:
     """A text by the model on one device, and by the same that lies on a mesh."""
     params = charlm.init(model, CORPUS.vocabulary, 0)
     devices = mesh.make(sizes, jax.devices()[: math.prod(sizes.values())])
@@ -69,7 +74,7 @@ def samples(model: charlm.Config, sizes: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def train(config: training.Config, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
+def train(config: TrainingConfig, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
     """Losses, gradient norms, the validation loss and the weights after STEPS steps."""
     optimizer = stepping.make_optimizer(config, STEPS)
     source, batches = place(CORPUS.tokens, memory_map, devices=devices), config.batches(CORPUS)
@@ -104,7 +109,7 @@ def main(output: str) -> None:
     found: dict[str, Any] = {}
     for (name, implementation), meshes in RUNS.items():
         model = dataclasses.replace(MODELS[name], recurrent_init="glorot")  # compiles faster
-        config = training.Config(
+        config = TrainingConfig(
             model, batch=16, seq_len=8, steps=STEPS, warmup=2, log_every=3, eval_every=3,
             sample_every=0, accumulate=2 if name == "layers" else 1, implementation=implementation,
         )  # fmt: skip

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import train, training
+from jaxrnn import train
+from jaxrnn.training import loop
 
 STEP = 20  # from which on it may happen
-run_steps = training.run_steps
+run_steps = loop.run_steps
 
 
 def spoiled(leaf: jax.Array) -> jax.Array:
@@ -30,10 +31,10 @@ class SpoilOnce:
 
     def __call__(self, config: Any, optimizer: Any, devices: Any, state: Any, *rest: Any) -> Any:
         if int(state.step) >= STEP:
-            training.run_steps = run_steps
+            loop.run_steps = run_steps
             state = state.replace(carry=jax.tree.map(spoiled, state.carry))
         return run_steps(config, optimizer, devices, state, *rest)
 
 
-training.run_steps = SpoilOnce()  # type: ignore[assignment]
+loop.run_steps = SpoilOnce()  # type: ignore[assignment]
 train.leave(train.main())

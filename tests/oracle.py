@@ -16,8 +16,8 @@ import jaxtyping
 import numpy as np
 
 from jaxrnn import gru, lstm, rnn, unroll
-from jaxrnn.cells import wide
-from jaxrnn.kernels.cpu import build
+from jaxrnn.recurrence.cells import wide
+from jaxrnn.recurrence.kernels.native import build
 
 HIDDEN = 4
 CELLS = {

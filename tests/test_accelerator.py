@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 
-from jaxrnn import accelerator
+from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="JAX computes elsewhere here")
@@ -111,7 +111,8 @@ def test_a_platform_that_jax_does_not_have(platform: str, wanted: str) -> None:
     done = python(
         f"""
 import jax, sys
-from jaxrnn import accelerator, errors
+from jaxrnn import errors
+from jaxrnn.devices import accelerator
 try:
     accelerator.use({wanted!r})
 except errors.InputError as error:

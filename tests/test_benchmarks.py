@@ -23,7 +23,7 @@ import measure  # noqa: E402
 import training_throughput  # noqa: E402
 from peers import Contender  # noqa: E402
 
-from jaxrnn.dispatch import Implementation  # noqa: E402
+from jaxrnn.recurrence.dispatch import Implementation  # noqa: E402
 
 SERVED = {  # which cells a peer has, and the package it comes from
     "torch": ("torch", {"rnn", "lstm", "gru-after"}),

@@ -14,17 +14,17 @@ import pytest
 from oracle import TOLERANCES as ORACLE
 from oracle import assert_close, reference, unchecked
 
-from jaxrnn import Config, InputError, Params, Vocabulary, charlm, init, unroll
+from jaxrnn import InputError, ModelConfig, Params, Vocabulary, charlm, init, unroll
 
 VOCABULARY = Vocabulary.of("abcdefg")
 SIZE, STEPS, BATCH = len(VOCABULARY), 6, 3
 CONFIGS = {
-    "lstm": Config("lstm", hidden=5, embed=3),
-    "gru": Config("gru", hidden=5, embed=3),
-    "rnn, three layers": Config("rnn", layers=3, hidden=5, embed=3, activation="relu"),
-    "peephole, two layers": Config("lstm", layers=2, hidden=5, embed=3, peephole=True),
-    "gru-after, one-hot": Config("gru", hidden=5, embed=0, reset="after"),
-    "tied": Config("lstm", hidden=5, embed=5, tie=True),
+    "lstm": ModelConfig("lstm", hidden=5, embed=3),
+    "gru": ModelConfig("gru", hidden=5, embed=3),
+    "rnn, three layers": ModelConfig("rnn", layers=3, hidden=5, embed=3, activation="relu"),
+    "peephole, two layers": ModelConfig("lstm", layers=2, hidden=5, embed=3, peephole=True),
+    "gru-after, one-hot": ModelConfig("gru", hidden=5, embed=0, reset="after"),
+    "tied": ModelConfig("lstm", hidden=5, embed=5, tie=True),
 }
 TOLERANCES = {  # as in `oracle.assert_close`, but for the last five
     "float32": ORACLE["float32"],
@@ -45,7 +45,7 @@ forward = jax.jit(charlm.forward)
 
 
 @cache
-def model(config: Config, seed: int = 0) -> Params:
+def model(config: ModelConfig, seed: int = 0) -> Params:
     """Random parameters, none of them zero: biases and peepholes count too."""
     rng = np.random.default_rng(seed)
     params = init(config, VOCABULARY)
@@ -57,7 +57,7 @@ def text(steps: int = STEPS, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(SIZE, size=(steps, BATCH)), jnp.int32)
 
 
-def random_carry(config: Config, seed: int = 0) -> charlm.Carry:
+def random_carry(config: ModelConfig, seed: int = 0) -> charlm.Carry:
     rng = np.random.default_rng(seed)
     zeros = charlm.initial_carry(config, BATCH)
     return jax.tree.map(lambda a: jnp.float32(0.6 * rng.standard_normal(a.shape)), zeros)
@@ -101,7 +101,7 @@ def number(logits: jax.Array) -> jax.Array:
 
 
 @configs
-def test_forward_is_the_equations(config: Config) -> None:
+def test_forward_is_the_equations(config: ModelConfig) -> None:
     """Logits and states, from a state that is not zero."""
     params, tokens, carry = model(config), text(), random_carry(config)
     got = forward(params, tokens, carry)
@@ -109,7 +109,7 @@ def test_forward_is_the_equations(config: Config) -> None:
 
 
 @few_configs
-def test_table_is_embed_then_project(config: Config) -> None:
+def test_table_is_embed_then_project(config: ModelConfig) -> None:
     """For one-hot characters: the rows of w_x are the product with the one-hot vectors."""
     params, tokens, carry = model(config), text(), random_carry(config)
 
@@ -126,7 +126,7 @@ def test_table_is_embed_then_project(config: Config) -> None:
 def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     params, tokens = model(CONFIGS["tied"]), text()
     carry = random_carry(params.config)
-    apart = params.replace(w_out=params.embedding.T, config=Config("lstm", hidden=5, embed=5))
+    apart = params.replace(w_out=params.embedding.T, config=ModelConfig("lstm", hidden=5, embed=5))
     assert params.w_out is None
 
     @jax.jit
@@ -141,7 +141,7 @@ def test_tied_gradient_is_the_sum_of_both_uses() -> None:
 
 
 @few_configs
-def test_chunks_are_the_whole(config: Config) -> None:
+def test_chunks_are_the_whole(config: ModelConfig) -> None:
     """The state carried from one call to the next."""
     params, tokens, carry = model(config), text(), random_carry(config)
     whole = forward(params, tokens, carry)
@@ -153,7 +153,7 @@ def test_chunks_are_the_whole(config: Config) -> None:
 
 
 @few_configs
-def test_steps_are_forward(config: Config) -> None:
+def test_steps_are_forward(config: ModelConfig) -> None:
     params, tokens, carry = model(config), text(), random_carry(config)
     whole = forward(params, tokens, carry)
     step = jax.jit(charlm.step, static_argnums=0)
@@ -165,7 +165,7 @@ def test_steps_are_forward(config: Config) -> None:
 
 
 @few_configs
-def test_bfloat16_is_close(config: Config) -> None:
+def test_bfloat16_is_close(config: ModelConfig) -> None:
     """Its products are in bfloat16; logits, states and gradients stay float32."""
     params, tokens, carry = model(config), text(), random_carry(config)
     half = params.replace(config=dataclasses.replace(config, dtype="bfloat16"))
@@ -219,7 +219,7 @@ def test_hello(cell: Any) -> None:
     """The lecture's pairs (H,E) (E,L) (L,L) (L,O). What follows L is known only from the state, so
     the floor is 0; without a state it would be ln(2) / 2."""
     vocabulary = Vocabulary.of("HELLO")
-    config = Config(cell, hidden=8, embed=4)
+    config = ModelConfig(cell, hidden=8, embed=4)
     tokens = jnp.asarray(vocabulary.encode("HELLO"), jnp.int32)[:, None]
     carry = charlm.initial_carry(config, 1)
     optimizer = optax.adam(0.03)
@@ -249,7 +249,7 @@ def test_hello(cell: Any) -> None:
 
 def bare(rate: float) -> Params:
     """One plain layer whose outputs are the logits: V = H, w_out = 1, b_out = 0."""
-    config = Config("rnn", hidden=SIZE, embed=3, dropout=rate)
+    config = ModelConfig("rnn", hidden=SIZE, embed=3, dropout=rate)
     params = model(config)
     return params.replace(w_out=jnp.eye(SIZE), b_out=jnp.zeros(SIZE))
 
@@ -317,7 +317,7 @@ def test_dropout_differs_by_key_place_and_layer() -> None:
 
 def test_dropout_of_two_layers_is_drawn_apart() -> None:
     """The first layer puts out ones, the second hands on what reaches it."""
-    config = Config("rnn", layers=2, hidden=SIZE, embed=3, activation="relu", dropout=0.5)
+    config = ModelConfig("rnn", layers=2, hidden=SIZE, embed=3, activation="relu", dropout=0.5)
     params, key = bare(0.5), jax.random.key(0)
     eye, zero, one = jnp.eye(SIZE), jnp.zeros((SIZE, SIZE)), jnp.ones(SIZE)
     layer = type(params.layers[0])
@@ -364,7 +364,7 @@ def test_no_gradient_through_dropped_units() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
 def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
     """One mask for all rows and steps. Without inputs, unit vectors for a state read out w_h."""
-    config = Config("rnn", hidden=SIZE, embed=3, activation="relu", weight_dropout=rate)
+    config = ModelConfig("rnn", hidden=SIZE, embed=3, activation="relu", weight_dropout=rate)
     w_h = jnp.float32(np.random.default_rng(0).uniform(1, 2, (SIZE, SIZE)))
     layer = bare(0.0).layers[0]
     layer = layer._replace(w_x=0 * layer.w_x, w_h=w_h, b=0 * layer.b)
@@ -403,11 +403,11 @@ def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
 )
 def test_config_refuses(wrong: dict[str, Any], message: str) -> None:
     with unchecked(), pytest.raises(InputError, match=message):
-        Config(**wrong)
+        ModelConfig(**wrong)
 
 
 @few_configs
-def test_init_has_the_shapes_and_the_count(config: Config) -> None:
+def test_init_has_the_shapes_and_the_count(config: ModelConfig) -> None:
     params = init(config, VOCABULARY)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     assert charlm.count(params) == sum(math.prod(shape) for shape in shapes)
@@ -425,7 +425,7 @@ def test_count_of_a_known_model() -> None:
 
 
 def test_init_is_a_function_of_the_seed() -> None:
-    config = Config("rnn", layers=2, hidden=5, embed=5)
+    config = ModelConfig("rnn", layers=2, hidden=5, embed=5)
     one, same, other = (init(config, VOCABULARY, seed) for seed in (0, 0, 1))
     assert_close(one, same, 0)
     for name in ("embedding", "w_out"):
@@ -434,7 +434,7 @@ def test_init_is_a_function_of_the_seed() -> None:
 
 
 @few_configs
-def test_params_are_a_pytree_that_knows_its_meaning(config: Config) -> None:
+def test_params_are_a_pytree_that_knows_its_meaning(config: ModelConfig) -> None:
     """Through map, jit and grad the config and the vocabulary stay as they are."""
     params = model(config)
     tokens, carry = text(), charlm.initial_carry(config, BATCH)

@@ -20,11 +20,13 @@ import pytest
 from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
 import jaxrnn
-from jaxrnn import charlm, checkpoint, run_description, stepping, train, training
-from jaxrnn.checkpoint import Checkpoints
+from jaxrnn import charlm, train
 from jaxrnn.errors import InputError
-from jaxrnn.report import Report
-from jaxrnn.run_description import load
+from jaxrnn.training import checkpoint, loop, run_description, stepping
+from jaxrnn.training.checkpoint import Checkpoints
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.report import Report
+from jaxrnn.training.run_description import load
 
 # A read or write that fails leaves tasks of orbax behind, in the tests' own process; that the commands
 # stay silent about them is tested on a process of their own.
@@ -41,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quicken(patch)
         description = {"training": {"model": vars(LSTM.model)}}
         run_description.write(run, description, CORPUS.vocabulary)
-        training.fit(LSTM, CORPUS, run, Report(run, 1, quiet=True))
+        loop.fit(LSTM, CORPUS, run, Report(run, 1, quiet=True))
     return run
 
 
@@ -50,7 +52,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def state_of(config: training.Config = LSTM) -> stepping.TrainState:
+def state_of(config: TrainingConfig = LSTM) -> stepping.TrainState:
     """A state in which every array is different from zero."""
     state = stepping.create(config, stepping.make_optimizer(config, 8), CORPUS.vocabulary)
     rng = np.random.default_rng(0)
@@ -312,7 +314,7 @@ def test_training_resumes_from_the_checkpoint_before(
     report = Report(copy, 1, quiet=True)
     lines: list[str] = []
     monkeypatch.setattr(report, "note", lines.append)
-    _, step = training.fit(LSTM, CORPUS, copy, report)
+    _, step = loop.fit(LSTM, CORPUS, copy, report)
     assert step == 8
     if not hit.__name__.startswith("half_written"):  # which is no checkpoint yet
         assert_passed_over(lines)
@@ -354,7 +356,7 @@ def test_training_does_not_begin_again_where_no_checkpoint_can_be_read(
     spoil_run(copy)
     before = contents(copy)
     for run in (
-        lambda: training.fit(LSTM, CORPUS, copy, Report(copy, 1, quiet=True)),
+        lambda: loop.fit(LSTM, CORPUS, copy, Report(copy, 1, quiet=True)),
         lambda: load(copy),
     ):
         with pytest.raises(InputError, match=told) as caught:
@@ -633,4 +635,4 @@ def test_checkpoints_that_are_no_folder(tmp_path: Path, monkeypatch: pytest.Monk
     quicken(monkeypatch)
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises((OSError, InputError), match="checkpoints"):
-        training.fit(LSTM, CORPUS, tmp_path, Report(tmp_path, 1, quiet=True))
+        loop.fit(LSTM, CORPUS, tmp_path, Report(tmp_path, 1, quiet=True))

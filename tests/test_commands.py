@@ -20,24 +20,14 @@ import filelock
 import pytest
 from test_training import TEXT, quicken
 
-from jaxrnn import (
-    charlm,
-    checkpoint,
-    console,
-    generate,
-    load,
-    prepare,
-    sample,
-    sample_bytes,
-    sources,
-    stopping,
-    text,
-    train,
-    training,
-)
+from jaxrnn import charlm, console, generate, load, prepare, sample, sample_bytes, train
 from jaxrnn.arguments import parse
+from jaxrnn.data import sources
+from jaxrnn.data.corpus import make_corpus
+from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.report import Report
+from jaxrnn.training import checkpoint, loop, signals
+from jaxrnn.training.report import Report
 
 # A model and a run so small that a training takes a second
 SMALL = {
@@ -173,7 +163,7 @@ def test_a_pass_that_reads_a_part_of_the_text_is_reported(
 def test_the_play_is_told_with_its_entropy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxrnn import play
+    from jaxrnn.data import play
 
     short = play.write(3000)
     monkeypatch.setattr(play, "write", lambda: short)
@@ -506,9 +496,9 @@ def test_a_loss_that_stays_infinite(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     def diverge(*_: Any) -> Any:
-        raise training.Diverged("the loss is not finite, whatever was tried")
+        raise loop.Diverged("the loss is not finite, whatever was tried")
 
-    monkeypatch.setattr(training, "fit", diverge)
+    monkeypatch.setattr(loop, "fit", diverge)
     message = refusal(train.main, flags(place / "text.txt", tmp_path), status=1)
     assert message == "the loss is not finite, whatever was tried"
 
@@ -531,7 +521,7 @@ def test_the_second_signal_is_final(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(stopping, "os", SimpleNamespace(_exit=left.append))
+    monkeypatch.setattr(signals, "os", SimpleNamespace(_exit=left.append))
     before = signal.getsignal(signal.SIGINT)
 
     def fit(config: Any, corpus: Any, workdir: Any, report: Any, should_stop: Any, *_: Any) -> Any:
@@ -541,7 +531,7 @@ def test_the_second_signal_is_final(
         signal.raise_signal(signal.SIGINT)
         return None, 3
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(loop, "fit", fit)
     assert train.main(flags(place / "text.txt", tmp_path)) == 130
     assert left == [130]
     assert signal.getsignal(signal.SIGINT) is before, "handlers are put back"
@@ -590,7 +580,7 @@ FOLDERS = [
 
 @pytest.mark.parametrize(("content", "prime"), EXAMPLES)
 def test_the_example_begins_as_the_text_does(content: str | bytes, prime: str | None) -> None:
-    corpus = text.corpus(content)
+    corpus = make_corpus(content)
     assert train._example_prime(corpus) == prime
     if prime is not None:
         corpus.vocabulary.encode(prime)
@@ -605,14 +595,16 @@ def test_the_last_line_is_a_command_for_a_shell(
     script, wanted = "", []
     for folder in FOLDERS:
         for content, prime in EXAMPLES:
-            command = train._example(Path(folder), text.corpus(content))
+            command = train._example(Path(folder), make_corpus(content))
             script += command.replace("python -m jaxrnn.generate", "printf '%s\\0'") + "; echo\n"
             wanted.append((Path(folder), prime))
     assert script.isprintable() or set(filter(lambda c: not c.isprintable(), script)) == {"\n"}
     shell = subprocess.run(["bash"], input=script.encode(encoding), capture_output=True)
     got = []
     for line in shell.stdout.split(b"\0\n")[:-1]:
-        config = parse(generate.Config, "", [os.fsdecode(word) for word in line.split(b"\0")])
+        config = parse(
+            generate.GenerateOptions, "", [os.fsdecode(word) for word in line.split(b"\0")]
+        )
         got.append((config.run, config.prime))
     assert got == wanted and shell.stderr == b""
 
@@ -892,8 +884,8 @@ def test_a_prime_file_is_read_as_training_reads(
     prime.write_bytes(raw.encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw.encode()), "latin-1"))
     source = sources.read([str(prime)]).content
-    config = generate.Config(Path("run"), prime_file="-" if by == "stdin" else str(prime))
-    assert generate._prime(config, text.Vocabulary.of(content)) == source == content
+    config = generate.GenerateOptions(Path("run"), prime_file="-" if by == "stdin" else str(prime))
+    assert generate._prime(config, Vocabulary.of(content)) == source == content
 
 
 @pytest.mark.parametrize("raw", [b"\xef\xbb\xbfmark", b"caf\xe9\r\n", bytes(range(256))])
@@ -1010,7 +1002,7 @@ def test_a_full_disk_behind_the_screen(
     assert generate.main([str(place / "run")]) == 1
 
 
-@pytest.mark.parametrize("name", stopping.NAMES)
+@pytest.mark.parametrize("name", signals.NAMES)
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
 def test_signals_while_it_trains(
     name: str, ignored: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1041,7 +1033,7 @@ def test_the_command_that_resumes_does_not_overwrite(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(training, "fit", lambda *_: signal.raise_signal(signal.SIGINT) or (None, 2))
+    monkeypatch.setattr(loop, "fit", lambda *_: signal.raise_signal(signal.SIGINT) or (None, 2))
     assert train.main(flags(place / "text.txt", tmp_path, *more)) == 130
     without = " without --overwrite" if more else ""
     line = f"stopped and saved at step 2; the same command{without} resumes from there"
@@ -1062,7 +1054,7 @@ def test_shuffled_runs_keep_their_windows(place: Path, tmp_path: Path) -> None:
     old, cut = tmp_path / "old", tmp_path / "cut"
     arguments = flags(place / "text.txt", cut, "--shuffle", steps=240, log_every=20, eval_every=80)
     config = train.parse(arguments)
-    assert config.training.steps > 2 * config.training.batches(text.corpus(TEXT)).per_epoch
+    assert config.training.steps > 2 * config.training.batches(make_corpus(TEXT)).per_epoch
     old_kind = dataclasses.replace(config.training, overlap=None)
     assert train.run(dataclasses.replace(config, workdir=old, training=old_kind)) == 0
     shutil.copytree(old, cut)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import tyro
 
-from jaxrnn import arguments, console, generate, prepare, stopping, train
+from jaxrnn import arguments, console, generate, prepare, train
 from jaxrnn.errors import InputError, whole_number
+from jaxrnn.training import signals
 
 ODD = (
     "caf\xe9 \u2014 \ud55c \udce9 \u2026"  # accents, a dash, a script, a byte of a file name, dots
@@ -116,26 +117,26 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 # --- signals ---
 
 
-@pytest.mark.parametrize("name", stopping.NAMES)
+@pytest.mark.parametrize("name", signals.NAMES)
 def test_a_signal_that_came_ignored_stays_ignored(name: str) -> None:
     """As SIGHUP does under nohup, and SIGINT in what a script starts in the background."""
     number, heard = getattr(signal, name), []
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        replaced = stopping.handle(lambda number, frame: heard.append(number))
+        replaced = signals.handle(lambda number, frame: heard.append(number))
         signal.raise_signal(number)
         assert heard == [] and number not in replaced
         for other, handler in replaced.items():
             signal.raise_signal(other)
             signal.signal(other, handler)
-        assert heard == list(replaced) and len(heard) == len(stopping.NAMES) - 1
+        assert heard == list(replaced) and len(heard) == len(signals.NAMES) - 1
     finally:
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("name", stopping.NAMES)
+@pytest.mark.parametrize("name", signals.NAMES)
 def test_signals_ask_to_stop(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with stopping.Stop() as stop:
+    with signals.Stop() as stop:
         assert not stop.asked()
         signal.raise_signal(getattr(signal, name))
         assert stop.asked() and stop.status == 128 + getattr(signal, name)
@@ -168,7 +169,7 @@ def test_a_signal_in_the_middle_of_a_print_is_answered(monkeypatch: pytest.Monke
     reader, writer = os.pipe()
     stream = io.TextIOWrapper(io.BufferedWriter(Interrupting(writer, signal.SIGTERM)), "utf-8")
     monkeypatch.setattr(sys, "stdout", stream)
-    with stopping.Stop() as stop:
+    with signals.Stop() as stop:
         print("step 2", flush=True)
         assert stop.asked()
     os.close(writer)
@@ -181,9 +182,9 @@ def test_a_signal_in_the_middle_of_a_print_is_answered(monkeypatch: pytest.Monke
 
 
 COMMANDS: list[tuple[Any, list[str], tuple[Any, ...]]] = [
-    (generate.Config, ["run"], ()),
-    (prepare.Config, ["--data", "a"], ()),
-    (train.Config, [], (tyro.conf.OmitArgPrefixes,)),
+    (generate.GenerateOptions, ["run"], ()),
+    (prepare.PrepareOptions, ["--data", "a"], ()),
+    (train.TrainOptions, [], (tyro.conf.OmitArgPrefixes,)),
 ]
 WORDS = ["None", "none", "a b", "\udce9", "", "=", "-"]
 
@@ -226,14 +227,14 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
 @pytest.mark.parametrize("value", ["-s", "--", "-- dump", "--length", "-rw-r--r--"])
 def test_a_value_like_a_flag_is_explained(flag: str, value: str) -> None:
     with pytest.raises(InputError, match=f"{flag} needs a value; .* {flag}=VALUE"):
-        arguments.parse(generate.Config, "", ["run", flag, value])
-    got = arguments.parse(generate.Config, "", ["run", f"{flag}={value}"])
+        arguments.parse(generate.GenerateOptions, "", ["run", flag, value])
+    got = arguments.parse(generate.GenerateOptions, "", ["run", f"{flag}={value}"])
     assert value in (got.prime, got.prime_file, got.output)
 
 
 def test_numbers_can_be_none() -> None:
     """Which undoes what a preset says."""
-    assert arguments.parse(generate.Config, "", ["run", "--top-k", "None"]).top_k is None
+    assert arguments.parse(generate.GenerateOptions, "", ["run", "--top-k", "None"]).top_k is None
     assert train.parse(["--preset", "shakespeare"]).training.steps == 3500
     assert train.parse(["--preset", "shakespeare", "--steps", "None"]).training.steps is None
 

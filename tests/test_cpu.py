@@ -33,11 +33,13 @@ from oracle import (
     unchecked,
 )
 
-from jaxrnn import dispatch, explain, gru, lstm, rnn, unroll
-from jaxrnn.kernels import cpu, xla
-from jaxrnn.kernels.cpu import build
-from jaxrnn.kernels.inputs import Dense, Lookup, Masks
-from jaxrnn.unroll import unroll_projected
+from jaxrnn import explain, gru, lstm, rnn, unroll
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.inputs import Dense, Lookup, Masks
+from jaxrnn.recurrence.kernels import native as native_kernel
+from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.kernels.native import build
 
 TOLERANCE = 1e-5  # of float32 sums of a few hundred products, in units of the largest entry
 TWO = ("lstm-peephole", "gru-before")
@@ -427,8 +429,8 @@ import re, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from oracle import TOLERANCES, assert_close
 from jaxrnn import gru, lstm, unroll
-from jaxrnn.kernels.inputs import Lookup
-from jaxrnn.unroll import unroll_projected
+from jaxrnn.recurrence.inputs import Lookup
+from jaxrnn.recurrence.api import unroll_projected
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "more"), axis_types=(AxisType.Auto,) * 2)
 rng = np.random.default_rng(0)
@@ -586,7 +588,9 @@ def test_narrower_vectors_beside_float32_weights(wrong: str) -> None:
 
     def results(implementation: Any) -> Any:
         def loss(params: Any) -> Any:
-            run = partial(cpu.run if implementation == "native" else xla.run, cell, params)
+            run = partial(
+                native_kernel.run if implementation == "native" else xla.run, cell, params
+            )
             return (run(inputs, given.state, Masks(None, None), False)[1] ** 2).sum()
 
         return jax.value_and_grad(loss)(narrow._replace(w_x=None, b=None))
@@ -601,7 +605,7 @@ def test_sizes_of_zero(steps: int, batch: int, features: int) -> None:
     params = params._replace(w_x=params.w_x[:features])
     inputs = Dense(jnp.zeros((steps, batch, features)), params.w_x, params.b)
     state = cell.initial_state(batch)
-    _, ys = cpu.run(cell, params, inputs, state, Masks(None, None), False)
+    _, ys = native_kernel.run(cell, params, inputs, state, Masks(None, None), False)
     _, want = xla.run(cell, params, inputs, state, Masks(None, None), False)
     assert_close(ys, want, TOLERANCES["float32"])
 
@@ -791,8 +795,8 @@ import os, pathlib, tempfile
 os.environ["TMPDIR"] = tempfile.mkdtemp(dir="/tmp")  # pytest's is closed to other users
 os.chmod(os.environ["TMPDIR"], 0o777)
 tempfile.tempdir = None
-from jaxrnn import cache
-from jaxrnn.kernels.cpu import build
+from jaxrnn.devices import cache
+from jaxrnn.recurrence.kernels.native import build
 import jax.numpy as jnp, jaxrnn, jax, shutil
 ready = pathlib.Path({str(build._library())!r}).read_bytes()
 cell = jaxrnn.lstm(8)
@@ -844,4 +848,4 @@ def test_the_program_says_native() -> None:
     given = problem(cell, steps=30).cast("float32")
     run: Callable[..., Any] = partial(unroll, cell)
     assert "jaxrnn_forward" in jax.jit(run).lower(*given.inputs).as_text()
-    assert dispatch.kernel("native").__name__ == "jaxrnn.kernels.cpu"
+    assert dispatch.kernel("native").__name__ == "jaxrnn.recurrence.kernels.native"

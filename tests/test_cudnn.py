@@ -11,8 +11,8 @@ import pytest
 from oracle import TOLERANCES, Problem, assert_close, expected, library, problem
 
 from jaxrnn import gru, lstm, rnn, unroll
-from jaxrnn.kernels import cudnn
-from jaxrnn.kernels.inputs import Dense, Masks
+from jaxrnn.recurrence.inputs import Dense, Masks
+from jaxrnn.recurrence.kernels import cudnn
 
 CELL = lstm(4)
 STEPS, BATCH = 5, 3
@@ -83,8 +83,8 @@ def test_no_step_changes_no_state() -> None:
     ],
 )
 def test_obstacles(cell: Any, dtype: str, limits: dict[str, bool], message: str) -> None:
-    assert message in str(cudnn.obstacle(cell, 2, jnp.dtype(dtype), **limits))
-    assert cudnn.obstacle(CELL, 2, jnp.dtype("float32")) is None
+    assert message in str(cudnn.unsupported_reason(cell, 2, jnp.dtype(dtype), **limits))
+    assert cudnn.unsupported_reason(CELL, 2, jnp.dtype("float32")) is None
 
 
 def test_run_refuses_what_has_an_obstacle() -> None:

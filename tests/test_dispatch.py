@@ -13,10 +13,11 @@ import pytest
 from oracle import CELLS, HIDDEN, IMPLEMENTATIONS, USUAL, problem, unchecked
 from test_unroll import Leaky
 
-from jaxrnn import dispatch, explain, gru, lstm, unroll
-from jaxrnn.dispatch import Call, Implementation, choose, measured
-from jaxrnn.kernels.inputs import Lookup
-from jaxrnn.unroll import unroll_projected
+from jaxrnn import explain, gru, lstm, unroll
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.dispatch import Call, Implementation, choose, measured
+from jaxrnn.recurrence.inputs import Lookup
 
 SHAPE = (5, 2, 3)
 STEPS = 100
@@ -209,7 +210,7 @@ def test_kernels_are_imported_when_they_are_picked() -> None:
     program = """
 import sys, jaxrnn
 jaxrnn.explain(jaxrnn.lstm(4), (5, 2, 3))
-late = ["jaxrnn.kernels." + name for name in ("tpu", "hopper", "cudnn")]
+late = ["jaxrnn.recurrence.kernels." + name for name in ("tpu", "hopper", "cudnn")]
 print([name for name in late if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -20,8 +20,9 @@ import pytest
 from test_resume import command, metrics_of
 from test_training import TEXT
 
-from jaxrnn import distributed, load
-from jaxrnn.distributed import Processes
+from jaxrnn import load
+from jaxrnn.devices import processes
+from jaxrnn.devices.processes import Processes
 from jaxrnn.errors import InputError
 
 # Processes that train side by side want a machine to themselves: CI runs these after the others.
@@ -337,19 +338,19 @@ def test_no_cluster_says_anything(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR_")):
             monkeypatch.delenv(name)
     with pytest.raises(InputError, match="no cluster says which process this is; outside of"):
-        distributed.start(Processes(distributed=True, connect_timeout=2.0))
+        processes.start(Processes(distributed=True, connect_timeout=2.0))
 
 
 def test_an_unknown_host() -> None:
     with pytest.raises(
         InputError, match=r"the host of the coordinator no\.such\.host\.invalid:1 is"
     ):
-        distributed.start(Processes(False, "no.such.host.invalid:1", 1, 2, connect_timeout=2.0))
+        processes.start(Processes(False, "no.such.host.invalid:1", 1, 2, connect_timeout=2.0))
 
 
 def test_one_process_agrees_with_itself() -> None:
-    assert distributed.first()
-    assert distributed.gather({"a": [1, None]}) == [{"a": [1, None]}]
+    assert processes.first()
+    assert processes.gather({"a": [1, None]}) == [{"a": [1, None]}]
     action: Callable[[], int] = lambda: 3  # noqa: E731
-    assert distributed.together(action) == 3
-    distributed.alike({"batch": 8}, "")
+    assert processes.together(action) == 3
+    processes.alike({"batch": 8}, "")

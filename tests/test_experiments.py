@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from experiments import Outcome, _drawing, _text
 from experiments import __main__ as runner
-from jaxrnn import charlm, training
+from jaxrnn import charlm
+from jaxrnn.training.config import TrainingConfig
 
 NAMES = runner.names()
 FORMER = "of a former run"
@@ -143,8 +144,8 @@ def test_a_text_that_is_missing_is_one_line_and_stops_no_other(
 
 def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
     """The second time it comes from its folder, and is the same."""
-    model = charlm.Config(hidden=4, embed=2)
-    settings = training.Config(model, 64, 64, 4, log_every=2, eval_every=2, sample_every=0)
+    model = charlm.ModelConfig(hidden=4, embed=2)
+    settings = TrainingConfig(model, 64, 64, 4, log_every=2, eval_every=2, sample_every=0)
     text = _text.find("shakespeare", quick=True)
     with as_people_run_it():
         first, again = _text.learn(text, settings), _text.learn(text, settings)

@@ -14,7 +14,9 @@ import test_commands
 from test_commands import everything, flags
 from test_training import TEXT, quicken
 
-from jaxrnn import folder, generate, load, memory, train
+from jaxrnn import generate, load, train
+from jaxrnn.devices import memory
+from jaxrnn.training import run_directory
 
 place, run, refusal = test_commands.place, test_commands.run, test_commands.refusal  # fixtures
 # root's right to read and write everything, taken from what is run by these words
@@ -122,8 +124,8 @@ def test_a_crash_while_a_run_is_thrown_away(
             patch.setattr(Path, "unlink", counted(Path.unlink))
             patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
             with pytest.raises(KeyboardInterrupt):
-                folder.clear(again)
-        folder.clear(again)
+                run_directory.clear(again)
+        run_directory.clear(again)
         assert not (again / "config.json").exists() and not (again / "checkpoints").exists()
 
 

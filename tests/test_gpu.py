@@ -15,10 +15,11 @@ from jax.sharding import SingleDeviceSharding
 from oracle import CELLS, HIDDEN, TOLERANCES, Problem, assert_close, library, problem
 from test_accelerator import fake
 
-from jaxrnn import accelerator, lstm, unroll
-from jaxrnn.kernels import cudnn, xla
-from jaxrnn.kernels.inputs import Dense, Masks
-from jaxrnn.kernels.layouts import Columns, Rows
+from jaxrnn import lstm, unroll
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.inputs import Dense, Masks
+from jaxrnn.recurrence.kernels import cudnn, xla
+from jaxrnn.recurrence.kernels.xla.layouts import Columns, Rows
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -20,20 +20,19 @@ from oracle import CELLS, TOLERANCES, Problem, assert_close, expected, library, 
 from test_accelerator import fake
 from test_tpu import as_masks, with_orthogonal
 
-from jaxrnn import accelerator, explain, gru, lstm, rnn
-from jaxrnn.cells import Cell
-from jaxrnn.kernels import (
-    hopper,
-    hopper_block,
-    hopper_model,
-    hopper_residency,
-    hopper_search,
-    hopper_tiles,
-)
-from jaxrnn.kernels.hopper_residency import ROOM
-from jaxrnn.kernels.hopper_search import search
-from jaxrnn.kernels.hopper_tiles import CLUSTERS, Memory, Tiles
-from jaxrnn.kernels.inputs import Masks
+from jaxrnn import explain, gru, lstm, rnn
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.cells import Cell
+from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.kernels import hopper
+from jaxrnn.recurrence.kernels.hopper import block as hopper_block
+from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
+from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
+from jaxrnn.recurrence.kernels.hopper import search as hopper_search
+from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper.residency import ROOM
+from jaxrnn.recurrence.kernels.hopper.search import search
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiles
 
 STEPS, BATCH, FEATURES, HIDDEN = 3, 3, 2, 20  # of 32 units, 16 in each of two parts
 RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]], bool)
@@ -463,7 +462,7 @@ def test_a_gpu_whose_driver_cannot_be_asked_is_refused(monkeypatch: pytest.Monke
     device = on_gpu("9.0")
     device.local_hardware_id = 99
     monkeypatch.setattr(accelerator, "device", lambda: device)
-    reason = hopper_search.obstacle(lstm(64), 2, "bfloat16")
+    reason = hopper_search.unsupported_reason(lstm(64), 2, "bfloat16")
     assert reason is not None and "how many CTAs are resident" in reason
 
 

@@ -75,11 +75,11 @@ STAND_IN = """
 import os, sys
 sys.path[:0] = {paths!r}
 import hopper_worker
-from jaxrnn import dispatch
-from jaxrnn.kernels import xla
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.kernels import xla
 
 class Kernels:
-    obstacle, deadly = staticmethod(xla.obstacle), False
+    unsupported_reason, deadly = staticmethod(xla.unsupported_reason), False
     def run(*arguments):
         if Kernels.deadly:
             print("the last words", file=sys.stderr, flush=True)
@@ -480,7 +480,7 @@ def test_the_stamp_names_driver_and_commit(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture(scope="module")
 def written() -> tuple[Any, list[str]]:
     """A model, and two texts of its likeliest characters."""
-    config = jaxrnn.Config("lstm", 2, 32, 16, dtype="bfloat16")
+    config = jaxrnn.ModelConfig("lstm", 2, 32, 16, dtype="bfloat16")
     params = jaxrnn.init(config, hopper_sampling.samples.VOCABULARY)
     return params, hopper_sampling.own(params, None, 2, 64, "argmax", 0)
 

@@ -20,8 +20,8 @@ import gpu_static
 import hopper_programs
 import hopper_static
 
-from jaxrnn.kernels.hopper_residency import ROOM
-from jaxrnn.kernels.hopper_tiles import CLUSTERS
+from jaxrnn.recurrence.kernels.hopper.residency import ROOM
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS
 
 gpu_aot = [
     pytest.mark.gpu_aot,

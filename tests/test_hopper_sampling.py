@@ -1,5 +1,5 @@
 """The sampling kernel without a GPU: interpreted on the CPU with a detector of races against the loop of
-`jaxrnn.decoding`, from the same states and keys; lowered for a GPU in every cut that is interpreted and
+`jaxrnn.charlm.decoding`, from the same states and keys; lowered for a GPU in every cut that is interpreted and
 in those that only a GPU can run (counters in L2); how it is cut, and what it refuses. Whether a GPU runs
 it right and fast, only a GPU can tell."""
 
@@ -21,20 +21,14 @@ from test_hopper_compile import (
     hopper_static,
 )
 
-from jaxrnn import (
-    Config,
-    InputError,
-    Vocabulary,
-    accelerator,
-    charlm,
-    decoding,
-    init,
-    sample,
-    sampling,
-    stream,
-)
-from jaxrnn.kernels import hopper_sampling, hopper_sampling_part, hopper_search, hopper_tiles
-from jaxrnn.kernels.hopper_sampling_part import Cut
+from jaxrnn import InputError, ModelConfig, Vocabulary, charlm, init, sample, stream
+from jaxrnn.charlm import decoding, sampling
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
+from jaxrnn.recurrence.kernels.hopper import sampling_cta as hopper_sampling_part
+from jaxrnn.recurrence.kernels.hopper import search as hopper_search
+from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper.sampling_cta import Cut
 
 Size = hopper_programs.Size
 VOCABULARY = Vocabulary.of("abcdefghijklmnopqrstuvwxyz,.;:!?-'\n 12345")  # 41, in two pieces
@@ -79,7 +73,7 @@ def problem(**config: Any) -> tuple[Any, ...]:
     """A configuration, its prepared weights, texts that are under way, and a low temperature."""
     rng = np.random.default_rng(7)
     more = lambda a: jnp.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype)  # noqa: E731
-    params = init(Config(**{"hidden": HIDDEN, "embed": 6} | config), VOCABULARY)
+    params = init(ModelConfig(**{"hidden": HIDDEN, "embed": 6} | config), VOCABULARY)
     params = jax.tree.map(more, params)
     state = decoding.begin(params.config, SIZE, BATCH, jnp.uint32(3))
     state = state._replace(
@@ -224,18 +218,18 @@ class TestCompiled:
 def test_obstacles(
     layers: int, hidden: int, vocabulary: int, batch: int, dtype: str, words: str
 ) -> None:
-    cell = Config(hidden=hidden).make_cell()
-    reason = hopper_sampling.obstacle(cell, layers, vocabulary, batch, dtype)
+    cell = ModelConfig(hidden=hidden).make_cell()
+    reason = hopper_sampling.unsupported_reason(cell, layers, vocabulary, batch, dtype)
     assert reason is not None and words in reason
 
 
 def test_run_raises_what_stands_in_the_way() -> None:
-    cell, prepared = Config(hidden=HIDDEN).make_cell(), problem()[1]
+    cell, prepared = ModelConfig(hidden=HIDDEN).make_cell(), problem()[1]
     with pytest.raises(ValueError, match="cannot run this: it writes at most 64 texts"):
         hopper_sampling.arrange(cell, prepared, 65)
 
 
-PARAMS = init(Config(hidden=6, embed=4), VOCABULARY)
+PARAMS = init(ModelConfig(hidden=6, embed=4), VOCABULARY)
 
 
 def test_elsewhere_it_is_refused() -> None:

@@ -20,13 +20,16 @@ from test_hopper_compile import (
 )
 from test_tpu import as_masks
 
-from jaxrnn import accelerator, charlm, gru, lstm, unroll
-from jaxrnn.kernels import hopper_stack, hopper_stack_block, hopper_tiles
-from jaxrnn.kernels.hopper_residency import ROOM
-from jaxrnn.kernels.hopper_search import search
-from jaxrnn.kernels.hopper_tiles import CLUSTERS, Memory, Tiles, span
-from jaxrnn.kernels.inputs import Masks
-from jaxrnn.text import Vocabulary
+from jaxrnn import charlm, gru, lstm, unroll
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
+from jaxrnn.recurrence.kernels.hopper import stack_block as hopper_stack_block
+from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper.residency import ROOM
+from jaxrnn.recurrence.kernels.hopper.search import search
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiles, span
 
 Size = hopper_programs.Size
 
@@ -256,7 +259,7 @@ def test_what_cannot_run_is_refused_with_the_reason(
     cell: Any, layers: int, dtype: str, message: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
-    reason = hopper_stack.obstacle(cell, layers, 2, dtype)
+    reason = hopper_stack.unsupported_reason(cell, layers, 2, dtype)
     if message is None:
         assert reason is None
         return
@@ -284,7 +287,7 @@ def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = jnp.zeros((200, 16), jnp.int32)
 
     def kernels(key: Any = None, implementation: Any = "pallas", **model: Any) -> list[str]:
-        config = charlm.Config("lstm", 2, 128, 8, dtype="bfloat16", **model)
+        config = charlm.ModelConfig("lstm", 2, 128, 8, dtype="bfloat16", **model)
         params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, 16)
         run = partial(charlm.forward, dropout_key=key, implementation=implementation)
         program = str(jax.make_jaxpr(run)(params, tokens, carry))
@@ -304,7 +307,7 @@ def test_a_char_rnn_by_it_is_the_char_rnn(cut: Any, monkeypatch: pytest.MonkeyPa
     how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     at_once = SimpleNamespace(run=partial(hopper_stack.run, interpret=how))
     vocabulary = Vocabulary.of("abcde")
-    config = charlm.Config("lstm", 2, 20, 6, peephole=True, dtype="float32")
+    config = charlm.ModelConfig("lstm", 2, 20, 6, peephole=True, dtype="float32")
     params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, BATCH)
     tokens = jnp.arange((STEPS + 1) * BATCH, dtype=jnp.int32).reshape(STEPS + 1, BATCH) % 5
     carry = jax.tree.map(lambda s: s + 0.1, carry)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrnn.kernels import hopper_toolkit
+from jaxrnn.recurrence.kernels.hopper import toolkit as hopper_toolkit
 
 
 def toolkit(folder: Path, names: tuple[str, ...] = hopper_toolkit.NEEDED) -> Path:
@@ -49,7 +49,7 @@ def test_a_toolkit_where_jax_does_not_look_is_named(
 
 
 def test_the_command_prints_a_folder_or_one_line() -> None:
-    command = [sys.executable, "-m", "jaxrnn.kernels.hopper_toolkit"]
+    command = [sys.executable, "-m", "jaxrnn.recurrence.kernels.hopper.toolkit"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 1)
     said = done.stderr if done.returncode else done.stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from oracle import CELLS, TOLERANCES, assert_close, problem, trace
 
-from jaxrnn import Config, InputError, Vocabulary, activations, gradient_flow, init, lstm, rnn
+from jaxrnn import InputError, ModelConfig, Vocabulary, activations, gradient_flow, init, lstm, rnn
 
 T, B = 5, 2
 
@@ -50,12 +50,12 @@ def test_what_is_too_small_for_float32_is_still_told() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        Config("lstm", layers=2, hidden=5, embed=3, peephole=True),
-        Config("gru", layers=2, hidden=5, embed=0),
+        ModelConfig("lstm", layers=2, hidden=5, embed=3, peephole=True),
+        ModelConfig("gru", layers=2, hidden=5, embed=0),
     ],
     ids=["lstm", "gru, one-hot"],
 )
-def test_activations_are_those_of_the_cells(config: Config) -> None:
+def test_activations_are_those_of_the_cells(config: ModelConfig) -> None:
     """Layer by layer in numpy float64, from the embedding upwards."""
     params = init(config, Vocabulary("abc"))
     rng = np.random.default_rng(0)
@@ -74,10 +74,10 @@ def test_activations_are_those_of_the_cells(config: Config) -> None:
 
 
 def test_bytes_and_errors() -> None:
-    params = init(Config(hidden=4, embed=2), Vocabulary.of_bytes())
+    params = init(ModelConfig(hidden=4, embed=2), Vocabulary.of_bytes())
     assert activations(params, "é")[0]["hidden"].shape == (2, 4)
     assert activations(params, b"\xe9")[0]["hidden"].shape == (1, 4)
-    params = init(Config(hidden=4, embed=2), Vocabulary("ab"))
+    params = init(ModelConfig(hidden=4, embed=2), Vocabulary("ab"))
     with pytest.raises(InputError, match="the text is empty"):
         activations(params, "")
     with pytest.raises(InputError, match="never seen: 'c'"):

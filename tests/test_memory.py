@@ -14,7 +14,9 @@ import pytest
 import test_commands
 from test_commands import flags
 
-from jaxrnn import InputError, accelerator, charlm, generate, load, memory, sample, text, train
+from jaxrnn import InputError, charlm, generate, load, sample, train
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.devices import accelerator, memory
 
 place, refusal = test_commands.place, test_commands.refusal  # fixtures
 GB = 10**9
@@ -23,8 +25,8 @@ SAVES = """
 import gc, sys, tempfile
 from pathlib import Path
 import jax.numpy as jnp
-from jaxrnn import memory
-from jaxrnn.checkpoint import Checkpoints
+from jaxrnn.devices import memory
+from jaxrnn.training.checkpoint import Checkpoints
 if sys.argv[1] == "steady":
     memory.steady()
 with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +45,7 @@ BUFFERS = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from jaxrnn import memory
+from jaxrnn.devices import memory
 if sys.argv[1] == "steady":
     memory.steady()
 def resident():
@@ -170,25 +172,28 @@ def test_memory_of_a_device_that_says_it(monkeypatch: pytest.MonkeyPatch) -> Non
 MEASURED = """
 import re, sys, tempfile
 from pathlib import Path
-from jaxrnn import charlm, memory, mesh, text, training
-from jaxrnn.report import Report
+from jaxrnn import charlm
+
+from jaxrnn.devices import memory, mesh
+from jaxrnn.training import loop
+from jaxrnn.training.report import Report
 
 Report.draw = lambda self: None  # matplotlib is not what is measured
 memory.steady()
-corpus = text.corpus("".join(f"{n} green bottles hanging on the wall\\n" for n in range(800)))
+corpus = make_corpus("".join(f"{n} green bottles hanging on the wall\\n" for n in range(800)))
 needs = []
 memory.check = lambda need, *_: needs.append(need)
 
 def resident(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-model = charlm.Config(hidden=1000, embed=32, recurrent_init="glorot")
-config = training.Config(model, 64, 100, 4, log_every=2, eval_every=2, sample_every=0)
-training.check(config, corpus, mesh.single())
+model = charlm.ModelConfig(hidden=1000, embed=32, recurrent_init="glorot")
+config = TrainingConfig(model, 64, 100, 4, log_every=2, eval_every=2, sample_every=0)
+loop.check(config, corpus, mesh.single())
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 with tempfile.TemporaryDirectory() as run:
-    training.fit(config, corpus, Path(run), Report(Path(run), 1, quiet=True))
+    loop.fit(config, corpus, Path(run), Report(Path(run), 1, quiet=True))
 print(needs[0], resident("VmHWM") - before)
 """
 
@@ -248,11 +253,11 @@ def test_memory_that_runs_out_nevertheless(
     def short(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(text, "corpus", short)
+    monkeypatch.setattr(train, "make_corpus", short)
     message = refusal(train.main, flags(place / "text.txt", tmp_path / "run"), status=1)
     assert message.startswith("the memory ran out (MemoryError); ") and "--batch" in message
 
 
 def test_size_of_arrays() -> None:
-    params = charlm.init(charlm.Config(hidden=3, embed=2), text.Vocabulary.of("abc"))
+    params = charlm.init(charlm.ModelConfig(hidden=3, embed=2), Vocabulary.of("abc"))
     assert memory.size(params) == 4 * charlm.count(params)

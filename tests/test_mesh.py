@@ -13,7 +13,8 @@ import pytest
 from mesh_child import BOTH, DATA, MODELS, RUNS
 from test_resume import command, metrics_of
 
-from jaxrnn import load, mesh, train
+from jaxrnn import load, train
+from jaxrnn.devices import mesh
 from jaxrnn.errors import InputError
 
 HERE = Path(__file__).parent

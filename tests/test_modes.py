@@ -18,19 +18,10 @@ import pytest
 from test_resume import metrics_of
 from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
-from jaxrnn import (
-    activations,
-    charlm,
-    generate,
-    load,
-    run_description,
-    sample,
-    stepping,
-    train,
-    training,
-)
-from jaxrnn.checkpoint import Checkpoints
-from jaxrnn.report import Report
+from jaxrnn import activations, charlm, generate, load, sample, train
+from jaxrnn.training import loop, run_description, stepping
+from jaxrnn.training.checkpoint import Checkpoints
+from jaxrnn.training.report import Report
 
 Modes = Callable[[], AbstractContextManager[Any]]
 X64: Modes = partial(jax.enable_x64, True)
@@ -66,7 +57,7 @@ def fit(run: Path, steps: int) -> None:
     run_description.write(run, description, CORPUS.vocabulary)
     # the schedule is that of the whole run, whichever part of it is trained
     stop = iter(range(1, 100))
-    training.fit(DROPPING, CORPUS, run, Report(run, 1, quiet=True), lambda: next(stop) * 2 == steps)
+    loop.fit(DROPPING, CORPUS, run, Report(run, 1, quiet=True), lambda: next(stop) * 2 == steps)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +72,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @modes
 def test_first_parameters(mode: str) -> None:
-    config = charlm.Config(hidden=5, embed=3, peephole=True)
+    config = charlm.ModelConfig(hidden=5, embed=3, peephole=True)
     usual = charlm.init(config, CORPUS.vocabulary, seed=3)
     with entered(mode):
         found = charlm.init(config, CORPUS.vocabulary, seed=3)
@@ -120,7 +111,7 @@ def test_a_run_that_an_older_version_trained_in_other_modes(plain: Path, tmp_pat
     """There the embedding was float64 under x64, and a key as long as its generator's."""
     shapes = jax.eval_shape(lambda: stepping.create(DROPPING, _optimizer(), CORPUS.vocabulary))
     usual = Checkpoints(plain, read_only=True)
-    found = usual.restore(shapes.params, training._rest(shapes))
+    found = usual.restore(shapes.params, loop._rest(shapes))
     usual.close()
     assert found is not None
     params, rest = found.tree
@@ -138,7 +129,7 @@ def test_a_run_that_an_older_version_trained_in_other_modes(plain: Path, tmp_pat
     with jax.enable_x64(True):
         assert_same_bits(load(run), params)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    _, step = training.fit(change(DROPPING, steps=10), CORPUS, run, Report(run, 1, quiet=True))
+    _, step = loop.fit(change(DROPPING, steps=10), CORPUS, run, Report(run, 1, quiet=True))
     assert step == 10 and (run / "checkpoints" / "10").is_dir()
     assert before.keys() <= {path for path in run.rglob("*") if path.is_file()}
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from jaxrnn import play
-from jaxrnn.play import GRAMMAR, VERSE, WORDS, entropy_rate, write
+from jaxrnn.data import play
+from jaxrnn.data.play import GRAMMAR, VERSE, WORDS, entropy_rate, write
 
 LONG = write(1_000_000)
 

@@ -25,9 +25,12 @@ from hypothesis import strategies as st
 from test_commands import contents, flags
 from test_training import TEXT, quicken
 
-from jaxrnn import feed, files, preparation, prepare, sources, text, tokens, train
+from jaxrnn import prepare, train
+from jaxrnn.data import corpus, files, preparation, sources, token_files
+from jaxrnn.data.corpus import Batches, Corpus, make_corpus
+from jaxrnn.data.vocabulary import Numbering, Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.text import Corpus, Numbering, Vocabulary
+from jaxrnn.training import feed
 
 refusal = test_commands.refusal  # the fixture
 ROOT = Path(__file__).parents[1]
@@ -57,18 +60,18 @@ def command(*arguments: Any) -> int:
 
 
 def assert_same(prepared: Path, want: Corpus) -> None:
-    got = tokens.corpus(prepared)
+    got = token_files.load_corpus(prepared)
     assert isinstance(got.tokens, np.memmap) and not got.tokens.flags.writeable
     assert got.tokens.dtype == want.tokens.dtype
     np.testing.assert_array_equal(got.tokens, want.tokens)
     assert got._replace(tokens=want.tokens) == want
     assert (prepared / "tokens.bin").read_bytes() == want.tokens.tobytes()
-    assert {path.name for path in prepared.iterdir()} == {"tokens.bin", "meta.json", "lock"}
+    assert {path.name for path in tokens.iterdir()} == {"tokens.bin", "meta.json", "lock"}
 
 
 def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Corpus:
     source = sources.read(data, glob, as_bytes)
-    return text.corpus(source.content, source.nats)
+    return make_corpus(source.content, source.nats)
 
 
 # --- it is the text ---
@@ -113,7 +116,7 @@ def test_streamed_is_read(
             assert_same(here / "out", want)
 
 
-def run(*data: str, as_bytes: bool = False) -> tokens.Meta:
+def run(*data: str, as_bytes: bool = False) -> token_files.Meta:
     Path("out").mkdir(exist_ok=True)
     parts = sources.find(data)
     return preparation.Preparation(parts, as_bytes, sources.name(data), Path("out")).run()
@@ -155,13 +158,13 @@ def test_every_width(kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_words_of_train(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jaxrnn import play
+    from jaxrnn.data import play
 
     short = play.write(3000)
     monkeypatch.setattr(play, "write", lambda: short)
     assert command("--data", "play") == 0
     assert_same(here / "tokens" / "play", corpus_of("play"))
-    assert tokens.corpus("tokens/play").floor is not None
+    assert token_files.load_corpus("tokens/play").floor is not None
     (here / "code" / "deep").mkdir(parents=True)
     (here / "code" / "a.c").write_text("int x;" * 9)
     (here / "code" / "deep" / "b.c").write_text("int y;\n" * 9)
@@ -170,7 +173,7 @@ def test_the_words_of_train(
     capsys.readouterr()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     assert command("--data", "-", "--output", "out") == 0
-    assert_same(here / "out", text.corpus(TEXT))
+    assert_same(here / "out", make_corpus(TEXT))
     out, err = capsys.readouterr()
     assert err == "" and out.splitlines()[-2:] == [
         f"stdin: {len(TEXT):,} characters, {len(set(TEXT))} different, in out as uint8; "
@@ -218,9 +221,9 @@ def test_going_on_from_every_note(
             run("texts", as_bytes=as_bytes)
         except Cut:
             ends, size = ends + 1, size % 40 + 7
-            assert tokens.is_prepared("out")
+            assert token_files.is_prepared("out")
             with pytest.raises(InputError, match="unfinished"):
-                tokens.corpus("out")
+                token_files.load_corpus("out")
         else:
             break
     (here / "out" / "lock").touch()
@@ -230,7 +233,8 @@ def test_going_on_from_every_note(
 
 KILLED = """
 import sys
-from jaxrnn import files, preparation, prepare
+from jaxrnn import prepare
+from jaxrnn.data import files, preparation
 preparation.NOTE_EVERY, files.CHUNK, preparation.BLOCK = 0.002, 2000, 2000
 sys.exit(prepare.main(sys.argv[1:]))
 """
@@ -272,7 +276,7 @@ def test_killed_again_and_again(here: Path) -> None:
         process.communicate()
     assert kills >= 3
     assert command("--data", "big.txt", "--output", "out") == 0
-    assert_same(output, text.corpus(raw))
+    assert_same(output, make_corpus(raw))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -289,7 +293,7 @@ def test_stopped_by_a_signal(number: int, here: Path) -> None:
     assert last.startswith("stopped at ")
     assert last.endswith("the same command resumes from there")
     assert command("--data", "big.txt", "--output", "out", *overwrite) == 0
-    assert_same(here / "out", text.corpus(raw))
+    assert_same(here / "out", make_corpus(raw))
 
 
 def test_a_stream_stopped(here: Path) -> None:
@@ -330,7 +334,7 @@ def test_full_disk(
     size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
     monkeypatch.setattr(files, "CHUNK", 1000)
     monkeypatch.setattr(preparation, "BLOCK", 1000)
-    write, save, output = preparation._write, tokens.save, here / "out"
+    write, save, output = preparation._write, token_files.save, here / "out"
     limit = int(room * size) + 100  # a note alone is longer
 
     def full(size: int) -> OSError | None:
@@ -350,7 +354,7 @@ def test_full_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "_write", write_some)
-        patch.setattr(tokens, "save", save_some)
+        patch.setattr(token_files, "save", save_some)
         patch.setattr(preparation, "NOTE_EVERY", 1e9)  # so that the last note is that of the end
         message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)
     progress, noted = output / "progress.json", 0
@@ -411,7 +415,7 @@ def test_a_pipe_without_a_reader_stops_it(
     assert capfd.readouterr() == ("", "")
     assert json.loads(Path("out/progress.json").read_text())["state"]["size"] == 100
     assert command("--data", "text.txt", "--output", "out") == 0
-    assert_same(here / "out", text.corpus(TEXT))
+    assert_same(here / "out", make_corpus(TEXT))
 
 
 # --- what it refuses ---
@@ -473,9 +477,9 @@ def test_an_overwrite_that_was_cut(
         with pytest.raises(ZeroDivisionError):
             command(*again)
     with pytest.raises(InputError, match="unfinished"):
-        tokens.corpus("out")
+        token_files.load_corpus("out")
     assert command(*again) == 0
-    assert_same(here / "out", text.corpus(TEXT * 3))
+    assert_same(here / "out", make_corpus(TEXT * 3))
 
 
 def test_an_overwrite_of_a_damaged_replacement(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +491,7 @@ def test_an_overwrite_of_a_damaged_replacement(here: Path, monkeypatch: pytest.M
             command(*again)
     os.truncate("out/tokens.uint8.partial", 1)
     assert command(*again) == 0
-    assert_same(here / "out", text.corpus(TEXT))
+    assert_same(here / "out", make_corpus(TEXT))
 
 
 def test_what_is_there_already(here: Path, refusal: Callable[..., str]) -> None:
@@ -772,14 +776,14 @@ def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
 
 def test_the_order_of_windows_is_what_it_was() -> None:
     for windows in (1, 10, 1000, 4099):
-        order = text._order(windows, 3, 2)
-        assert order.dtype == np.int32 and text._order(windows, 3, 2) is order
+        order = corpus._order(windows, 3, 2)
+        assert order.dtype == np.int32 and corpus._order(windows, 3, 2) is order
         np.testing.assert_array_equal(order, np.random.default_rng((3, 2)).permutation(windows))
-    assert len(text._kept) == 1
+    assert len(corpus._kept) == 1
 
 
 def test_windows_beyond_what_an_int32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     last = 2**33 // 15 - 2
-    monkeypatch.setattr(text, "_order", lambda *_: np.arange(last - 3, last + 1).astype(np.int32))
-    starts = text.Batches(2**33, 4, 15, shuffle=True).starts(0)
+    monkeypatch.setattr(corpus, "_order", lambda *_: np.arange(last - 3, last + 1).astype(np.int32))
+    starts = Batches(2**33, 4, 15, shuffle=True).starts(0)
     assert starts.dtype == np.int64 and 0 <= starts[-1] - last * 15 < 30

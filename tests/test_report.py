@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxrnn import charlm, sample_bytes
-from jaxrnn.curves import LIMIT, Curve, draw_losses
+from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.report import SAMPLE_LENGTH, Report, read_metrics
-from jaxrnn.text import Vocabulary
+from jaxrnn.training.curves import LIMIT, Curve, draw_losses
+from jaxrnn.training.report import SAMPLE_LENGTH, Report, read_metrics
 
 LOSSES = [3.2, 2.9, 2.7, 2.6]  # of steps 5, 10, 15 and 20
 JUDGED = {10: 2.95, 20: 2.65}
@@ -29,7 +29,7 @@ def tell(report: Report, first: int = 5, last: int = 20) -> None:
 
 @pytest.fixture(scope="module")
 def params() -> charlm.Params:
-    return charlm.init(charlm.Config(cell="rnn", hidden=4, embed=0), Vocabulary.of("ab\n"))
+    return charlm.init(charlm.ModelConfig(cell="rnn", hidden=4, embed=0), Vocabulary.of("ab\n"))
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def test_samples(tmp_path: Path, params: charlm.Params) -> None:
 
 def test_a_sample_that_is_no_text(tmp_path: Path) -> None:
     """A lone surrogate can be in a vocabulary but not in a file or on a screen."""
-    params = charlm.init(charlm.Config(cell="rnn", hidden=4, embed=0), Vocabulary("\ud800"))
+    params = charlm.init(charlm.ModelConfig(cell="rnn", hidden=4, embed=0), Vocabulary("\ud800"))
     Report(tmp_path, 40, prime="\ud800").sample(5, params)
     assert (tmp_path / "samples.txt").read_text().startswith("--- step 5 ---\n?")
 
@@ -92,7 +92,7 @@ def test_a_sample_of_bytes(
     if bar:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-    params = charlm.init(charlm.Config(cell="rnn", hidden=4, embed=0), Vocabulary.of_bytes())
+    params = charlm.init(charlm.ModelConfig(cell="rnn", hidden=4, embed=0), Vocabulary.of_bytes())
     prime = b"\xe9\x1b[2J\0\n\t\r"
     report = Report(tmp_path, 40, prime=prime)
     report.show(5, report.sample(5, params))

@@ -15,10 +15,11 @@ import jax
 import pytest
 from test_training import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
-from jaxrnn import stepping, training
-from jaxrnn.checkpoint import Checkpoints
-from jaxrnn.report import Report
-from jaxrnn.run_description import load
+from jaxrnn.training import loop, stepping
+from jaxrnn.training.checkpoint import Checkpoints
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.report import Report
+from jaxrnn.training.run_description import load
 
 TIMES = ("chars_per_second", "seconds")  # what may differ
 PATIENCE = 200  # seconds until a process counts as stuck
@@ -47,17 +48,17 @@ RUNS = {
 }  # of which the last goes through the text more than twice
 
 
-def fit(config: training.Config, run: Path, stop_at: int | None = None) -> tuple[Any, int]:
+def fit(config: TrainingConfig, run: Path, stop_at: int | None = None) -> tuple[Any, int]:
     """Train until asked for the stop_at-th time. Returns the newest checkpoint and the steps."""
     run.mkdir(exist_ok=True)
     asked = iter(range(1, 1000))
-    _, step = training.fit(
+    _, step = loop.fit(
         config, CORPUS, run, Report(run, 1, quiet=True), lambda: next(asked) == stop_at
     )
     return newest(config, run, step), step
 
 
-def newest(config: training.Config, run: Path, step: int) -> Any:
+def newest(config: TrainingConfig, run: Path, step: int) -> Any:
     """The whole training state, as it was saved."""
     shapes = jax.eval_shape(
         lambda: stepping.create(config, stepping.make_optimizer(config, 1), CORPUS.vocabulary)

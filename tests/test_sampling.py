@@ -20,14 +20,13 @@ from jaxrnn import (
     Params,
     Vocabulary,
     charlm,
-    decoding,
     init,
     sample,
     sample_bytes,
-    sampling,
     stream,
     stream_bytes,
 )
+from jaxrnn.charlm import decoding, sampling
 
 VOCABULARY = Vocabulary.of("abcdefg \n")
 SIZE = len(VOCABULARY)

@@ -20,7 +20,7 @@ import scaling
 import traffic
 from traffic import Collective
 
-from jaxrnn import mesh
+from jaxrnn.devices import mesh
 
 pytestmark = [
     pytest.mark.tpu_aot,

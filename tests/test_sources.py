@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrnn import files, play, sources
+from jaxrnn.data import files, play, sources
 from jaxrnn.errors import InputError
 
 EVERY_SCRIPT = (

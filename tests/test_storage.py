@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxrnn.storage import atomic_write
+from jaxrnn.devices.storage import atomic_write
 
 
 def test_all_of_a_file_is_synced_before_it_gets_its_name(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from oracle import unchecked
 
 from jaxrnn import InputError, Vocabulary
-from jaxrnn.text import Batches, corpus
+from jaxrnn.data.corpus import Batches, make_corpus
 
 SCRIPTS = {
     "ascii": "First Citizen:\nBefore we proceed",
@@ -179,7 +179,7 @@ def test_whitespace_of_bytes() -> None:
 @MANY
 @hypothesis.given(st.text(min_size=20), st.booleans())
 def test_the_last_tenth_validates(text: str, by_bytes: bool) -> None:
-    made = corpus(text.encode() if by_bytes else text)
+    made = make_corpus(text.encode() if by_bytes else text)
     size = len(text.encode()) if by_bytes else len(text)
     assert made.vocabulary == (Vocabulary.of_bytes() if by_bytes else Vocabulary.of(text))
     assert made.vocabulary.decode(made.tokens) == text
@@ -190,24 +190,24 @@ def test_the_last_tenth_validates(text: str, by_bytes: bool) -> None:
 
 
 def test_different_characters_and_bytes_are_counted() -> None:
-    assert corpus("hello" * 5).different == 4
-    assert corpus(b"hello" * 5).different == 4
-    assert corpus(bytes(range(256)) * 5000).different == 256
+    assert make_corpus("hello" * 5).different == 4
+    assert make_corpus(b"hello" * 5).different == 4
+    assert make_corpus(bytes(range(256)) * 5000).different == 256
 
 
 def test_floor_is_the_mean_of_the_validation_part() -> None:
     nats = np.arange(50.0) ** 2
-    assert corpus("ab" * 25, nats).floor == np.mean(nats[45:])
+    assert make_corpus("ab" * 25, nats).floor == np.mean(nats[45:])
 
 
 @pytest.mark.parametrize("content", ["x" * 19, b"x" * 19, ""])
 def test_corpus_needs_twenty_characters(content: str | bytes) -> None:
     with pytest.raises(InputError, match=f"only {len(content)} characters.*at least 20"):
-        corpus(content)
+        make_corpus(content)
 
 
 def test_twenty_characters_are_enough() -> None:
-    assert corpus("x" * 20).train_size == 18
+    assert make_corpus("x" * 20).train_size == 18
 
 
 # --- batches ------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_too_short_a_text_is_told_how_long_it_must_be(
     with pytest.raises(InputError, match=f"{batch} rows of {seq_len}") as error:
         Batches(batch * (seq_len + 1) - 1, batch, seq_len, shuffle)
     asked = int(re.search(r"at least (\d+) characters", str(error.value))[1])
-    enough = Batches(corpus("x" * asked).train_size, batch, seq_len, shuffle)
+    enough = Batches(make_corpus("x" * asked).train_size, batch, seq_len, shuffle)
     assert enough.per_epoch == 1
     with pytest.raises(InputError):
-        Batches(corpus("x" * (asked - 2)).train_size, batch, seq_len, shuffle)
+        Batches(make_corpus("x" * (asked - 2)).train_size, batch, seq_len, shuffle)

@@ -34,10 +34,11 @@ from oracle import (
 )
 
 from jaxrnn import gru, lstm, rnn
-from jaxrnn.kernels import tpu, tpu_tiles
-from jaxrnn.kernels.inputs import Lookup, Masks
-from jaxrnn.kernels.tpu_tiles import Tiles
-from jaxrnn.unroll import unroll_projected
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.inputs import Lookup, Masks
+from jaxrnn.recurrence.kernels import tpu
+from jaxrnn.recurrence.kernels.tpu import tiles as tpu_tiles
+from jaxrnn.recurrence.kernels.tpu.tiles import Tiles
 
 STEPS, BATCH, FEATURES = 5, 3, 3
 RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], bool)
@@ -369,7 +370,7 @@ def test_weights_are_streamed_where_they_do_not_fit(
 )
 def test_what_does_not_fit_is_named(cell: Any, batch: int, dtype: str, message: Any) -> None:
     """On the CPU, which counts as the TPU with the least memory."""
-    reason = tpu.obstacle(cell, batch, jnp.dtype(dtype))
+    reason = tpu.unsupported_reason(cell, batch, jnp.dtype(dtype))
     if message is None:
         assert reason is None
         return

@@ -23,8 +23,12 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn
 from benchmarks import aot
-from jaxrnn import charlm, decoding, mesh, stepping, training
-from jaxrnn.unroll import unroll_projected
+from jaxrnn import charlm
+from jaxrnn.charlm import decoding
+from jaxrnn.devices import mesh
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.training import stepping
+from jaxrnn.training.config import TrainingConfig
 
 pytestmark = [
     pytest.mark.tpu_aot,
@@ -235,14 +239,14 @@ def test_static_bounds(tmp_path: Path) -> None:
 # --- the char-RNN -------------------------------------------------------------------------------
 
 
-def model(hidden: int) -> charlm.Config:
-    return charlm.Config("lstm", hidden=hidden, embed=D, dtype="bfloat16")
+def model(hidden: int) -> charlm.ModelConfig:
+    return charlm.ModelConfig("lstm", hidden=hidden, embed=D, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("hidden", [SIZES[0], SIZES[-1]])  # each costs seconds to compile
 @every_chip
 def test_training_step(chip: str, hidden: int) -> None:
-    config = training.Config(model(hidden), batch=B, seq_len=T, steps=1000)
+    config = TrainingConfig(model(hidden), batch=B, seq_len=T, steps=1000)
     optimizer = stepping.make_optimizer(config, 1000)
     state = jax.eval_shape(lambda: stepping.create(config, optimizer, VOCABULARY))
     text, starts = abstract((1_000_000,), jnp.uint8), abstract((10, B), jnp.int32)

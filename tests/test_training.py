@@ -13,19 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrnn import (
-    accelerator,
-    charlm,
-    checkpoint,
-    evaluation,
-    stepping,
-    text,
-    training,
-    training_config,
-)
+from jaxrnn import charlm
+from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
-from jaxrnn.feed import place
-from jaxrnn.report import Report, read_metrics
+from jaxrnn.training import checkpoint, evaluation, loop, stepping
+from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.feed import place
+from jaxrnn.training.report import Report, read_metrics
 
 # float32 against numpy in float64, through a few steps of Adam
 PLAIN = dict(rtol=2e-4, atol=2e-6)
@@ -39,9 +34,9 @@ MEAN = dict(rel=2e-6)
 FORGOTTEN = dict(rel=1e-5)
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
-CORPUS = text.corpus(TEXT)
-TINY = charlm.Config(cell="rnn", hidden=4, embed=3)
-CONFIG = training.Config(
+CORPUS = make_corpus(TEXT)
+TINY = charlm.ModelConfig(cell="rnn", hidden=4, embed=3)
+CONFIG = TrainingConfig(
     model=TINY, batch=4, seq_len=8, steps=12, warmup=3, log_every=2, eval_every=4, sample_every=0
 )
 
@@ -66,14 +61,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quicken(monkeypatch)
 
 
-def change(config: training.Config, **changes: Any) -> training.Config:
+def change(config: TrainingConfig, **changes: Any) -> TrainingConfig:
     """The settings with some changed, the model's too."""
-    names = {field.name for field in dataclasses.fields(charlm.Config)}
+    names = {field.name for field in dataclasses.fields(charlm.ModelConfig)}
     model = {n: changes.pop(n) for n in list(changes) if n in names}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **model), **changes)
 
 
-def start(config: training.Config, corpus: text.Corpus = CORPUS) -> tuple[Any, stepping.TrainState]:
+def start(config: TrainingConfig, corpus: Corpus = CORPUS) -> tuple[Any, stepping.TrainState]:
     optimizer = stepping.make_optimizer(config, config.total_steps(config.batches(corpus)))
     return optimizer, stepping.create(config, optimizer, corpus.vocabulary)
 
@@ -84,7 +79,7 @@ def assert_same_bits(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-def tokens_of(config: training.Config, n: int, corpus: text.Corpus = CORPUS) -> jax.Array:
+def tokens_of(config: TrainingConfig, n: int, corpus: Corpus = CORPUS) -> jax.Array:
     """Batch n, [T + 1, B]."""
     places = config.batches(corpus).starts(n) + np.arange(config.seq_len + 1)[:, None]
     return jnp.asarray(corpus.tokens[places], jnp.int32)
@@ -96,9 +91,9 @@ def run_of(tmp_path: Path, name: str = "run") -> Path:
     return run
 
 
-def fit(config: training.Config, run: Path, corpus: text.Corpus = CORPUS, **more: Any) -> Any:
+def fit(config: TrainingConfig, run: Path, corpus: Corpus = CORPUS, **more: Any) -> Any:
     """Train in silence. Returns (params, step, lines of metrics.jsonl without the times)."""
-    params, step = training.fit(config, corpus, run, Report(run, 1, quiet=True), **more)
+    params, step = loop.fit(config, corpus, run, Report(run, 1, quiet=True), **more)
     metrics = read_metrics(run / "metrics.jsonl")
     timeless = [{k: v for k, v in m.items() if k not in TIMES} for m in metrics]
     return params, step, timeless
@@ -130,7 +125,7 @@ class Notes(Report):
 # --- one step ---
 
 
-def rate_by_hand(config: training.Config, total: int, n: int) -> float:
+def rate_by_hand(config: TrainingConfig, total: int, n: int) -> float:
     warmup = min(config.warmup, total - 1)
     if n < warmup:
         return config.learning_rate * n / warmup
@@ -300,7 +295,7 @@ def test_learning_rate(changes: dict[str, Any], total: int) -> None:
 # --- many steps in one call of the device ---
 
 
-def dispatch(config: training.Config, calls: list[int]) -> tuple[stepping.TrainState, np.ndarray]:
+def dispatch(config: TrainingConfig, calls: list[int]) -> tuple[stepping.TrainState, np.ndarray]:
     """Train by calls of so many steps each. Returns the state and the metrics [2, N]."""
     optimizer, state = start(config)
     source = place(CORPUS.tokens, config.memory_map)
@@ -375,7 +370,7 @@ def test_any_intervals_go_together_and_change_no_bit(
 def test_a_call_of_the_device_is_bounded() -> None:
     """Or a signal to stop would wait for it, and its windows would fill the memory."""
     config = change(CONFIG, log_every=10**9, eval_every=10**9)
-    assert min(config.intervals) == training_config.MOST_STEPS
+    assert min(config.intervals) == config.MOST_STEPS
 
 
 def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
@@ -383,7 +378,7 @@ def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
     fit(CONFIG, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     report = Notes(run)
-    _, step = training.fit(change(CONFIG, steps=6), CORPUS, run, report)
+    _, step = loop.fit(change(CONFIG, steps=6), CORPUS, run, report)
     assert step == 12
     [line] = report.lines
     assert "the run has 12 steps already, more than the 6 asked for" in line and "--steps" in line
@@ -423,7 +418,7 @@ def test_what_cannot_be_shown_loses_no_step(way: str, at: int, tmp_path: Path) -
     whole, _, metrics = fit(config, run_of(tmp_path, "whole"))
     run = run_of(tmp_path)
     with pytest.raises(BrokenPipeError, match=f"no {way} at step {at}"):
-        training.fit(config, CORPUS, run, Failing(run, way, at))
+        loop.fit(config, CORPUS, run, Failing(run, way, at))
     assert (run / "checkpoints" / str(at)).is_dir()
     again, _, others = fit(config, run)
     assert_same_bits(whole, again)
@@ -437,7 +432,7 @@ def test_a_picture_that_cannot_be_drawn_is_only_noted(
     run = run_of(tmp_path)
     (run / "loss.png").mkdir()
     report = Notes(run)
-    _, step = training.fit(CONFIG, CORPUS, run, report)
+    _, step = loop.fit(CONFIG, CORPUS, run, report)
     assert step == 12
     [line] = report.lines
     assert line.startswith("no loss.png: ")
@@ -470,7 +465,7 @@ def test_fit_reads_batch_after_batch(
     total = config.total_steps(batches)
     assert total == 2 * batches.per_epoch > 20
     seen = Recorder()
-    monkeypatch.setattr(training, "run_steps", seen)
+    monkeypatch.setattr(loop, "run_steps", seen)
     fit(config, run_of(tmp_path))
     np.testing.assert_array_equal(seen.starts, [batches.starts(n) for n in range(total)])
     assert seen.fresh == [shuffle or n % batches.per_epoch == 0 for n in range(total)]
@@ -507,17 +502,17 @@ def test_auto_maps_a_text_that_the_device_has_no_room_for(
 # --- evaluation ---
 
 
-def corpus_of(length: int, seed: int = 0) -> text.Corpus:
+def corpus_of(length: int, seed: int = 0) -> Corpus:
     letters = np.random.default_rng(seed).choice(list("abcdefg"), length, p=[0.4] + 6 * [0.1])
-    return text.corpus("".join(letters))
+    return make_corpus("".join(letters))
 
 
-def evaluate(params: charlm.Params, corpus: text.Corpus, config: training.Config) -> float:
+def evaluate(params: charlm.Params, corpus: Corpus, config: TrainingConfig) -> float:
     source = place(corpus.tokens, config.memory_map)
     return evaluation.evaluate(params, source, corpus, config.batch, config.seq_len)
 
 
-def by_one_stream(params: charlm.Params, corpus: text.Corpus, first: int) -> float:
+def by_one_stream(params: charlm.Params, corpus: Corpus, first: int) -> float:
     """The mean loss over the validation text, read from `first` on in one go."""
     tokens = jnp.asarray(corpus.tokens[first:, None], jnp.int32)
     carry = charlm.initial_carry(params.config, 1)
@@ -677,7 +672,7 @@ def test_a_loss_that_is_not_finite_is_mended_at_half_the_rate(
     break_at(step, 0.5**recoveries, part)
     run = run_of(tmp_path)
     report = Notes(run)
-    params, last = training.fit(CONFIG, CORPUS, run, report)
+    params, last = loop.fit(CONFIG, CORPUS, run, report)
     assert last == 12
     assert len(report.lines) == recoveries
     for n, line in enumerate(report.lines, 1):
@@ -693,11 +688,11 @@ def test_a_loss_that_is_not_finite_is_mended_at_half_the_rate(
 def test_the_rate_stays_halved_when_resumed(tmp_path: Path, break_at: Any) -> None:
     break_at(5, 0.5)
     whole, stopped = Notes(run_of(tmp_path, "whole")), Notes(run_of(tmp_path, "stopped"))
-    params, _ = training.fit(CONFIG, CORPUS, tmp_path / "whole", whole)
+    params, _ = loop.fit(CONFIG, CORPUS, tmp_path / "whole", whole)
     asked = iter([False, False, False, True])
-    _, step = training.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked, True))
+    _, step = loop.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked, True))
     assert 4 < step < 12
-    again, _ = training.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped)
+    again, _ = loop.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped)
     assert len(whole.lines) == len(stopped.lines) == 1
     assert_same_bits(params, again)
 
@@ -707,11 +702,11 @@ def test_it_goes_back_to_a_checkpoint_of_the_plan(tmp_path: Path, break_at: Any)
     break_at(7, 0.5)
     config = change(CONFIG, log_every=1)
     whole, stopped = Notes(run_of(tmp_path, "whole")), Notes(run_of(tmp_path, "stopped"))
-    params, _ = training.fit(config, CORPUS, tmp_path / "whole", whole)
+    params, _ = loop.fit(config, CORPUS, tmp_path / "whole", whole)
     asked = iter(range(1, 100))
-    _, step = training.fit(config, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked) == 6)
+    _, step = loop.fit(config, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked) == 6)
     assert step == 6
-    again, _ = training.fit(config, CORPUS, tmp_path / "stopped", stopped)
+    again, _ = loop.fit(config, CORPUS, tmp_path / "stopped", stopped)
     assert whole.lines == stopped.lines and "back to step 4 " in whole.lines[0]
     assert_same_bits(params, again)
 
@@ -726,10 +721,10 @@ def test_it_gives_up_and_leaves_the_good_checkpoint(
     config = change(CONFIG, schedule="constant")
     break_at(11, 0.0, part)
     report = Notes(run)
-    with pytest.raises(training.Diverged) as caught:
-        training.fit(config, CORPUS, run, report)
+    with pytest.raises(loop.Diverged) as caught:
+        loop.fit(config, CORPUS, run, report)
     assert "\n" not in str(caught.value) and "--learning-rate" in str(caught.value)
-    assert len(report.lines) == training.RECOVERIES
+    assert len(report.lines) == loop.RECOVERIES
     assert_same_bits(good, latest(run, good))
 
 
@@ -737,9 +732,9 @@ def test_a_learning_rate_that_cannot_work(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     report = Notes(run)
     config = change(CONFIG, learning_rate=1e38, warmup=0, clip_norm=0.0, seed=1)
-    with pytest.raises(training.Diverged):
-        training.fit(config, CORPUS, run, report)
-    assert len(report.lines) == training.RECOVERIES
+    with pytest.raises(loop.Diverged):
+        loop.fit(config, CORPUS, run, report)
+    assert len(report.lines) == loop.RECOVERIES
 
 
 # --- and it learns ---
@@ -747,7 +742,7 @@ def test_a_learning_rate_that_cannot_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_periodic_text_is_learned(cell: Any, tmp_path: Path) -> None:
-    corpus = text.corpus("abcdefgabcfed." * 150)
+    corpus = make_corpus("abcdefgabcfed." * 150)
     config = change(
         CONFIG, cell=cell, hidden=12, embed=0, learning_rate=0.03, steps=120, log_every=20,
         eval_every=60, seq_len=14,

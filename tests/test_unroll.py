@@ -29,10 +29,10 @@ from oracle import (
 )
 
 from jaxrnn import gradient_flow, gru, lstm, network, rnn, unroll
-from jaxrnn.cells import RNNState
-from jaxrnn.kernels.inputs import Dense, Lookup
-from jaxrnn.network import NetworkParams
-from jaxrnn.unroll import unroll_projected
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.cells import RNNState
+from jaxrnn.recurrence.inputs import Dense, Lookup
+from jaxrnn.recurrence.networks import NetworkParams
 
 STEPS, BATCH, FEATURES = 5, 3, 3
 RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], bool)

@@ -33,7 +33,7 @@ command -v nvidia-smi >/dev/null || stop "there is no NVIDIA driver on this mach
 card=$(nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,temperature.gpu --format=csv,noheader) ||
   stop "nvidia-smi finds no card"
 say "$card"
-toolkit=$("$python" -m jaxrnn.kernels.hopper_toolkit) || stop "the kernels cannot be compiled here"
+toolkit=$("$python" -m jaxrnn.recurrence.kernels.hopper.toolkit) || stop "the kernels cannot be compiled here"
 export CUDA_ROOT=$toolkit
 say "CUDA toolkit in $CUDA_ROOT"
 

@@ -42,9 +42,12 @@ import jax.numpy as jnp
 import measure
 from jax.sharding import SingleDeviceSharding
 
-from jaxrnn.kernels import fused, hopper, hopper_model, hopper_residency, hopper_search, xla
-from jaxrnn.kernels.hopper_tiles import Memory, Tiles
-from jaxrnn.kernels.inputs import Masks
+from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.kernels import fused, hopper, xla
+from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
+from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
+from jaxrnn.recurrence.kernels.hopper import search as hopper_search
+from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiles
 
 STEPS, CALLS, ROUNDS = 256, 10, 3
 AGAIN = 20  # calls that must give the same

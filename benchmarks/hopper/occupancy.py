@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from jaxrnn.kernels import hopper_residency
-from jaxrnn.kernels.hopper_tiles import CLUSTERS
+from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS
 
 try:
     print(json.dumps(dict(zip(CLUSTERS, hopper_residency.asked(0), strict=True))))

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import ladder
 import measure
 
-from jaxrnn.kernels import fused, hopper_mosaic
-from jaxrnn.kernels.hopper_tiles import Memory, Tiles
+from jaxrnn.recurrence.kernels import fused
+from jaxrnn.recurrence.kernels.hopper import mosaic as hopper_mosaic
+from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiles
 
 SCOPES = "", "cluster", "gpu"
 PROBLEMS = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.cells import LSTM, RNN
+from jaxrnn.recurrence.cells import LSTM, RNN
 from peers import Contender, Given, Unserved, cast, jitted, numpy, require
 
 NAME = "haiku"

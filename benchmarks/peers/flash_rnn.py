@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrnn.cells import GRU, LSTM, RNN
+from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 from peers import Contender, Given, Missing, Unserved, require, swap_z_r
 
 NAME = "flashrnn"

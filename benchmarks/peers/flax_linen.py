@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.cells import LSTM
+from jaxrnn.recurrence.cells import LSTM
 from peers import Contender, Given, Unserved, cast, jitted, numpy, require
 
 NAME = "flax linen"

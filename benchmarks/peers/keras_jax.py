@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import accelerator
-from jaxrnn.cells import GRU, LSTM, RNN
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 from peers import Contender, Given, Missing, Task, Unserved, cast, jitted, numpy, require
 
 NAME = "keras"

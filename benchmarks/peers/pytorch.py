@@ -13,7 +13,7 @@ import jax
 import measure
 import numpy as np
 
-from jaxrnn.cells import GRU, LSTM, RNN
+from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 from peers import Contender, Given, Missing, Task, Unserved, require, swap_z_r
 
 NAME = "torch"

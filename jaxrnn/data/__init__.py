@@ -1,0 +1,1 @@
+"""Text: where it comes from, its vocabulary, and batches of it."""

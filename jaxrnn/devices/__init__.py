@@ -1,0 +1,1 @@
+"""Devices, processes and files: all that depends on the machine."""

@@ -1,0 +1,147 @@
+"""The checks of what `unroll` is given: each raises ValueError and names what is there and what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.cells import Cell, is_own, wide
+from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, clipped
+from jaxrnn.recurrence.parameters import check_params
+from jaxrnn.shapes import Array, Bool, Int
+
+
+def check_lengths(lengths: Any, inputs: Any) -> Int[Array, "B"] | None:
+    """Return lengths as int32. Their range is checked unless they are traced."""
+    if lengths is None:
+        return None
+    steps, batch = inputs.shape[:2]
+    if not isinstance(lengths, jax.Array):
+        lengths = jnp.asarray(lengths) if _traced(lengths) else np.asarray(lengths)
+    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths must be whole numbers of shape [B] = {(batch,)}, "
+            f"not {lengths.dtype} of shape {lengths.shape}"
+        )
+    if batch and not _traced(lengths) and getattr(lengths, "is_fully_addressable", True):
+        known = np.asarray(lengths)
+        if known.min() < 0 or known.max() > steps:
+            raise ValueError(
+                f"lengths must lie in 0..{steps} (T), not in {known.min()}..{known.max()}"
+            )
+    return clipped(jnp.asarray(lengths), steps)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def as_array(leaf: Any) -> Any:
+    """Convert a numpy array as `jnp.asarray` does: float64 to float32 unless x64 is enabled."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
+
+
+def check_record(
+    cell: Cell, params: Any, state: Any, gx: Inputs, record: Sequence[str] | None
+) -> None:
+    """Raise ValueError for a name that the cell cannot record."""
+    if record is None:
+        return
+    if isinstance(record, str):
+        raise ValueError(f"record must be a list of names, as in [{record!r}], not a string")
+    names: list[str] = []
+    if hasattr(cell, "activations"):
+        gx_t = jax.ShapeDtypeStruct(gx.shape[1:], gx.dtype)
+        names = list(jax.eval_shape(cell.activations, params, state, gx_t))
+    for name in record:
+        if name not in names:
+            there = f"it has {', '.join(names)}" if names else "it has no activations"
+            raise ValueError(f"{type(cell).__name__} cannot record {name!r}: {there}")
+
+
+def check_parameters(cell: Cell, params: Any, projected: bool = False) -> None:
+    """Raise ValueError for a dtype that is not supported and for parameters of another cell."""
+    for leaf in jax.tree.leaves(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            dispatch.check_dtype(dtype)
+    check_params(cell, params, own=is_own(cell), projected=projected)
+
+
+def check_inputs(params: Any, xs: Array) -> None:
+    """Raise ValueError for inputs that do not fit w_x in width or dtype."""
+    width = params.w_x.shape[0]
+    if xs.ndim != 3 or xs.shape[-1] != width:
+        raise ValueError(
+            f"xs must be [T, B, D] with D = {width} as in params.w_x {params.w_x.shape}, "
+            f"not of shape {xs.shape}"
+        )
+    if xs.dtype != params.w_x.dtype:
+        raise ValueError(
+            f"xs and params must share a dtype: xs is {xs.dtype}, params.w_x is {params.w_x.dtype}"
+        )
+
+
+def check_projected(params: Any, gx: Any) -> Inputs:
+    """Check projected inputs, `Lookup` or `Dense`, and return them in the form the kernels take."""
+    w_h = params.w_h
+    if isinstance(gx, Dense):
+        xs, w_x, b = gx
+        shapes = (w_x.shape, b.shape) == ((xs.shape[-1], w_h.shape[1]), w_h.shape[1:])
+        if xs.ndim != 3 or not shapes or {xs.dtype, w_x.dtype, b.dtype} != {w_h.dtype}:
+            raise ValueError(
+                f"Dense must be of xs [T, B, D], w_x [D, {w_h.shape[1]}] and b [{w_h.shape[1]}] in "
+                f"{w_h.dtype} as params.w_h {w_h.shape} asks, not of {xs.shape} {xs.dtype}, "
+                f"{w_x.shape} {w_x.dtype} and {b.shape} {b.dtype}"
+            )
+        return gx
+    if isinstance(gx, Lookup):
+        tokens = gx.tokens
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(
+                f"tokens must be whole numbers [T, B], not {tokens.dtype} of shape {tokens.shape}"
+            )
+        if gx.table.ndim != 2 or not gx.table.shape[0]:
+            raise ValueError(f"table must be [V, G] with a row or more, not {gx.table.shape}")
+    width = w_h.shape[1]
+    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(w_h.dtype):
+        raise ValueError(
+            f"gx must be [T, B, {width}] {wide(w_h.dtype)} as params.w_h {w_h.shape} {w_h.dtype} "
+            f"asks, not {gx.shape} {gx.dtype}"
+        )
+    return gx.clipped() if isinstance(gx, Lookup) else gx
+
+
+def check_state(cell: Cell, state: Any, gx: Inputs) -> None:
+    """Raise ValueError for a state that is not one of the cell, [B, H] in the dtype of the inputs."""
+    expected = jax.eval_shape(lambda: cell.initial_state(gx.shape[1], gx.dtype))
+    if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]
+        kind, given = type(expected).__name__, type(state).__name__
+        if given == kind:
+            leaves = jax.tree.leaves(state, is_leaf=lambda leaf: leaf is None)
+            given = f"with {', '.join(type(leaf).__name__ for leaf in leaves)}"
+        raise ValueError(f"state must be {kind} with arrays as its fields, not {given}")
+    for want, got in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        shape, dtype = jnp.shape(got), getattr(got, "dtype", type(got).__name__)
+        if shape != want.shape or dtype != want.dtype:
+            raise ValueError(
+                f"state must be [B, H] = {want.shape} {want.dtype}, not {shape} {dtype}"
+            )
+
+
+def check_resets(resets: Any, gx: Inputs) -> Bool[Array, "T B"] | None:
+    """Return resets as a JAX array, checked."""
+    if resets is None:
+        return None
+    resets = jnp.asarray(resets)
+    if resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_:
+        raise ValueError(
+            f"resets must be bool of shape [T, B] = {gx.shape[:2]}, "
+            f"not {resets.dtype} of shape {resets.shape}"
+        )
+    return resets

@@ -1,0 +1,369 @@
+"""The C++ of this folder as JAX functions of float32 arrays; one that is not there has no elements."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import sequential_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrnn.recurrence.cells import GRU, LSTM
+from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks, vary_like
+from jaxrnn.recurrence.kernels.native import plain
+from jaxrnn.recurrence.kernels.portable import on_cpu
+from jaxrnn.recurrence.kernels.rows import SHARED, by_rows, of_inputs, of_state, of_steps, shared
+from jaxrnn.recurrence.kernels.xla.layouts import Rows
+from jaxrnn.shapes import Array, Float, Int
+
+NONE = (0,)  # the shape of an array that is not there
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of every step.
+
+    entered: the hidden state before it.
+    gates: the activated gates; of a plain network, the output.
+    extra: the cell before it of an LSTM, r * h of a reset-before GRU, h W_hn + b_h of a reset-after one.
+    """
+
+    entered: Float[Array, "T B H"]
+    gates: Float[Array, "T B G"]
+    extra: Float[Array, "T B H"] | Float[Array, "0"]
+
+
+def forward(
+    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks, keep: bool
+) -> tuple[Any, Float[Array, "T B H"], Kept]:
+    """Return the state after the last step taken, the outputs, and with `keep` what `backward` needs."""
+    arguments = weights, inputs, state, masks
+    rows = shared(weights), of_inputs(inputs), of_state(state), of_steps(masks)
+    kept = _kept_rows(cell, keep)
+    return by_rows(_forward, (cell, reverse, keep), arguments, rows, (of_state(state), 1, kept))
+
+
+def _forward(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Kept]:
+    kernel = partial(_forward_call, cell, reverse, keep)
+    return on_cpu(kernel, partial(_forward_plain, cell, reverse, keep), *given)
+
+
+def _forward_plain(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Kept]:
+    final, ys, *kept = plain.forward(cell, reverse, *given)
+    there = _kept(cell, keep)
+    entered, gates, extra = (x if n else jnp.zeros(NONE) for x, n in zip(kept, there, strict=True))
+    return final, ys, Kept(entered, gates, extra)
+
+
+def _forward_call(
+    cell: Any, reverse: bool, keep: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
+) -> tuple[Any, Array, Kept]:
+    xs: Any = inputs
+    tokens = w_x = b = None
+    if isinstance(inputs, Lookup):
+        xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
+    elif isinstance(inputs, Dense):
+        xs, w_x, b = inputs
+    steps, batch, width = inputs.shape
+    every, last = (steps, batch, cell.hidden), (batch, cell.hidden)
+    entered, gates, extra = _kept(cell, keep)
+    ys, hidden, c, *kept = _call(
+        "jaxrnn_forward",
+        [
+            Result(every, 1),
+            Result(last, 0),
+            Result(last, 0) if isinstance(cell, LSTM) else NOTHING,
+            Result(every, 1) if entered else NOTHING,
+            Result((steps, batch, width), 1) if gates else NOTHING,
+            Result(every, 1) if extra else NOTHING,
+        ],
+        [
+            Argument(xs, 1),
+            Argument(tokens, 1, jnp.int32),
+            Argument(w_x),
+            Argument(b),
+            Argument(weights.w_h),
+            Argument(_vectors(weights)),
+            *_state(state),
+            *_marks(masks),
+        ],
+        kind=_kind(cell),
+        reverse=reverse,
+    )
+    return _like(state, hidden, c), ys, Kept(*kept)
+
+
+def _kept(cell: Any, keep: bool) -> tuple[bool, bool, bool]:
+    """Return whether there is each of the arrays of `Kept`."""
+    return keep, keep, keep and isinstance(cell, LSTM | GRU)
+
+
+def _kept_rows(cell: Any, keep: bool) -> Any:
+    entered, gates, extra = (1 if there else SHARED for there in _kept(cell, keep))
+    return Kept(entered, gates, extra)  # type: ignore[arg-type]
+
+
+def backward(
+    cell: Any,
+    reverse: bool,
+    weights: Any,
+    masks: Masks,
+    kept: Kept,
+    d_final: Any,
+    d_ys: Float[Array, "T B H"],
+) -> tuple[Float[Array, "T B G"], Array, Any]:
+    """Return the gradients of the gates' inputs, of q and of the first state.
+
+    q [T, B, H] is h W_hn + b_h of a reset-after GRU.
+    """
+    arguments = weights, masks, kept, d_final, d_ys
+    rows = shared(weights), of_steps(masks), _kept_rows(cell, True), of_state(d_final), 1
+    results = 1, 1 if _has_q(cell) else SHARED, of_state(d_final)
+    return by_rows(_backward, (cell, reverse), arguments, rows, results)
+
+
+def _backward(cell: Any, reverse: bool, *given: Any) -> tuple[Array, Array, Any]:
+    kernel = partial(_backward_call, cell, reverse)
+    return on_cpu(kernel, partial(_backward_plain, cell, reverse), *given)
+
+
+def _backward_plain(cell: Any, reverse: bool, *given: Any) -> tuple[Array, Array, Any]:
+    d_gx, d_q, d_state = plain.backward(cell, reverse, *given)
+    return d_gx, jnp.zeros(NONE) if d_q is None else d_q, d_state
+
+
+def _backward_call(
+    cell: Any, reverse: bool, weights: Any, masks: Masks, kept: Kept, d_final: Any, d_ys: Array
+) -> tuple[Array, Array, Any]:
+    steps, batch, size = every = d_ys.shape
+    first = Result((batch, size), 0)
+    d_gx, d_q, hidden, c = _call(
+        "jaxrnn_backward",
+        [
+            Result((steps, batch, weights.w_h.shape[1]), 1),
+            Result(every, 1) if _has_q(cell) else NOTHING,
+            first,
+            first if isinstance(cell, LSTM) else NOTHING,
+        ],
+        [
+            Argument(weights.w_h),
+            Argument(_vectors(weights)),
+            *(Argument(a if a.size else None, 1) for a in kept),
+            Argument(d_ys, 1),
+            *_state(d_final),
+            *_marks(masks),
+        ],
+        aliases={3: 0},  # d_gx over the gates, where nothing else reads them
+        kind=_kind(cell),
+        reverse=reverse,
+    )
+    return d_gx, d_q, _like(d_final, hidden, c)
+
+
+def _has_q(cell: Any) -> bool:
+    return isinstance(cell, GRU) and cell.reset == "after"
+
+
+def outer(
+    x: Float[Array, "T B K"], d: Float[Array, "T B G"], columns: slice = slice(None)
+) -> tuple[Float[Array, "K N"], Float[Array, "N"]]:
+    """Return the sum of x d^T over all rows, and that of d, for some N columns of d."""
+    return on_cpu(partial(_outer_call, columns), partial(_outer_plain, columns), x, d)
+
+
+def _outer_plain(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
+    d = d[..., columns]
+    return Rows.outer(x, d), Rows.total(d)
+
+
+def _outer_call(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
+    first, end, _ = columns.indices(d.shape[-1])
+    results = [Result((x.shape[-1], end - first)), Result((end - first,))]
+    arguments = [Argument(x, 1), Argument(d, 1)]
+    found, total = _call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
+    return found, total
+
+
+def back(d: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
+    """Return d W^T for all rows."""
+    return by_rows(_back, (), (d, w), (1, SHARED), 1)
+
+
+def _back(d: Array, w: Array) -> Array:
+    return on_cpu(_back_call, Rows.back, d, w)
+
+
+def _back_call(d: Array, w: Array) -> Array:
+    results = [Result((*d.shape[:2], w.shape[0]), 1)]
+    return _call("jaxrnn_back", results, [Argument(d, 1), Argument(w)], flat=True)[0]
+
+
+def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) -> Array:
+    """Return d summed over equal tokens, [size, G]."""
+    return on_cpu(partial(_sum_equal_call, size), partial(_sum_equal_plain, size), tokens, d)
+
+
+def _sum_equal_plain(size: int, tokens: Array, d: Array) -> Array:
+    return Rows.sum_equal(Lookup(jnp.zeros((size, d.shape[-1])), tokens), d)
+
+
+def _sum_equal_call(size: int, tokens: Array, d: Array) -> Array:
+    results = [Result((size, d.shape[-1]))]
+    arguments = [Argument(tokens.astype(jnp.int32), 1), Argument(d, 1)]
+    return _call("jaxrnn_sum_equal", results, arguments, flat=True)[0]
+
+
+class Argument(NamedTuple):
+    """An array that goes into a call.
+
+    array: None where it is not there.
+    rows: the axis of its rows; None where all rows share it.
+    dtype: what the call expects where it is not there.
+    """
+
+    array: Array | None
+    rows: int | None = None
+    dtype: Any = jnp.float32
+
+
+class Result(NamedTuple):
+    """A float32 array that a call makes.
+
+    rows: the axis of its rows; None for a sum over all rows.
+    """
+
+    shape: tuple[int, ...]
+    rows: int | None = None
+
+
+NOTHING = Result(NONE)
+
+
+def _call(
+    name: str,
+    results: Sequence[Result],
+    arguments: Sequence[Argument],
+    *,
+    aliases: dict[int, int] | None = None,
+    flat: bool = False,
+    **attributes: Any,
+) -> list[Array]:
+    """Make a call of the C++; with `flat`, it takes arrays [T, B, K] as [T B, K]."""
+
+    there = [a for a in arguments if a.array is not None]
+
+    def call(*present: Array) -> list[Array]:
+        arrays = iter(present)
+        given = [jnp.zeros(NONE, a.dtype) if a.array is None else next(arrays) for a in arguments]
+        divided = zip(present, there, strict=True)
+        batch = next(x.shape[a.rows] for x, a in divided if a.rows is not None)
+        shapes = [_with_rows(r, batch) for r in results]
+        made = shapes
+        if flat:
+            given = [
+                x.reshape(_flat(x.shape, a.rows)) for x, a in zip(given, arguments, strict=True)
+            ]
+            made = [_flat(s, r.rows) for s, r in zip(shapes, results, strict=True)]
+        types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in made]
+        run = jax.ffi.ffi_call(name, types, input_output_aliases=aliases)
+        found = vary_like(run(*given, **attributes), given)
+        pairs = zip(found, shapes, results, strict=True)
+        return [x.reshape(shape) for x, shape, r in pairs if r is not NOTHING]
+
+    made = [r for r in results if r is not NOTHING]
+    # With weights of its own for each element of a mapped axis, one element runs after the other.
+    run = sequential_vmap(_partitioned(call, there, made))
+    found = iter(run(*(a.array for a in there)))
+    return [jnp.zeros(NONE) if r is NOTHING else next(found) for r in results]
+
+
+def _with_rows(result: Result, batch: int) -> tuple[int, ...]:
+    """Return the shape of a result for a number of rows."""
+    shape, rows = result
+    return shape if rows is None else (*shape[:rows], batch, *shape[rows + 1 :])
+
+
+def _flat(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
+    return shape if rows is None else (shape[0] * shape[1], *shape[2:])
+
+
+def _partitioned(
+    call: Callable[..., list[Array]], arguments: Sequence[Argument], results: Sequence[Result]
+) -> Callable[..., list[Array]]:
+    """Let each device of a `jit` make a call for its own rows, instead of each for all rows."""
+    names = (f"x{n}" for n in itertools.count())
+
+    def factors(shape: tuple[int, ...], rows: int | None) -> str:
+        return " ".join("rows" if n == rows else next(names) for n in range(len(shape)))
+
+    def partition(mesh: Any, given: Sequence[Any], _: Any) -> tuple[Any, ...]:
+        divided = _divided(given, arguments)
+
+        def place(rows: int | None) -> NamedSharding:
+            return NamedSharding(mesh, P() if rows is None else P(*[None] * rows, divided))
+
+        def call_here(*arrays: Array) -> list[Array]:
+            found = zip(call(*arrays), results, strict=True)
+            return [lax.psum(x, divided) if r.rows is None and divided else x for x, r in found]
+
+        to, back = [place(r.rows) for r in results], tuple(place(a.rows) for a in arguments)
+        return mesh, call_here, to, back
+
+    inward = ", ".join(factors(a.array.shape, a.rows) for a in arguments if a.array is not None)
+    outward = ", ".join(factors(r.shape, r.rows) for r in results)
+    all_factors = f"{inward} {outward}".replace(",", " ").split()
+    summed = () if "rows" in outward else ("rows",)
+    partitioned = custom_partitioning(call)
+    partitioned.def_partition(
+        partition,
+        sharding_rule=f"{inward} -> {outward}",
+        reduction_factors=summed,
+        need_replication_factors=tuple(name for name in all_factors if name != "rows"),
+    )
+    return partitioned
+
+
+def _divided(given: Sequence[Any], arguments: Sequence[Argument]) -> tuple[str, ...]:
+    """Return the axes of the mesh that divide the rows; none where the parts would be unequal."""
+    for array, argument in zip(given, arguments, strict=True):
+        if argument.rows is None or not isinstance(array.sharding, NamedSharding):
+            continue
+        spec = (*array.sharding.spec, *[None] * argument.rows)[argument.rows]
+        axes = (spec,) if isinstance(spec, str) else tuple(spec or ())
+        sizes = [array.sharding.mesh.shape[axis] for axis in axes]
+        return () if array.shape[argument.rows] % math.prod(sizes) else axes
+    return ()
+
+
+def _kind(cell: Any) -> np.int64:
+    """The cell's number, as recurrence.h counts them."""
+    if isinstance(cell, LSTM):
+        return np.int64(3)
+    if isinstance(cell, GRU):
+        return np.int64(4 + ("before", "after").index(cell.reset))
+    return np.int64(("tanh", "relu", "sigmoid").index(cell.activation))
+
+
+def _vectors(weights: Any) -> Array | None:
+    """Peepholes [3, H] of an LSTM, b_h [H] of a GRU, where there are any."""
+    return getattr(weights, "w_c", getattr(weights, "b_h", None))
+
+
+def _state(state: Any) -> tuple[Argument, Argument]:
+    return Argument(state.hidden, 0), Argument(getattr(state, "cell", None), 0)
+
+
+def _marks(masks: Masks) -> tuple[Argument, Argument]:
+    return Argument(masks.reset, 1, jnp.bool_), Argument(masks.active, 1, jnp.bool_)
+
+
+def _like(state: Any, hidden: Array, c: Array) -> Any:
+    return state._replace(hidden=hidden, **({"cell": c} if hasattr(state, "cell") else {}))

@@ -1,0 +1,80 @@
+"""A recurrence that keeps every k-th state for the backward pass and recomputes the steps in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn.recurrence.cells import Cell, wide
+from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.shapes import Array
+
+
+def in_stretches(
+    run: Any,
+    every: int,
+    cell: Cell,
+    params: Any,
+    inputs: Inputs,
+    state: Any,
+    masks: Masks,
+    reverse: bool,
+) -> tuple[Any, Any]:
+    """The same as `run`, stretch by stretch of `every` steps, each run again on the way back.
+
+    What all stretches share goes into the loop in the wide dtype, since there the loop adds up its
+    gradients, and back to its own dtype inside.
+    """
+    slices, constant, join = _apart(inputs)
+    shared = params, constant
+
+    @jax.checkpoint
+    def stretch(state: Any, shared_wide: Any, now: Any) -> tuple[Any, Any]:
+        slices, masks = now
+        params, constant = jax.tree.map(_as, shared_wide, shared)
+        return run(cell, params, join(slices, constant), state, masks, reverse)
+
+    over_time = slices, masks
+    shared_wide = jax.tree.map(_widened, shared)
+    count, left = divmod(inputs.shape[0], every)
+    cut = count * every
+
+    def stretches(state: Any) -> tuple[Any, Any]:
+        blocks = jax.tree.map(lambda a: a[:cut].reshape(count, every, *a.shape[1:]), over_time)
+        state, out = lax.scan(
+            lambda state, now: stretch(state, shared_wide, now), state, blocks, reverse=reverse
+        )
+        return state, jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), out)
+
+    def remainder(state: Any) -> tuple[Any, Any]:
+        return stretch(state, shared_wide, jax.tree.map(lambda a: a[cut:], over_time))
+
+    if not left or not count:
+        return (stretches if count else remainder)(state)
+    if reverse:
+        state, late = remainder(state)
+        state, early = stretches(state)
+    else:
+        state, early = stretches(state)
+        state, late = remainder(state)
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late)
+
+
+def _apart(inputs: Inputs) -> tuple[Array, tuple[Array, ...], Any]:
+    """Split inputs into a per-step part, a constant part, and a function that recombines them."""
+    if isinstance(inputs, Lookup):
+        return inputs.tokens, (inputs.table,), lambda tokens, constant: Lookup(constant[0], tokens)
+    if isinstance(inputs, Dense):
+        return inputs.xs, (inputs.w_x, inputs.b), lambda xs, constant: Dense(xs, *constant)
+    return inputs, (), lambda gx, _: gx
+
+
+def _widened(a: Array) -> Array:
+    return a.astype(wide(a.dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def _as(a: Array, like: Array) -> Array:
+    return a if a.dtype == like.dtype else a.astype(like.dtype)

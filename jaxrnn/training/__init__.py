@@ -1,0 +1,1 @@
+"""Training a char-RNN: the step, the loop, and the run directory."""

@@ -1,0 +1,98 @@
+"""How well a char-RNN predicts a text it did not learn from: mean loss over all of it, nothing twice."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrnn import charlm
+from jaxrnn.data.corpus import Corpus
+from jaxrnn.devices import mesh, modes
+from jaxrnn.shapes import Array, Bool, Scalar
+from jaxrnn.training.feed import Feed, gather
+
+WARM_UP = 256  # characters that each part of the validation text is read in with, not counted
+
+
+@modes.fixed()
+def evaluate(
+    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
+) -> float:
+    """Mean loss over the whole validation text, nats per character, the state carried through.
+
+    The text is read in up to `batch` parts side by side, each from WARM_UP characters before its
+    begin, so every character is predicted once, with a state that knows what came before. The parts
+    are the same however many devices read them; those without a part read what is not counted.
+    """
+    devices = source.devices
+    parts = _parts(corpus, batch, devices)
+    carry = _begin(params.config, len(parts.read), devices)
+    nats = 0.0
+    for offset in range(0, int((parts.end - 1 - parts.read).max()), seq_len):
+        windows = source.windows(parts.read + offset, seq_len)
+        counted = parts.counted(offset, seq_len)
+        carry, part = _evaluate(seq_len, devices, params, source.tokens, windows, carry, counted)
+        nats += float(part)
+    return nats / (len(corpus.tokens) - corpus.split)
+
+
+def compile_ahead(
+    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
+) -> Any:
+    """Compile the program of `evaluate` from the shapes and dtypes of its arrays."""
+    devices, parts = source.devices, _parts(corpus, batch, source.devices)
+    rows = len(parts.read)
+    carry = mesh.described(devices, lambda: charlm.initial_carry(params.config, rows))
+    given = params, source.tokens, source.windows(parts.read, seq_len), carry
+    return _evaluate.lower(seq_len, devices, *given, parts.counted(0, seq_len)).compile()
+
+
+class _Parts(NamedTuple):
+    """Where the rows that are read side by side begin and end in the text; the tokens [rows] of each
+    from begin to end - 1 are counted, and reading starts at read."""
+
+    read: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+    def counted(self, offset: int, seq_len: int) -> np.ndarray:
+        """Return which targets count, [T, rows] bool, beginning `offset` tokens after `read`."""
+        target = self.read + offset + 1 + np.arange(seq_len)[:, None]
+        return (self.begin <= target) & (target < self.end)
+
+
+def _parts(corpus: Corpus, batch: int, devices: mesh.Mesh) -> _Parts:
+    first, total = corpus.split, len(corpus.tokens)
+    parts = max(1, min(batch, (total - first) // (2 * WARM_UP)))
+    span = -(-(total - first) // parts)
+    rows = -(-parts // devices.shape[mesh.DATA]) * devices.shape[mesh.DATA]
+    begin = np.minimum(first + span * np.arange(rows), total)
+    end = np.minimum(begin + span, total)
+    return _Parts(np.maximum(begin - 1 - WARM_UP, 0), begin, end)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(config: charlm.ModelConfig, rows: int, devices: mesh.Mesh) -> charlm.Carry:
+    return mesh.keep(devices, charlm.initial_carry(config, rows))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(
+    seq_len: int,
+    devices: mesh.Mesh,
+    params: charlm.Params,
+    tokens: Array | None,
+    windows: Array,
+    carry: charlm.Carry,
+    counted: Bool[Array, "T B"],
+) -> tuple[charlm.Carry, Scalar]:
+    batch = gather(tokens, windows, seq_len)
+    carry, logits = charlm.forward(params, batch[:-1], carry, devices=devices)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
+    total = jnp.sum(nats, where=counted)
+    return mesh.keep(devices, (carry, total))

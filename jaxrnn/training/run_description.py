@@ -1,0 +1,141 @@
+"""The description of a run, config.json and vocab.json, and the model that a run directory holds.
+
+config.json     all settings of the training, and the name and sha256 of its text
+vocab.json      what the tokens mean
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrnn import charlm
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.devices import memory, modes
+from jaxrnn.devices.storage import atomic_write
+from jaxrnn.errors import InputError
+from jaxrnn.training.checkpoint import Checkpoints, Which
+
+DESCRIPTION, VOCABULARY = "config.json", "vocab.json"
+
+
+@modes.fixed()
+def load(
+    run: str | os.PathLike[str],
+    which: Which = "best",
+    warn: Callable[[str], None] | None = None,
+) -> charlm.Params:
+    """Read the model of a run directory, onto whatever device there is here.
+
+    Args:
+      run: the folder that `python -m jaxrnn.train` wrote.
+      which: "best" (lowest validation loss) or "latest".
+      warn: called with one line for every damaged checkpoint that is passed over for the next best
+        (or latest) one; None issues a RuntimeWarning.
+
+    Returns:
+      The model, its parameters float32, whatever JAX' modes are here or were when it was trained.
+
+    Raises:
+      InputError: for a folder that is none, is no run, holds no good checkpoint or cannot be read,
+        and for a model that is larger than the memory here.
+    """
+    path = Path(run)
+    config, vocabulary = read(path)
+    model = model_of(path, config)
+    shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
+    memory.check(memory.size(shapes), f"the model of {run}", "use a machine with more")
+    checkpoints = Checkpoints(path, _issue if warn is None else warn, read_only=True)
+    restored = checkpoints.restore(shapes, which=which)
+    checkpoints.close()
+    if restored is None:
+        raise InputError(f"{run} holds no good checkpoint yet")
+    return restored.tree[0]
+
+
+def _issue(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=5)  # that many calls below the caller of `load`
+
+
+def write(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Write config.json and vocab.json, each whole or not at all; config.json makes it a run."""
+    atomic_write(run / VOCABULARY, vocabulary_text(vocabulary))
+    atomic_write(run / DESCRIPTION, json.dumps(config, indent=2) + "\n")
+
+
+def vocabulary_text(vocabulary: Vocabulary) -> str:
+    """Return the content of vocab.json."""
+    return json.dumps(dataclasses.asdict(vocabulary)) + "\n"
+
+
+def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
+    """Read config.json and vocab.json of a run.
+
+    Raises:
+      InputError: for a folder that is no run, and for a file that is damaged or cannot be read.
+    """
+    if not os.path.isdir(run):
+        raise InputError(f"{run} is no folder; train first, or name the folder of a run")
+    config = _read_json(run, DESCRIPTION)
+    if not describes_run(config):
+        raise InputError(f"{run} is no run of jaxrnn: its {DESCRIPTION} describes something else")
+    try:
+        vocabulary = Vocabulary(**_read_json(run, VOCABULARY))
+        if not len(vocabulary):
+            raise ValueError("it is empty")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{run} has a damaged description: {VOCABULARY}: {error}") from None
+    return config, vocabulary
+
+
+def describes_run(config: Any) -> bool:
+    """Return whether `write` wrote this content of a config.json."""
+    try:
+        return isinstance(config["training"]["model"], dict)
+    except (KeyError, TypeError):
+        return False
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run, which its config.json shows.
+
+    Raises:
+      InputError: where config.json is damaged or cannot be read, so that it does not say.
+    """
+    try:
+        (folder / DESCRIPTION).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"cannot read {folder / DESCRIPTION}: {error.strerror}") from None
+    return describes_run(_read_json(folder, DESCRIPTION))
+
+
+def model_of(run: Path, config: dict[str, Any]) -> charlm.ModelConfig:
+    """Return the model configuration in a run's config.json. Raises InputError where it is invalid."""
+    try:
+        model = charlm.ModelConfig(**config["training"]["model"])
+        model.make_cell()
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{run} has a damaged description: {DESCRIPTION}: {error}") from None
+    return model
+
+
+def _read_json(run: Path, name: str) -> Any:
+    try:
+        return json.loads((run / name).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{run} is no run of jaxrnn: it has no {name}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {run / name}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(
+            f"{run} has a damaged description: {name}: {error}; bring it back, or use another folder"
+        ) from None
