@@ -44,7 +44,7 @@ HELD_BACK = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-
 OUTPUT = measure.RESULTS / "chaos.json"
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
 FLAGS = (
-    "--cell gru --hidden 6 --embed 4 --dropout 0.2 --dtype float32 --batch 4 --seq-len 8 --warmup 5 "
+    "--cell gru --hidden-size 6 --embedding-size 4 --dropout 0.2 --dtype float32 --batch 4 --seq-len 8 --warmup 5 "
     "--log-every 2 --eval-every 8 --sample-every 40"
 )
 LIFE = 1.2  # seconds that a training is left alone, at most

@@ -55,7 +55,7 @@ def searched() -> list[dict[str, Any]]:
     rows = []
     room = hopper_residency.ROOM
     for name, dtype, hidden, batch in itertools.product(CELLS, DTYPES, HIDDEN, BATCHES):
-        cell = dataclasses.replace(CELLS[name], hidden=hidden)
+        cell = dataclasses.replace(CELLS[name], hidden_size=hidden)
         tiles = hopper_search.search(cell, batch, jnp.dtype(dtype), room)
         assert tiles is not None
         directions = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
@@ -70,7 +70,7 @@ def fitted(measured: list[dict[str, Any]]) -> None:
     for direction in hopper_model.MICROSECONDS:
         wanted, found = [], []
         for row in measured:
-            cell = dataclasses.replace(CELLS[row["cell"]], hidden=row["hidden"])
+            cell = dataclasses.replace(CELLS[row["cell"]], hidden_size=row["hidden"])
             tiles = hopper_search.read(row["tiles"])
             memory = getattr(tiles, direction)
             work = hopper_model.features(cell, tiles, direction, memory, "bfloat16")
@@ -132,7 +132,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
         made.add_column(heading)
     for row in rows:
         tiles = hopper_search.read(row["tiles"])
-        cell = dataclasses.replace(CELLS[row["cell"]], hidden=row["hidden"])
+        cell = dataclasses.replace(CELLS[row["cell"]], hidden_size=row["hidden"])
         times = row.get("microseconds") or hopper_model.microseconds(cell, tiles, row["dtype"])
         numbers = (row["hidden"], row["batch"], tiles.parts, tiles.cluster, tiles.rows)
         made.add_row(
@@ -151,7 +151,7 @@ def gains() -> Table:
         made.add_column(heading)
     names = ("lstm", "gru-after")
     for name, layers, batch in itertools.product(names, (2, 4), BATCHES[:3]):
-        cells = (dataclasses.replace(CELLS[name], hidden=hidden) for hidden in STACK_HIDDEN)
+        cells = (dataclasses.replace(CELLS[name], hidden_size=hidden) for hidden in STACK_HIDDEN)
         found = (hopper_stack.gain(cell, layers, 1024, batch, "bfloat16") for cell in cells)
         ratios = (f"{ratio:.2f}" if ratio else "does not fit" for ratio in found)
         made.add_row(name, str(layers), str(batch), *ratios)

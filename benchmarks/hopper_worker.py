@@ -88,7 +88,7 @@ def right(job: Job, say: Say) -> dict[str, Any]:
     cell, given = problem(job)
     how = way(job)
     if getattr(given.params, "b_h", None) is not None:  # zero as drawn, since flax has none
-        b_h = np.resize(given.params.b[::-1], cell.hidden)
+        b_h = np.resize(given.params.b[::-1], cell.hidden_size)
         given = given._replace(params=given.params._replace(b_h=b_h))
     truth = reference(cell, given, how)
     found: dict[str, Any] = {}
@@ -215,16 +215,19 @@ def training(job: Job, say: Say) -> dict[str, Any]:
     config = steps.SETTINGS[job["setting"]]
     asked = "xla" if OURS + "pallas" in job["without"] else job["implementation"]
     if job["quick"]:
-        model = dataclasses.replace(config.model, hidden=16, embed=16)
+        model = dataclasses.replace(config.model, hidden_size=16, embedding_size=16)
         config = dataclasses.replace(config, model=model, batch=2, seq_len=5)
-    shape, cell = (config.seq_len, config.batch, config.model.embed), config.model.make_cell()
+    shape, cell = (
+        (config.seq_len, config.batch, config.model.embedding_size),
+        config.model.make_cell(),
+    )
     dtypes = list(dict.fromkeys(("float32", accelerator.fast_dtype())))
     there = {name: peer(name) for name in job["peers"] if not absent(name)}
     backend, usual = jax.default_backend(), dispatch.measured
     try:
         if asked:
             place = {"platform": backend, "cell": dispatch.cell_name(cell), "implementation": asked}
-            place |= {"batch": config.batch, "hidden": cell.hidden}
+            place |= {"batch": config.batch, "hidden": cell.hidden_size}
             rows = [place | {"dtype": dtype} for dtype in dtypes]
             dispatch.measured = lambda: rows
             jax.clear_caches()  # of steps that were traced with another implementation

@@ -44,7 +44,7 @@ SAMPLE = 0.05  # seconds between two looks at a process's memory
 CONFIG = PRESETS["small"].training  # the smallest step, which the input must not hold up
 MEMORY = ("VmHWM", "RssAnon", "RssFile")
 ORDERS = {"streams": [], "shuffled": ["--shuffle"]}
-QUICK = ["--hidden", "16", "--embed", "8"]
+QUICK = ["--hidden-size", "16", "--embedding-size", "8"]
 ENDLESS = ["--steps", "1000000", "--eval-every", "1000000", "--sample-every", "0"]
 
 

@@ -42,7 +42,7 @@ class Peer:
     """The same model in PyTorch: embedding → LSTM → linear, one step per call."""
 
     def __init__(self, params: jaxrnn.Params, device: str, dtype: str = "float32") -> None:
-        size, hidden = len(params.vocabulary), params.config.hidden
+        size, hidden = len(params.vocabulary), params.config.hidden_size
         assert params.embedding is not None and params.w_out is not None
         self.device = device
         self.embedding = torch.nn.Embedding(size, EMBED)

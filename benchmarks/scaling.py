@@ -101,7 +101,9 @@ def cases(quick: bool) -> list[Case]:
 
 def configured(hidden: int, rows: int, dtype: Any = "bfloat16") -> TrainingConfig:
     """The model and its training."""
-    shape = charlm.ModelConfig("lstm", layers=LAYERS, hidden=hidden, embed=64, dtype=dtype)
+    shape = charlm.ModelConfig(
+        "lstm", layers=LAYERS, hidden_size=hidden, embedding_size=64, dtype=dtype
+    )
     return TrainingConfig(shape, batch=rows, seq_len=STEPS, steps=1000, log_every=CALL)
 
 

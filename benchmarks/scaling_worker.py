@@ -1,6 +1,6 @@
 """A process that trains on some of its devices when told to: what `scaling.py` measures.
 
-    python benchmarks/scaling_worker.py --cores 0,1 --devices 2 --hidden 512 --rows 64
+    python benchmarks/scaling_worker.py --cores 0,1 --devices 2 --hidden-size 512 --rows 64
 
 Once ready it prints the names of its devices; for each line that comes in, a number of devices, it
 takes one step on so many of them, `rows` rows on each, and prints the seconds. On a CPU the cores that
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cores", default="")
     parser.add_argument("--devices", required=True)  # numbers of them that will be asked for
-    parser.add_argument("--hidden", type=int, required=True)
+    parser.add_argument("--hidden-size", type=int, required=True)
     parser.add_argument("--rows", type=int, required=True)
     flags = parser.parse_args()
     counts = [int(n) for n in flags.devices.split(",")]
@@ -31,7 +31,7 @@ def main() -> None:
         os.sched_setaffinity(0, map(int, flags.cores.split(",")))
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(counts)}"
-    runs = {count: trainer(count, flags.hidden, flags.rows) for count in counts}
+    runs = {count: trainer(count, flags.hidden_size, flags.rows) for count in counts}
     for run in runs.values():  # compiles; then once warm
         run(), run()
     import jax
@@ -83,7 +83,7 @@ class Worker:
     """
 
     def __init__(self, counts: Sequence[int], hidden: int, rows: int, cores: Sequence[int] = ()):
-        command = [sys.executable, str(Path(__file__)), "--hidden", str(hidden)]
+        command = [sys.executable, str(Path(__file__)), "--hidden-size", str(hidden)]
         command += ["--rows", str(rows), "--devices", ",".join(map(str, counts))]
         if cores:
             command += ["--cores", ",".join(map(str, cores))]

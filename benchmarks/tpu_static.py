@@ -229,7 +229,7 @@ def chip_name(text: str) -> str:
 def main() -> None:
     parser = measure.Parser(description="static bounds for the recurrence on TPUs")
     parser.add_argument("--chips", type=chip_name, nargs="+", default=list(aot.CHIPS))
-    parser.add_argument("--hidden", type=measure.whole, nargs="+", default=SIZES, metavar="H")
+    parser.add_argument("--hidden-size", type=measure.whole, nargs="+", default=SIZES, metavar="H")
     parser.add_argument("--batch", type=measure.whole, default=128, metavar="B")
     parser.add_argument("--quick", action="store_true", help="one chip and size, nothing written")
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
@@ -243,7 +243,7 @@ def main() -> None:
         compiled(chip, int(hidden), int(batch), "pallas")
         return
     console = measure.screen()
-    chips, sizes = (["v5e"], [512]) if flags.quick else (flags.chips, flags.hidden)
+    chips, sizes = (["v5e"], [512]) if flags.quick else (flags.chips, flags.hidden_size)
     results = []
     for chip in chips:
         for hidden in sizes:

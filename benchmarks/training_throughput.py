@@ -42,7 +42,7 @@ VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Ti
 SETTINGS: dict[str, TrainingConfig] = {
     "lecture": PRESETS["lecture"].training,
     "lecture, older": TrainingConfig(
-        model=charlm.ModelConfig(layers=2, hidden=128, embed=128, dtype="auto"),
+        model=charlm.ModelConfig(layers=2, hidden_size=128, embedding_size=128, dtype="auto"),
         batch=50,
         seq_len=50,
         learning_rate=2e-3,

@@ -42,7 +42,7 @@ class Program(NamedTuple):
 PROGRAMS = {
     "ours": Program(
         TrainingConfig(
-            model=charlm.ModelConfig(hidden=256, dropout=0.15, weight_dropout=0.1),
+            model=charlm.ModelConfig(hidden_size=256, dropout=0.15, weight_dropout=0.1),
             batch=32,
             learning_rate=5e-3,
             eval_every=150,
@@ -52,7 +52,7 @@ PROGRAMS = {
     ),
     "lecture, older": Program(
         TrainingConfig(
-            model=charlm.ModelConfig(layers=2, hidden=128, embed=128),
+            model=charlm.ModelConfig(layers=2, hidden_size=128, embedding_size=128),
             batch=50,
             seq_len=50,
             learning_rate=2e-3,
@@ -150,7 +150,7 @@ def settings(program: Program, seconds: float, quick: bool) -> TrainingConfig:
         each = given.log_every
         return dataclasses.replace(given, steps=each * round(seconds / program.seconds / each))
     model, steps = (
-        charlm.ModelConfig(hidden=16, embed=16),
+        charlm.ModelConfig(hidden_size=16, embedding_size=16),
         {"steps": 4, "log_every": 1, "eval_every": 2},
     )
     return dataclasses.replace(given, model=model, batch=32, seq_len=50, **steps)

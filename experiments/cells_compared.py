@@ -58,12 +58,14 @@ MEASURES = {
 
 def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> TrainingConfig:
     how = {"learning_rate": rate, "eval_every": steps, "sample_every": 0, "seed": seed}
-    return TrainingConfig(charlm.ModelConfig(cell, hidden=hidden), BATCH, LENGTH, steps, **how)
+    return TrainingConfig(charlm.ModelConfig(cell, hidden_size=hidden), BATCH, LENGTH, steps, **how)
 
 
 def model(cell: str, hidden: int, vocabulary: Vocabulary) -> charlm.Params:
     """A char-RNN's shapes without its numbers."""
-    return jax.eval_shape(lambda: charlm.init(charlm.ModelConfig(cell, hidden=hidden), vocabulary))
+    return jax.eval_shape(
+        lambda: charlm.init(charlm.ModelConfig(cell, hidden_size=hidden), vocabulary)
+    )
 
 
 def width(cell: str, parameters: int, vocabulary: Vocabulary) -> int:

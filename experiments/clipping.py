@@ -31,7 +31,7 @@ from jaxrnn.data import play
 from jaxrnn.data.corpus import Batches, make_corpus
 
 ROW = 14
-MODEL = charlm.ModelConfig(cell="rnn", activation="relu", hidden=64, embed=0)
+MODEL = charlm.ModelConfig(cell="rnn", activation="relu", hidden_size=64, embedding_size=0)
 BATCH, LENGTH = 16, 50
 CLIP, LINE_CLIP, LINE_RATE = 1.0, 5.0, 0.01
 FAILED = 10.0  # nats; a loss above it, or one that is no number, is drawn here

@@ -86,7 +86,7 @@ def measure(text: str, learnt_words: set[str], learnt_pieces: set[str]) -> list[
 
 
 def settings(quick: bool, seed: int) -> TrainingConfig:
-    model = charlm.ModelConfig(hidden=32 if quick else 256)
+    model = charlm.ModelConfig(hidden_size=32 if quick else 256)
     length, steps, every = (32, 10, 10) if quick else (100, 1800, 600)
     return TrainingConfig(
         model, 32, length, steps, learning_rate=5e-3, eval_every=every, sample_every=0, seed=seed

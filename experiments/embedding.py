@@ -80,7 +80,7 @@ def compare(size: tuple[int, int], seeds: list[int], repeats: int) -> dict[str, 
 
 def settings(seed: int, quick: bool) -> TrainingConfig:
     """Of the char-RNN: a narrow embedding, which has to make use of all its numbers."""
-    model, steps = charlm.ModelConfig(hidden=128, embed=16), 10 if quick else 1000
+    model, steps = charlm.ModelConfig(hidden_size=128, embedding_size=16), 10 if quick else 1000
     how = {"learning_rate": 5e-3, "eval_every": steps, "sample_every": 0, "seed": seed}
     return TrainingConfig(model, batch=64, seq_len=64, steps=steps, **how)
 

@@ -101,7 +101,7 @@ def find(params: jaxrnn.Params, text: str) -> dict[str, Found]:
 
 
 def settings(quick: bool, seed: int) -> TrainingConfig:
-    model = charlm.ModelConfig(layers=2, hidden=16 if quick else 128, embed=32)
+    model = charlm.ModelConfig(layers=2, hidden_size=16 if quick else 128, embedding_size=32)
     batch, length, steps, every = (32, 32, 10, 10) if quick else (16, 100, 4000, 2000)
     return TrainingConfig(
         model, batch, length, steps, learning_rate=5e-3, eval_every=every, sample_every=0, seed=seed

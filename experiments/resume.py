@@ -51,7 +51,7 @@ LOST = list(LEFT_OUT)[1:]
 
 def settings(steps: int, seed: int) -> TrainingConfig:
     """Of the run: small, with dropout, so that the random key counts too."""
-    model = charlm.ModelConfig(hidden=64, embed=32, dropout=0.2)
+    model = charlm.ModelConfig(hidden_size=64, embedding_size=32, dropout=0.2)
     how: dict[str, Any] = {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0}
     how |= {"log_every": EVERY, "sample_every": 0}
     return TrainingConfig(

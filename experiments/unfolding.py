@@ -78,7 +78,7 @@ def inputs(cell: Any, seed: int, steps: int = STEPS) -> Any:
     params, state = cell.init(next(keys), INPUTS), random(cell.initial_state(BATCH))
     params = jax.tree.map(lambda w, noise: w + 0.1 * noise, params, random(params))
     xs = jax.random.normal(next(keys), (steps, BATCH, INPUTS))
-    return params, state, xs, (random(state), random(jnp.zeros((steps, BATCH, cell.hidden))))
+    return params, state, xs, (random(state), random(jnp.zeros((steps, BATCH, cell.hidden_size))))
 
 
 def compile_seconds(run: Any, cell: Any, steps: int) -> float:

@@ -75,7 +75,9 @@ PRESETS: dict[str, TrainOptions] = {
         preset="lecture",
         data=("shakespeare",),
         training=TrainingConfig(
-            model=charlm.ModelConfig(hidden=1024, embed=256, recurrent_init="glorot", dtype="auto"),
+            model=charlm.ModelConfig(
+                hidden_size=1024, embedding_size=256, recurrent_init="glorot", dtype="auto"
+            ),
             batch=64,
             seq_len=100,
             shuffle=True,
@@ -92,7 +94,7 @@ PRESETS: dict[str, TrainOptions] = {
         data=("shakespeare",),
         training=TrainingConfig(
             model=charlm.ModelConfig(
-                hidden=512, embed=64, dropout=0.4, weight_dropout=0.3, dtype="auto"
+                hidden_size=512, embedding_size=64, dropout=0.4, weight_dropout=0.3, dtype="auto"
             ),
             learning_rate=3e-3,
             steps=3500,
@@ -206,7 +208,7 @@ def _work(config: TrainOptions, workdir: Path) -> _Work:
     model = config.training.model
     devices = mesh.make(mesh.parse(config.mesh) if config.mesh else None)
     how = config.training
-    mesh.check(devices, how.batch, how.accumulate, model.hidden)
+    mesh.check(devices, how.batch, how.accumulate, model.hidden_size)
     name, corpus = _corpus(config)
     config = dataclasses.replace(config, bytes=corpus.vocabulary.by_bytes)
     steps = how.total_steps(how.batches(corpus))
@@ -313,7 +315,7 @@ def _introduce(workdir: Path, work: _Work) -> None:
             "out, and other passes read other parts: lower --batch or --seq-len to read more of it"
         )
     print(
-        f"{model.layers} x {model.cell} of {model.hidden}, {params:,} parameters, {model.dtype}; "
+        f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {model.dtype}; "
         f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
         f"run folder {console.quoted(workdir)}",
         flush=True,

@@ -26,11 +26,13 @@ from jaxrnn.training.feed import place
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
 CORPUS = make_corpus(TEXT)
 MODELS = {
-    "lstm": charlm.ModelConfig("lstm", hidden=16, embed=6, peephole=True),
+    "lstm": charlm.ModelConfig("lstm", hidden_size=16, embedding_size=6, peephole=True),
     "layers": charlm.ModelConfig("lstm", 2, 16, 6, dropout=0.3, weight_dropout=0.2),
-    "rnn": charlm.ModelConfig("rnn", hidden=16, embed=0),
-    "gru-before": charlm.ModelConfig("gru", hidden=16, embed=6),
-    "gru-after": charlm.ModelConfig("gru", hidden=16, embed=16, tie=True, reset="after"),
+    "rnn": charlm.ModelConfig("rnn", hidden_size=16, embedding_size=0),
+    "gru-before": charlm.ModelConfig("gru", hidden_size=16, embedding_size=6),
+    "gru-after": charlm.ModelConfig(
+        "gru", hidden_size=16, embedding_size=16, tie=True, reset="after"
+    ),
 }
 DATA = [{"data": n} for n in (1, 2, 4, 8)]
 BOTH = [{"data": 1, "model": 2}, {"data": 4, "model": 2}, {"data": 2, "model": 4}]

@@ -91,7 +91,7 @@ def rnn_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.
 def lstm_step(cell: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     """Lecture row 6; the output gate sees the new cell."""
     (w, u, b), (h, c) = gates("ifgo", params), state
-    p_i, p_f, p_o = params.w_c if cell.peephole else np.zeros((3, cell.hidden))
+    p_i, p_f, p_o = params.w_c if cell.peephole else np.zeros((3, cell.hidden_size))
     i = sigmoid(x @ w["i"] + h @ u["i"] + p_i * c + b["i"])
     f = sigmoid(x @ w["f"] + h @ u["f"] + p_f * c + b["f"])
     g = np.tanh(x @ w["g"] + h @ u["g"] + b["g"])
@@ -138,7 +138,7 @@ def trace(
             computed = step(cell, params, now, xs[t, b])
             now = tuple(computed.values())[: len(now)]
             for name, values in computed.items():
-                inside.setdefault(name, np.zeros((total, batch, cell.hidden)))[t, b] = values
+                inside.setdefault(name, np.zeros((total, batch, cell.hidden_size)))[t, b] = values
         for rows, s in zip(final, now, strict=True):
             rows[b] = s
     return final, inside
@@ -149,7 +149,7 @@ def reference(
 ) -> tuple[Any, np.ndarray]:
     """What `unroll` promises: the final state and ys [T, B, H]."""
     final, inside = trace(cell, params, xs, state, **masks)
-    return final, inside.get("hidden", np.zeros((*xs.shape[:2], cell.hidden)))
+    return final, inside.get("hidden", np.zeros((*xs.shape[:2], cell.hidden_size)))
 
 
 def differences(function: Callable[[Any], float], tree: Any, epsilon: float = 1e-5) -> Any:
@@ -208,7 +208,7 @@ def problem(cell: Any, steps: int = 5, batch: int = 2, features: int = 3, seed: 
     def draw(tree: Any, scale: float) -> Any:
         return jax.tree.map(lambda a: scale * rng.standard_normal(a.shape), tree)
 
-    xs, ys = (np.empty((steps, batch, width)) for width in (features, cell.hidden))
+    xs, ys = (np.empty((steps, batch, width)) for width in (features, cell.hidden_size))
     return Problem(draw(params, 0.6), draw(xs, 1), draw(state, 0.6), draw((state, ys), 1))
 
 

@@ -270,7 +270,14 @@ def test_the_settings_are_the_lectures() -> None:
     found = {}
     for name, config in training_throughput.SETTINGS.items():
         model = config.model
-        shape = model.cell, model.layers, model.hidden, model.embed, config.batch, config.seq_len
+        shape = (
+            model.cell,
+            model.layers,
+            model.hidden_size,
+            model.embedding_size,
+            config.batch,
+            config.seq_len,
+        )
         found[name] = (*shape, config.learning_rate, config.clip_norm, config.shuffle)
         assert dataclasses.asdict(model)["dtype"] == "auto"
     assert found == {

@@ -80,7 +80,7 @@ def test_every_golden_file_has_its_case() -> None:
 def held(cell: Any, **biases: float) -> Problem:
     """A problem with some gates' biases set, and no peephole strong enough to matter."""
     given = problem(cell)
-    bias = given.params.b.reshape(len(cell.GATES), cell.hidden)
+    bias = given.params.b.reshape(len(cell.GATES), cell.hidden_size)
     for gate, value in biases.items():
         bias[cell.GATES.index(gate)] = value
     return given.cast("float32")
@@ -93,7 +93,7 @@ def test_forget_gate_shut_only_the_block_input_counts(cell: Any, implementation:
     given = held(cell, f=SHUT, i=OPEN)
     final, ys = unroll(cell, *given.inputs, implementation=implementation)
     params, xs, _ = given.exact().inputs
-    block = slice(2 * cell.hidden, 3 * cell.hidden)
+    block = slice(2 * cell.hidden_size, 3 * cell.hidden_size)
     last = np.asarray(ys[-2], np.float64) @ params.w_h[:, block] + xs[-1] @ params.w_x[:, block]
     assert_close(final.cell, np.tanh(last + params.b[block]), TOLERANCES["float32"])
 
@@ -143,7 +143,7 @@ def test_update_gate_at_one_keeps_the_state(name: str, implementation: str) -> N
 @pytest.mark.parametrize("make_cell", [rnn, lstm, gru])
 @pytest.mark.parametrize("hidden", [2.5, 8.0, "8", None, True, np.float32(8), np.bool_(True)])
 def test_hidden_must_be_a_whole_number(make_cell: Any, hidden: Any) -> None:
-    message = f"hidden must be a whole number, not {re.escape(repr(hidden))}"
+    message = f"hidden_size must be a whole number, not {re.escape(repr(hidden))}"
     with unchecked(), pytest.raises(ValueError, match=message):
         make_cell(hidden)
 
@@ -151,7 +151,10 @@ def test_hidden_must_be_a_whole_number(make_cell: Any, hidden: Any) -> None:
 @pytest.mark.parametrize("make_cell", [rnn, lstm, gru])
 @pytest.mark.parametrize("hidden", [0, -3, np.int64(0)])
 def test_hidden_must_be_positive(make_cell: Any, hidden: Any) -> None:
-    with unchecked(), pytest.raises(ValueError, match=f"hidden must be at least 1, not {hidden}"):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=f"hidden_size must be at least 1, not {hidden}"),
+    ):
         make_cell(hidden)
 
 

@@ -19,12 +19,16 @@ from jaxrnn import InputError, ModelConfig, Params, Vocabulary, charlm, init, un
 VOCABULARY = Vocabulary.of("abcdefg")
 SIZE, STEPS, BATCH = len(VOCABULARY), 6, 3
 CONFIGS = {
-    "lstm": ModelConfig("lstm", hidden=5, embed=3),
-    "gru": ModelConfig("gru", hidden=5, embed=3),
-    "rnn, three layers": ModelConfig("rnn", layers=3, hidden=5, embed=3, activation="relu"),
-    "peephole, two layers": ModelConfig("lstm", layers=2, hidden=5, embed=3, peephole=True),
-    "gru-after, one-hot": ModelConfig("gru", hidden=5, embed=0, reset="after"),
-    "tied": ModelConfig("lstm", hidden=5, embed=5, tie=True),
+    "lstm": ModelConfig("lstm", hidden_size=5, embedding_size=3),
+    "gru": ModelConfig("gru", hidden_size=5, embedding_size=3),
+    "rnn, three layers": ModelConfig(
+        "rnn", layers=3, hidden_size=5, embedding_size=3, activation="relu"
+    ),
+    "peephole, two layers": ModelConfig(
+        "lstm", layers=2, hidden_size=5, embedding_size=3, peephole=True
+    ),
+    "gru-after, one-hot": ModelConfig("gru", hidden_size=5, embedding_size=0, reset="after"),
+    "tied": ModelConfig("lstm", hidden_size=5, embedding_size=5, tie=True),
 }
 TOLERANCES = {  # as in `oracle.assert_close`, but for the last five
     "float32": ORACLE["float32"],
@@ -126,7 +130,9 @@ def test_table_is_embed_then_project(config: ModelConfig) -> None:
 def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     params, tokens = model(CONFIGS["tied"]), text()
     carry = random_carry(params.config)
-    apart = params.replace(w_out=params.embedding.T, config=ModelConfig("lstm", hidden=5, embed=5))
+    apart = params.replace(
+        w_out=params.embedding.T, config=ModelConfig("lstm", hidden_size=5, embedding_size=5)
+    )
     assert params.w_out is None
 
     @jax.jit
@@ -219,7 +225,7 @@ def test_hello(cell: Any) -> None:
     """The lecture's pairs (H,E) (E,L) (L,L) (L,O). What follows L is known only from the state, so
     the floor is 0; without a state it would be ln(2) / 2."""
     vocabulary = Vocabulary.of("HELLO")
-    config = ModelConfig(cell, hidden=8, embed=4)
+    config = ModelConfig(cell, hidden_size=8, embedding_size=4)
     tokens = jnp.asarray(vocabulary.encode("HELLO"), jnp.int32)[:, None]
     carry = charlm.initial_carry(config, 1)
     optimizer = optax.adam(0.03)
@@ -249,7 +255,7 @@ def test_hello(cell: Any) -> None:
 
 def bare(rate: float) -> Params:
     """One plain layer whose outputs are the logits: V = H, w_out = 1, b_out = 0."""
-    config = ModelConfig("rnn", hidden=SIZE, embed=3, dropout=rate)
+    config = ModelConfig("rnn", hidden_size=SIZE, embedding_size=3, dropout=rate)
     params = model(config)
     return params.replace(w_out=jnp.eye(SIZE), b_out=jnp.zeros(SIZE))
 
@@ -317,7 +323,9 @@ def test_dropout_differs_by_key_place_and_layer() -> None:
 
 def test_dropout_of_two_layers_is_drawn_apart() -> None:
     """The first layer puts out ones, the second hands on what reaches it."""
-    config = ModelConfig("rnn", layers=2, hidden=SIZE, embed=3, activation="relu", dropout=0.5)
+    config = ModelConfig(
+        "rnn", layers=2, hidden_size=SIZE, embedding_size=3, activation="relu", dropout=0.5
+    )
     params, key = bare(0.5), jax.random.key(0)
     eye, zero, one = jnp.eye(SIZE), jnp.zeros((SIZE, SIZE)), jnp.ones(SIZE)
     layer = type(params.layers[0])
@@ -364,7 +372,9 @@ def test_no_gradient_through_dropped_units() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
 def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
     """One mask for all rows and steps. Without inputs, unit vectors for a state read out w_h."""
-    config = ModelConfig("rnn", hidden=SIZE, embed=3, activation="relu", weight_dropout=rate)
+    config = ModelConfig(
+        "rnn", hidden_size=SIZE, embedding_size=3, activation="relu", weight_dropout=rate
+    )
     w_h = jnp.float32(np.random.default_rng(0).uniform(1, 2, (SIZE, SIZE)))
     layer = bare(0.0).layers[0]
     layer = layer._replace(w_x=0 * layer.w_x, w_h=w_h, b=0 * layer.b)
@@ -389,16 +399,16 @@ def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
     [
         ({"layers": 0}, "--layers must be at least 1, not 0"),
         ({"layers": -1}, "--layers"),
-        ({"hidden": 0}, "--hidden must be at least 1, not 0"),
-        ({"embed": -1}, "--embed must be at least 0, not -1"),
-        ({"hidden": 2.5}, "--hidden must be a whole number, not 2.5"),
+        ({"hidden_size": 0}, "--hidden-size must be at least 1, not 0"),
+        ({"embedding_size": -1}, "--embedding-size must be at least 0, not -1"),
+        ({"hidden_size": 2.5}, "--hidden-size must be a whole number, not 2.5"),
         ({"layers": True}, "--layers must be a whole number, not True"),
         ({"dropout": 1.0}, "--dropout .* not 1.0"),
         ({"dropout": -0.1}, "--dropout .* not -0.1"),
         ({"dropout": math.nan}, "--dropout .* not nan"),
         ({"weight_dropout": 1.0}, "--weight-dropout .* not 1.0"),
-        ({"tie": True, "embed": 4, "hidden": 5}, "--tie needs .* not 4 and 5"),
-        ({"tie": True, "embed": 0, "hidden": 5}, "--tie needs .* not 0 and 5"),
+        ({"tie": True, "embedding_size": 4, "hidden_size": 5}, "--tie needs .* not 4 and 5"),
+        ({"tie": True, "embedding_size": 0, "hidden_size": 5}, "--tie needs .* not 0 and 5"),
     ],
 )
 def test_config_refuses(wrong: dict[str, Any], message: str) -> None:
@@ -411,10 +421,10 @@ def test_init_has_the_shapes_and_the_count(config: ModelConfig) -> None:
     params = init(config, VOCABULARY)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     assert charlm.count(params) == sum(math.prod(shape) for shape in shapes)
-    assert (params.embedding is None) == (config.embed == 0)
+    assert (params.embedding is None) == (config.embedding_size == 0)
     assert (params.w_out is None) == config.tie
     assert len(params.layers) == config.layers
-    widths = [config.embed or SIZE, *[config.hidden] * (config.layers - 1)]
+    widths = [config.embedding_size or SIZE, *[config.hidden_size] * (config.layers - 1)]
     assert [layer.w_x.shape[0] for layer in params.layers] == widths
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
@@ -425,7 +435,7 @@ def test_count_of_a_known_model() -> None:
 
 
 def test_init_is_a_function_of_the_seed() -> None:
-    config = ModelConfig("rnn", layers=2, hidden=5, embed=5)
+    config = ModelConfig("rnn", layers=2, hidden_size=5, embedding_size=5)
     one, same, other = (init(config, VOCABULARY, seed) for seed in (0, 0, 1))
     assert_close(one, same, 0)
     for name in ("embedding", "w_out"):

@@ -90,7 +90,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- there and back ---
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(embed=4, tie=True, cell="gru", clip_norm=0.0)])
+@pytest.mark.parametrize(
+    "changes", [dict(), dict(embedding_size=4, tie=True, cell="gru", clip_norm=0.0)]
+)
 def test_the_whole_state_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
     state = state_of(change(LSTM, **changes))
     notes = {"validation": 1.5, "report": {"files": {"metrics.jsonl": 7}}, "scheduled": True}
@@ -608,7 +610,7 @@ def test_a_full_disk_ends_the_command_in_one_line(
     run.mkdir()
     (run / "checkpoints").symlink_to(small_disk)
     (tmp_path / "text").write_text(TEXT)
-    flags = f"--data {tmp_path}/text --workdir {run} --cell rnn --hidden 4 --embed 3 --batch 4 "
+    flags = f"--data {tmp_path}/text --workdir {run} --cell rnn --hidden-size 4 --embedding-size 3 --batch 4 "
     flags += "--seq-len 8 --dtype float32 --warmup 2 --schedule constant --log-every 2 "
     flags += "--eval-every 4 --sample-every 0 --steps"
     assert train.main([*flags.split(), "4"]) == 0

@@ -32,8 +32,8 @@ from jaxrnn.training.report import Report
 # A model and a run so small that a training takes a second
 SMALL = {
     "cell": "rnn",
-    "hidden": 6,
-    "embed": 3,
+    "hidden_size": 6,
+    "embedding_size": 3,
     "dtype": "float32",
     "batch": 4,
     "seq-len": 8,
@@ -207,11 +207,11 @@ def test_presets_parse_and_flags_change_them(preset: Any) -> None:
     plain = train.parse(["--preset", preset])
     assert plain == train.PRESETS[preset] and plain.preset == preset
     for arguments in (
-        ["--preset", preset, "--hidden", "77"],
-        ["--hidden", "77", f"--preset={preset}"],
+        ["--preset", preset, "--hidden-size", "77"],
+        ["--hidden-size", "77", f"--preset={preset}"],
     ):
         changed = train.parse([*arguments, "--learning-rate", "0.5", "--data", "a", "b"])
-        assert changed.training.model.hidden == 77 and changed.training.learning_rate == 0.5
+        assert changed.training.model.hidden_size == 77 and changed.training.learning_rate == 0.5
         assert changed.data == ("a", "b")
         assert changed.training.batch == plain.training.batch
         assert changed.training.model.cell == plain.training.model.cell
@@ -220,7 +220,7 @@ def test_presets_parse_and_flags_change_them(preset: Any) -> None:
 def test_the_lecture_is_the_lecture() -> None:
     lecture = train.parse(["--preset", "lecture"]).training
     model = lecture.model
-    assert (model.hidden, model.embed, model.layers) == (1024, 256, 1)
+    assert (model.hidden_size, model.embedding_size, model.layers) == (1024, 256, 1)
     assert (lecture.batch, lecture.seq_len, lecture.shuffle) == (64, 100, True)
     assert (lecture.learning_rate, lecture.schedule, lecture.clip_norm) == (1e-3, "constant", 0)
 
@@ -238,7 +238,12 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--preset", "large"], ["--cell", "transformer"], ["--no-such-flag"], ["--hidden", "many"]],
+    [
+        ["--preset", "large"],
+        ["--cell", "transformer"],
+        ["--no-such-flag"],
+        ["--hidden-size", "many"],
+    ],
     ids=" ".join,
 )
 def test_what_cannot_be_parsed(
@@ -257,14 +262,14 @@ def test_what_cannot_be_parsed(
     "changes",
     [
         {"batch": 0},
-        {"hidden": 0},
+        {"hidden_size": 0},
         {"layers": 0},
         {"seq-len": 0},
         {"dropout": 1},
         {"learning-rate": 0},
         {"learning-rate": "nan"},
         {"epochs": "inf"},
-        {"embed": -1},
+        {"embedding_size": -1},
         {"seed": -1},
     ],
     ids=lambda changes: " ".join(f"{k} {v}" for k, v in changes.items()),
@@ -400,13 +405,13 @@ def test_one_training_at_a_time(place: Path, run: Path, refusal: Callable[..., s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hidden": 7},
+        {"hidden_size": 7},
         {"cell": "gru"},
         {"layers": 2},
         {"batch": 3},
         {"seq-len": 9},
         {"seed": 1},
-        {"embed": 0},
+        {"embedding_size": 0},
     ],
     ids=lambda changes: "".join(changes),
 )
@@ -431,7 +436,7 @@ def test_another_text_in_the_same_folder(
     assert f"the text has changed since the run in {run} began (sha256 " in message
     assert "choose another --workdir" in message and "--overwrite" in message
     message = refusal(train.main, flags(tmp_path / "text.txt", run, hidden=7))
-    assert "--hidden is 6 there and 7 here; its text is another" in message
+    assert "--hidden-size is 6 there and 7 here; its text is another" in message
     assert contents(run) == before
 
 
@@ -443,7 +448,7 @@ def test_the_same_text_from_another_place(place: Path, run: Path, tmp_path: Path
 def test_overwrite_begins_again(place: Path, run: Path) -> None:
     (run / "mine.txt").write_text("not the run's")
     assert train.main(flags(place / "text.txt", run, "--overwrite", hidden=5, steps=4)) == 0
-    assert load(run).config.hidden == 5
+    assert load(run).config.hidden_size == 5
     assert [int(path.name) for path in (run / "checkpoints").iterdir()] == [4]
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert (run / "mine.txt").read_text() == "not the run's"

@@ -91,7 +91,7 @@ def compare(cell: Any, exact: Problem, **how: Any) -> None:
 def test_rows_on_cores_of_their_own(
     name: str, batch: int, hidden: int, masked: bool, reverse: bool
 ) -> None:
-    cell, steps = dataclasses.replace(CELLS[name], hidden=hidden), 6
+    cell, steps = dataclasses.replace(CELLS[name], hidden_size=hidden), 6
     given = scaled(problem(cell, steps, batch, features=5))
     masks = masks_for(steps, batch) if masked else {}
     compare(cell, given, **masks, reverse=reverse)

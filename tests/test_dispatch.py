@@ -168,7 +168,7 @@ def test_the_table_of_the_package_is_followed() -> None:
     names = {dispatch.cell_name(cell): cell for cell in CELLS.values()}
     assert set(names) == {"rnn", "lstm", "lstm-peephole", "gru-before", "gru-after"}
     for row in measured():
-        cell = dataclasses.replace(names[row["cell"]], hidden=row["hidden"])
+        cell = dataclasses.replace(names[row["cell"]], hidden_size=row["hidden"])
         assert row["implementation"] in ALL
         assert row["dtype"] in dispatch.DTYPES
         if row["platform"] == "cpu" and (row["implementation"] != "native" or USUAL == "native"):

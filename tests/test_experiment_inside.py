@@ -15,7 +15,7 @@ import jaxrnn
 from experiments import inside_the_network as inside
 
 PARAMS = jaxrnn.init(
-    jaxrnn.ModelConfig(layers=2, hidden=8, embed=4), jaxrnn.Vocabulary.of_bytes(), 3
+    jaxrnn.ModelConfig(layers=2, hidden_size=8, embedding_size=4), jaxrnn.Vocabulary.of_bytes(), 3
 )
 VALUES = inside.units(PARAMS, inside.CODE)
 FOUND = {"column": inside.Found(1, 3, 0.5, 0.25), "in quotes": inside.Found(2, 8, -0.5, -0.75)}

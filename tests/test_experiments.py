@@ -144,7 +144,7 @@ def test_a_text_that_is_missing_is_one_line_and_stops_no_other(
 
 def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
     """The second time it comes from its folder, and is the same."""
-    model = charlm.ModelConfig(hidden=4, embed=2)
+    model = charlm.ModelConfig(hidden_size=4, embedding_size=2)
     settings = TrainingConfig(model, 64, 64, 4, log_every=2, eval_every=2, sample_every=0)
     text = _text.find("shakespeare", quick=True)
     with as_people_run_it():

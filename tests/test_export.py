@@ -106,7 +106,7 @@ net = jaxrnn.network(cell, 3, 2)
 
 def make():
     params = net.init(jax.random.key(0))
-    char = jaxrnn.init(jaxrnn.ModelConfig(hidden=5, embed=3), vocabulary)
+    char = jaxrnn.init(jaxrnn.ModelConfig(hidden_size=5, embedding_size=3), vocabulary)
     apply = jax.jit(lambda params, xs, state: net.apply(params, xs, state))
     given = params, jnp.ones((20, 2, 3)), cell.initial_state(2)
     twice = jax.jit(lambda params: jax.tree.map(lambda x: 2 * x, params))
@@ -125,7 +125,7 @@ def read(content):
     assert jax.grad(loss)(*given).cell.w_h.shape == (8, 32)
     found = serialize_executable.deserialize_and_load(*executable)(*given)[1]
     np.testing.assert_array_equal(found, want)
-    char = jaxrnn.init(jaxrnn.ModelConfig(hidden=5, embed=3), vocabulary)
+    char = jaxrnn.init(jaxrnn.ModelConfig(hidden_size=5, embedding_size=3), vocabulary)
     result = export.deserialize(twice).call(char)
     assert (result.config, result.vocabulary) == (char.config, char.vocabulary)
 

@@ -95,7 +95,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(
         (run / name).write_text(f"mine: {name}")
     (run / "tensorboard" / "events.out.tfevents.1").write_text("the run's")
     assert train.main(flags(place / "text.txt", run, "--overwrite", hidden=5, steps=4)) == 0
-    assert load(run).config.hidden == 5
+    assert load(run).config.hidden_size == 5
     for name in mine:
         assert (run / name).read_text() == f"mine: {name}"
     assert sorted(path.name for path in disk.iterdir()) == ["4", "best", "notes.txt"]

@@ -72,7 +72,7 @@ PAIRS = [
 
 
 def cell_of(name: str, hidden: int = HIDDEN) -> Any:
-    return dataclasses.replace(CELLS[name], hidden=hidden)
+    return dataclasses.replace(CELLS[name], hidden_size=hidden)
 
 
 def fitted(cell: Any, tiles: Tiles, width: int = 32) -> Tiles:

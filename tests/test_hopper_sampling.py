@@ -44,10 +44,18 @@ NARROW = CUT._replace(units=8, slots=1)  # 16 units, in rows of 16 bytes
 
 CASES = {
     "lstm": ("categorical", CUT, {"cell": "lstm", "peephole": True}),
-    "lstm-bfloat16": ("categorical", NARROW, {"cell": "lstm", "hidden": 10, "dtype": "bfloat16"}),
+    "lstm-bfloat16": (
+        "categorical",
+        NARROW,
+        {"cell": "lstm", "hidden_size": 10, "dtype": "bfloat16"},
+    ),
     "lstm-layers": ("after-space", CUT._replace(chunk=8), {"cell": "lstm", "layers": 2}),
     "gru-before": ("after-space", CUT._replace(chunk=8, slots=3), {"cell": "gru", "layers": 2}),
-    "gru-before-bfloat16": ("argmax", CUT, {"cell": "gru", "dtype": "bfloat16", "embed": 0}),
+    "gru-before-bfloat16": (
+        "argmax",
+        CUT,
+        {"cell": "gru", "dtype": "bfloat16", "embedding_size": 0},
+    ),
     "gru-after": ("categorical", CUT._replace(columns=64), {"cell": "gru", "reset": "after"}),
     "rnn": ("argmax", CUT, {"cell": "rnn", "layers": 3}),
     "rnn-alone": (
@@ -73,7 +81,7 @@ def problem(**config: Any) -> tuple[Any, ...]:
     """A configuration, its prepared weights, texts that are under way, and a low temperature."""
     rng = np.random.default_rng(7)
     more = lambda a: jnp.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype)  # noqa: E731
-    params = init(ModelConfig(**{"hidden": HIDDEN, "embed": 6} | config), VOCABULARY)
+    params = init(ModelConfig(**{"hidden_size": HIDDEN, "embedding_size": 6} | config), VOCABULARY)
     params = jax.tree.map(more, params)
     state = decoding.begin(params.config, SIZE, BATCH, jnp.uint32(3))
     state = state._replace(
@@ -218,18 +226,18 @@ class TestCompiled:
 def test_obstacles(
     layers: int, hidden: int, vocabulary: int, batch: int, dtype: str, words: str
 ) -> None:
-    cell = ModelConfig(hidden=hidden).make_cell()
+    cell = ModelConfig(hidden_size=hidden).make_cell()
     reason = hopper_sampling.unsupported_reason(cell, layers, vocabulary, batch, dtype)
     assert reason is not None and words in reason
 
 
 def test_run_raises_what_stands_in_the_way() -> None:
-    cell, prepared = ModelConfig(hidden=HIDDEN).make_cell(), problem()[1]
+    cell, prepared = ModelConfig(hidden_size=HIDDEN).make_cell(), problem()[1]
     with pytest.raises(ValueError, match="cannot run this: it writes at most 64 texts"):
         hopper_sampling.arrange(cell, prepared, 65)
 
 
-PARAMS = init(ModelConfig(hidden=6, embed=4), VOCABULARY)
+PARAMS = init(ModelConfig(hidden_size=6, embedding_size=4), VOCABULARY)
 
 
 def test_elsewhere_it_is_refused() -> None:

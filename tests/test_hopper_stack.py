@@ -60,7 +60,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Any:
 def problems(name: str, layers: int, dtype: str, batch: int = BATCH) -> tuple[Problem, ...]:
     """One a layer; of the last the outputs' weights count, of the first the inputs."""
     cell = cell_of(name)
-    widths = [FEATURES] + [cell.hidden] * (layers - 1)
+    widths = [FEATURES] + [cell.hidden_size] * (layers - 1)
     drawn = [problem(cell, STEPS, batch, width, k) for k, width in enumerate(widths)]
     tame = [one._replace(params=jax.tree.map(lambda w: w / 2, one.params)) for one in drawn]
     return tuple(given.cast(dtype) for given in tame)
@@ -264,7 +264,7 @@ def test_what_cannot_run_is_refused_with_the_reason(
         assert reason is None
         return
     assert reason is not None
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), cell.hidden, jnp.bfloat16))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), cell.hidden_size, jnp.bfloat16))
     gx = jnp.zeros((1, 2, params.w_h.shape[1]))
     with pytest.raises(ValueError, match=f"cannot run this: .*{message}"):
         narrow = params._replace(w_h=jax.ShapeDtypeStruct(params.w_h.shape, jnp.dtype(dtype)))

@@ -50,8 +50,8 @@ def test_what_is_too_small_for_float32_is_still_told() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        ModelConfig("lstm", layers=2, hidden=5, embed=3, peephole=True),
-        ModelConfig("gru", layers=2, hidden=5, embed=0),
+        ModelConfig("lstm", layers=2, hidden_size=5, embedding_size=3, peephole=True),
+        ModelConfig("gru", layers=2, hidden_size=5, embedding_size=0),
     ],
     ids=["lstm", "gru, one-hot"],
 )
@@ -74,10 +74,10 @@ def test_activations_are_those_of_the_cells(config: ModelConfig) -> None:
 
 
 def test_bytes_and_errors() -> None:
-    params = init(ModelConfig(hidden=4, embed=2), Vocabulary.of_bytes())
+    params = init(ModelConfig(hidden_size=4, embedding_size=2), Vocabulary.of_bytes())
     assert activations(params, "é")[0]["hidden"].shape == (2, 4)
     assert activations(params, b"\xe9")[0]["hidden"].shape == (1, 4)
-    params = init(ModelConfig(hidden=4, embed=2), Vocabulary("ab"))
+    params = init(ModelConfig(hidden_size=4, embedding_size=2), Vocabulary("ab"))
     with pytest.raises(InputError, match="the text is empty"):
         activations(params, "")
     with pytest.raises(InputError, match="never seen: 'c'"):

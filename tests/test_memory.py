@@ -187,7 +187,7 @@ memory.check = lambda need, *_: needs.append(need)
 def resident(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-model = charlm.ModelConfig(hidden=1000, embed=32, recurrent_init="glorot")
+model = charlm.ModelConfig(hidden_size=1000, embedding_size=32, recurrent_init="glorot")
 config = TrainingConfig(model, 64, 100, 4, log_every=2, eval_every=2, sample_every=0)
 loop.check(config, corpus, mesh.single())
 before = resident("VmRSS")
@@ -213,12 +213,12 @@ def test_the_estimate_is_near_what_a_training_takes() -> None:
 def test_a_training_that_does_not_fit(tmp_path: Path, refusal: Callable[..., str]) -> None:
     """Refused within seconds; to allocate it would hang."""
     (tmp_path / "text").write_text("a long text\n" * 100)
-    more = ["--recurrent-init", "glorot", "--cell", "lstm", "--hidden", "12000"]
+    more = ["--recurrent-init", "glorot", "--cell", "lstm", "--hidden-size", "12000"]
     with limited(resource.RLIMIT_AS, 6 * GB):
         message = refusal(train.main, flags(tmp_path / "text", tmp_path / "run", *more))
     said = re.search(r"needs about ([\d.]+) GB of memory, and there are ([\d.]+) GB: ", message)
     assert said and float(said[1]) > 6 >= float(said[2]) > 4
-    assert "--hidden" in message and "--batch" in message
+    assert "--hidden-size" in message and "--batch" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -259,5 +259,5 @@ def test_memory_that_runs_out_nevertheless(
 
 
 def test_size_of_arrays() -> None:
-    params = charlm.init(charlm.ModelConfig(hidden=3, embed=2), Vocabulary.of("abc"))
+    params = charlm.init(charlm.ModelConfig(hidden_size=3, embedding_size=2), Vocabulary.of("abc"))
     assert memory.size(params) == 4 * charlm.count(params)

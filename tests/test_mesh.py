@@ -119,7 +119,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
     [
         (["--mesh=data=3"], "3 x 1 = 3 devices, and there are 4; the sizes must multiply to that"),
         (["--batch=6"], "--batch 6 cannot be divided over 4 devices"),
-        (["--mesh=data=1,model=4"], "--hidden 6 cannot be divided over 4 devices"),
+        (["--mesh=data=1,model=4"], "--hidden-size 6 cannot be divided over 4 devices"),
         (["--accumulate=4"], "--batch 8 cannot be divided in --accumulate 4 parts over 4 devices"),
     ],
 )

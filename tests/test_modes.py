@@ -72,7 +72,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @modes
 def test_first_parameters(mode: str) -> None:
-    config = charlm.ModelConfig(hidden=5, embed=3, peephole=True)
+    config = charlm.ModelConfig(hidden_size=5, embedding_size=3, peephole=True)
     usual = charlm.init(config, CORPUS.vocabulary, seed=3)
     with entered(mode):
         found = charlm.init(config, CORPUS.vocabulary, seed=3)
@@ -158,7 +158,7 @@ for name, arguments in json.loads(sys.argv[1]):
 
 def commands(text: Path, run: Path) -> list[tuple[str, list[str]]]:
     """Train and then write with the model."""
-    settings = f"--data {text} --workdir {run} --cell gru --hidden 6 --embed 4 --dropout 0.2 "
+    settings = f"--data {text} --workdir {run} --cell gru --hidden-size 6 --embedding-size 4 --dropout 0.2 "
     settings += "--dtype float32 --batch 4 --seq-len 8 --steps 8 --warmup 5 --log-every 2 "
     settings += "--eval-every 4 --sample-every 4"
     writing = [str(run), "--length", "20", "--output", f"{run}.txt"]

@@ -39,7 +39,7 @@ import sys
 import flax.struct, jax, numpy, optax, orbax.checkpoint, platformdirs
 sys.modules.update(dict.fromkeys({OPTIONAL}))  # None: an import of it fails
 import jaxrnn
-params = jaxrnn.init(jaxrnn.ModelConfig(hidden=5, embed=3), jaxrnn.Vocabulary.of("ab"))
+params = jaxrnn.init(jaxrnn.ModelConfig(hidden_size=5, embedding_size=3), jaxrnn.Vocabulary.of("ab"))
 assert len(jaxrnn.sample(params, "a", 9)) == 10
 cell = jaxrnn.lstm(5)
 xs = jax.numpy.ones((4, 2, 3))

@@ -29,7 +29,9 @@ def tell(report: Report, first: int = 5, last: int = 20) -> None:
 
 @pytest.fixture(scope="module")
 def params() -> charlm.Params:
-    return charlm.init(charlm.ModelConfig(cell="rnn", hidden=4, embed=0), Vocabulary.of("ab\n"))
+    return charlm.init(
+        charlm.ModelConfig(cell="rnn", hidden_size=4, embedding_size=0), Vocabulary.of("ab\n")
+    )
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -76,7 +78,9 @@ def test_samples(tmp_path: Path, params: charlm.Params) -> None:
 
 def test_a_sample_that_is_no_text(tmp_path: Path) -> None:
     """A lone surrogate can be in a vocabulary but not in a file or on a screen."""
-    params = charlm.init(charlm.ModelConfig(cell="rnn", hidden=4, embed=0), Vocabulary("\ud800"))
+    params = charlm.init(
+        charlm.ModelConfig(cell="rnn", hidden_size=4, embedding_size=0), Vocabulary("\ud800")
+    )
     Report(tmp_path, 40, prime="\ud800").sample(5, params)
     assert (tmp_path / "samples.txt").read_text().startswith("--- step 5 ---\n?")
 
@@ -92,7 +96,9 @@ def test_a_sample_of_bytes(
     if bar:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-    params = charlm.init(charlm.ModelConfig(cell="rnn", hidden=4, embed=0), Vocabulary.of_bytes())
+    params = charlm.init(
+        charlm.ModelConfig(cell="rnn", hidden_size=4, embedding_size=0), Vocabulary.of_bytes()
+    )
     prime = b"\xe9\x1b[2J\0\n\t\r"
     report = Report(tmp_path, 40, prime=prime)
     report.show(5, report.sample(5, params))

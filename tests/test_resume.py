@@ -114,7 +114,7 @@ def test_stopped_after_each_call_in_turn(tmp_path: Path, monkeypatch: pytest.Mon
 
 def command(text: Path, run: Path) -> list[str]:
     flags = (
-        "--cell gru --hidden 6 --embed 4 --dropout 0.2 --dtype float32 --batch 4 --seq-len 8 "
+        "--cell gru --hidden-size 6 --embedding-size 4 --dropout 0.2 --dtype float32 --batch 4 --seq-len 8 "
         "--steps 60 --warmup 5 --log-every 2 --eval-every 4 --sample-every 20"
     )
     data = ["--data", str(text), "--workdir", str(run)]

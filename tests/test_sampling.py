@@ -42,7 +42,9 @@ forward = jax.jit(charlm.forward)
 def model(vocabulary: Vocabulary = VOCABULARY, **config: Any) -> Params:
     """Random parameters, with a seed and a scale that make greedy texts of many characters."""
     rng = np.random.default_rng(38)
-    params = init(Config(**{"cell": "gru", "hidden": 6, "embed": 4} | config), vocabulary)
+    params = init(
+        Config(**{"cell": "gru", "hidden_size": 6, "embedding_size": 4} | config), vocabulary
+    )
     return jax.tree.map(lambda a: jnp.float32(1.5 * rng.standard_normal(a.shape)), params)
 
 
@@ -79,7 +81,8 @@ def nexts(params: Params, prime: str, count: int, **how: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("params", "mode"), [(MODEL, "categorical"), (model(cell="lstm", embed=0), "after-space")]
+    ("params", "mode"),
+    [(MODEL, "categorical"), (model(cell="lstm", embedding_size=0), "after-space")],
 )
 def test_the_loop_is_the_forward_pass(params: Params, mode: Any) -> None:
     """The logits from which each character is drawn, and the state, are those of `forward`."""
@@ -162,7 +165,7 @@ def test_streams_without_a_length_go_on() -> None:
 def parrot(cycle: bytes) -> Params:
     """A model of bytes that says `cycle` over and over: unit i knows byte i and asks for the next."""
     here, ahead = np.frombuffer(cycle, np.uint8), np.frombuffer(cycle[1:] + cycle[:1], np.uint8)
-    params = init(Config("rnn", hidden=len(cycle), embed=0), Vocabulary.of_bytes())
+    params = init(Config("rnn", hidden_size=len(cycle), embedding_size=0), Vocabulary.of_bytes())
     units = np.arange(len(cycle))
     w_x = jnp.zeros_like(params.layers[0].w_x).at[here, units].set(9)
     layer = params.layers[0]._replace(w_x=w_x, w_h=0 * params.layers[0].w_h)

@@ -158,7 +158,7 @@ def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, 
 @pytest.mark.parametrize("name, reverse", TURNS)
 def test_several_tiles_in_either_direction(name: str, reverse: bool, streamed: bool) -> None:
     """Small blocks of rows and of time, the last ones not full, three tiles of a padded H."""
-    cell, steps, batch = dataclasses.replace(CELLS[name], hidden=260), 5, 37
+    cell, steps, batch = dataclasses.replace(CELLS[name], hidden_size=260), 5, 37
     given, masks = wide_problem(cell, steps, batch)
     got = kernel(cell, given, as_masks(steps, **masks), reverse, streamed=streamed)
     assert_close(got, scan(cell, given, reverse, **masks), TOLERANCES["float32"])
@@ -172,7 +172,7 @@ def test_as_the_chips_memory_would_have_it(name: str, streamed: bool) -> None:
     Two tiles, several blocks; full ones where gx is overwritten, since it takes no others there. What
     moves differs by cell only here: a peephole's row, and the second product of reset="before".
     """
-    cell = dataclasses.replace(CELLS[name], hidden=130)
+    cell = dataclasses.replace(CELLS[name], hidden_size=130)
     steps, batch = (3, 19) if streamed else (4, 32)
     given, masks = wide_problem(cell, steps, batch)
     how = {"interpret": pltpu.InterpretParams(), "streamed": streamed}

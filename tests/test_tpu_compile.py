@@ -91,14 +91,14 @@ def most_memory(cell: Any, dtype: str = "bfloat16", arrays: int = 5) -> int:
     arrays of H (five are outputs and their gradients, hidden and cell before the step, one for the
     way) and twelve more for the peepholes' gradients, in float32; w_h^T and dw_h before rounding.
     """
-    width, hidden = len(cell.GATES) * cell.hidden, cell.hidden
+    width, hidden = len(cell.GATES) * cell.hidden_size, cell.hidden_size
     rows = 2 * width + (arrays + 12 * getattr(cell, "peephole", False)) * hidden
     return 4 * T * B * rows + (4 + BYTES[dtype]) * hidden * width
 
 
 def flops_of_unroll(cell: Any) -> int:
     """Three products with w_h a step (forward, dh, dw_h) and two with w_x (forward, dw_x)."""
-    return 2 * T * B * (3 * cell.hidden + 2 * D) * len(cell.GATES) * cell.hidden
+    return 2 * T * B * (3 * cell.hidden_size + 2 * D) * len(cell.GATES) * cell.hidden_size
 
 
 def check_kernels(program: aot.Program, cell: Any, memory: int | None = None) -> None:
@@ -168,11 +168,11 @@ def fetches_of_kernels(chip: str, cell: Any) -> tuple[list[float], list[int]]:
         turns = jnp.indices(mapping.grid, jnp.int32).reshape(len(mapping.grid), -1)
         copied = 0
         for window, operand in zip(mapping.block_mappings, call.invars, strict=False):
-            if operand.aval.size == len(cell.GATES) * cell.hidden**2:
+            if operand.aval.size == len(cell.GATES) * cell.hidden_size**2:
                 place = jax.vmap(jax.extend.core.jaxpr_as_fun(window.index_map_jaxpr))(*turns)
                 moves = np.diff(np.stack(place), axis=1).any(axis=0).sum()
                 copied += (1 + moves) * math.prod(window.ref_aval.shape)
-        times.append(copied / (len(cell.GATES) * cell.hidden**2))
+        times.append(copied / (len(cell.GATES) * cell.hidden_size**2))
         blocks_of_rows.append(mapping.grid[0])
     return times, blocks_of_rows
 
@@ -213,9 +213,9 @@ def test_a_weight_fetched_at_every_step_is_seen(chip: str) -> None:
     def run(implementation: Any, params: Any, gx: Any) -> Any:
         return unroll_projected(cell, params, gx, implementation=implementation)[1]
 
-    gx = abstract((T, B, 4 * cell.hidden), jnp.float32)
-    assert len(fetches(compiled(chip, run, "scan", params, gx), cell.hidden)) == 1
-    assert fetches(compiled(chip, run, "pallas", params, gx), cell.hidden) == []
+    gx = abstract((T, B, 4 * cell.hidden_size), jnp.float32)
+    assert len(fetches(compiled(chip, run, "scan", params, gx), cell.hidden_size)) == 1
+    assert fetches(compiled(chip, run, "pallas", params, gx), cell.hidden_size) == []
 
 
 def test_what_autodiff_of_the_scan_saves_is_over_the_limit() -> None:
@@ -227,7 +227,7 @@ def test_what_autodiff_of_the_scan_saves_is_over_the_limit() -> None:
 def test_static_bounds(tmp_path: Path) -> None:
     """`benchmarks/tpu_static.py` still reads the compiler's bundles, of either kernel."""
     sizes = ("256", "2048")
-    command = ["--chips", "v4", "--hidden", *sizes, "--batch", "16", "--output"]
+    command = ["--chips", "v4", "--hidden-size", *sizes, "--batch", "16", "--output"]
     script = Path(aot.__file__).with_name("tpu_static.py")
     subprocess.run([sys.executable, script, *command, tmp_path / "made.json"], check=True)
     resident, streamed = json.loads((tmp_path / "made.json").read_text())["results"]
@@ -240,7 +240,7 @@ def test_static_bounds(tmp_path: Path) -> None:
 
 
 def model(hidden: int) -> charlm.ModelConfig:
-    return charlm.ModelConfig("lstm", hidden=hidden, embed=D, dtype="bfloat16")
+    return charlm.ModelConfig("lstm", hidden_size=hidden, embedding_size=D, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("hidden", [SIZES[0], SIZES[-1]])  # each costs seconds to compile

@@ -35,7 +35,7 @@ FORGOTTEN = dict(rel=1e-5)
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
 CORPUS = make_corpus(TEXT)
-TINY = charlm.ModelConfig(cell="rnn", hidden=4, embed=3)
+TINY = charlm.ModelConfig(cell="rnn", hidden_size=4, embedding_size=3)
 CONFIG = TrainingConfig(
     model=TINY, batch=4, seq_len=8, steps=12, warmup=3, log_every=2, eval_every=4, sample_every=0
 )
@@ -139,8 +139,8 @@ def rate_by_hand(config: TrainingConfig, total: int, n: int) -> float:
     [
         dict(),
         dict(schedule="constant", clip_norm=0.0, warmup=0, beta2=0.9),
-        dict(cell="lstm", layers=2, clip_norm=0.05, embed=0),
-        dict(cell="gru", embed=4, tie=True, learning_rate=0.02),
+        dict(cell="lstm", layers=2, clip_norm=0.05, embedding_size=0),
+        dict(cell="gru", embedding_size=4, tie=True, learning_rate=0.02),
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "plain",
 )
@@ -551,7 +551,9 @@ def test_evaluation_is_one_pass_of_the_validation_text(
     length: int, first: int, tolerance: dict[str, float]
 ) -> None:
     corpus = corpus_of(length)
-    params = charlm.init(change(CONFIG, cell="lstm", hidden=6).model, corpus.vocabulary, seed=3)
+    params = charlm.init(
+        change(CONFIG, cell="lstm", hidden_size=6).model, corpus.vocabulary, seed=3
+    )
     params = params.replace(w_out=3 * params.w_out)  # so that the state matters
     ours = evaluate(params, corpus, change(CONFIG, seq_len=50))
     assert ours == pytest.approx(by_one_stream(params, corpus, first), **tolerance)
@@ -595,9 +597,9 @@ def test_fit_reports_the_validation_loss_of_the_state_it_saves(tmp_path: Path) -
         dict(log_every=0),
         dict(eval_every=0),
         dict(sample_every=-2),
-        dict(hidden=0),
+        dict(hidden_size=0),
         dict(layers=0),
-        dict(embed=-1),
+        dict(embedding_size=-1),
         dict(dropout=1.0),
         dict(dropout=-0.1),
         dict(dropout=math.nan),
@@ -617,7 +619,13 @@ def test_bad_settings_are_told_by_their_flag(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(dropout=0.0), dict(embed=0), dict(clip_norm=0.0), dict(warmup=0), dict(seed=2**32 - 1)],
+    [
+        dict(dropout=0.0),
+        dict(embedding_size=0),
+        dict(clip_norm=0.0),
+        dict(warmup=0),
+        dict(seed=2**32 - 1),
+    ],
     ids=str,
 )
 def test_settings_at_their_limits(changes: dict[str, Any]) -> None:
@@ -744,7 +752,7 @@ def test_a_learning_rate_that_cannot_work(tmp_path: Path) -> None:
 def test_a_periodic_text_is_learned(cell: Any, tmp_path: Path) -> None:
     corpus = make_corpus("abcdefgabcfed." * 150)
     config = change(
-        CONFIG, cell=cell, hidden=12, embed=0, learning_rate=0.03, steps=120, log_every=20,
+        CONFIG, cell=cell, hidden_size=12, embedding_size=0, learning_rate=0.03, steps=120, log_every=20,
         eval_every=60, seq_len=14,
     )  # fmt: skip
     _, _, metrics = fit(config, run_of(tmp_path), corpus)

@@ -107,7 +107,7 @@ def test_gradients_under_masks_are_finite_differences(name: str, reverse: bool) 
 @two_cells
 def test_odd_sizes(name: str, steps: int, batch: int, features: int, hidden: int) -> None:
     """No step, one step, one row, one feature, odd widths: values and gradients against numpy."""
-    cell = dataclasses.replace(CELLS[name], hidden=hidden)
+    cell = dataclasses.replace(CELLS[name], hidden_size=hidden)
     given = problem(cell, steps, batch, features)
     _, gradients = assert_implementations_agree(cell, given)
     assert_close(gradients, expected(cell, given)[1], TOLERANCES["differences"])
@@ -131,7 +131,7 @@ def test_every_implementation_is_numpy_for_any_sizes_and_masks(
         "lengths": rng.integers(0, steps + 1, batch, np.int32),
     }
     masks = {name: mask for (name, mask), on in zip(masks.items(), masked, strict=True) if on}
-    cell = dataclasses.replace(CELLS[kind], hidden=hidden)
+    cell = dataclasses.replace(CELLS[kind], hidden_size=hidden)
     given = problem(cell, steps, batch, features, seed)
     assert_implementations_agree(cell, given, **masks, reverse=reverse)
 
@@ -847,14 +847,14 @@ class LeakyParams(NamedTuple):
 class Leaky:
     """h^t = (h^{t-1} + tanh(x^t W_x + h^{t-1} W_h)) / 2."""
 
-    hidden: int
+    hidden_size: int
 
     def init(self, key: Any, input_size: int, dtype: Any = jnp.float32) -> LeakyParams:
-        w_x, w_h = (input_size, self.hidden), (self.hidden, self.hidden)
+        w_x, w_h = (input_size, self.hidden_size), (self.hidden_size, self.hidden_size)
         return LeakyParams(jax.random.normal(key, w_x, dtype), jax.random.normal(key, w_h, dtype))
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> RNNState:
-        return RNNState(jnp.zeros((batch, self.hidden), dtype))
+        return RNNState(jnp.zeros((batch, self.hidden_size), dtype))
 
     def project(self, params: LeakyParams, xs: Any) -> Any:
         return xs @ params.w_x
@@ -894,13 +894,13 @@ class Unlike(Leaky):
     """Compared by identity; its init takes no dtype and needs a number of its key."""
 
     def __init__(self, hidden: int) -> None:
-        object.__setattr__(self, "hidden", hidden)
+        object.__setattr__(self, "hidden_size", hidden)
 
     __eq__, __hash__ = object.__eq__, object.__hash__
 
     def init(self, key: Any, input_size: int) -> LeakyParams:  # type: ignore[override]
         rng = np.random.default_rng(int(jax.random.key_data(key)[0]))
-        shapes = (input_size, self.hidden), (self.hidden, self.hidden)
+        shapes = (input_size, self.hidden_size), (self.hidden_size, self.hidden_size)
         return LeakyParams(*(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes))
 
 
@@ -1045,9 +1045,9 @@ FOREIGN = [
 @pytest.mark.parametrize(("cell", "params", "message"), FOREIGN)
 def test_parameters_of_another_cell_are_refused(cell: Any, params: Any, message: str) -> None:
     """In the same words by every implementation and by all that runs a cell."""
-    xs, gx = zeros((5, 2, 3)), zeros((5, 2, len(cell.GATES) * cell.hidden))
+    xs, gx = zeros((5, 2, 3)), zeros((5, 2, len(cell.GATES) * cell.hidden_size))
     one, net = jax.eval_shape(lambda: cell.initial_state(2)), network(cell, 3, 2)
-    whole = NetworkParams(params, zeros((cell.hidden, 2)), zeros((2,)))
+    whole = NetworkParams(params, zeros((cell.hidden_size, 2)), zeros((2,)))
     calls = [
         *(
             (partial(run, cell, implementation=how), params, inputs)

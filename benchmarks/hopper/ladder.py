@@ -64,7 +64,7 @@ class Problem(NamedTuple):
     hidden: int
 
     def make_cell(self) -> Any:
-        return dataclasses.replace(hopper_programs.CELLS[self.cell](64), hidden=self.hidden)
+        return dataclasses.replace(hopper_programs.CELLS[self.cell](64), hidden_size=self.hidden)
 
 
 USUAL = [
@@ -161,11 +161,12 @@ def _draw(problem: Problem) -> Any:
     cell, keys = problem.make_cell(), jax.random.split(jax.random.key(0), 4)
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 64, DTYPE))
     weights = jax.tree.map(
-        lambda p: (jax.random.normal(keys[0], p.shape) / cell.hidden**0.5).astype(p.dtype), shapes
+        lambda p: (jax.random.normal(keys[0], p.shape) / cell.hidden_size**0.5).astype(p.dtype),
+        shapes,
     )
-    columns = len(cell.GATES) * cell.hidden
+    columns = len(cell.GATES) * cell.hidden_size
     gx = jax.random.normal(keys[1], (STEPS, problem.batch, columns))
-    d_ys = jax.random.normal(keys[2], (STEPS, problem.batch, cell.hidden))
+    d_ys = jax.random.normal(keys[2], (STEPS, problem.batch, cell.hidden_size))
     return weights._replace(w_x=None, b=None), gx, cell.initial_state(problem.batch), d_ys
 
 

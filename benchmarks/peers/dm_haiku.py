@@ -31,7 +31,7 @@ def contender(cell: Any, given: Given) -> Contender:
         raise Unserved("hk.GRU resets before the product")
 
     def unroll(xs: Any, state: Any) -> Any:
-        core = (hk.LSTM if isinstance(cell, LSTM) else hk.GRU)(cell.hidden)
+        core = (hk.LSTM if isinstance(cell, LSTM) else hk.GRU)(cell.hidden_size)
         start = hk.LSTMState(*state) if isinstance(cell, LSTM) else state.hidden
         return hk.dynamic_unroll(core, xs, start)[0]
 
@@ -50,7 +50,7 @@ def to_haiku(cell: Any, params: Any) -> dict[str, Any]:
     """jaxrnn's parameters as haiku names them."""
     w_x, w_h, b = params[:3]
     if isinstance(cell, LSTM):
-        b = b - np.repeat(np.float32([0, 1, 0, 0]), cell.hidden)
+        b = b - np.repeat(np.float32([0, 1, 0, 0]), cell.hidden_size)
         w = np.concatenate([w_x, w_h])
         return {"lstm/linear": {"w": _swap_f_g(w), "b": _swap_f_g(b)}}
     return {"gru": {"w_i": _turn_z(w_x), "w_h": _turn_z(w_h), "b": _turn_z(b)}}

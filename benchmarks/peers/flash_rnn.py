@@ -39,7 +39,7 @@ def contender(cell: Any, given: Given) -> Contender:
     if getattr(cell, "reset", "after") == "before":
         raise Unserved("its GRU resets after the product")
     function = {RNN: "elman", LSTM: "lstm", GRU: "gru"}[type(cell)]
-    width, dtype = cell.hidden, getattr(torch, given.dtype)
+    width, dtype = cell.hidden_size, getattr(torch, given.dtype)
 
     def tensor(array: np.ndarray, learned: bool = True) -> Any:
         return torch.tensor(
@@ -83,7 +83,7 @@ def contender(cell: Any, given: Given) -> Contender:
 def to_flash(cell: Any, params: Any) -> list[np.ndarray]:
     """jaxrnn's parameters as w_x [I, G H], recurrent weights [G, 1, H, H], biases [G, 1, H]."""
     w_x, w_h, b = params[:3]
-    blocks = np.split(w_h, w_h.shape[1] // cell.hidden, axis=-1)
+    blocks = np.split(w_h, w_h.shape[1] // cell.hidden_size, axis=-1)
     biases = np.split(b, len(blocks))
     if isinstance(cell, GRU):
         w_x, (z, r, n), (b_z, b_r, b_n) = swap_z_r(w_x), blocks, biases

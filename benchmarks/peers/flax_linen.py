@@ -23,7 +23,7 @@ def contender(cell: Any, given: Given) -> Contender:
     if not isinstance(cell, LSTM) or cell.peephole:
         raise Unserved("OptimizedLSTMCell is an LSTM without peepholes")
     dtype = jnp.dtype(given.dtype)
-    inner = linen.OptimizedLSTMCell(cell.hidden, dtype=dtype, param_dtype=dtype)
+    inner = linen.OptimizedLSTMCell(cell.hidden_size, dtype=dtype, param_dtype=dtype)
     layer = linen.RNN(inner, time_major=True)
 
     def apply(params: Any, xs: Any, state: Any) -> Any:

@@ -37,7 +37,7 @@ def contender(cell: Any, given: Given) -> Contender:
     dtype = jnp.dtype(given.dtype)
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
     options["recurrent_kernel_init"] = nnx.initializers.zeros  # its own cannot make bfloat16
-    inner = kind(given.xs.shape[-1], cell.hidden, **options)
+    inner = kind(given.xs.shape[-1], cell.hidden_size, **options)
     layer = nnx.RNN(inner, time_major=True, rngs=False)
     graph, state = nnx.split(layer, nnx.Param)
     nnx.replace_by_pure_dict(state, {"cell": cast(to_nnx(cell, given.params), given.dtype)})
@@ -86,15 +86,15 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
 
     config, model = task.config, task.config.model
     options = {"dtype": jnp.dtype(dtype), "rngs": nnx.Rngs(0)}
-    widths = [model.embed] + [model.hidden] * (model.layers - 1)
+    widths = [model.embedding_size] + [model.hidden_size] * (model.layers - 1)
 
     class Net(nnx.Module):
         def __init__(self) -> None:
             size = len(task.params.b_out)
-            self.embed = nnx.Embed(size, model.embed, **options)
-            cells = [nnx.OptimizedLSTMCell(width, model.hidden, **options) for width in widths]
+            self.embed = nnx.Embed(size, model.embedding_size, **options)
+            cells = [nnx.OptimizedLSTMCell(width, model.hidden_size, **options) for width in widths]
             self.layers = nnx.List(nnx.RNN(c, time_major=True, rngs=False) for c in cells)
-            self.out = nnx.Linear(model.hidden, size, **options)
+            self.out = nnx.Linear(model.hidden_size, size, **options)
 
         def __call__(self, tokens: Any, carries: Any) -> Any:
             hidden, after = self.embed(tokens), []
@@ -126,7 +126,7 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
         updates, moments = optimizer.update(gradient, moments, params)
         return optax.apply_updates(params, updates), moments, carries, nats
 
-    zero = [(jnp.zeros((config.batch, model.hidden), dtype),) * 2] * model.layers
+    zero = [(jnp.zeros((config.batch, model.hidden_size), dtype),) * 2] * model.layers
     state = jax.device_put((params, optimizer.init(params)), accelerator.device())
     batches = [jax.device_put(jnp.asarray(tokens), accelerator.device()) for tokens in task.tokens]
 

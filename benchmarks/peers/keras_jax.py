@@ -37,11 +37,11 @@ def contender(cell: Any, given: Given) -> Contender:
     options: dict[str, Any] = {"return_sequences": True, "dtype": given.dtype}
     options["recurrent_initializer"] = "zeros"  # its own cannot make bfloat16
     if isinstance(cell, RNN):
-        layer = keras.layers.SimpleRNN(cell.hidden, activation=cell.activation, **options)
+        layer = keras.layers.SimpleRNN(cell.hidden_size, activation=cell.activation, **options)
     elif isinstance(cell, LSTM):
-        layer = keras.layers.LSTM(cell.hidden, **options)
+        layer = keras.layers.LSTM(cell.hidden_size, **options)
     else:
-        layer = keras.layers.GRU(cell.hidden, reset_after=cell.reset == "after", **options)
+        layer = keras.layers.GRU(cell.hidden_size, reset_after=cell.reset == "after", **options)
     xs, cotangent = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (given.xs, given.cotangent))
     layer.build(xs.shape)
     fixed = [v.value for v in layer.non_trainable_variables]
@@ -64,7 +64,7 @@ def to_keras(cell: Any, params: Any) -> list[np.ndarray]:
     bias = params.b
     if isinstance(cell, GRU) and cell.reset == "after":
         bias = np.stack([bias, np.zeros_like(bias)])
-        bias[1, 2 * cell.hidden :] = params.b_h
+        bias[1, 2 * cell.hidden_size :] = params.b_h
     return [params.w_x, params.w_h, bias]
 
 
@@ -72,7 +72,7 @@ def from_keras(cell: Any, like: Any, arrays: list[np.ndarray]) -> Any:
     """What `to_keras` made, or its gradients, as jaxrnn's parameters."""
     w_x, w_h, bias = arrays
     if bias.ndim == 2:
-        return like._replace(w_x=w_x, w_h=w_h, b=bias[0], b_h=bias[1, 2 * cell.hidden :])
+        return like._replace(w_x=w_x, w_h=w_h, b=bias[0], b_h=bias[1, 2 * cell.hidden_size :])
     return like._replace(w_x=w_x, w_h=w_h, b=bias)
 
 
@@ -83,12 +83,14 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
     config, model = task.config, task.config.model
     policy = keras.DTypePolicy("mixed_bfloat16" if dtype == "bfloat16" else "float32")
     tokens = keras.Input((config.seq_len,), config.batch, "int32")
-    states = [keras.Input((model.hidden,), config.batch) for _ in range(2 * model.layers)]
-    hidden = keras.layers.Embedding(len(task.params.b_out), model.embed, dtype=policy)(tokens)
+    states = [keras.Input((model.hidden_size,), config.batch) for _ in range(2 * model.layers)]
+    hidden = keras.layers.Embedding(len(task.params.b_out), model.embedding_size, dtype=policy)(
+        tokens
+    )
     after: list[Any] = []
     for n in range(0, len(states), 2):  # of each layer the hidden state and the cell
         layer = keras.layers.LSTM(
-            model.hidden, return_sequences=True, return_state=True, dtype=policy
+            model.hidden_size, return_sequences=True, return_state=True, dtype=policy
         )
         hidden, *last = layer(hidden, initial_state=states[n : n + 2])
         after += last
@@ -124,7 +126,7 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
     def values(variables: Any) -> list[Any]:  # copies: step takes its arguments' memory
         return [jax.device_put(np.array(v.value), accelerator.device()) for v in variables]
 
-    zero = [jnp.zeros((config.batch, model.hidden), s.dtype) for s in after]
+    zero = [jnp.zeros((config.batch, model.hidden_size), s.dtype) for s in after]
     params, moments = values(net.trainable_variables), values(optimizer.variables)
     rows = [np.ascontiguousarray(tokens.T) for tokens in task.tokens]
     batches = [jax.device_put(tokens, accelerator.device()) for tokens in rows]

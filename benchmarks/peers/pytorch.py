@@ -38,7 +38,7 @@ def contender(cell: Any, given: Given) -> Contender:
         raise Unserved(f"nn.RNN has no {cell.activation}")
     options = {"nonlinearity": cell.activation} if isinstance(cell, RNN) else {}
     kind = {RNN: torch.nn.RNN, LSTM: torch.nn.LSTM, GRU: torch.nn.GRU}[type(cell)]
-    layer = kind(given.xs.shape[-1], cell.hidden, **options)
+    layer = kind(given.xs.shape[-1], cell.hidden_size, **options)
 
     device, dtype = "cuda" if _cuda() else "cpu", getattr(torch, given.dtype)
     layer.to(device, dtype)
@@ -77,7 +77,7 @@ def to_torch(cell: Any, params: Any) -> list[np.ndarray]:
     b_h = np.zeros_like(params.b)
     w_x, w_h, b = params[:3]
     if isinstance(cell, GRU):
-        b_h[2 * cell.hidden :] = params.b_h
+        b_h[2 * cell.hidden_size :] = params.b_h
         w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
     return [np.ascontiguousarray(w_x.T), np.ascontiguousarray(w_h.T), b, b_h]
 
@@ -87,7 +87,7 @@ def from_torch(cell: Any, like: Any, arrays: list[np.ndarray]) -> Any:
     w_x, w_h, b, b_h = arrays[0].T, arrays[1].T, arrays[2], arrays[3]
     if isinstance(cell, GRU):
         w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
-        return like._replace(w_x=w_x, w_h=w_h, b=b, b_h=b_h[2 * cell.hidden :])
+        return like._replace(w_x=w_x, w_h=w_h, b=b, b_h=b_h[2 * cell.hidden_size :])
     return like._replace(w_x=w_x, w_h=w_h, b=b)
 
 
@@ -100,9 +100,9 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
 
     config, model = task.config, task.config.model
     device, size = "cuda" if _cuda() else "cpu", len(task.params.b_out)
-    embedding = torch.nn.Embedding(size, model.embed)
-    lstm = torch.nn.LSTM(model.embed, model.hidden, model.layers)
-    linear = torch.nn.Linear(model.hidden, size)
+    embedding = torch.nn.Embedding(size, model.embedding_size)
+    lstm = torch.nn.LSTM(model.embedding_size, model.hidden_size, model.layers)
+    linear = torch.nn.Linear(model.hidden_size, size)
     pairs = [(embedding.weight, task.params.embedding)]
     pairs += [(linear.weight, task.params.w_out.T), (linear.bias, task.params.b_out)]
     for n, layer in enumerate(task.params.layers):

@@ -37,16 +37,16 @@ class ModelConfig:
     """Recurrent cell."""
     layers: int = 1
     """Cells stacked on one another."""
-    hidden: int = 256
+    hidden_size: int = 256
     """Width of each cell, in units."""
-    embed: int = 64
+    embedding_size: int = 64
     """Width of the character embedding; 0 feeds the characters one-hot."""
     dropout: float = 0.0
     """Share of each layer's outputs dropped in training, 0 to 1."""
     weight_dropout: float = 0.0
     """Share of the recurrent weights dropped in each training step, 0 to 1 (Merity et al. 2018)."""
     tie: bool = False
-    """Use the embedding as the output weights too (needs embed = hidden)."""
+    """Use the embedding as the output weights too (needs embedding_size = hidden_size)."""
     activation: cells.Activation = "tanh"
     """Of the rnn cell."""
     peephole: bool = False
@@ -64,9 +64,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.cell not in ("rnn", "lstm", "gru"):
             raise InputError(f"--cell must be rnn, lstm or gru, not {self.cell!r}")
-        for name, least in (("layers", 1), ("hidden", 1), ("embed", 0)):
+        for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
             try:
-                number = whole_number(f"--{name}", getattr(self, name), least)
+                number = whole_number(f"--{name.replace('_', '-')}", getattr(self, name), least)
             except ValueError as error:
                 raise InputError(str(error)) from None
             object.__setattr__(self, name, number)
@@ -76,9 +76,9 @@ class ModelConfig:
                     f"--{name.replace('_', '-')} must be at least 0 and below 1, "
                     f"not {getattr(self, name)}"
                 )
-        if self.tie and self.embed != self.hidden:
+        if self.tie and self.embedding_size != self.hidden_size:
             raise InputError(
-                f"--tie needs --embed equal to --hidden, not {self.embed} and {self.hidden}"
+                f"--tie needs --embedding-size equal to --hidden-size, not {self.embedding_size} and {self.hidden_size}"
             )
 
     def resolved(self) -> ModelConfig:
@@ -90,10 +90,10 @@ class ModelConfig:
     def make_cell(self) -> cells.Cell:
         """The cell of every layer."""
         if self.cell == "rnn":
-            return cells.rnn(self.hidden, self.activation, self.recurrent_init)
+            return cells.rnn(self.hidden_size, self.activation, self.recurrent_init)
         if self.cell == "gru":
-            return cells.gru(self.hidden, self.reset, self.recurrent_init)
-        return cells.lstm(self.hidden, self.peephole, self.forget_bias, self.recurrent_init)
+            return cells.gru(self.hidden_size, self.reset, self.recurrent_init)
+        return cells.lstm(self.hidden_size, self.peephole, self.forget_bias, self.recurrent_init)
 
 
 @flax.struct.dataclass
@@ -125,15 +125,17 @@ def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
     keys = iter(jax.random.split(jax.random.key(seed), config.layers + 2))
     size = len(vocabulary)
     embedding = None
-    if config.embed:
-        scale = config.embed**-0.5 if config.tie else 1.0  # tied, it also makes the first logits
-        embedding = scale * jax.random.normal(next(keys), (size, config.embed))
+    if config.embedding_size:
+        scale = (
+            config.embedding_size**-0.5 if config.tie else 1.0
+        )  # tied, it also makes the first logits
+        embedding = scale * jax.random.normal(next(keys), (size, config.embedding_size))
     cell = config.make_cell()
-    widths = [config.embed or size] + [config.hidden] * (config.layers - 1)
+    widths = [config.embedding_size or size] + [config.hidden_size] * (config.layers - 1)
     layers = tuple(cell.init(next(keys), width) for width in widths)
     w_out = None
     if not config.tie:
-        w_out = jax.nn.initializers.glorot_uniform()(next(keys), (config.hidden, size))
+        w_out = jax.nn.initializers.glorot_uniform()(next(keys), (config.hidden_size, size))
     return Params(embedding, layers, w_out, jnp.zeros(size), config, vocabulary)
 
 

@@ -90,7 +90,7 @@ def check(mesh: Mesh, batch: int, parts: int, hidden: int) -> None:
         )
     if hidden % model:
         raise InputError(
-            f"--hidden {hidden} cannot be divided over {model} devices: make it a multiple of {model}, "
+            f"--hidden-size {hidden} cannot be divided over {model} devices: make it a multiple of {model}, "
             "or choose another --mesh"
         )
 

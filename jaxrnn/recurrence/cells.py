@@ -55,7 +55,7 @@ class Cell(Protocol):
     """What `unroll` needs of a cell. Bring your own: any hashable object with these members."""
 
     @property
-    def hidden(self) -> int:
+    def hidden_size(self) -> int:
         """Width H of the hidden state and of the output."""
 
     def init(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> Any:
@@ -110,7 +110,7 @@ class _Gated:
 
     GATES: ClassVar[tuple[str, ...]]  # the order of the gates' columns in w_x, w_h, b and gx
 
-    hidden: int
+    hidden_size: int
 
     def __post_init__(self) -> None:
         # Numpy's numbers become Python's, so that equal cells are equal in every way.
@@ -130,8 +130,8 @@ class _Gated:
         glorot = jax.nn.initializers.glorot_uniform()
         initial = {"orthogonal": orthogonal, "glorot": glorot}[recurrent]
         keys = jax.random.split(key, (2, len(self.GATES)))
-        w_x = [glorot(k, (input_size, self.hidden), wide(dtype)) for k in keys[0]]
-        w_h = [initial(k, (self.hidden, self.hidden), wide(dtype)) for k in keys[1]]
+        w_x = [glorot(k, (input_size, self.hidden_size), wide(dtype)) for k in keys[0]]
+        w_h = [initial(k, (self.hidden_size, self.hidden_size), wide(dtype)) for k in keys[1]]
         return (
             jnp.concatenate(w_x, axis=1).astype(dtype),
             jnp.concatenate(w_h, axis=1).astype(dtype),
@@ -146,7 +146,7 @@ class RNN(_Gated):
         h^t = activation(a^t),    h^0 = 0
 
     Args:
-      hidden: width H.
+      hidden_size: width H of the hidden state.
       activation: "tanh" (today's habit), "relu" or "sigmoid" (the lecture's).
       recurrent_init: "orthogonal" or "glorot", for w_h.
 
@@ -161,10 +161,10 @@ class RNN(_Gated):
 
     def init(self, key: Key, input_size: SupportsIndex, dtype: Any = jnp.float32) -> RNNParams:
         w_x, w_h = self._weights(key, input_size, dtype)
-        return RNNParams(w_x, w_h, jnp.zeros(self.hidden, dtype))
+        return RNNParams(w_x, w_h, jnp.zeros(self.hidden_size, dtype))
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> RNNState:
-        return RNNState(jnp.zeros((batch, self.hidden), dtype))
+        return RNNState(jnp.zeros((batch, self.hidden_size), dtype))
 
     def activations(
         self, params: RNNParams, state: RNNState, gx: Float[Array, "B H"]
@@ -196,7 +196,7 @@ class LSTM(_Gated):
     without peepholes the three p terms are absent.
 
     Args:
-      hidden: width H.
+      hidden_size: width H of the hidden state.
       peephole: whether the gates see the cell.
       forget_bias: b_f at the start; 1 keeps the memory open (Jozefowicz et al. 2015).
       recurrent_init: "orthogonal" or "glorot", for w_h.
@@ -213,13 +213,13 @@ class LSTM(_Gated):
 
     def init(self, key: Key, input_size: SupportsIndex, dtype: Any = jnp.float32) -> LSTMParams:
         w_x, w_h = self._weights(key, input_size, dtype)
-        b = jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.hidden)
+        b = jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.hidden_size)
         return LSTMParams(
-            w_x, w_h, b, jnp.zeros((3, self.hidden), dtype) if self.peephole else None
+            w_x, w_h, b, jnp.zeros((3, self.hidden_size), dtype) if self.peephole else None
         )
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> LSTMState:
-        shape = (batch, self.hidden)
+        shape = (batch, self.hidden_size)
         return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def activations(
@@ -259,7 +259,7 @@ class GRU(_Gated):
     Before is the lecture's (Cho et al. 2014); after is what cuDNN, PyTorch and Keras' default compute.
 
     Args:
-      hidden: width H.
+      hidden_size: width H of the hidden state.
       reset: "before" or "after" the candidate's recurrent product.
       recurrent_init: "orthogonal" or "glorot", for w_h.
 
@@ -274,18 +274,18 @@ class GRU(_Gated):
 
     def init(self, key: Key, input_size: SupportsIndex, dtype: Any = jnp.float32) -> GRUParams:
         w_x, w_h = self._weights(key, input_size, dtype)
-        b_h = jnp.zeros(self.hidden, dtype) if self.reset == "after" else None
-        return GRUParams(w_x, w_h, jnp.zeros(3 * self.hidden, dtype), b_h)
+        b_h = jnp.zeros(self.hidden_size, dtype) if self.reset == "after" else None
+        return GRUParams(w_x, w_h, jnp.zeros(3 * self.hidden_size, dtype), b_h)
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> GRUState:
-        return GRUState(jnp.zeros((batch, self.hidden), dtype))
+        return GRUState(jnp.zeros((batch, self.hidden_size), dtype))
 
     def activations(
         self, params: GRUParams, state: GRUState, gx: Float[Array, "B G"]
     ) -> dict[str, Float[Array, "B H"]]:
         """What a step computes: the gates "z" and "r", the candidate "n", "hidden"."""
         check_params(self, params, own=is_own(self), projected=True)
-        h, size = state.hidden, self.hidden
+        h, size = state.hidden, self.hidden_size
         if params.b_h is not None:  # reset == "after"
             product_zr, product_n = jnp.split(product(h, params.w_h), [2 * size], axis=-1)
         else:
@@ -309,7 +309,7 @@ rnn, lstm, gru = RNN, LSTM, GRU  # made by a call, as in `jaxrnn.lstm(512)`
 
 
 _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
-    "hidden": partial(whole_number, least=1),
+    "hidden_size": partial(whole_number, least=1),
     "activation": one_of(Activation),
     "peephole": truth,
     "forget_bias": finite_number,

@@ -232,7 +232,7 @@ def _nearest(call: Call, platform: str, table: list[dict[str, Any]]) -> dict[str
     """The measured size nearest to this one, as the ratios of B and H go; None where none is near."""
     wanted = (platform, cell_name(call.cell), str(call.dtype))
     rows = [
-        (_octaves(row["batch"], call.batch) + _octaves(row["hidden"], call.cell.hidden), row)
+        (_octaves(row["batch"], call.batch) + _octaves(row["hidden"], call.cell.hidden_size), row)
         for row in table
         if (row["platform"], row["cell"], row["dtype"]) == wanted
     ]

@@ -52,7 +52,8 @@ def _flow(
 
     hidden, back = jax.vjp(last, xs)
     rows = jnp.broadcast_to(
-        jnp.expand_dims(jnp.eye(cell.hidden, dtype=hidden.dtype), 1), (cell.hidden, *hidden.shape)
+        jnp.expand_dims(jnp.eye(cell.hidden_size, dtype=hidden.dtype), 1),
+        (cell.hidden_size, *hidden.shape),
     )
     jacobian = jax.vmap(back)(rows)[0].astype(jnp.float32)  # [H, T, B, D]
     largest = jnp.abs(jacobian).max((0, 3), keepdims=True)

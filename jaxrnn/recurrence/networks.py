@@ -64,7 +64,7 @@ class Network:
     def init(self, key: Key, dtype: Any = jnp.float32) -> NetworkParams:
         """First parameters: the cell's own, W_out Glorot-uniform, b_out zero."""
         k_cell, k_out = jax.random.split(key)
-        w_out = jax.nn.initializers.glorot_uniform()(k_out, (self.cell.hidden, self.outputs))
+        w_out = jax.nn.initializers.glorot_uniform()(k_out, (self.cell.hidden_size, self.outputs))
         return NetworkParams(
             self.cell.init(k_cell, self.inputs, dtype),
             w_out.astype(dtype),
@@ -95,7 +95,10 @@ class Network:
         Raises:
           ValueError: for w_out or b_out of another network.
         """
-        found, wanted = (params.w_out.shape, params.b_out.shape), (self.cell.hidden, self.outputs)
+        found, wanted = (
+            (params.w_out.shape, params.b_out.shape),
+            (self.cell.hidden_size, self.outputs),
+        )
         if found != (wanted, wanted[1:]):
             raise ValueError(
                 f"params.w_out and b_out must be of shape {wanted} and {wanted[1:]}, not "

@@ -54,7 +54,7 @@ def unroll_projected(
 
     def apart(a: Array | None) -> Array | None:
         """[..., G] → [..., gates, H], of which each device takes its units."""
-        return None if a is None else a.reshape(*a.shape[:-1], gates, cell.hidden)
+        return None if a is None else a.reshape(*a.shape[:-1], gates, cell.hidden_size)
 
     def together(a: Array | None) -> Array | None:
         return None if a is None else a.reshape(*a.shape[:-2], -1)
@@ -64,7 +64,7 @@ def unroll_projected(
         gx = _on_gates(together, gx)
         if parts == 1:
             return unroll_here(cell, params, gx, state, implementation=implementation)
-        part: Any = _Part(dataclasses.replace(cell, hidden=cell.hidden // parts))
+        part: Any = _Part(dataclasses.replace(cell, hidden_size=cell.hidden_size // parts))
         gx = gx.project()
         if implementation == "scan":
             return unroll_here(part, params, gx, state, implementation="scan")
@@ -107,8 +107,8 @@ class _Part(NamedTuple):
     cell: Any  # as wide as the part
 
     @property
-    def hidden(self) -> int:
-        return self.cell.hidden
+    def hidden_size(self) -> int:
+        return self.cell.hidden_size
 
     def initial_state(self, batch: int, dtype: Any) -> Any:
         return self.cell.initial_state(batch, dtype)

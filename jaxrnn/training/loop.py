@@ -228,7 +228,7 @@ def check(
     memory.check(here * max(needs), "training this model", SMALLER)
 
 
-SMALLER = "make --hidden, --layers, --batch or --seq-len smaller, or raise --accumulate"
+SMALLER = "make --hidden-size, --layers, --batch or --seq-len smaller, or raise --accumulate"
 
 
 def _check_nothing_is_lost(run: Path) -> None:

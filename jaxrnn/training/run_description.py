@@ -25,6 +25,10 @@ from jaxrnn.training.checkpoint import Checkpoints, Which
 
 DESCRIPTION, VOCABULARY = "config.json", "vocab.json"
 
+# Version of config.json. Format 1, which has no "format", named the two widths otherwise.
+FORMAT = 2
+_RENAMED_IN_2 = {"hidden": "hidden_size", "embed": "embedding_size"}
+
 
 @modes.fixed()
 def load(
@@ -67,7 +71,7 @@ def _issue(line: str) -> None:
 def write(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Write config.json and vocab.json, each whole or not at all; config.json makes it a run."""
     atomic_write(run / VOCABULARY, vocabulary_text(vocabulary))
-    atomic_write(run / DESCRIPTION, json.dumps(config, indent=2) + "\n")
+    atomic_write(run / DESCRIPTION, json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
 
 
 def vocabulary_text(vocabulary: Vocabulary) -> str:
@@ -86,6 +90,7 @@ def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
     config = _read_json(run, DESCRIPTION)
     if not describes_run(config):
         raise InputError(f"{run} is no run of jaxrnn: its {DESCRIPTION} describes something else")
+    config = _upgraded(run, config)
     try:
         vocabulary = Vocabulary(**_read_json(run, VOCABULARY))
         if not len(vocabulary):
@@ -93,6 +98,25 @@ def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
     except (ValueError, TypeError) as error:
         raise InputError(f"{run} has a damaged description: {VOCABULARY}: {error}") from None
     return config, vocabulary
+
+
+def _upgraded(run: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a config.json of any format in today's, without the number of the format.
+
+    Raises InputError for a format that is newer than this version of jaxrnn.
+    """
+    found = config.get("format", 1)
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(
+            f"{run} was written by a newer jaxrnn: its {DESCRIPTION} has format {found}, and this "
+            f"version reads 1 to {FORMAT}; update jaxrnn"
+        )
+    config = {name: value for name, value in config.items() if name != "format"}
+    if found == 1:
+        model = config["training"]["model"]
+        model = {_RENAMED_IN_2.get(name, name): value for name, value in model.items()}
+        config["training"] = config["training"] | {"model": model}
+    return config
 
 
 def describes_run(config: Any) -> bool:

@@ -67,9 +67,9 @@ def _torch(cell: Any, given: Problem) -> tuple[Any, Any]:
 
     features = given.xs.shape[-1]
     if isinstance(cell, rnn):
-        layer = torch.nn.RNN(features, cell.hidden, nonlinearity=cell.activation)
+        layer = torch.nn.RNN(features, cell.hidden_size, nonlinearity=cell.activation)
     else:
-        layer = {lstm: torch.nn.LSTM, gru: torch.nn.GRU}[type(cell)](features, cell.hidden)
+        layer = {lstm: torch.nn.LSTM, gru: torch.nn.GRU}[type(cell)](features, cell.hidden_size)
     layer.double()
     names = "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
     for name, array in zip(names, _to_torch(cell, given.params), strict=True):
@@ -100,14 +100,14 @@ def _swap_z_r(cell: Any, array: np.ndarray) -> np.ndarray:
 def _to_torch(cell: Any, params: Any) -> list[np.ndarray]:
     b_h = np.zeros_like(params.b)
     if isinstance(cell, gru):
-        b_h[2 * cell.hidden :] = params.b_h
+        b_h[2 * cell.hidden_size :] = params.b_h
     w_x, w_h, b = (_swap_z_r(cell, a) for a in params[:3])
     return [w_x.T, w_h.T, b, b_h]
 
 
 def _from_torch(cell: Any, arrays: list[np.ndarray]) -> Any:
     w_x, w_h, b = (_swap_z_r(cell, a.T) for a in arrays[:3])
-    return _params(cell, w_x, w_h, b, arrays[3][2 * cell.hidden :])
+    return _params(cell, w_x, w_h, b, arrays[3][2 * cell.hidden_size :])
 
 
 # --- Keras --------------------------------------------------------------------------------------
@@ -120,11 +120,11 @@ def _keras(cell: Any, given: Problem) -> tuple[Any, Any]:
 
     options = {"return_sequences": True, "return_state": True, "dtype": "float64"}
     if isinstance(cell, rnn):
-        layer = keras.layers.SimpleRNN(cell.hidden, activation=cell.activation, **options)
+        layer = keras.layers.SimpleRNN(cell.hidden_size, activation=cell.activation, **options)
     elif isinstance(cell, lstm):
-        layer = keras.layers.LSTM(cell.hidden, **options)
+        layer = keras.layers.LSTM(cell.hidden_size, **options)
     else:
-        layer = keras.layers.GRU(cell.hidden, reset_after=cell.reset == "after", **options)
+        layer = keras.layers.GRU(cell.hidden_size, reset_after=cell.reset == "after", **options)
     xs = torch.tensor(given.xs.swapaxes(0, 1).copy(), requires_grad=True)  # [B, T, D]
     state = [torch.tensor(s, requires_grad=True) for s in given.state]
     layer.build(tuple(xs.shape))
@@ -146,14 +146,14 @@ def _to_keras(cell: Any, params: Any) -> list[np.ndarray]:
     bias = params.b
     if isinstance(cell, gru) and cell.reset == "after":
         bias = np.stack([bias, np.zeros_like(bias)])
-        bias[1, 2 * cell.hidden :] = params.b_h
+        bias[1, 2 * cell.hidden_size :] = params.b_h
     return [params.w_x, params.w_h, bias]
 
 
 def _from_keras(cell: Any, arrays: list[np.ndarray]) -> Any:
     w_x, w_h, bias = arrays
     b, b_h = bias if bias.ndim == 2 else (bias, bias)
-    return _params(cell, w_x, w_h, b, b_h[2 * cell.hidden :])
+    return _params(cell, w_x, w_h, b, b_h[2 * cell.hidden_size :])
 
 
 def _params(cell: Any, w_x: np.ndarray, w_h: np.ndarray, b: np.ndarray, b_h: np.ndarray) -> Any:

@@ -84,17 +84,17 @@ def run(
     xs, active = inputs.xs, masks.active  # type: ignore[union-attr]
     steps, batch, features = xs.shape
     if steps == 0:
-        return state, jnp.zeros((0, batch, cell.hidden), state.hidden.dtype)
+        return state, jnp.zeros((0, batch, cell.hidden_size), state.hidden.dtype)
     lengths = jnp.full(batch, steps, jnp.int32)
     if active is not None:
         xs = jnp.where(active[..., None], xs, 0)
         lengths = active.sum(0, dtype=jnp.int32)
     weights = flat(inputs.w_x, params.w_h, inputs.b)  # type: ignore[union-attr]
-    sizes = (features, cell.hidden, 1, 0.0, False)  # one layer, no dropout, one direction
+    sizes = (features, cell.hidden_size, 1, 0.0, False)  # one layer, no dropout, one direction
     some = jnp.maximum(lengths, 1)  # cuDNN's rows have one step at least
     arguments = (_row_major(xs.swapaxes(0, 1)), state.hidden[None], state.cell[None])
     if interpret:
-        apart = rnn.unpack_lstm_weights(weights, features, cell.hidden, 1, False)
+        apart = rnn.unpack_lstm_weights(weights, features, cell.hidden_size, 1, False)
         ys, hidden, memory = rnn.lstm_ref(*arguments, *apart, some, *sizes)
     else:
         ys, hidden, memory = rnn.lstm(*arguments, weights, some, *sizes)

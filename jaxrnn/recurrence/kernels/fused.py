@@ -80,12 +80,12 @@ def run(
     """The final state and every output [T, B, H] in float32, differentiable by hand."""
     steps, batch, _ = gx.shape
     if not steps:
-        return state, jnp.zeros((0, batch, cell.hidden), gx.dtype)
+        return state, jnp.zeros((0, batch, cell.hidden_size), gx.dtype)
     reason = kernels.unsupported_reason(cell, batch, params.w_h.dtype)
     if reason:
         raise ValueError(f"the fused kernels cannot run this: {reason}")
     rows, width, tiles = kernels.plan(cell, batch, params.w_h.dtype)
-    size, gates = cell.hidden, len(cell.GATES)
+    size, gates = cell.hidden_size, len(cell.GATES)
     pad = partial(_pad, size=size, to=width)
     weights = _vectors(params._replace(w_x=None, b=None), pad)
     weights = weights._replace(w_h=pad(pad(params.w_h, gates).T, 1).T)
@@ -99,7 +99,7 @@ def run(
     state = jax.tree.map(lambda s: more(pad(s, 1), 0), state)
     masks = jax.tree.map(lambda mask: more(mask, 1), masks)
     arguments = vary((weights, gx, state, masks))
-    call = Call(dataclasses.replace(cell, hidden=width), tiles, reverse, interpret)
+    call = Call(dataclasses.replace(cell, hidden_size=width), tiles, reverse, interpret)
     final, ys = _run(kernels, call, *arguments)
     return jax.tree.map(lambda s: s[:batch, :size], final), ys[:, :batch, :size]
 

@@ -62,14 +62,14 @@ def run(
 def _plan(cell: Any, batch: int, dtype: Any) -> Plan:
     tiles = tiles_for(cell, batch, dtype)
     assert tiles is not None  # `unsupported_reason` has been asked
-    return Plan(tiles.rows * tiles.blocks, width(cell.hidden), tiles)
+    return Plan(tiles.rows * tiles.blocks, width(cell.hidden_size), tiles)
 
 
 def _forward(
     call: Call, weights: Any, gx: Array, state: Any, masks: Masks, keep: bool
 ) -> dict[str, Array]:
     cell, tiles, reverse, _ = call
-    (steps, batch, _), size, dtype = gx.shape, cell.hidden, weights.w_h.dtype
+    (steps, batch, _), size, dtype = gx.shape, cell.hidden_size, weights.w_h.dtype
     narrow = partial(jax.ShapeDtypeStruct, dtype=dtype)
     wide = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     by_step = steps, batch, size

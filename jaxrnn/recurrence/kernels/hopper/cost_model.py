@@ -77,7 +77,7 @@ def features(
     """What one turn of a step does in one direction."""
     dtype = jnp.dtype(dtype)
     part = shape(cell, direction, tiles.parts, dtype, layers)
-    units = width(cell.hidden) // tiles.parts
+    units = width(cell.hidden_size) // tiles.parts
     in_cluster = joined(tiles.parts, tiles.cluster, layers)
     products = _products(cell, direction)
     exchanges = len(products) if tiles.parts > 1 else 0

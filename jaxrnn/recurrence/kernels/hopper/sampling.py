@@ -57,7 +57,7 @@ def arrange(cell: Any, prepared: Any, batch: int) -> Weights:
 
     def shares(w: Array, depth: int) -> Array:
         """[parts, n * units, depth]: of [K, n * H] the columns of each part's units."""
-        w = _fill(w.reshape(len(w), gates, cell.hidden), (depth, gates, width))
+        w = _fill(w.reshape(len(w), gates, cell.hidden_size), (depth, gates, width))
         w = w.reshape(depth, gates, cut.parts, cut.units)
         return w.transpose(2, 1, 3, 0).reshape(cut.parts, -1, depth)
 
@@ -66,7 +66,7 @@ def arrange(cell: Any, prepared: Any, batch: int) -> Weights:
     kind, float32 = jnp.finfo(dtype), dtype == jnp.float32  # whose products are TF32's
     high = lax.reduce_precision(prepared.table, kind.nexp, 10 if float32 else kind.nmant)
     halves = high, prepared.table - high
-    vectors = [_vectors(layer, cell.hidden) for layer in prepared.layers]
+    vectors = [_vectors(layer, cell.hidden_size) for layer in prepared.layers]
     output = _fill(prepared.w_out, (width, columns)).T
     return Weights(
         weights=jnp.concatenate([shares(w, width) for w in weights], axis=2),
@@ -138,7 +138,7 @@ def run(
     )
     out = hopper_sampling_kernel.call(cell, arrays, cut, size, interpret)
     after = tuple(
-        type(layer)(*(out[name][k, :batch, : cell.hidden] for name in layer._fields))
+        type(layer)(*(out[name][k, :batch, : cell.hidden_size] for name in layer._fields))
         for k, layer in enumerate(carry)
     )
     return after, out["scores_out"][:batch, :count], out["tokens"][:, :batch]
@@ -181,7 +181,7 @@ def unsupported_reason(
         return f"it writes at most {M} texts at once, not {batch}; use 'xla'"
     if cut_for(cell, layers, vocabulary, batch, dtype) is None:
         return (
-            f"{layers} layers of H = {cell.hidden} with V = {vocabulary} in {jnp.dtype(dtype)} do "
+            f"{layers} layers of H = {cell.hidden_size} with V = {vocabulary} in {jnp.dtype(dtype)} do "
             f"not fit the shared memory of {hopper_search.multiprocessors()} multiprocessors; "
             "use 'xla'"
         )
@@ -208,7 +208,7 @@ def _search(
     cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any, processors: int
 ) -> Cut | None:
     gates, states = len(cell.GATES), 2 if isinstance(cell, LSTM) else 1
-    width, size = hopper_tiles.width(cell.hidden), _padded(vocabulary)
+    width, size = hopper_tiles.width(cell.hidden_size), _padded(vocabulary)
     chunk, found = CHUNK // dtype.itemsize, []
     for units in range(8, hopper_tiles.COLUMNS // gates + 1, 8):
         parts = width // units

@@ -53,7 +53,7 @@ def unsupported_reason(cell: Any, batch: int, dtype: Any) -> str | None:
     reason = unserved(dtype)
     if reason is None and tiles_for(cell, batch, dtype) is None:
         return (
-            f"w_h of H = {cell.hidden} in {jnp.dtype(dtype)} does not fit: no tiling over "
+            f"w_h of H = {cell.hidden_size} in {jnp.dtype(dtype)} does not fit: no tiling over "
             f"{multiprocessors()} multiprocessors leaves room for a step; use 'xla'"
         )
     return reason
@@ -96,7 +96,7 @@ def tiles_for(cell: Any, batch: int, dtype: Any) -> Tiles | None:
     if forced:
         return _forced(forced, cell, batch, dtype, room)
     if not os.environ.get(CLUSTER_VARIABLE):
-        sizes = cell_name(cell), dtype.name, cell.hidden, batch
+        sizes = cell_name(cell), dtype.name, cell.hidden_size, batch
         known = _known().get((room[0], *sizes))
         if known and _resident(known, room):
             return known
@@ -139,7 +139,7 @@ def tilings(
     clusters: tuple[int, ...] = CLUSTERS,
 ) -> Iterator[Tiles]:
     """Every tiling that can run, each with the shared memory that the model finds best for it."""
-    gates, size = len(cell.GATES), width(cell.hidden)
+    gates, size = len(cell.GATES), width(cell.hidden_size)
     narrowest = 32 // dtype.itemsize  # a row of 32 bytes is the narrowest that TMA swizzles
     for units in range(narrowest, COLUMNS // gates + 1, narrowest):
         if size % units:
@@ -199,7 +199,7 @@ def memories(
 
     The weights of several layers all stay.
     """
-    size, warpgroups = width(cell.hidden), tiles.warpgroups
+    size, warpgroups = width(cell.hidden_size), tiles.warpgroups
     part = shape(cell, direction, tiles.parts, dtype, layers)
     for row in (1024, 512, 256, 128):
         chunk = row // dtype.itemsize
@@ -257,7 +257,7 @@ def _forced(text: str, cell: Any, batch: int, dtype: Any, room: Room) -> Tiles:
         tiles = read(json.loads(text))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{TILES_VARIABLE} is no tiling: {error!r}") from None
-    size = width(cell.hidden)
+    size = width(cell.hidden_size)
     if tiles.cluster not in CLUSTERS or size % tiles.parts or tiles.parts % tiles.cluster:
         raise ValueError(
             f"{TILES_VARIABLE}: {tiles.parts} parts in clusters of {tiles.cluster} do not divide "

@@ -61,14 +61,14 @@ def run(
     """
     (steps, batch, _), dtype = gx.shape, layers[0].w_h.dtype
     if not steps:
-        return states, jnp.zeros((0, batch, cell.hidden), gx.dtype)
+        return states, jnp.zeros((0, batch, cell.hidden_size), gx.dtype)
     reason = unsupported_reason(cell, len(layers), batch, dtype)
     if reason:
         raise ValueError(f"the kernel for layers at once cannot run this: {reason}")
     tiles = tiles_for(cell, len(layers), batch, dtype)
     assert tiles is not None  # `unsupported_reason` has been asked
-    padded = dataclasses.replace(cell, hidden=width(cell.hidden))
-    pad = partial(fused._pad, size=cell.hidden, to=padded.hidden)
+    padded = dataclasses.replace(cell, hidden_size=width(cell.hidden_size))
+    pad = partial(fused._pad, size=cell.hidden_size, to=padded.hidden_size)
     more = partial(fused._more_rows, to=tiles.rows * tiles.blocks)
     gates = len(cell.GATES)
     gx = gx.project() if isinstance(gx, Lookup) else gx
@@ -81,9 +81,9 @@ def run(
         )
     )
     final, ys = _run(Call(padded, tiles, reverse, interpret), *arguments)
-    cropped = jax.tree.map(lambda s: s[:, :batch, : cell.hidden], final)
+    cropped = jax.tree.map(lambda s: s[:, :batch, : cell.hidden_size], final)
     each = zip(*jax.tree.map(list, cropped), strict=True)
-    return tuple(states[0]._make(s) for s in each), ys[:, :batch, : cell.hidden]
+    return tuple(states[0]._make(s) for s in each), ys[:, :batch, : cell.hidden_size]
 
 
 class Call(NamedTuple):
@@ -223,7 +223,7 @@ def unsupported_reason(cell: Any, layers: int, batch: int, dtype: Any) -> str | 
         )
     if tiles_for(cell, layers, batch, dtype) is None:
         return (
-            f"w_h and w_x of {layers} layers of H = {cell.hidden} in {jnp.dtype(dtype)} do not fit "
+            f"w_h and w_x of {layers} layers of H = {cell.hidden_size} in {jnp.dtype(dtype)} do not fit "
             f"the shared memory of {hopper_search.multiprocessors()} multiprocessors; run them layer "
             "by layer"
         )

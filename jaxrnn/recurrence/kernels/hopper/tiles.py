@@ -120,7 +120,7 @@ def shape(cell: Any, direction: str, parts: int, dtype: Any, layers: int = 1) ->
     One of several layers has a second product, of what its neighbour hands on, and a forward pass also
     publishes its output.
     """
-    size, dtype = width(cell.hidden), jnp.dtype(dtype)
+    size, dtype = width(cell.hidden_size), jnp.dtype(dtype)
     units, sources = size // parts, 1 if layers == 1 else 2
     gates, is_lstm, wide, narrow = len(cell.GATES), isinstance(cell, LSTM), 4, dtype.itemsize
     after = isinstance(cell, GRU) and cell.reset == "after"

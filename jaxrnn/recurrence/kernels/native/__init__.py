@@ -46,7 +46,7 @@ def run(
     """The same as `kernels.xla.run`."""
     steps, batch, _ = inputs.shape
     if not steps or not batch:
-        return state, jnp.zeros((steps, batch, cell.hidden), inputs.dtype)
+        return state, jnp.zeros((steps, batch, cell.hidden_size), inputs.dtype)
     if isinstance(inputs, Dense) and not inputs.xs.shape[-1]:
         inputs = inputs.project()
     # w_h is float32; what is narrower beside it is widened, as the other implementations do.
@@ -107,7 +107,7 @@ def _gradients(
 
 
 def _weight_gradients(cell: Any, weights: Any, kept: calls.Kept, d_gx: Array, d_q: Array) -> Any:
-    size = cell.hidden
+    size = cell.hidden_size
     if isinstance(cell, GRU):
         d_zr, _ = calls.outer(kept.entered, d_gx, slice(0, 2 * size))
         if cell.reset == "after":

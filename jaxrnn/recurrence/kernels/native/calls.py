@@ -73,7 +73,7 @@ def _forward_call(
     elif isinstance(inputs, Dense):
         xs, w_x, b = inputs
     steps, batch, width = inputs.shape
-    every, last = (steps, batch, cell.hidden), (batch, cell.hidden)
+    every, last = (steps, batch, cell.hidden_size), (batch, cell.hidden_size)
     entered, gates, extra = _kept(cell, keep)
     ys, hidden, c, *kept = _call(
         "jaxrnn_forward",

@@ -55,5 +55,5 @@ def backward(
     )
     d_q = None
     if isinstance(cell, GRU) and cell.reset == "after":
-        d_q = d_gx[..., 2 * cell.hidden :] * gates[1]
+        d_q = d_gx[..., 2 * cell.hidden_size :] * gates[1]
     return d_gx, d_q, d_state

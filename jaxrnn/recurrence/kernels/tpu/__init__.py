@@ -72,7 +72,7 @@ def _forward(
 ) -> dict[str, Any]:
     cell = call.cell
     steps, batch, _ = gx.shape
-    size = cell.hidden
+    size = cell.hidden_size
     wide, narrow = partial(Like, dtype=jnp.float32), partial(Like, dtype=weights.w_h.dtype)
     outputs = {"ys": wide((steps, batch, size))}
     outputs |= {name: wide((batch, size)) for name in state._fields}
@@ -147,7 +147,7 @@ def _marks(masks: Masks) -> dict[str, Array]:
 
 def _plan(cell: Any, batch: int, dtype: Any) -> Plan:
     """Rows as they are: Pallas cuts off those of the last block that are not there."""
-    return Plan(batch, round_up(cell.hidden, LANES))
+    return Plan(batch, round_up(cell.hidden_size, LANES))
 
 
 KERNELS = fused.Kernels(unsupported_reason, _plan, _forward, _backward)

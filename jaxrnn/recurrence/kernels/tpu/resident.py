@@ -117,13 +117,13 @@ def _kernel(
             def tile(j: Array, _: None) -> None:
                 views = {
                     name: (Transposed if name == "w_t" else Columns)(
-                        ref, cell.hidden, tiles.width, j
+                        ref, cell.hidden_size, tiles.width, j
                     )
                     for name, ref in rows.items()
                 }
                 phase(cell, names(views, marks))
 
-            lax.fori_loop(0, cell.hidden // tiles.width, tile, None)
+            lax.fori_loop(0, cell.hidden_size // tiles.width, tile, None)
 
         for phase in step.phases:
             over_tiles(phase)

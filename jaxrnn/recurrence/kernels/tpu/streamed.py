@@ -43,7 +43,7 @@ def call(
     reverse: from the last step to the first.
     """
     steps, batch = arrays.steps_and_rows
-    size, rows, width = cell.hidden, tiles.rows, tiles.width
+    size, rows, width = cell.hidden_size, tiles.rows, tiles.width
     count, blocks = size // width, pl.cdiv(batch, rows)
     step = getattr(tpu_cells, direction)(cell)
     windows = _windows(step)
@@ -186,11 +186,11 @@ def _kernel(
     last = (t == pl.num_programs(1) - 1) & (i == pl.num_programs(2) - 1)
     ends = {name: (named.pop(f"initial_{name}"), named.pop(f"final_{name}")) for name in initial}
     marks = named.pop("marks", None)
-    count = cell.hidden // width
+    count = cell.hidden_size // width
 
     def tile(j: Array) -> Any:
         views: dict[str, Any] = {
-            key: Columns(ref, cell.hidden, width, j)
+            key: Columns(ref, cell.hidden_size, width, j)
             for key, ref in named.items()
             if isinstance(key, str)
         }

@@ -53,7 +53,7 @@ def unsupported_reason(cell: Any, batch: int, dtype: Any) -> str | None:
     if tiles_for(cell, 1, batch, dtype) is None:
         rows = min(batch, ROWS[-1])
         return (
-            f"w_h of H = {cell.hidden} in {dtype} takes {_weights(cell, dtype) / MIB:.0f} MiB, and "
+            f"w_h of H = {cell.hidden_size} in {dtype} takes {_weights(cell, dtype) / MIB:.0f} MiB, and "
             f"streamed by tiles of {LANES} units it still wants "
             f"{_streaming(cell, rows, LANES, dtype) / MIB:.1f} MiB with a block of {rows} rows, more "
             f"than the {vmem()} MiB of VMEM that a core of {accelerator.device().device_kind} has, "
@@ -68,7 +68,7 @@ def tiles_for(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles | None:
     Beside the whole of w_h where it fits, else beside two tiles of it. Then every block of rows reads
     w_h once a step, so that rows come before the width of a tile, and one step is as good as several.
     """
-    size = round_up(cell.hidden, LANES)
+    size = round_up(cell.hidden_size, LANES)
     widths = [width for width in WIDTHS if size % width == 0]
     for rows in _blocks_of(batch, ROWS):
         for most in STEPS:
@@ -94,7 +94,7 @@ def _even(total: int, most: int) -> int:
 
 def _weights(cell: Any, dtype: Any) -> int:
     """Bytes of w_h."""
-    return len(cell.GATES) * round_up(cell.hidden, LANES) ** 2 * jnp.dtype(dtype).itemsize
+    return len(cell.GATES) * round_up(cell.hidden_size, LANES) ** 2 * jnp.dtype(dtype).itemsize
 
 
 def _blocks(cell: Any, rows: int, steps: int) -> int:
@@ -103,7 +103,7 @@ def _blocks(cell: Any, rows: int, steps: int) -> int:
     A step's: gx and gates [G], the output, what entered and q [H]; in place: the state, before and
     after, and scratch. All in float32 and with two buffers.
     """
-    size, gates = round_up(cell.hidden, LANES), len(cell.GATES)
+    size, gates = round_up(cell.hidden_size, LANES), len(cell.GATES)
     rows = round_up(rows, 16)
     return 2 * rows * 4 * (steps * ((2 * gates + 3) * size + LANES) + 5 * size)
 
@@ -116,7 +116,7 @@ def _streaming(cell: Any, rows: int, width: int, dtype: Any) -> int:
     forward what entered (and a GRU's z and r * h), back the gradients of the gates (and of q).
     """
     size, gates, bytes_each = (
-        round_up(cell.hidden, LANES),
+        round_up(cell.hidden_size, LANES),
         len(cell.GATES),
         jnp.dtype(dtype).itemsize,
     )
@@ -147,7 +147,7 @@ def round_up(n: int, to: int) -> int:
 
 def cost(cell: Any, tiles: Tiles, arrays: Any) -> pl.CostEstimate:
     """What one kernel does, for the compiler's schedule. arrays: a `tpu_views.Arrays`."""
-    size, gates, (steps, batch) = cell.hidden, len(cell.GATES), arrays.steps_and_rows
+    size, gates, (steps, batch) = cell.hidden_size, len(cell.GATES), arrays.steps_and_rows
     moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays.in_and_out)
     if tiles.streamed:  # w_h, which is among them, again for every step and block of rows
         moved += (steps * -(-batch // tiles.rows) - 1) * _weights(cell, arrays.matrix.dtype)

@@ -64,7 +64,7 @@ def run(
     """
     steps, batch, _ = inputs.shape
     if not steps:
-        return state, jnp.zeros((0, batch, cell.hidden), inputs.dtype)
+        return state, jnp.zeros((0, batch, cell.hidden_size), inputs.dtype)
     weights = params._replace(w_x=None, b=None)
     loop = Loop(reverse, unroll or _steps_per_turn())
     return unroll_by_rows(_run, (cell, layout, loop), *vary((weights, inputs, state, masks)))

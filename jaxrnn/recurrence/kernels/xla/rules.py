@@ -138,15 +138,15 @@ def _gru_forward(
     layout: Layout, cell: GRU, weights: Any, before: Any, gx: Array
 ) -> tuple[Any, tuple[Array, ...]]:
     h, times = before.hidden, layout.times
-    gx_zr, gx_n = _halves(layout, gx, cell.hidden)
+    gx_zr, gx_n = _halves(layout, gx, cell.hidden_size)
     if cell.reset == "after":
-        recurrent_zr, recurrent_n = _halves(layout, times(h, weights.w_h), cell.hidden)
+        recurrent_zr, recurrent_n = _halves(layout, times(h, weights.w_h), cell.hidden_size)
         z, r = jnp.split(jax.nn.sigmoid(gx_zr + recurrent_zr), 2, axis=layout.axis)
         q = recurrent_n + layout.vector(weights.b_h)
         n = jnp.tanh(gx_n + r * q)
         gates: tuple[Array, ...] = (z, r, n, q)
     else:
-        w_zr, w_n = _halves(layout, weights.w_h, cell.hidden)
+        w_zr, w_n = _halves(layout, weights.w_h, cell.hidden_size)
         z, r = jnp.split(jax.nn.sigmoid(gx_zr + times(h, w_zr)), 2, axis=layout.axis)
         n = jnp.tanh(gx_n + times(r * h, w_n))
         gates = (z, r, n)
@@ -170,7 +170,7 @@ def _gru_backward(
         d_before = d_h * z + times(layout.join([d_az, d_ar, d_an * r]), w_t)
     else:
         inputs = -1 - layout.axis  # w_t's gates lie along its other axis
-        size = cell.hidden
+        size = cell.hidden_size
         d_rh = times(d_an, lax.slice_in_dim(w_t, 2 * size, 3 * size, axis=inputs))
         d_ar = d_rh * h * r * (1 - r)
         w_zr = lax.slice_in_dim(w_t, 0, 2 * size, axis=inputs)
@@ -188,7 +188,7 @@ def _gru_gradients(
     gates: tuple[Array, ...],
     d_gx: Array,
 ) -> Any:
-    r, (d_zr, d_n) = gates[1], _halves(layout, d_gx, cell.hidden)
+    r, (d_zr, d_n) = gates[1], _halves(layout, d_gx, cell.hidden_size)
     if cell.reset == "after":
         d_q = d_n.astype(r.dtype) * r
         d_recurrent = layout.outer(hidden, d_q.astype(d_gx.dtype))
