@@ -121,7 +121,7 @@ def prepared(folder: Path, name: str) -> dict[str, Any]:
     """What preparing a text takes, from the start of Python on."""
     data = folder / f"{name}.txt"
     taken = watched(["jaxrnn.prepare", "--data", data.name, "--output", name], folder)
-    meta = token_files.meta(folder / name)
+    meta = token_files.read_meta(folder / name)
     return {"bytes": data.stat().st_size, "tokens": meta.count, "dtype": meta.dtype.name, **taken}
 
 

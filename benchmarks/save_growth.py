@@ -4,7 +4,7 @@
 
 The state is that of the preset small. Each way runs in a process of its own: as it is, without
 tensorstore's `experimental_collect_matching_metrics`, which orbax asks four times a save, and after
-`memory.steady`, which also gives back large buffers. Memory is the process' own (RssAnon), objects
+`memory.limit_heap_growth`, which also gives back large buffers. Memory is the process' own (RssAnon), objects
 those that Python's collector knows; growth is a straight line through all but the first quarter.
 """
 
@@ -48,7 +48,7 @@ def grown(way: str, saves: int) -> dict[str, Any]:
     if way == WAYS[1]:
         tensorstore.experimental_collect_matching_metrics = lambda *_, **__: []
     if way == WAYS[2]:
-        memory.steady()
+        memory.limit_heap_growth()
     params = charlm.init(PRESETS["small"].training.model, VOCABULARY, 0)
     moments = jax.tree.map(jnp.ones_like, (params, params))
     looks = []

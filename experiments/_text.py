@@ -20,7 +20,7 @@ import jaxrnn
 from jaxrnn import console, train
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import Corpus, make_corpus
-from jaxrnn.devices import cache
+from jaxrnn.devices import storage
 from jaxrnn.training import report, run_description
 from jaxrnn.training.config import TrainingConfig
 
@@ -81,7 +81,7 @@ def find(name: str, quick: bool) -> Text:
         return Text("play", ("play",)) if quick else Text("shakespeare", ("shakespeare",))
     if quick:  # XLA's headers, which come with JAX
         return Text("headers", (jax.ffi.include_dir(),), "*.h", bytes=True)
-    path = cache.folder() / LINUX_FILE
+    path = storage.cache_folder() / LINUX_FILE
     if not path.is_file():
         folder, quoted = console.quoted_path(path.parent), console.quoted_path(path)
         raise jaxrnn.InputError(LINUX_ADVICE.format(file=path, folder=folder, path=quoted))

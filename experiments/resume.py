@@ -117,7 +117,7 @@ def go_on(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
     def steps(state: Any, first: int) -> Any:
         ahead = range(first, first + half)
         starts = np.stack([batches.starts(n) for n in ahead])
-        fresh = jnp.array([batches.fresh(n) for n in ahead])
+        fresh = jnp.array([batches.resets_state(n) for n in ahead])
         state = jax.tree.map(jnp.copy, state)  # what run_steps is given it may overwrite
         what = source.tokens, source.windows(starts, config.seq_len), fresh
         return stepping.run_steps(config, optimizer, source.devices, state, *what, jnp.int32(half))

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print()
         return 130
     except Exception as error:
-        if not memory.ran_out(error):
+        if not memory.is_out_of_memory(error):
             raise
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         console.error(f"the memory ran out ({line}); make --count smaller")

@@ -130,7 +130,7 @@ def _check_folder(output: Path) -> None:
 def _check_data(config: PrepareOptions, output: Path) -> None:
     """Raise InputError where the text includes files that the preparation itself writes."""
     for name in (token_files.TOKENS, token_files.META, token_files.PROGRESS, run_directory.LOCK):
-        word = sources.takes(config.data, config.glob, output / name)
+        word = sources.word_including(config.data, config.glob, output / name)
         if word is not None:
             raise InputError(
                 f"--data {word} takes in {output / name}, which the preparation itself writes: "

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.lasting_output():
             status = run(config)
             return console.PIPE_CLOSED if status == 0 and console.pipe_closed() else status
-    except processes.Told:
+    except processes.RemoteError:
         return 2
     except InputError as error:
         console.error(error)
@@ -125,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before there is a state to save
         return 128 + signal.SIGINT
     except Exception as error:
-        if processes.lost(error):
+        if processes.is_peer_failure(error):
             console.error(_lost(error))
-        elif memory.ran_out(error):
+        elif memory.is_out_of_memory(error):
             console.error(_ran_out(error))
         else:
             raise
@@ -168,19 +168,21 @@ def parse(argv: Sequence[str]) -> TrainOptions:
 
 def run(config: TrainOptions) -> int:
     """Train as configured, on the screen and in the run's folder. Returns the exit status."""
-    memory.steady()
+    memory.limit_heap_growth()
     processes.start(config.processes)
     accelerator.use(config.accelerator)
     workdir = config.workdir or default_workdir(config)
-    work = processes.together(lambda: _work(config, workdir))
+    work = processes.run_on_all(lambda: _work(config, workdir))
     same = {
         n: v for n, v in run_directory.flat(work.description).items() if n not in run_directory.OWN
     }
-    processes.alike(same | {"jax": jax.__version__}, "start all with the same command and text")
-    if processes.first():
+    processes.require_equal(
+        same | {"jax": jax.__version__}, "start all with the same command and text"
+    )
+    if processes.is_primary():
         _introduce(workdir, work)
     # All that can be refused is refused before anything is made, changed or deleted.
-    processes.together(lambda: _check_here(config, workdir, work))
+    processes.run_on_all(lambda: _check_here(config, workdir, work))
     with run_directory.held(workdir):
         return _run(config, workdir, work)
 
@@ -231,7 +233,7 @@ def _run(config: TrainOptions, workdir: Path, work: _Work) -> int:
     vocabulary = work.corpus.vocabulary
 
     def take_over() -> Report:
-        if not processes.first():
+        if not processes.is_primary():
             return Unheard(work.prime)
         # again, because another training may have begun there meanwhile
         run_directory.check(workdir, work.description, vocabulary, config.overwrite)
@@ -240,12 +242,12 @@ def _run(config: TrainOptions, workdir: Path, work: _Work) -> int:
         characters = work.config.batch * work.config.seq_len
         return Report(workdir, characters, work.corpus.floor, work.prime, config.tensorboard)
 
-    report = processes.together(take_over)
+    report = processes.run_on_all(take_over)
 
     def accepted() -> None:
-        if processes.first():
+        if processes.is_primary():
             run_description.write(workdir, work.description, vocabulary)
-        processes.gather(None)
+        processes.allgather_json(None)
 
     with Stop() as stop:
         _, step = loop.fit(
@@ -260,7 +262,7 @@ def _run(config: TrainOptions, workdir: Path, work: _Work) -> int:
 
 
 def _say(line: str) -> None:
-    if processes.first():
+    if processes.is_primary():
         print(line)
 
 
@@ -278,7 +280,7 @@ def _corpus(config: TrainOptions) -> tuple[str, Corpus]:
     if config.glob is not None or config.bytes:
         flag = "--bytes" if config.glob is None else "--glob"
         raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
-    return token_files.meta(prepared[0]).name, token_files.load_corpus(prepared[0])
+    return token_files.read_meta(prepared[0]).name, token_files.load_corpus(prepared[0])
 
 
 def _as_begun(config: TrainOptions, workdir: Path) -> TrainingConfig:

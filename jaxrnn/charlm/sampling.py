@@ -244,7 +244,7 @@ class _Drawer:
             _check(implementation, params, self.count, self.truncate)
             self.on_chip = _arrange(self.config, self.prepared, self.count)
         one = jax.eval_shape(lambda: begin(self.config, size, 1, jnp.uint32(0)))
-        _check_room(self.count, memory.size(one))
+        _check_room(self.count, memory.bytes_per_device(one))
         self.state = begin(self.config, size, self.count, jnp.uint32(number))
 
     @modes.fixed()
@@ -273,7 +273,7 @@ class _Drawer:
             truncate=self.truncate,
             size=_bucket(length),
         )
-        return np.asarray(mesh.whole(drawn))[:length]
+        return np.asarray(mesh.gather_full(drawn))[:length]
 
     def _launch(self, length: int) -> np.ndarray:
         self.state, drawn = launch(

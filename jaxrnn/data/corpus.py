@@ -64,11 +64,11 @@ def make_corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
     tokens = vocabulary.encode(content)
     sha256 = hashlib.sha256(raw).hexdigest()
     blocks = (raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK))
-    different = different_bytes(blocks) if by_bytes else len(vocabulary)
+    different = count_different_bytes(blocks) if by_bytes else len(vocabulary)
     return Corpus(tokens, begin, vocabulary, sha256, entropy_floor(nats), different)
 
 
-def different_bytes(blocks: Iterable[bytes]) -> int:
+def count_different_bytes(blocks: Iterable[bytes]) -> int:
     """Return how many of the 256 bytes there are in the blocks."""
     known = b""
     for block in blocks:
@@ -142,7 +142,7 @@ class Batches:
             return self._windows // self.batch
         return (self.size // self.batch - 1) // self.seq_len
 
-    def fresh(self, step: int) -> bool:
+    def resets_state(self, step: int) -> bool:
         """Whether batch `step` begins from the zero state."""
         return self.shuffle or step % self.per_epoch == 0
 

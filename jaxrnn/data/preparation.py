@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxrnn.data import files, token_files
-from jaxrnn.data.corpus import different_bytes, validation_start
+from jaxrnn.data.corpus import count_different_bytes, validation_start
 from jaxrnn.data.vocabulary import Numbering, Vocabulary, code_points
 from jaxrnn.errors import InputError
 
@@ -147,7 +147,7 @@ class Preparation:
     # --- the parts of the work ---
 
     def _finished(self) -> token_files.Meta:
-        meta = token_files.meta(self._output)
+        meta = token_files.read_meta(self._output)
         self._check_same(meta.sources, meta.vocabulary.by_bytes)
         if not self.resumable:
             raise InputError(f"{self._output} was prepared from a stream; {REMEDY}")
@@ -158,7 +158,7 @@ class Preparation:
         """Take up unfinished work of `replace`. Return False where none can be resumed."""
         path = self._output / token_files.PROGRESS
         try:
-            if not (path.exists() and token_files.load(path).get("replaces")):
+            if not (path.exists() and token_files.read_json(path).get("replaces")):
                 return False
             self._resume()
             return True
@@ -171,7 +171,7 @@ class Preparation:
         path = self._output / token_files.PROGRESS
         if not path.exists():
             return discard(self._output)  # at most a beginning
-        said = token_files.load(path)
+        said = token_files.read_json(path)
         try:
             same = said["sources"], bool(said["bytes"])
             fields = {field.name: said["state"][field.name] for field in dataclasses.fields(State)}
@@ -180,7 +180,7 @@ class Preparation:
             if min(counts) < 0:
                 raise ValueError("negative")
         except (KeyError, TypeError, ValueError) as error:
-            raise token_files.damaged(path, error) from None
+            raise token_files.damaged_error(path, error) from None
         self._check_same(*same)
         if not self.resumable:
             self._screen.line("a stream cannot be read again, so this begins again")
@@ -197,7 +197,7 @@ class Preparation:
         if self.state.complete and partial < 0 and final == self.state.count:
             self.state = dataclasses.replace(self.state, ordered=final)  # only meta.json is missing
         elif max(partial, 0) < self.state.count or max(final, 0) < self.state.ordered:
-            raise token_files.damaged(self._partial(), ValueError("shorter than noted"))
+            raise token_files.damaged_error(self._partial(), ValueError("shorter than noted"))
         self.noted = self._before = self.state
 
     def _check_same(self, stamps: list[list[Any]], as_bytes: bool) -> None:
@@ -319,7 +319,7 @@ class Preparation:
         different = len(vocabulary)
         if self._as_bytes:
             with (self._output / token_files.TOKENS).open("rb") as file:
-                different = different_bytes(iter(lambda: file.read(BLOCK), b""))
+                different = count_different_bytes(iter(lambda: file.read(BLOCK), b""))
         meta = token_files.Meta(
             self._name,
             state.count,
@@ -357,7 +357,7 @@ class Preparation:
             "sources": self._sources,
             "replaces": self._replace,
         }
-        token_files.save(
+        token_files.write_json(
             self._output / token_files.PROGRESS, {**said, "state": dataclasses.asdict(self.state)}
         )
         self.noted = self._before = self.state

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxrnn import console
 from jaxrnn.data import files
-from jaxrnn.devices import cache
+from jaxrnn.devices import storage
 from jaxrnn.errors import InputError
 
 SHAKESPEARE_URL = (
@@ -123,7 +123,7 @@ def name(data: Sequence[str]) -> str:
     return f"{short}+{len(more)}" if more else short
 
 
-def takes(data: Sequence[str], glob: str | None, path: Path) -> str | None:
+def word_including(data: Sequence[str], glob: str | None, path: Path) -> str | None:
     """Return the word of `data` by which a file is part of the text, or would be if it were there.
 
     data, glob: as for `read`.
@@ -233,7 +233,7 @@ def _fetch_shakespeare() -> str:
         pooch.HTTPDownloader(stream=False)(url, output_file, pooch_object)
 
     pooch.get_logger().setLevel("WARNING")
-    folder = cache.folder()
+    folder = storage.cache_folder()
     was_there = os.path.exists(folder / SHAKESPEARE_FILE)
     try:
         return pooch.retrieve(

@@ -69,7 +69,7 @@ def is_preparation(folder: Path) -> bool:
         (PROGRESS, {"sources", "state"}),
     ):
         try:
-            if keys <= load(folder / name).keys():
+            if keys <= read_json(folder / name).keys():
                 return True
         except InputError:
             continue
@@ -82,7 +82,7 @@ def partials(folder: Path) -> list[Path]:
     return list(folder.glob(PARTIAL.format("*")))
 
 
-def meta(path: str | os.PathLike[str]) -> Meta:
+def read_meta(path: str | os.PathLike[str]) -> Meta:
     """What a prepared folder says of itself.
 
     Raises:
@@ -94,7 +94,7 @@ def meta(path: str | os.PathLike[str]) -> Meta:
             f"the preparation in {folder} is unfinished; give the same python -m jaxrnn.prepare "
             "command again, it goes on where that stopped"
         )
-    said = load(folder / META)
+    said = read_json(folder / META)
     try:
         if said["format"] != FORMAT:
             raise InputError(
@@ -111,7 +111,7 @@ def meta(path: str | os.PathLike[str]) -> Meta:
         if said["dtype"] != found.dtype.name or len(vocabulary) == 0:
             raise ValueError(f"dtype {said['dtype']} for {len(vocabulary)} characters")
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(folder / META, error) from None
+        raise damaged_error(folder / META, error) from None
     return found
 
 
@@ -121,7 +121,7 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
     Raises:
       InputError: it is unfinished, damaged, of a version that is not known, or cannot be read.
     """
-    folder, said = Path(path), meta(path)
+    folder, said = Path(path), read_meta(path)
     try:
         size = (folder / TOKENS).stat().st_size
         if size != said.count * said.dtype.itemsize:
@@ -139,30 +139,30 @@ def load_corpus(path: str | os.PathLike[str]) -> Corpus:
 def write_meta(folder: Path, found: Meta) -> None:
     """Write meta.json, whole or not at all."""
     said = {"format": FORMAT, **dataclasses.asdict(found), "dtype": found.dtype.name}
-    save(folder / META, said)
+    write_json(folder / META, said)
 
 
 # --- JSON files ---
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object. Raises InputError where it is damaged or cannot be read."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(said, dict):
             raise ValueError("no object")
     except ValueError as error:
-        raise damaged(path, error) from None
+        raise damaged_error(path, error) from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     return said
 
 
-def save(path: Path, said: dict[str, Any]) -> None:
+def write_json(path: Path, said: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all, whatever the machine does meanwhile."""
     storage.atomic_write(path, json.dumps(said))
 
 
-def damaged(path: Path, error: Exception) -> InputError:
+def damaged_error(path: Path, error: Exception) -> InputError:
     """What to say of a file that is not as it was written."""
     return InputError(f"{path} is damaged ({error!r}); prepare the text again with --overwrite")

@@ -47,7 +47,7 @@ def describe(count: int = 1) -> str:
     return one if count == 1 else f"{count} x {one}"
 
 
-def memory() -> int | None:
+def memory_limit() -> int | None:
     """Bytes that arrays may take on the device; None where it does not say (a CPU)."""
     return (device().memory_stats() or {}).get("bytes_limit")
 

@@ -27,7 +27,7 @@ LARGE = 2**20  # bytes of a buffer that goes back to the system when it is freed
 _M_MMAP_THRESHOLD = -3  # its number in glibc's malloc.h
 
 
-def steady() -> None:
+def limit_heap_growth() -> None:
     """Let this process give back what it frees; call it once, before it trains.
 
     It is for a command, which owns its process: it changes how all of it allocates, and leaves
@@ -72,7 +72,7 @@ def check(need: int, what: str, remedy: str) -> None:
         )
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory, on the host or on a device."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
@@ -81,13 +81,13 @@ def available() -> int | None:
     """Return the bytes that new arrays may take on the device in use; None where nothing says."""
     device = accelerator.device()
     if device.platform == "cpu":
-        return of_host()
+        return available_on_host()
     stats = device.memory_stats() or {}
     limit = stats.get("bytes_limit")
     return None if limit is None else limit - stats.get("bytes_in_use", 0)
 
 
-def size(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Return the bytes that a device holds of a pytree of arrays or their descriptions."""
 
     def held(leaf: Any) -> int:
@@ -98,7 +98,7 @@ def size(tree: Any) -> int:
     return sum(held(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def of_program(compiled: Any) -> int:
+def program_bytes(compiled: Any) -> int:
     """Return the bytes that a compiled program takes on each device while it runs."""
     stats = compiled.memory_analysis()
     if stats is None:  # a platform that does not say
@@ -111,7 +111,7 @@ def of_program(compiled: Any) -> int:
     )
 
 
-def of_host(root: Path = Path("/")) -> int | None:
+def available_on_host(root: Path = Path("/")) -> int | None:
     """Return the bytes of memory that this process may still take; None where nothing says.
 
     That is the least of what the system has available, swap included, of what the control groups

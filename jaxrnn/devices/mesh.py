@@ -121,7 +121,7 @@ SPECS = {
 }
 
 
-def described(mesh: Mesh, function: Any) -> Any:
+def abstract(mesh: Mesh, function: Any) -> Any:
     """The shapes of what a function makes, placed as `shardings` says; nothing is made."""
     shapes = jax.eval_shape(function)
     return jax.tree.map(
@@ -131,12 +131,12 @@ def described(mesh: Mesh, function: Any) -> Any:
     )
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on each device."""
     return _placed(mesh, P())
 
 
-def whole(tree: Any) -> Any:
+def gather_full(tree: Any) -> Any:
     """The arrays as they are, or of those divided over devices the whole of each, on every host.
 
     All processes must call it. One array after the other, so a device holds one whole at a time.
@@ -152,7 +152,7 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(gathered, tree)
 
 
-def nearest(tree: Any) -> Any:
+def local_copy(tree: Any) -> Any:
     """Where every device holds all of the arrays, those of one of this process' devices; divided ones
     as they are, to be computed with by all processes together."""
     if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
@@ -160,12 +160,12 @@ def nearest(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
-def keep(mesh: Mesh, tree: Any) -> Any:
+def constrain(mesh: Mesh, tree: Any) -> Any:
     """Inside of jit: results that lie as `shardings` says, so that the next call finds them alike."""
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
 
-def over_rows(mesh: Mesh, axis: int) -> NamedSharding:
+def row_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     """Its rows, along this axis, over `data`."""
     return _placed(mesh, P(*[None] * axis, DATA))
 
@@ -178,7 +178,7 @@ def _placed(mesh: Mesh, spec: P) -> NamedSharding:
     return NamedSharding(mesh, P(*axes))
 
 
-def own_rows(mesh: Mesh, shape: tuple[int, ...], axis: int, read: Any) -> Array:
+def from_local_rows(mesh: Mesh, shape: tuple[int, ...], axis: int, read: Any) -> Array:
     """An array divided by rows, of which each process makes its own.
 
     Args:
@@ -195,4 +195,4 @@ def own_rows(mesh: Mesh, shape: tuple[int, ...], axis: int, read: Any) -> Array:
             made[key] = read(slice(*key))
         return made[key]
 
-    return jax.make_array_from_callback(shape, over_rows(mesh, axis), part)
+    return jax.make_array_from_callback(shape, row_sharding(mesh, axis), part)

@@ -1,8 +1,8 @@
 """Many processes, one training: how they find one another, and how they come to agree.
 
     start(Processes(coordinator="host0:7000", process_id=1, num_processes=4))
-    corpus = together(lambda: read(...))           # what is wrong for one is wrong for all
-    settings = gather(settings)                    # of every process, in the order of their numbers
+    corpus = run_on_all(lambda: read(...))           # what is wrong for one is wrong for all
+    settings = allgather_json(settings)                    # of every process, in the order of their numbers
 
 Everything here is the identity where there is one process. JAX ends a process on the spot, with a page
 of its internals, where another does not come up; so they first meet by themselves at the address that
@@ -117,12 +117,12 @@ def _unconnected() -> Iterator[None]:
         ) from None
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that speaks and writes for all."""
     return jax.process_index() == 0
 
 
-def gather(value: Any) -> list[Any]:
+def allgather_json(value: Any) -> list[Any]:
     """Everybody's value, by the numbers of the processes. All must call it. The value is JSON."""
     if jax.process_count() == 1:
         return [value]
@@ -134,21 +134,21 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(all_of_them, sizes, strict=True)]
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether this is how JAX says that another process is gone; it says so in many ways."""
     words = "Gloo", "barrier", "Barrier", "coordination", "DEADLINE_EXCEEDED", "UNAVAILABLE"
     return jax.process_count() > 1 and any(word in str(error) for word in words)
 
 
-class Told(InputError):
+class RemoteError(InputError):
     """An error of another process, which has told it already."""
 
 
-def together(action: Callable[[], T]) -> T:
+def run_on_all(action: Callable[[], T]) -> T:
     """Do this in every process; where one fails, all do. All must call it.
 
     Raises:
-      InputError: here, for its own; in the others `Told`.
+      InputError: here, for its own; in the others `RemoteError`.
     """
     if jax.process_count() == 1:
         return action()
@@ -157,23 +157,23 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except (InputError, OSError) as own:
         error = own
-    told = gather(None if error is None else str(error))
+    told = allgather_json(None if error is None else str(error))
     failed = [number for number, line in enumerate(told) if line is not None]
     if not failed:
         return result  # type: ignore[return-value]
     if error is not None and failed[0] == jax.process_index():
         raise error
-    raise Told(f"process {failed[0]}: {told[failed[0]]}")
+    raise RemoteError(f"process {failed[0]}: {told[failed[0]]}")
 
 
-def alike(what: dict[str, Any], hint: str) -> None:
+def require_equal(what: dict[str, Any], hint: str) -> None:
     """Raises InputError, the same in every process, where one has other values than process 0.
 
     Args:
       what: by name; JSON.
       hint: what to do about it.
     """
-    everybody = gather(what)
+    everybody = allgather_json(what)
     for number, theirs in enumerate(everybody):
         differing = [n for n in sorted(what) if theirs.get(n) != everybody[0].get(n)]
         if differing:
@@ -181,7 +181,7 @@ def alike(what: dict[str, Any], hint: str) -> None:
                 f"{n} is {everybody[0].get(n)} in process 0 and {theirs.get(n)} in process {number}"
                 for n in differing
             )
-            kind = InputError if first() else Told
+            kind = InputError if is_primary() else RemoteError
             raise kind(f"the processes differ: {told}; {hint}")
 
 

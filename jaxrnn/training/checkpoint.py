@@ -68,7 +68,7 @@ class Checkpoints:
             with writing(self.directory):
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
         steps = self._manager.all_steps()
-        self._losses = processes.together(lambda: {step: self._loss(step) for step in steps})
+        self._losses = processes.run_on_all(lambda: {step: self._loss(step) for step in steps})
 
     def save(self, step: int, params: Any, rest: Any, notes: dict[str, Any]) -> None:
         """Start to save; returns once the arrays are copied and may be overwritten.
@@ -163,8 +163,8 @@ class Checkpoints:
                 return None, f"checkpoint {step} in {self.directory} is damaged ({why})"
 
         for step in self.steps(which):
-            found, line = processes.together(functools.partial(read, step))
-            lines = [line for line in processes.gather(line) if line]
+            found, line = processes.run_on_all(functools.partial(read, step))
+            lines = [line for line in processes.allgather_json(line) if line]
             if lines:
                 damaged.append(lines[0])
             elif found is not None:
@@ -230,14 +230,14 @@ class Checkpoints:
         with writing(self.directory):
             self._manager.wait_until_finished()
             for later in [later for later in self.steps() if later > step]:
-                if processes.first():
+                if processes.is_primary():
                     target = self.directory.parent / "set-aside" / str(later)
                     shutil.rmtree(target, ignore_errors=True)
                     target.parent.mkdir(exist_ok=True)
                     # the checkpoints may be a link to another disk
                     shutil.move(self.directory / str(later), target)
                 del self._losses[later]
-            processes.gather(None)  # no process looks before they are gone
+            processes.allgather_json(None)  # no process looks before they are gone
             self._manager.reload()
 
     def _loss(self, step: int) -> float:
@@ -305,7 +305,7 @@ def _rebuilt(tree: Any, named: dict[str, Any]) -> Any:
 def _digest(named: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(named):
-        array = np.asarray(mesh.whole(named[name]))
+        array = np.asarray(mesh.gather_full(named[name]))
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

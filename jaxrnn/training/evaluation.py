@@ -47,7 +47,7 @@ def compile_ahead(
     """Compile the program of `evaluate` from the shapes and dtypes of its arrays."""
     devices, parts = source.devices, _parts(corpus, batch, source.devices)
     rows = len(parts.read)
-    carry = mesh.described(devices, lambda: charlm.initial_carry(params.config, rows))
+    carry = mesh.abstract(devices, lambda: charlm.initial_carry(params.config, rows))
     given = params, source.tokens, source.windows(parts.read, seq_len), carry
     return _evaluate.lower(seq_len, devices, *given, parts.counted(0, seq_len)).compile()
 
@@ -78,7 +78,7 @@ def _parts(corpus: Corpus, batch: int, devices: mesh.Mesh) -> _Parts:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin(config: charlm.ModelConfig, rows: int, devices: mesh.Mesh) -> charlm.Carry:
-    return mesh.keep(devices, charlm.initial_carry(config, rows))
+    return mesh.constrain(devices, charlm.initial_carry(config, rows))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -95,4 +95,4 @@ def _evaluate(
     carry, logits = charlm.forward(params, batch[:-1], carry, devices=devices)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1:])
     total = jnp.sum(nats, where=counted)
-    return mesh.keep(devices, (carry, total))
+    return mesh.constrain(devices, (carry, total))

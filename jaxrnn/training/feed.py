@@ -46,7 +46,7 @@ class Feed(NamedTuple):
 
         window = () if self.tokens is not None else (seq_len + 1,)
         shape = (*before, *window, rows)
-        return mesh.own_rows(self.devices, shape, len(shape) - 1, read)
+        return mesh.from_local_rows(self.devices, shape, len(shape) - 1, read)
 
 
 def plan(
@@ -58,7 +58,7 @@ def plan(
     """
     devices = mesh.single() if devices is None else devices
     mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
-    room = accelerator.memory()
+    room = accelerator.memory_limit()
     if room is None:
         room = 0 if mapped else HOST_ROOM
     if memory_map == "never" and not countable:
@@ -68,7 +68,7 @@ def plan(
         )
     fits = countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
     if memory_map == "never" or (memory_map == "auto" and fits):
-        where = mesh.everywhere(devices)
+        where = mesh.replicated(devices)
         there: Any = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=where)
         return Feed(there, tokens, devices)
     return Feed(None, tokens, devices)

@@ -67,7 +67,7 @@ def fit(
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
     devices = mesh.single() if devices is None else devices
-    shapes = mesh.described(devices, lambda: create(config, optimizer, corpus.vocabulary))
+    shapes = mesh.abstract(devices, lambda: create(config, optimizer, corpus.vocabulary))
     checkpoints = checkpoint.Checkpoints(run, report.note, read_only=True)
 
     def newest(scheduled: bool = False) -> checkpoint.Restored | None:
@@ -89,7 +89,7 @@ def fit(
         if found is None:
             return begin(config, optimizer, corpus.vocabulary, devices), math.inf
         params, rest = found.tree
-        key = jax.device_put(np.asarray(dropout_key_of(config)), mesh.everywhere(devices))
+        key = jax.device_put(np.asarray(dropout_key_of(config)), mesh.replicated(devices))
         state = TrainState(params=params, key=key, **rest)
         return state, float(found.notes["best"] or math.inf)
 
@@ -106,7 +106,7 @@ def fit(
             f"the loss is not finite near step {step}: back to step {state.step} "
             f"with {rate / 2:g} of the learning rate"
         )
-        slower = jax.device_put(np.float32(rate / 2), mesh.everywhere(devices))
+        slower = jax.device_put(np.float32(rate / 2), mesh.replicated(devices))
         return state.replace(rate=slower), best  # type: ignore[attr-defined]
 
     def save(step: int, state: TrainState, validation: float | None, best: float) -> None:
@@ -121,7 +121,7 @@ def fit(
     found = newest()
     checkpoints.close()
     if found is None:
-        processes.together(lambda: _check_nothing_is_lost(run))
+        processes.run_on_all(lambda: _check_nothing_is_lost(run))
     accepted()
     source = feed.place(corpus.tokens, config.memory_map, run, devices)
     checkpoints = checkpoint.Checkpoints(run, report.note)
@@ -159,7 +159,7 @@ def fit(
                 report.steps(ahead, float(losses.mean()), float(norms.mean()), validation)
                 sample = None
                 if config.sample_every and (ahead % config.sample_every == 0 or ahead == total):
-                    sample = report.sample(ahead, mesh.nearest(state.params))
+                    sample = report.sample(ahead, mesh.local_copy(state.params))
                 stopping = checkpoints.preempted(range(step + 1, ahead + 1))
                 stopping = should_stop() or stopping
                 if validation is not None or stopping:
@@ -202,7 +202,7 @@ def check(
     batches = config.batches(corpus)
     optimizer = make_optimizer(config, config.total_steps(batches))
     source = feed.plan(corpus.tokens, config.memory_map, devices)
-    shapes = mesh.described(devices, lambda: create(config, optimizer, corpus.vocabulary))
+    shapes = mesh.abstract(devices, lambda: create(config, optimizer, corpus.vocabulary))
     plan = _plan(config, batches, source, 0)
     try:
         steps = run_steps.lower(
@@ -211,19 +211,19 @@ def check(
     except ValueError as error:  # an implementation that was asked for by name
         raise InputError(f"this model cannot be trained here: {error}") from None
     except jax.errors.JaxRuntimeError as error:  # a compiler that knows the device's memory
-        if not memory.ran_out(error):
+        if not memory.is_out_of_memory(error):
             raise
         line = str(error).splitlines()[0]
         raise InputError(f"this model cannot be trained here: {line}; {SMALLER}") from None
     judge = evaluation.compile_ahead(shapes.params, source, corpus, config.batch, config.seq_len)
-    state = memory.size(shapes)
+    state = memory.bytes_per_device(shapes)
     needs = [
-        memory.of_program(steps) + state,  # and the copy that is being saved meanwhile
-        memory.of_program(judge) + state - memory.size(shapes.params),
+        memory.program_bytes(steps) + state,  # and the copy that is being saved meanwhile
+        memory.program_bytes(judge) + state - memory.bytes_per_device(shapes.params),
     ]
     if not resumed:
         first = begin.lower(config, optimizer, corpus.vocabulary, devices).compile()
-        needs.append(memory.of_program(first))
+        needs.append(memory.program_bytes(first))
     here = len(devices.local_devices) if accelerator.device().platform == "cpu" else 1
     memory.check(here * max(needs), "training this model", SMALLER)
 
@@ -258,7 +258,9 @@ def _plan(
     """Return the windows and fresh starts of the steps of the next device call."""
     ahead = range(step, step + min(config.intervals))
     starts = np.stack([batches.starts(n) for n in ahead])
-    return source.windows(starts, config.seq_len), np.array([batches.fresh(n) for n in ahead])
+    return source.windows(starts, config.seq_len), np.array(
+        [batches.resets_state(n) for n in ahead]
+    )
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if processes.lost(error):
+        if processes.is_peer_failure(error):
             raise
         reason = _unreadable(folder)
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
@@ -88,7 +88,7 @@ class writing:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not processes.lost(error):
+        if isinstance(error, Exception) and not processes.is_peer_failure(error):
             raise OSError(
                 f"could not save to {self._directory}: {first_line(error)}; "
                 "the checkpoints before it are intact"

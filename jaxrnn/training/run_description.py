@@ -55,7 +55,7 @@ def load(
     config, vocabulary = read(path)
     model = model_of(path, config)
     shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
-    memory.check(memory.size(shapes), f"the model of {run}", "use a machine with more")
+    memory.check(memory.bytes_per_device(shapes), f"the model of {run}", "use a machine with more")
     checkpoints = Checkpoints(path, _issue if warn is None else warn, read_only=True)
     restored = checkpoints.restore(shapes, which=which)
     checkpoints.close()

@@ -51,7 +51,7 @@ def held(workdir: Path) -> Iterator[None]:
     busy = f"another training is running in {workdir}; wait for it or choose another --workdir"
 
     def take(stack: contextlib.ExitStack) -> str:
-        if not processes.first():
+        if not processes.is_primary():
             return ""
         make(workdir, "--workdir")
         stack.enter_context(locked(workdir, "--workdir", busy))
@@ -64,8 +64,8 @@ def held(workdir: Path) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         try:
-            mark = processes.gather(processes.together(lambda: take(stack)))[0]
-            processes.together(lambda: _check_shared(workdir, mark))
+            mark = processes.allgather_json(processes.run_on_all(lambda: take(stack)))[0]
+            processes.run_on_all(lambda: _check_shared(workdir, mark))
             yield
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -227,7 +227,7 @@ def check_data(workdir: Path, data: Sequence[str], glob: str | None, samples: bo
     for name in (run_description.DESCRIPTION, *FILES, LOCK):
         if name == report.SAMPLES and not samples and not os.path.exists(workdir / name):
             continue
-        word = sources.takes(data, glob, workdir / name)
+        word = sources.word_including(data, glob, workdir / name)
         if word is not None:
             raise InputError(
                 f"--data {word} takes in {workdir / name}, which the training itself writes: choose "

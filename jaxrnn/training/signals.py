@@ -53,7 +53,7 @@ class Stop:
         """Whether this or another process was asked to stop. All must call it."""
         if console.pipe_closed():
             self._status = self._status or console.PIPE_CLOSED
-        self._status = max(processes.gather(self._status))
+        self._status = max(processes.allgather_json(self._status))
         return self._status != 0
 
     def __enter__(self) -> Stop:

@@ -85,7 +85,7 @@ def begin(
     config: TrainingConfig, optimizer: Any, vocabulary: Vocabulary, devices: mesh.Mesh
 ) -> TrainState:
     """`create`, made on the mesh: no device holds what is another's."""
-    return mesh.keep(devices, create(config, optimizer, vocabulary))
+    return mesh.constrain(devices, create(config, optimizer, vocabulary))
 
 
 def train_step(
@@ -176,7 +176,7 @@ def run_steps(
         batch = feed.gather(tokens, windows[i], config.seq_len)
         state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate, **how)
         metrics = jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
-        return mesh.keep(devices, (state, metrics))
+        return mesh.constrain(devices, (state, metrics))
 
     begun = state, Metrics(nothing, nothing)
-    return mesh.keep(devices, lax.fori_loop(0, count, body, begun))
+    return mesh.constrain(devices, lax.fori_loop(0, count, body, begun))

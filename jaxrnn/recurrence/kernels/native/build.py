@@ -3,7 +3,7 @@
 Environment variables:
   CXX: the compiler, as a shell would read it, for example "clang++" or "ccache g++"; without it the
     first of c++, g++ and clang++ that is installed.
-  JAXRNN_CACHE: the folder in which the compiled library is kept (`jaxrnn.devices.cache`).
+  JAXRNN_CACHE: the folder in which the compiled library is kept (`jaxrnn.devices.storage`).
 
 A library that this machine compiled before needs no compiler. Its file name ends with the digest of its
 content, so that one which a full disk or a power cut has damaged is not loaded, but compiled again.
@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from jaxrnn.devices import cache
+from jaxrnn.devices import storage
 from jaxrnn.recurrence.kernels import Missing
 
 HERE = Path(__file__).parent
@@ -74,7 +74,7 @@ def _library() -> Path:
 def _cached() -> Path | None:
     """Register the library of the cache and return its path; None where there is none."""
     compiler = _compiler()
-    for folder in cache.folders():
+    for folder in storage.cache_folders():
         for path in folder.glob(f"{_prefix(compiler)}*.so"):
             if _loads(path, folder):
                 return path
@@ -88,9 +88,9 @@ def _build() -> Path:
         tried = os.environ.get("CXX", "").strip() or ", ".join(COMPILERS)
         raise NotBuilt(f"no C++ compiler is here ({tried}); install one, or name one in CXX")
     problems = []
-    for folder in cache.folders():
+    for folder in storage.cache_folders():
         try:
-            cache.make(folder)
+            storage.make_cache_folder(folder)
             path = _compile(compiler, folder)
             _register(path)
             return path
@@ -114,7 +114,7 @@ def _compiler() -> list[str] | None:
 def _loads(path: Path, folder: Path) -> bool:
     """Register a library of the cache; remove it where it is damaged. Return whether it serves."""
     try:
-        cache.make(folder)
+        storage.make_cache_folder(folder)
         if _digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
             _register(path)
             return True
