@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxrnn.errors import InputError
+from jaxrnn.settings import setting
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 
@@ -39,7 +40,7 @@ class Processes:
     """One of several processes; SLURM, Open MPI, Kubernetes or a Cloud TPU says which."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where nothing else says it; with the next two."""
-    process_id: int | None = None
+    process_id: int | None = setting(None, per_process=True)
     """The number of this process, from 0."""
     num_processes: int | None = None
     """How many processes there are."""
