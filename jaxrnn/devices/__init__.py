@@ -1,1 +1,1 @@
-"""Devices, processes and files: all that depends on the machine."""
+"""The machine: accelerators, meshes of devices, processes, memory and files."""

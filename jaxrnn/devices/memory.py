@@ -1,6 +1,6 @@
-"""How much memory there is, and what keeps a process from growing while it trains for days.
+"""Available and required memory, and a limit to how much a long training's heap grows.
 
-The growth is measured in benchmarks/README.md, "An hour of training".
+benchmarks/README.md, "An hour of training", has the measurements of that growth.
 """
 
 from __future__ import annotations
@@ -13,57 +13,69 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorstore  # orbax brings it
+
+# A dependency of orbax.
+import tensorstore
 
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
 
 try:
     import resource
-except ImportError:  # Windows
+except ImportError:
+    # There is no such module on Windows.
     resource = None  # type: ignore[assignment]
 
-LARGE = 2**20  # bytes of a buffer that goes back to the system when it is freed
-_M_MMAP_THRESHOLD = -3  # its number in glibc's malloc.h
+# Size in bytes from which a freed buffer is returned to the system.
+LARGE = 2**20
+# The number of this option in glibc's malloc.h.
+_M_MMAP_THRESHOLD = -3
 
 
 def limit_heap_growth() -> None:
-    """Let this process give back what it frees; call it once, before it trains.
+    """Make this process return freed memory to the system; call it once, before training.
 
-    It is for a command, which owns its process: it changes how all of it allocates, and leaves
-    tensorstore's metrics empty.
+    For commands, not for libraries: it changes memory allocation in the whole process and disables
+    the metrics of tensorstore.
     """
-    _give_back_large_buffers()
+    _fix_mmap_threshold()
     tensorstore.experimental_collect_matching_metrics = _no_metrics
 
 
-def _give_back_large_buffers() -> None:
-    """glibc takes buffers that are large from the system and gives them back, but what is large
-    grows up to 32 MiB with those that are freed; copies of parameters, made at every save, then leave
-    holes between what is small and lasts."""
+def _fix_mmap_threshold() -> None:
+    """Stop glibc from raising the size from which it serves blocks by mmap.
+
+    glibc serves large blocks by mmap and unmaps them when they are freed, but each freed block
+    raises the threshold, up to 32 MiB. The copies of parameters made at each save then come from
+    the heap and leave holes between small blocks that live on.
+    """
+    # Other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # other C libraries have none
+    if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE)
 
 
-def _no_metrics(metric_prefix: str = "", include_zero_metrics: bool | None = None) -> list[Any]:
-    """orbax asks for them four times a save, for its log; tensorstore never frees the lists in them."""
+def _no_metrics(metric_prefix: str = "", include_zero_metrics: bool | None = None) -> list[object]:
+    """Return no metrics, in place of tensorstore's function.
+
+    orbax collects metrics for its log four times per save, and tensorstore never frees the lists.
+    """
     return []
 
 
-# --- how much there is ---
+# --- available and required memory ---
 
 
 def check(need: int, what: str, remedy: str) -> None:
-    """Refuse what does not fit into the memory of the device in use.
+    """Raise an error if something does not fit into the memory of the device in use.
 
     Args:
-      need: bytes.
-      what: what needs them, as the message names it.
-      remedy: what to do about it.
+      need: number of bytes.
+      what: name of what needs them, for the message.
+      remedy: what the user can do about it, for the message.
 
     Raises:
-      InputError: where fewer bytes are available; it says both numbers.
+      InputError: if fewer bytes are available; the message states both numbers.
     """
     there = available()
     if there is not None and need > there:
@@ -73,12 +85,12 @@ def check(need: int, what: str, remedy: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on the host or on a device."""
+    """Return whether an error means that memory ran out, on the host or on a device."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def available() -> int | None:
-    """Return the bytes that new arrays may take on the device in use; None where nothing says."""
+    """Return the bytes that new arrays may take on the device in use, or None if unknown."""
     device = accelerator.device()
     if device.platform == "cpu":
         return available_on_host()
@@ -88,7 +100,10 @@ def available() -> int | None:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Return the bytes that a device holds of a pytree of arrays or their descriptions."""
+    """Return the bytes that each device holds of a pytree.
+
+    The leaves are arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding is whole.
+    """
 
     def held(leaf: Any) -> int:
         sharding = getattr(leaf, "sharding", None)
@@ -98,10 +113,14 @@ def bytes_per_device(tree: Any) -> int:
     return sum(held(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def program_bytes(compiled: Any) -> int:
-    """Return the bytes that a compiled program takes on each device while it runs."""
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes that a compiled program takes on each device while it runs.
+
+    Arguments, results and temporary arrays are included. The result is 0 on platforms that do not
+    report it.
+    """
     stats = compiled.memory_analysis()
-    if stats is None:  # a platform that does not say
+    if stats is None:
         return 0
     return (
         stats.argument_size_in_bytes
@@ -112,12 +131,14 @@ def program_bytes(compiled: Any) -> int:
 
 
 def available_on_host(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that this process may still take; None where nothing says.
+    """Return the bytes of host memory that this process may still take, or None if unknown.
 
-    That is the least of what the system has available, swap included, of what the control groups
-    of this process allow (containers, SLURM, systemd), and of its resource limits (`ulimit -v`).
+    That is the smallest of three: the system's available memory including swap, what the control
+    groups of this process allow (containers, SLURM, systemd), and its resource limits
+    (`ulimit -v`).
 
-    root: where /proc and /sys are.
+    Args:
+      root: the folder that holds proc/ and sys/.
     """
     system = _fields(root / "proc/meminfo")
     swap = system.get("SwapFree", 0)
@@ -126,15 +147,16 @@ def available_on_host(root: Path = Path("/")) -> int | None:
         limits.append(system["MemAvailable"] + swap)
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    limits += [limit + swap for limit in _of_groups(root)]
-    limits += _of_limits(_fields(root / "proc/self/status"))
+    limits += [limit + swap for limit in _left_by_groups(root)]
+    limits += _left_by_limits(_fields(root / "proc/self/status"))
     return max(0, min(limits)) if limits else None
 
 
-def _of_groups(root: Path) -> list[int]:
-    """Return what each control group of this process that has a limit leaves of it, in bytes."""
+def _left_by_groups(root: Path) -> list[int]:
+    """Return the bytes left to this process by each of its control groups with a limit."""
+    # The names of the limit and of the usage, and a prefix of the statistics: version 2, version 1.
     names = [
-        ("memory.max", "memory.current", ""),  # version 2
+        ("memory.max", "memory.current", ""),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ]
     left = []
@@ -145,13 +167,15 @@ def _of_groups(root: Path) -> list[int]:
         top = root / "sys/fs/cgroup" / controllers
         limit, usage, prefix = names[bool(controllers)]
         group = top / path.strip("/")
-        if not group.is_dir():  # a container may see itself as the top
+        # A container may see its own group as the top.
+        if not group.is_dir():
             group = top
         for folder in [group, *group.parents]:
-            allowed, used = _text(folder / limit).strip(), _text(folder / usage).strip()
+            allowed = _text(folder / limit).strip()
+            used = _text(folder / usage).strip()
             if allowed.isdecimal() and used.isdecimal():
                 stat = _fields(folder / "memory.stat", unit=1)
-                # the system drops cached pages of files before it refuses memory
+                # The system drops cached pages of files before it refuses memory.
                 cached = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
                 left.append(int(allowed) - int(used) + cached)
             if folder == top:
@@ -159,8 +183,12 @@ def _of_groups(root: Path) -> list[int]:
     return left
 
 
-def _of_limits(process: dict[str, int]) -> list[int]:
-    """Return what the resource limits leave to this process, in bytes."""
+def _left_by_limits(process: dict[str, int]) -> list[int]:
+    """Return the bytes left to this process by each of its resource limits.
+
+    Args:
+      process: the numbers in /proc/self/status, in bytes.
+    """
     if resource is None:
         return []
     limits = [(resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")]
@@ -172,7 +200,7 @@ def _of_limits(process: dict[str, int]) -> list[int]:
 
 
 def _fields(path: Path, unit: int = 1024) -> dict[str, int]:
-    """Return the numbers of a file of lines as in "MemAvailable:  123 kB", in bytes."""
+    """Return the numbers in a file of lines such as "MemAvailable:  123 kB", times `unit`."""
     found = {}
     for line in _text(path).splitlines():
         name, *values = line.replace(":", " ").split()
@@ -182,6 +210,7 @@ def _fields(path: Path, unit: int = 1024) -> dict[str, int]:
 
 
 def _text(path: Path) -> str:
+    """Return the content of a file, "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -189,4 +218,5 @@ def _text(path: Path) -> str:
 
 
 def _size(count: int) -> str:
+    """Return a number of bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

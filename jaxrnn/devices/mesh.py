@@ -1,16 +1,16 @@
-"""Meshes of devices, and where arrays are placed on them.
+"""Meshes of devices, and the placement of arrays on them.
 
-    mesh = make({"data": 4, "model": 2})         # of all devices, or of those given
+    mesh = make({"data": 4, "model": 2})
     state = jax.device_put(state, shardings(mesh, state))
 
-The rows of a batch are divided over the axis `data`, the units of every layer over `model`.
+The rows of a batch are divided over the axis `data`, the units of every layer over the axis `model`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,89 +26,87 @@ from jaxrnn.shapes import Array
 DATA, MODEL = "data", "model"
 AXES = (DATA, MODEL)
 
+Tree = TypeVar("Tree")
 
-def make(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the axes `data` and `model`.
+
+def make(
+    sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Return a mesh with the axes `data` and `model`.
 
     Args:
-      sizes: devices along each axis; one that is not named has 1. None puts all on `data`.
-      devices: to make it of; None for all there are, of every process.
+      sizes: number of devices along each axis, 1 for an axis that is not named; None puts all
+        devices on `data`.
+      devices: devices of the mesh; None for the devices of all processes.
 
     Raises:
-      InputError: where the sizes do not multiply to the number of devices.
-      ValueError: for a size that is no positive whole number.
+      InputError: if the product of the sizes is not the number of devices.
+      ValueError: if a size is not a positive whole number.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = sizes or {DATA: len(devices)}
     shape = [whole_number(axis, sizes.get(axis, 1), 1) for axis in AXES]
     if math.prod(shape) != len(devices):
-        asked = " x ".join(map(str, shape))
+        product = " x ".join(map(str, shape))
         raise InputError(
-            f"--mesh {DATA}={shape[0]},{MODEL}={shape[1]} is for {asked} = {math.prod(shape)} "
-            f"devices, and there {'is' if len(devices) == 1 else 'are'} {len(devices)}; "
-            f"the sizes must multiply to that, as in --mesh {DATA}={len(devices)}"
+            f"a mesh of {DATA}={shape[0]},{MODEL}={shape[1]} needs {product} = {math.prod(shape)} "
+            f"devices, and there {'is' if len(devices) == 1 else 'are'} {len(devices)}; choose "
+            f"sizes whose product is {len(devices)}, as in {DATA}={len(devices)}"
         )
-    # an axis of a slice may be shared by both of ours, which jax.make_mesh refuses
+    # An axis of a TPU slice may be divided between both axes of the mesh; jax.make_mesh refuses that.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def single() -> Mesh:
-    """The mesh of one device: the one that new arrays go to."""
+    """Return a mesh of one device, the one that new arrays are placed on."""
     return make(devices=[accelerator.device()])
 
 
 def parse(text: str) -> dict[str, int]:
-    """Sizes from words, as in "data=8,model=2".
+    """Return the sizes in a text such as "data=8,model=2", for `make`.
 
     Raises:
-      InputError: for words that are not of that form.
+      InputError: if the text has another form.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
         if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
-            raise InputError(f"--mesh must be as in data=8,model=2, not {text!r}")
+            raise InputError(f"`mesh` must be of the form data=8,model=2, not {text!r}")
         sizes[axis] = int(size)
     return sizes
 
 
-def check(mesh: Mesh, batch: int, parts: int, hidden: int) -> None:
-    """Raises InputError where rows or units do not divide over the mesh.
+def check(mesh: Mesh, batch: int, accumulate: int, hidden_size: int) -> None:
+    """Raise an error if the rows or units of a training cannot be divided over a mesh.
 
     Args:
+      mesh: the mesh.
       batch: rows of a step.
-      parts: that they are computed in, one after the other.
-      hidden: units of a layer.
+      accumulate: parts of the batch that are computed one after another.
+      hidden_size: units of a layer.
+
+    Raises:
+      InputError: if they cannot be divided; the message says what would fit.
     """
     data, model = mesh.shape[DATA], mesh.shape[MODEL]
-    if batch % (data * parts):
-        share = f" in --accumulate {parts} parts" if parts > 1 else ""
+    if batch % (data * accumulate):
+        parts = f" into `accumulate={accumulate}` parts" if accumulate > 1 else ""
         raise InputError(
-            f"--batch {batch} cannot be divided{share} over {data} devices: make it a multiple of "
-            f"{data * parts}, or choose another --mesh"
+            f"`batch={batch}` cannot be divided{parts} over {data} devices: make it a multiple of "
+            f"{data * accumulate}, or choose another `mesh`"
         )
-    if hidden % model:
+    if hidden_size % model:
         raise InputError(
-            f"--hidden-size {hidden} cannot be divided over {model} devices: make it a multiple of {model}, "
-            "or choose another --mesh"
+            f"`hidden_size={hidden_size}` cannot be divided over {model} devices: make it a "
+            f"multiple of {model}, or choose another `mesh`"
         )
 
 
-# --- where arrays lie ---
+# --- placement of arrays ---
 
-
-def shardings(mesh: Mesh, tree: Any) -> Any:
-    """Where each array of a model, an optimizer's state or a carry lies; those of no known name
-    everywhere."""
-
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
-        name = getattr(path[-1], "name", "") if path else ""
-        return _placed(mesh, SPECS.get(name, P()))
-
-    return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
+# How arrays are divided, by the name of the field that holds them; all others are replicated.
 SPECS = {
     "w_x": P(None, MODEL),  # [D, G]
     "w_h": P(None, MODEL),  # [H, G]
@@ -121,8 +119,26 @@ SPECS = {
 }
 
 
-def abstract(mesh: Mesh, function: Any) -> Any:
-    """The shapes of what a function makes, placed as `shardings` says; nothing is made."""
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Return the sharding of each leaf of a model, an optimizer's state or a recurrent state.
+
+    A leaf is divided as `SPECS` says for the name of its field; other leaves are replicated.
+    """
+
+    def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
+        name = getattr(path[-1], "name", "") if path else ""
+        return _named_sharding(mesh, SPECS.get(name, P()))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def abstract(mesh: Mesh, function: Callable[[], Any]) -> Any:
+    """Return the result of a function as `jax.ShapeDtypeStruct`s, without computing it.
+
+    Args:
+      mesh: the mesh; the sharding of each leaf is the one that `shardings` gives.
+      function: called without arguments, under `jax.eval_shape`; returns a pytree of arrays.
+    """
     shapes = jax.eval_shape(function)
     return jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
@@ -132,14 +148,20 @@ def abstract(mesh: Mesh, function: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on each device."""
-    return _placed(mesh, P())
+    """Return the sharding that places the whole array on each device."""
+    return _named_sharding(mesh, P())
+
+
+def row_sharding(mesh: Mesh, axis: int) -> NamedSharding:
+    """Return the sharding that divides an axis of an array, its rows, over `data`."""
+    return _named_sharding(mesh, P(*[None] * axis, DATA))
 
 
 def gather_full(tree: Any) -> Any:
-    """The arrays as they are, or of those divided over devices the whole of each, on every host.
+    """Return a pytree whose divided arrays are replaced by whole ones, as numpy arrays on every host.
 
-    All processes must call it. One array after the other, so a device holds one whole at a time.
+    Leaves that lie on one device are returned as they are. All processes must call it. Arrays are
+    gathered one after another, so that a device holds one of them at a time.
     """
 
     def gathered(leaf: Any) -> Any:
@@ -152,47 +174,56 @@ def gather_full(tree: Any) -> Any:
     return jax.tree.map(gathered, tree)
 
 
-def local_copy(tree: Any) -> Any:
-    """Where every device holds all of the arrays, those of one of this process' devices; divided ones
-    as they are, to be computed with by all processes together."""
+def local_copy(tree: Tree) -> Tree:
+    """Return the copies on one device of this process, if every array is replicated.
+
+    If any array is divided, return the pytree as it is; all processes then have to compute with it
+    together.
+    """
     if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
         return tree
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
-def constrain(mesh: Mesh, tree: Any) -> Any:
-    """Inside of jit: results that lie as `shardings` says, so that the next call finds them alike."""
+def constrain(mesh: Mesh, tree: Tree) -> Tree:
+    """Return a pytree with the placement of `shardings`; call it inside `jax.jit`.
+
+    Applied to results that become arguments of the next call, it prevents recompilation.
+    """
     return jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
 
-def row_sharding(mesh: Mesh, axis: int) -> NamedSharding:
-    """Its rows, along this axis, over `data`."""
-    return _placed(mesh, P(*[None] * axis, DATA))
+def from_local_rows(
+    mesh: Mesh, shape: tuple[int, ...], axis: int, read: Callable[[slice], np.ndarray]
+) -> Array:
+    """Return an array divided by rows over `data`, of which each process reads its own rows.
+
+    Args:
+      mesh: the mesh.
+      shape: the shape of the whole array.
+      axis: the axis of the rows.
+      read: called with a slice of rows that a device of this process holds; returns that part of
+        the array.
+    """
+    # Devices along `model` hold the same rows, which are read once.
+    parts: dict[tuple[int, int, int], np.ndarray] = {}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        key = index[axis].indices(shape[axis])
+        if key not in parts:
+            parts[key] = read(slice(*key))
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, row_sharding(mesh, axis), part)
 
 
-def _placed(mesh: Mesh, spec: P) -> NamedSharding:
-    """As XLA names it too, without axes of one device; or equal arrays would be compiled for apart."""
+def _named_sharding(mesh: Mesh, spec: P) -> NamedSharding:
+    """Return a sharding without mesh axes of size 1, as XLA names it.
+
+    Equal shardings with different names would be compiled separately.
+    """
     axes = [axis if axis and mesh.shape[axis] > 1 else None for axis in spec]
     while axes and axes[-1] is None:
         axes.pop()
     return NamedSharding(mesh, P(*axes))
-
-
-def from_local_rows(mesh: Mesh, shape: tuple[int, ...], axis: int, read: Any) -> Array:
-    """An array divided by rows, of which each process makes its own.
-
-    Args:
-      mesh: where it goes.
-      shape: of the whole.
-      axis: of the rows.
-      read: called with the slice of rows that a device of this process takes; makes their part.
-    """
-    made: dict[Any, np.ndarray] = {}  # devices along `model` take the same rows
-
-    def part(index: Any) -> np.ndarray:
-        key = index[axis].indices(shape[axis])
-        if key not in made:
-            made[key] = read(slice(*key))
-        return made[key]
-
-    return jax.make_array_from_callback(shape, row_sharding(mesh, axis), part)

@@ -1,4 +1,4 @@
-"""The modes of JAX that decide the numbers of a run, fixed whatever the program or environment sets."""
+"""JAX's global modes that affect the numbers of a run, fixed whatever the environment sets."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterator
 
 import jax
 
-KEYS = "threefry2x32"  # the random number generator of every key
+# The random number generator of every key.
+KEYS = "threefry2x32"
 
 
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
-    """Compute in the modes that every run is trained, read and sampled in; also a decorator.
+    """Fix the modes in which runs are trained, loaded and sampled. Also works as a decorator.
 
-    A run is then the same under JAX_ENABLE_X64, another JAX_DEFAULT_PRNG_IMPL or
-    jax_threefry_partitionable, and its arrays have the same dtypes. Transfers between host and
-    device inside are meant, so JAX_TRANSFER_GUARD does not refuse them.
+    A run then has the same numbers and dtypes under any JAX_ENABLE_X64, JAX_DEFAULT_PRNG_IMPL and
+    jax_threefry_partitionable. Transfers between host and device are intended inside of it, so
+    JAX_TRANSFER_GUARD does not refuse them.
     """
     with (
         jax.enable_x64(False),

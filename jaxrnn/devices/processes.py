@@ -1,12 +1,10 @@
-"""Many processes, one training: how they find one another, and how they come to agree.
+"""Several processes that train one model: how they connect and how they agree.
 
     start(Processes(coordinator="host0:7000", process_id=1, num_processes=4))
-    corpus = run_on_all(lambda: read(...))           # what is wrong for one is wrong for all
-    settings = allgather_json(settings)                    # of every process, in the order of their numbers
+    corpus = run_on_all(lambda: read(...))    # if it fails in one process, it fails in all
+    everyone = allgather_json(settings)       # one value per process, in the order of their numbers
 
-Everything here is the identity where there is one process. JAX ends a process on the spot, with a page
-of its internals, where another does not come up; so they first meet by themselves at the address that
-they are told, or that the cluster says (`_meet`), where there is time to say what is wrong.
+With a single process, all functions here work without communication.
 """
 
 from __future__ import annotations
@@ -14,142 +12,160 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxrnn.devices import rendezvous
 from jaxrnn.errors import InputError
 from jaxrnn.settings import setting
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
+# Seconds without a sign of life after which a process counts as lost.
+HEARTBEAT = 30
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which of several processes this is."""
+    """The place of this process among the processes of one training.
+
+    Raises:
+      InputError: for some but not all of `coordinator`, `process_id` and `num_processes`, and for
+        values out of range.
+    """
 
     distributed: bool = False
-    """One of several processes; SLURM, Open MPI, Kubernetes or a Cloud TPU says which."""
+    """Run as one of several processes; SLURM, Open MPI, Kubernetes or a Cloud TPU numbers them."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where nothing else says it; with the next two."""
+    """HOST:PORT of process 0, if no cluster provides it; needs process-id and num-processes."""
     process_id: int | None = setting(None, per_process=True)
-    """The number of this process, from 0."""
+    """Number of this process, from 0."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     connect_timeout: float = 60.0
-    """Seconds that processes wait for one another at the start."""
+    """Seconds that processes wait for each other at the start."""
 
     def __post_init__(self) -> None:
-        told = self.coordinator, self.process_id, self.num_processes
-        if told == (None, None, None):
+        if self.coordinator is None and self.process_id is None and self.num_processes is None:
             return
         if self.coordinator is None or self.process_id is None or self.num_processes is None:
             raise InputError(
-                "--coordinator, --process-id and --num-processes go together: give all or none"
+                "`coordinator`, `process_id` and `num_processes` go together: give all or none"
             )
         if not 0 <= self.process_id < self.num_processes:
             raise InputError(
-                f"--process-id must be from 0 to {self.num_processes - 1}, below --num-processes "
-                f"{self.num_processes}, not {self.process_id}"
+                f"process_id must be from 0 to {self.num_processes - 1}, below "
+                f"`num_processes={self.num_processes}`, not {self.process_id}"
             )
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise InputError(
-                f"--coordinator must be HOST:PORT, as in host0:7000, not {self.coordinator!r}"
+                f"coordinator must be HOST:PORT, as in host0:7000, not {self.coordinator!r}"
             )
 
 
 def start(processes: Processes) -> None:
-    """Make this process one of several; `jax.devices()` are then those of all. Call it first of all.
+    """Connect this process with the others; `jax.devices()` then lists the devices of all.
+
+    Call it before any other use of JAX. Without `distributed` and `coordinator` it does nothing.
 
     Raises:
-      InputError: where no cluster says which process this is and nobody else does, a number is asked
-        for by another process too, or the others do not come in time.
+      InputError: if no cluster provides the number of this process and it is not given, another
+        process has the same number, or the others do not connect in time.
     """
-    patience = processes.connect_timeout
+    timeout = processes.connect_timeout
     if processes.coordinator is None and processes.distributed:
-        processes = _found(patience)
+        processes = _from_cluster(timeout)
     if processes.coordinator is None:
         return
     host, _, port = processes.coordinator.rpartition(":")
-    number, count = processes.process_id or 0, processes.num_processes or 1
-    _meet(host.strip("[]"), int(port), number, count, patience)
-    with _unconnected():
+    process_id = processes.process_id or 0
+    num_processes = processes.num_processes or 1
+    rendezvous.meet(host.strip("[]"), int(port), process_id, num_processes, timeout)
+    with _translate_connection_errors():
         jax.distributed.initialize(
             coordinator_address=processes.coordinator,
-            process_id=number,
-            num_processes=count,
-            initialization_timeout=int(patience),
+            process_id=process_id,
+            num_processes=num_processes,
+            initialization_timeout=int(timeout),
             heartbeat_timeout_seconds=HEARTBEAT,
         )
 
 
-def _found(patience: float) -> Processes:
-    """What the cluster that this runs in says, as JAX reads it."""
-    from jax._src.clusters import ClusterEnv  # what is public connects at once
+def _from_cluster(timeout: float) -> Processes:
+    """Return the place of this process according to its cluster, as JAX detects it."""
+    # JAX's public function detects and connects in one step, without the rendezvous in between.
+    from jax._src.clusters import ClusterEnv
 
-    with _unconnected():
-        address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, [], None, int(patience)
+    with _translate_connection_errors():
+        address, num_processes, process_id, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, [], None, int(timeout)
         )
-        if address is None or count is None or number is None:
-            raise RuntimeError("no cluster says which process this is")
-    return Processes(True, address, number, count, patience)
+        if address is None or num_processes is None or process_id is None:
+            raise RuntimeError("no cluster provides the number of this process")
+    return Processes(True, address, process_id, num_processes, timeout)
 
 
 @contextmanager
-def _unconnected() -> Iterator[None]:
-    """What JAX refuses, in one line for users."""
+def _translate_connection_errors() -> Iterator[None]:
+    """Turn what JAX raises while it connects into an InputError of one line."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise InputError(
             f"the processes could not be connected: {why}; outside of SLURM, Open MPI, Kubernetes "
-            "and Cloud TPU give --coordinator HOST:PORT, --process-id and --num-processes"
+            "and Cloud TPU give `coordinator` HOST:PORT, `process_id` and `num_processes`"
         ) from None
 
 
 def is_primary() -> bool:
-    """Whether this is the process that speaks and writes for all."""
+    """Return whether this is process 0, which writes files and output for all."""
     return jax.process_index() == 0
 
 
 def allgather_json(value: Any) -> list[Any]:
-    """Everybody's value, by the numbers of the processes. All must call it. The value is JSON."""
+    """Return the values of all processes, in the order of their numbers. All must call it.
+
+    Args:
+      value: anything that `json` can write; the results are what `json` reads back.
+    """
     if jax.process_count() == 1:
         return [value]
     raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(raw.size)))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: raw.size] = raw
-    all_of_them = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(all_of_them, sizes, strict=True)]
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether this is how JAX says that another process is gone; it says so in many ways."""
+    """Return whether an error of JAX means that another process is gone."""
+    # JAX has many messages for this and no class of its own.
     words = "Gloo", "barrier", "Barrier", "coordination", "DEADLINE_EXCEEDED", "UNAVAILABLE"
     return jax.process_count() > 1 and any(word in str(error) for word in words)
 
 
 class RemoteError(InputError):
-    """An error of another process, which has told it already."""
+    """An error that another process reports to the user."""
 
 
 def run_on_all(action: Callable[[], T]) -> T:
-    """Do this in every process; where one fails, all do. All must call it.
+    """Run an action in every process; if it fails in one, it fails in all. All must call it.
+
+    Returns:
+      The result of this process's own action.
 
     Raises:
-      InputError: here, for its own; in the others `RemoteError`.
+      InputError: in the first process whose action failed, the error of that action.
+      OSError: likewise.
+      RemoteError: in all other processes.
     """
     if jax.process_count() == 1:
         return action()
@@ -158,122 +174,34 @@ def run_on_all(action: Callable[[], T]) -> T:
         result = action()
     except (InputError, OSError) as own:
         error = own
-    told = allgather_json(None if error is None else str(error))
-    failed = [number for number, line in enumerate(told) if line is not None]
+    messages = allgather_json(None if error is None else str(error))
+    failed = [number for number, message in enumerate(messages) if message is not None]
     if not failed:
         return result  # type: ignore[return-value]
     if error is not None and failed[0] == jax.process_index():
         raise error
-    raise RemoteError(f"process {failed[0]}: {told[failed[0]]}")
+    raise RemoteError(f"process {failed[0]}: {messages[failed[0]]}")
 
 
-def require_equal(what: dict[str, Any], hint: str) -> None:
-    """Raises InputError, the same in every process, where one has other values than process 0.
+def require_equal(values: dict[str, Any], hint: str) -> None:
+    """Raise an error in every process if the processes have different values. All must call it.
 
     Args:
-      what: by name; JSON.
-      hint: what to do about it.
+      values: values by name; anything that `json` can write.
+      hint: what the user can do about a difference, for the message.
+
+    Raises:
+      InputError: in process 0.
+      RemoteError: in the other processes.
     """
-    everybody = allgather_json(what)
-    for number, theirs in enumerate(everybody):
-        differing = [n for n in sorted(what) if theirs.get(n) != everybody[0].get(n)]
-        if differing:
-            told = "; ".join(
-                f"{n} is {everybody[0].get(n)} in process 0 and {theirs.get(n)} in process {number}"
-                for n in differing
-            )
+    everyone = allgather_json(values)
+    first = everyone[0]
+    for number, other in enumerate(everyone):
+        differences = "; ".join(
+            f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {number}"
+            for name in sorted(values)
+            if other.get(name) != first.get(name)
+        )
+        if differences:
             kind = InputError if is_primary() else RemoteError
-            raise kind(f"the processes differ: {told}; {hint}")
-
-
-# --- meeting at an address ---
-
-
-def _meet(host: str, port: int, process: int, count: int, patience: float) -> None:
-    """Wait until `count` processes are there; process 0 listens, the others call."""
-    if count == 1:
-        return
-    end = time.monotonic() + patience
-    try:
-        if process == 0:
-            _receive(port, count, end, patience)
-        else:
-            _call(host, port, process, count, end, patience)
-    except OSError as error:
-        raise InputError(
-            f"cannot {'listen' if process == 0 else 'call'} at {host}:{port}: "
-            f"{error.strerror or error}; choose another --coordinator"
-        ) from None
-
-
-def _receive(port: int, count: int, end: float, patience: float) -> None:
-    """Process 0: take the others' calls, then answer them all, with "" or with what is wrong."""
-    calls: list[socket.socket] = []
-    there: dict[int, str] = {0: "process 0"}
-    wrong = ""
-    both = socket.has_dualstack_ipv6()  # an address of the cluster's may be of either kind
-    family = socket.AF_INET6 if both else socket.AF_INET
-    with socket.create_server(
-        ("", port), family=family, backlog=count, dualstack_ipv6=both
-    ) as server:
-        while len(there) < count and not wrong:
-            server.settimeout(max(end - time.monotonic(), 1e-3))
-            try:
-                call, (address, *_) = server.accept()
-            except TimeoutError:
-                missing = ", ".join(str(n) for n in range(count) if n not in there)
-                wrong = f"process {missing} of {count} did not come within {patience:g} s"
-                break
-            try:
-                call.settimeout(5)
-                number, theirs = json.loads(_line(call))
-            except (OSError, ValueError, TypeError):  # no process of ours
-                call.close()
-                continue
-            calls.append(call)
-            if theirs != count:
-                wrong = f"process {number} is told of {theirs} processes and process 0 of {count}"
-            elif number in there:
-                wrong = f"two processes have --process-id {number}, one of them at {address}"
-            there[number] = address
-        for call in calls:
-            with suppress(OSError):
-                call.sendall(json.dumps(wrong).encode() + b"\n")
-                _line(call)  # they hang up first, so that the port is free at once
-            call.close()
-    if wrong:
-        raise InputError(f"{wrong}; start every process once, each with a number of its own")
-
-
-def _call(host: str, port: int, process: int, count: int, end: float, patience: float) -> None:
-    """Another process: call process 0 until it answers."""
-    last = ""
-    while (left := end - time.monotonic()) > 0:
-        try:
-            with socket.create_connection((host, port), timeout=min(left, 5)) as call:
-                call.settimeout(left + 5)  # process 0's own patience ends about then
-                call.sendall(json.dumps([process, count]).encode() + b"\n")
-                answer = json.loads(_line(call))
-        except socket.gaierror as error:
-            raise InputError(
-                f"the host of the coordinator {host}:{port} is unknown: {error.strerror}"
-            ) from None
-        except (OSError, ValueError) as error:  # not up yet, or gone in the middle
-            last = getattr(error, "strerror", None) or "no answer"
-            time.sleep(0.2)
-            continue
-        if answer:
-            raise InputError(f"{answer}; start every process once, each with a number of its own")
-        return
-    raise InputError(
-        f"the coordinator {host}:{port} did not answer within {patience:g} s"
-        f"{f' ({last})' if last else ''}; is process 0 running there, and is the port open?"
-    )
-
-
-def _line(call: socket.socket) -> bytes:
-    """What comes until the end of a line, or until the other hangs up."""
-    read = b""
-    while not read.endswith(b"\n") and (more := call.recv(1024)):
-        read += more
-    return read
+            raise kind(f"the processes differ: {differences}; {hint}")
