@@ -29,13 +29,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import cell_report
+from benchmarks import tables
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
-import peers
-from peers import Contender, Given
+from benchmarks import peers
+from benchmarks.peers import Contender, Given
 from rich.console import Console
 
 import jaxrnn
@@ -224,17 +224,17 @@ def main() -> None:
     record = measure.read(flags.source) if flags.source else _measure(flags, console)
     output = flags.source or flags.output or _output(flags.quick)
     if flags.markdown:
-        print(cell_report.markdown(record))
+        print(tables.markdown(record))
     else:
-        console.print(cell_report.tables(record))
-        console.print(cell_report.summary(record), markup=False, soft_wrap=True)
+        console.print(tables.tables(record))
+        console.print(tables.summary(record), markup=False, soft_wrap=True)
     if output:
-        cell_report.draw(record, output.with_suffix(".png"))
+        tables.draw(record, output.with_suffix(".png"))
         console.print(f"results in {output}, picture beside it")
     if flags.write_choices:
-        count = cell_report.write_choices(record)
-        console.print(f"{count} choices written to {cell_report.CHOICES}")
-    if wrong := cell_report.wrong(record):
+        count = tables.write_choices(record)
+        console.print(f"{count} choices written to {tables.CHOICES}")
+    if wrong := tables.wrong(record):
         sys.exit("error: not what the reference computes: " + "; ".join(wrong))
 
 

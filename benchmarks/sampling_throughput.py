@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
 from rich.table import Table
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 from rich.table import Table
 
 import jaxrnn

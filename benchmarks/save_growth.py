@@ -20,11 +20,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
 import tensorstore
 from long_run import resident
-from training_throughput import VOCABULARY
+from benchmarks.training_throughput import VOCABULARY
 
 from jaxrnn import charlm
 from jaxrnn.devices import memory

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import measure
+from benchmarks import measure
 import numpy as np
-import peers
-from peers import Task
+from benchmarks import peers
+from benchmarks.peers import Task
 from rich.console import Console
 from rich.table import Table
 

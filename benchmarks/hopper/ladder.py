@@ -36,13 +36,13 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import hopper_programs
+from benchmarks.ahead_of_time import programs
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 from jax.sharding import SingleDeviceSharding
 
-from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.kernels import fused, hopper, xla
 from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
 from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
     hidden: int
 
     def make_cell(self) -> Any:
-        return dataclasses.replace(hopper_programs.CELLS[self.cell](64), hidden_size=self.hidden)
+        return dataclasses.replace(programs.CELLS[self.cell](64), hidden_size=self.hidden)
 
 
 USUAL = [
@@ -115,9 +115,9 @@ def work(problems: list[Problem], count: int, skip: int, lock: Path, compile_onl
     """Measure every tiling of these problems but the first `skip`; print a JSON object for each."""
     device = None
     if compile_only:
-        import gpu_static
+        from benchmarks.ahead_of_time import gpu
 
-        device = gpu_static.h100()
+        device = gpu.h100()
     with jax.default_device(device), ThreadPoolExecutor() as pool:
         room = hopper_residency.room()
         number = 0
@@ -129,9 +129,9 @@ def work(problems: list[Problem], count: int, skip: int, lock: Path, compile_onl
                 continue
             given = jax.eval_shape(partial(_draw, problem))
             if compile_only:
-                import aot
+                from benchmarks.ahead_of_time import compiler
 
-                given = aot.placed_on(SingleDeviceSharding(device), given)
+                given = compiler.placed_on(SingleDeviceSharding(device), given)
             plain = None if compile_only else pool.submit(_plain, problem, given)
             programs = [(tiles, _programs(problem, tiles, given, pool)) for tiles in todo]
             for tiles, both in programs:
@@ -366,8 +366,8 @@ WAYS = ("forward", "backward")
 
 def _problem(text: str) -> Problem:
     cell, *size = text.split(",")
-    if cell not in hopper_programs.CELLS or len(size) != 2:
-        names = ", ".join(hopper_programs.CELLS)
+    if cell not in programs.CELLS or len(size) != 2:
+        names = ", ".join(programs.CELLS)
         raise argparse.ArgumentTypeError(f"must be CELL,B,H with a cell of {names}, not {text!r}")
     return Problem(cell, *map(measure.whole, size))
 

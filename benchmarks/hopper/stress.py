@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
 import jax.numpy as jnp
-import ladder
-import measure
+from benchmarks.hopper import ladder
+from benchmarks import measure
 
 from jaxrnn.recurrence.kernels import fused
 from jaxrnn.recurrence.kernels.hopper import mosaic as hopper_mosaic

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from peers import Contender, Given, Missing, Unserved, require, swap_z_r
+from benchmarks.peers import Contender, Given, Missing, Unserved, require, swap_z_r
 
 NAME = "flashrnn"
 

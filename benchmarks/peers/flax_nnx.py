@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from peers import Contender, Given, Task, Unserved, cast, jitted, numpy, require, swap_z_r
+from benchmarks.peers import Contender, Given, Task, Unserved, cast, jitted, numpy, require, swap_z_r
 
 NAME = "flax nnx"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from peers import Contender, Given, Missing, Task, Unserved, cast, jitted, numpy, require
+from benchmarks.peers import Contender, Given, Missing, Task, Unserved, cast, jitted, numpy, require
 
 NAME = "keras"
 

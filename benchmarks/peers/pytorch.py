@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import measure
+from benchmarks import measure
 import numpy as np
 
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from peers import Contender, Given, Missing, Task, Unserved, require, swap_z_r
+from benchmarks.peers import Contender, Given, Missing, Task, Unserved, require, swap_z_r
 
 NAME = "torch"
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")

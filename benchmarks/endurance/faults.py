@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import measure
+from benchmarks import measure
 from rich.table import Table
 
 KINDS = ("kill", "term", "truncate", "readonly", "full", "vanish")

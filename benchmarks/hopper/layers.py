@@ -11,18 +11,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
-import peers
-from hopper_child import Say
-from hopper_contenders import COMPILE, DRAWN, OURS, RUN, TURNS, Job, problem, queue, ready, reason
-from hopper_report import AT_ONCE
-from peers import Given
+from benchmarks import peers
+from benchmarks.hopper.child import Say
+from benchmarks.hopper.contenders import COMPILE, DRAWN, OURS, RUN, TURNS, Job, problem, queue, ready, reason
+from benchmarks.hopper.report import AT_ONCE
+from benchmarks.peers import Given
 
 import jaxrnn
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import dispatch
-from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
 from rich.table import Table
 

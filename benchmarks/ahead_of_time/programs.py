@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jaxrnn
 from jaxrnn import charlm
 from jaxrnn.charlm import decoding
-from jaxrnn.recurrence.inputs import Masks
+from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.kernels import hopper
 from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
 from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack

@@ -29,10 +29,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import aot
+from benchmarks.ahead_of_time import compiler
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 from rich.table import Table
 
 import jaxrnn
@@ -46,7 +46,7 @@ PASSES = tuple(SWEEPS)
 OUTPUT = measure.RESULTS / "tpu_static.json"
 
 
-def compiled(chip: str, hidden: int, batch: int, implementation: str) -> aot.Program:
+def compiled(chip: str, hidden: int, batch: int, implementation: str) -> compiler.Program:
     """The recurrence and its gradients for gx [T, B, 4H], w_h and the outputs' gradients."""
     cell = jaxrnn.lstm(hidden)
 
@@ -62,7 +62,7 @@ def compiled(chip: str, hidden: int, batch: int, implementation: str) -> aot.Pro
     gx, d_ys = (
         jax.ShapeDtypeStruct((STEPS, batch, width), jnp.float32) for width in (4 * hidden, hidden)
     )
-    return aot.compile(aot.devices(chip)[0], jax.jit(both), params, gx, d_ys)
+    return compiler.compile(compiler.devices(chip)[0], jax.jit(both), params, gx, d_ys)
 
 
 def estimate(chip: str, hidden: int, batch: int, implementation: str) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _stretches(lines: list[tuple[str, str, str]]) -> list[tuple[int, int]]:
 def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
     """Everything about one chip and size."""
     cell = jaxrnn.lstm(hidden)
-    with jax.default_device(aot.devices(chip)[0]):
+    with jax.default_device(compiler.devices(chip)[0]):
         choice = jaxrnn.explain(cell, (STEPS, batch, 64), jnp.bfloat16)
         tiles = tiles_for(cell, STEPS, batch, jnp.bfloat16)
     serves = choice.implementation == "pallas"
@@ -221,14 +221,14 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def chip_name(text: str) -> str:
-    if text not in aot.CHIPS:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(aot.CHIPS)}, not {text!r}")
+    if text not in compiler.CHIPS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(compiler.CHIPS)}, not {text!r}")
     return text
 
 
 def main() -> None:
     parser = measure.Parser(description="static bounds for the recurrence on TPUs")
-    parser.add_argument("--chips", type=chip_name, nargs="+", default=list(aot.CHIPS))
+    parser.add_argument("--chips", type=chip_name, nargs="+", default=list(compiler.CHIPS))
     parser.add_argument("--hidden-size", type=measure.whole, nargs="+", default=SIZES, metavar="H")
     parser.add_argument("--batch", type=measure.whole, default=128, metavar="B")
     parser.add_argument("--quick", action="store_true", help="one chip and size, nothing written")
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--kernels-only", help=argparse.SUPPRESS)  # see `bundles`
     flags = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
-    if reason := aot.missing():
+    if reason := compiler.missing():
         parser.error(reason)
     if flags.kernels_only:
         chip, hidden, batch = flags.kernels_only.split(",")

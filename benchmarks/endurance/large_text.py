@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import measure
+from benchmarks import measure
 import numpy as np
 from rich.console import Console
 from rich.table import Table

@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
-from cell_throughput import SIZES
+from benchmarks import measure
+from benchmarks.cell_throughput import SIZES
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.recurrence.inputs import Dense, Masks
+from jaxrnn.recurrence.problem import Dense, Masks
 from jaxrnn.recurrence.kernels.native import build, calls
 
 SIDE = 2048  # of the large product

@@ -22,16 +22,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aot
+from benchmarks.ahead_of_time import compiler
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.recurrence.inputs import Dense, Masks
+from jaxrnn.recurrence.problem import Dense, Masks
 from jaxrnn.recurrence.kernels import xla
 
 CELLS = {
@@ -121,7 +121,7 @@ def compiled(function: Any, *args: Any, **options: Any) -> list[Loop]:
     """
     device = h100()
     with tempfile.TemporaryDirectory() as folder, jax.default_device(device):
-        lowered = function.lower(*aot.placed_on(SingleDeviceSharding(device), args))
+        lowered = function.lower(*compiler.placed_on(SingleDeviceSharding(device), args))
         program = lowered.compile({"xla_dump_to": folder, **options})
         *_, listing = sorted(Path(folder).glob("*.thunk_sequence*.txt"))  # after the last pass
         return loops(listing.read_text(encoding="utf-8"), program.as_text())

@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from traffic import Collective
+from benchmarks.ahead_of_time.traffic import Collective
 
 
 class Chip(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cell_report import medians
+from benchmarks.tables import medians
 from rich.console import Console
 from rich.table import Table
 

@@ -32,9 +32,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hopper_report
-import measure
-from hopper_child import Children
+from benchmarks.hopper import report
+from benchmarks import measure
+from benchmarks.hopper.child import Children
 from rich.console import Console
 
 Job = dict[str, Any]
@@ -76,7 +76,7 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
         ]
 
     sizes = [(b, h) for b in BATCH for h in HIDDEN]
-    first = [(b, h) for b, h in sizes if b in hopper_report.BATCHES and h in hopper_report.WIDTHS]
+    first = [(b, h) for b, h in sizes if b in report.BATCHES and h in report.WIDTHS]
     rest = [size for size in sizes if size not in first]
     table = rows("table", CELLS[:2], first[:1], KERNELS + PEERS + SLOW)
     table += rows("table", CELLS[:2], first[1:] + rest, KERNELS + PEERS)
@@ -99,7 +99,7 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
             job | {"layers": count}
             for size in ((64, 512), (16, 256), (1, 512), (128, 256))
             for count in (2, 4)
-            for job in rows("layers", CELLS[:2], [size], [hopper_report.AT_ONCE, *KERNELS])
+            for job in rows("layers", CELLS[:2], [size], [report.AT_ONCE, *KERNELS])
         ],
         "training": [
             {"stage": "training", "setting": setting, "implementation": implementation}
@@ -215,7 +215,7 @@ def run(flags: Any, console: Console, begin: float) -> dict[str, Any]:
                 result = {"job": job, "without": out(job, record["results"])}
                 result |= children.result(job, result["without"], min(mark + GRACE, end))
                 result["took"] = time.monotonic() - start
-                result["goals"] = hopper_report.goals(result)
+                result["goals"] = report.goals(result)
                 record["results"].append(result)
                 state = record["stages"][stage]
                 state["seconds"] += result["took"]
@@ -242,9 +242,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def _tell(console: Console, result: dict[str, Any]) -> None:
     job = result["job"]
-    place = (str(job[k]) for k in hopper_report.PLACE if k in job)
+    place = (str(job[k]) for k in report.PLACE if k in job)
     line = f"{' '.join(place)}: {result['took']:.1f} s"
-    line = "; ".join([line, *hopper_report.summary(result)])
+    line = "; ".join([line, *report.summary(result)])
     lost = [f"{name} {loss['why']}" for name, loss in result["lost"].items()]
     lost += [result["failed"]] if "failed" in result else []
     console.print("; ".join([line, *lost]), markup=False, soft_wrap=True)
@@ -260,7 +260,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = measure.screen()
     record = read(flags.source) if flags.source else run(flags, console, begin)
-    hopper_report.show(record, console)
+    report.show(record, console)
 
 
 def _flags() -> Any:

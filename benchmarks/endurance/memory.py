@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import measure
+from benchmarks import measure
 import numpy as np
 from matplotlib.figure import Figure
 

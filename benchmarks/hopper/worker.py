@@ -19,16 +19,16 @@ import types
 from functools import partial
 from typing import Any
 
-import cell_throughput
-import hopper_layers
-import hopper_sampling
+from benchmarks import cell_throughput
+from benchmarks.hopper import layers
+from benchmarks.hopper import sampling
 import jax
-import measure
+from benchmarks import measure
 import numpy as np
-import peers
-from cell_throughput import PASSES, TOLERANCES
-from hopper_child import Say
-from hopper_contenders import (
+from benchmarks import peers
+from benchmarks.cell_throughput import PASSES, TOLERANCES
+from benchmarks.hopper.child import Say
+from benchmarks.hopper.contenders import (
     COMPILE,
     OURS,
     PEERS,
@@ -210,7 +210,7 @@ def training(job: Job, say: Say) -> dict[str, Any]:
     """Whole training steps, as `training_throughput.py` times them; an implementation may be named."""
     if "tyro" not in sys.modules and importlib.util.find_spec("tyro") is None:
         sys.modules["tyro"] = types.ModuleType("tyro")  # for command lines, and here is none
-    import training_throughput as steps
+    from benchmarks import training_throughput as steps
 
     config = steps.SETTINGS[job["setting"]]
     asked = "xla" if OURS + "pallas" in job["without"] else job["implementation"]
@@ -246,8 +246,8 @@ def training(job: Job, say: Say) -> dict[str, Any]:
 
 
 STAGES = {"where": where, "right": right, "others": others, "table": table, "flashrnn": table}
-STAGES |= {"latency": latency, "layers": hopper_layers.layers}
-STAGES |= {"training": training, "sampling": hopper_sampling.sampling}
+STAGES |= {"latency": latency, "layers": layers.layers}
+STAGES |= {"training": training, "sampling": sampling.sampling}
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aot
-import gpu_static
+from benchmarks.ahead_of_time import compiler
+from benchmarks.ahead_of_time import gpu
 import jax
-import measure
-from hopper_programs import CELLS, STEPS, Program, Size, at_once, layer, sampler
+from benchmarks import measure
+from benchmarks.ahead_of_time.programs import CELLS, STEPS, Program, Size, at_once, layer, sampler
 from jax.sharding import SingleDeviceSharding
 from jaxlib.mlir import ir
 from rich.table import Table
@@ -101,10 +101,10 @@ def reports(function: Callable[..., Any], *args: Any) -> list[Report]:
     Raises:
       ValueError: where ptxas did not report on every kernel.
     """
-    device = gpu_static.h100()
+    device = gpu.h100()
     fresh = jax.jit(lambda *args: function(*args))  # of another JAX keeps what it compiled before
     with jax.default_device(device):
-        lowered = fresh.lower(*aot.placed_on(SingleDeviceSharding(device), args))
+        lowered = fresh.lower(*compiler.placed_on(SingleDeviceSharding(device), args))
         launches = _launches(lowered.compiler_ir())
         found = said(_printed(lowered.compile))
     expected, got = (sorted(each["kernel"] for each in some) for some in (launches, found))
@@ -196,7 +196,7 @@ def compiled(what: str, size: Size, make: Callable[[], Program]) -> dict[str, An
     what: "layer", "layers at once" or "sampling".
     """
     row = {"what": what, **size._asdict()}
-    with jax.default_device(gpu_static.h100()):
+    with jax.default_device(gpu.h100()):
         function, args, tiles = make()
     row["tiles"] = tiles and _asdict(tiles)
     begin = time.perf_counter()
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
-    if reason := gpu_static.missing():
+    if reason := gpu.missing():
         parser.error(reason)
     console = measure.screen()
     sizes = [

@@ -17,9 +17,9 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-import aot
+from benchmarks.ahead_of_time import compiler
 import numpy as np
-from aot import Buffer, Operation
+from benchmarks.ahead_of_time.compiler import Buffer, Operation
 
 Computations = dict[str, list[Operation]]
 
@@ -37,8 +37,8 @@ def bytes_of(array: Buffer) -> int:
 def _called(operation: Operation) -> str | None:
     """The computation that an operation runs once, or that is given to another core to run."""
     if operation.kind in ("call", "call-start"):
-        return aot.attribute(operation, "to_apply")
-    return aot.attribute(operation, "calls")
+        return compiler.attribute(operation, "to_apply")
+    return compiler.attribute(operation, "calls")
 
 
 # --- HBM ----------------------------------------------------------------------------------------
@@ -60,8 +60,8 @@ def hbm_bytes(computations: Computations, operations: list[Operation]) -> int:
     total = 0
     for operation in operations:
         if operation.kind == "while":
-            body = computations[str(aot.attribute(operation, "body"))]
-            total += (aot.trips(computations, operation) or 1) * hbm_bytes(computations, body)
+            body = computations[str(compiler.attribute(operation, "body"))]
+            total += (compiler.trips(computations, operation) or 1) * hbm_bytes(computations, body)
         else:
             total += _moved(computations, operation)
     return total
@@ -76,7 +76,7 @@ def _moved(computations: Computations, operation: Operation) -> int:
         return min(map(bytes_of, ends)) * sum(a.in_hbm for a in ends)
     if operation.is_kernel:
         arrays = operation.operands + operation.results
-        stated = aot.estimate(operation, "bytes_accessed")
+        stated = compiler.estimate(operation, "bytes_accessed")
         if stated is None:
             return _in_hbm(arrays)
         return max(0, stated - sum(bytes_of(a) for a in arrays if not a.in_hbm))
@@ -210,8 +210,8 @@ def collectives(
             if len(group) > 1:
                 found[Collective(kind, _whole(kind, operation), group, turns)] += 1
         elif kind == "while":
-            body = computations[str(aot.attribute(operation, "body"))]
-            times = turns * (aot.trips(computations, operation) or 1)
+            body = computations[str(compiler.attribute(operation, "body"))]
+            times = turns * (compiler.trips(computations, operation) or 1)
             found += collectives(computations, body, devices, times)
         elif called is not None and not kind.endswith("-done"):
             inside = collectives(computations, computations[called], devices, turns)

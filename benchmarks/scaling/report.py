@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import scaling_model as model
+from benchmarks.scaling import model as model
 from rich.console import Console
 from rich.table import Table
 

@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import cell_throughput
+from benchmarks import cell_throughput
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
-import peers
-from hopper_child import Say
-from peers import Given
+from benchmarks import peers
+from benchmarks.hopper.child import Say
+from benchmarks.peers import Given
 
 import jaxrnn
 from jaxrnn.devices import accelerator

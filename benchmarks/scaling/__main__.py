@@ -26,16 +26,16 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aot
+from benchmarks.ahead_of_time import compiler
 import jax
 import jax.numpy as jnp
-import measure
-import scaling_model as model
-import scaling_report
-import tpu_static
-import traffic
+from benchmarks import measure
+from benchmarks.scaling import model as model
+from benchmarks.scaling import report
+from benchmarks.ahead_of_time import tpu
+from benchmarks.ahead_of_time import traffic
 from rich.console import Console
-from scaling_worker import Worker
+from benchmarks.scaling.worker import Worker
 
 import jaxrnn
 from jaxrnn import charlm
@@ -107,9 +107,9 @@ def configured(hidden: int, rows: int, dtype: Any = "bfloat16") -> TrainingConfi
     return TrainingConfig(shape, batch=rows, seq_len=STEPS, steps=1000, log_every=CALL)
 
 
-def compiled(case: Case) -> tuple[aot.Program, mesh.Mesh]:
+def compiled(case: Case) -> tuple[compiler.Program, mesh.Mesh]:
     """The step of a case, and the mesh that it is compiled for."""
-    cores = aot.devices(case.chip, case.shape)
+    cores = compiler.devices(case.chip, case.shape)
     sizes = {"data": len(cores) // case.parts, "model": case.parts}
     devices = mesh.make(sizes, cores)
     config = configured(case.hidden, case.rows)
@@ -123,10 +123,10 @@ def compiled(case: Case) -> tuple[aot.Program, mesh.Mesh]:
     fresh = jax.ShapeDtypeStruct((CALL,), jnp.bool_, sharding=here)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=here)
     args = config, optimizer, devices, state, text, windows, fresh, count
-    return aot.compile_placed(cores[0], stepping.run_steps, *args), devices
+    return compiler.compile_placed(cores[0], stepping.run_steps, *args), devices
 
 
-def work(program: aot.Program, bundles: float | None) -> tuple[model.Work, int]:
+def work(program: compiler.Program, bundles: float | None) -> tuple[model.Work, int]:
     """One training step of one device, and the compiler's estimate of cycles outside of the recurrence.
 
     bundles: of a step of time in all kernels; None where there are none, for the cycles of XLA's loops.
@@ -135,12 +135,12 @@ def work(program: aot.Program, bundles: float | None) -> tuple[model.Work, int]:
     over_time = [loop for loop in program.loops if loop.trips == STEPS]
     inside, outside = [], []
     for operation in step:
-        loop = operation.kind == "while" and aot.trips(program.computations, operation) == STEPS
+        loop = operation.kind == "while" and compiler.trips(program.computations, operation) == STEPS
         (inside if operation.is_kernel or loop else outside).append(operation)
     cycles = bundles if bundles is not None else sum(loop.cycles for loop in over_time)
 
-    def both(operations: list[aot.Operation]) -> tuple[int, int]:
-        flops = aot.flops(program.computations, operations)
+    def both(operations: list[compiler.Operation]) -> tuple[int, int]:
+        flops = compiler.flops(program.computations, operations)
         return flops, traffic.hbm_bytes(program.computations, operations)
 
     rest = sum(operation.cycles or 0 for operation in outside)
@@ -155,14 +155,14 @@ def bundles(case: Case) -> float | None:
     """
     if case.parts > 1:
         return None
-    cores = aot.devices(case.chip, case.shape)
+    cores = compiler.devices(case.chip, case.shape)
     rows = case.rows // len(cores)
     try:
-        counted = tpu_static.bundles(case.chip, case.hidden, rows)
+        counted = tpu.bundles(case.chip, case.hidden, rows)
     except ValueError:  # each chip's compiler writes its own form
         return None
     with jax.default_device(cores[0]):
-        tiles = tiles_for(jaxrnn.lstm(case.hidden), tpu_static.STEPS, rows, jnp.bfloat16)
+        tiles = tiles_for(jaxrnn.lstm(case.hidden), tpu.STEPS, rows, jnp.bfloat16)
     assert tiles is not None
     blocks = -(-rows // tiles.rows)
     at_once = 2 if case.chip == "v5p" else 1
@@ -261,9 +261,9 @@ def main() -> None:
     console = measure.screen(stderr=flags.markdown)
     record = measure.read(flags.source) if flags.source else _run(flags, console)
     if flags.markdown:
-        print(scaling_report.markdown(record))
+        print(report.markdown(record))
     else:
-        scaling_report.show(record, console)
+        report.show(record, console)
 
 
 def _run(flags: Any, console: Console) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _flags() -> Any:
     say("--from", dest="source", type=Path, metavar="FILE", help="report this, compile nothing")
     say("--markdown", action="store_true", help="print the tables as Markdown")
     flags = parser.parse_args()
-    if not flags.source and (reason := aot.missing()):
+    if not flags.source and (reason := compiler.missing()):
         parser.error(reason)
     return flags
 

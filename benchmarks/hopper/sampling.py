@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
+from benchmarks import measure
 import numpy as np
-import sampling_throughput as samples
-from cell_throughput import TOLERANCES
-from hopper_child import Say
-from hopper_contenders import COMPILE, OURS, TURNS, Job, absent, reason
-from hopper_report import OWN
+from benchmarks import sampling_throughput as samples
+from benchmarks.cell_throughput import TOLERANCES
+from benchmarks.hopper.child import Say
+from benchmarks.hopper.contenders import COMPILE, OURS, TURNS, Job, absent, reason
+from benchmarks.hopper.report import OWN
 
 import jaxrnn
 from jaxrnn import charlm

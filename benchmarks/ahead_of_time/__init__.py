@@ -1,0 +1,1 @@
+"""Compile for TPUs and GPUs that are not present, and read operations, bytes and registers off the result."""
