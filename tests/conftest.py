@@ -1,9 +1,10 @@
 """Strict numerics for every test: no silent promotion of dtypes or ranks, warnings are errors."""
 
 import os
+import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +33,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
-# What these files test does not change with JAX's version: CI runs them on the oldest alone.
-ONCE = {
-    "benchmarks",
-    "commands",
-    "console",
-    "distributed",
-    "faults",
-    "folder",
-    "hopper_bench",
-    "hopper_toolkit",
-    "memory",
-    "play",
-    "prepare",
-    "report",
-    "resume",
-}
-ONCE |= {"scaling", "sources", "storage", "text"}
-# Whole programs, each of which takes a minute or more on two cores: `pytest -m slow` runs them alone.
-SLOW = {"benchmarks", "experiments", "faults"}
-
-
-# Their processes are killed at any moment or start together: each compiles on its own.
-UNCACHED = {"distributed", "faults", "resume"}
-
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
@@ -75,11 +52,62 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 def compile_once(request: pytest.FixtureRequest, compiled: str) -> Iterator[None]:
     """Let child processes take what earlier ones compiled. JAX in this process does not."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem.removeprefix("test_") not in UNCACHED:
+        # Processes that are killed at any moment or start together each compile on their own.
+        if request.node.get_closest_marker("uncached") is None:
             patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
             patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
             patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
         yield
+
+
+# These fixtures import the library when they run: pytest must first hook its imports.
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train without drawing curves."""
+    from tests.support.runs import quicken
+
+    quicken(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with texts and finished runs of them, none to be changed: `run`, and `latin` of bytes."""
+    from jaxrnn import train
+    from tests.support.runs import LATIN, TEXT, flags, quicken
+
+    place = tmp_path_factory.mktemp("commands")
+    (place / "text.txt").write_text(TEXT)
+    (place / "latin.txt").write_bytes(LATIN)
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        assert train.main(flags(place / "text.txt", place / "run")) == 0
+        assert train.main(flags(place / "latin.txt", place / "latin", "--bytes")) == 0
+    return place
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(place / "run", tmp_path / "run")
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail: the one line that it says."""
+
+    def call(main: Callable[[list[str]], int], arguments: list[str], status: int = 2) -> str:
+        capsys.readouterr()
+        assert main(arguments) == status
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ") and len(lines[0]) > 20
+        assert "Traceback" not in out
+        return lines[0].removeprefix("error: ")
+
+    return call
 
 
 # Linux allows a process 65,530 memory mappings; each compiled program takes about a hundred.
@@ -105,11 +133,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cases: Counter[str] = Counter()
     chosen, left_out = [], []
     for item in items:
-        name = item.path.stem.removeprefix("test_")
-        if name in ONCE or name.startswith("experiment"):
-            item.add_marker("once")
-        if name in SLOW:
-            item.add_marker("slow")
         test = item.nodeid.partition("[")[0]
         (left_out if cases[test] % config.getoption("every") else chosen).append(item)
         cases[test] += 1

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from oracle import CELLS, USUAL, problem, unchecked
 
 from jaxrnn import unroll, unroll_projected
-from jaxrnn.recurrence.inputs import Lookup
+from jaxrnn.recurrence.problem import Lookup
+from tests.support.oracle import unchecked
+from tests.support.problems import CELLS, USUAL, problem
 
 ROOT = Path(__file__).parent.parent
 STEPS, BATCH, FEATURES = 12, 5, 3

@@ -21,12 +21,13 @@ README = ROOT / "README.md"
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
     ("train", "generate", "prepare"),
+    ("presets",),
     ("training", "serialization", "arguments"),
     ("charlm",),
     ("recurrence",),
     ("data",),
     ("devices",),
-    ("console", "errors", "shapes"),
+    ("console", "errors", "progress", "settings", "shapes"),
 )
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
 OPTIONAL += ["tensorboardX", "torch", "keras", "tensorflow"]

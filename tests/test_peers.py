@@ -1,15 +1,17 @@
 """jaxrnn against PyTorch and Keras, run live in float64: values and gradients.
 
-The weights are carried over by `golden/make.py`, which also wrote the results that `test_cells.py`
-checks without the peers. Neither peer has peepholes.
+`golden/make.py` runs the peers. It also wrote the results that `recurrence/test_cells.py` checks without
+them. Neither peer has peepholes.
 """
 
 import importlib.util
 
 import jax
 import pytest
-from golden import make
-from oracle import IMPLEMENTATIONS, TOLERANCES, assert_close, library, problem
+
+from tests.golden import make
+from tests.support.oracle import TOLERANCES, assert_close
+from tests.support.problems import IMPLEMENTATIONS, library, problem
 
 missing = [name for name in ("keras", "torch") if not importlib.util.find_spec(name)]
 pytestmark = [

@@ -1,0 +1,521 @@
+"""The benchmark for Hopper cards, without one: tiny sizes on the CPU, children that hang or die, the
+arithmetic of its goals. No time is held to anything here."""
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from rich.console import Console
+
+pytestmark = pytest.mark.once
+import jaxrnn
+from benchmarks import measure
+from benchmarks.hopper import __main__ as hopper
+from benchmarks.hopper import child as hopper_child
+from benchmarks.hopper import contenders as hopper_contenders
+from benchmarks.hopper import layers as hopper_layers
+from benchmarks.hopper import report as hopper_report
+from benchmarks.hopper import sampling as hopper_sampling
+
+ROOT = Path(__file__).parents[2]
+
+TORCH = importlib.util.find_spec("torch") is not None
+
+
+# --- all of it, tiny ----------------------------------------------------------------------------
+
+
+def test_every_stage_runs_and_says_what_is_not_there(tmp_path: Path) -> None:
+    """By the command that people run, with the folder as the environment names it."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "OUT": str(tmp_path)}
+    command = [str(ROOT / "benchmarks" / "hopper.sh"), "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.iterdir()
+    assert file.name.startswith("hopper-cpu-")
+    record = json.loads(file.read_text())
+    results = {result["job"]["stage"]: result for result in record["results"]}
+    assert list(results) == hopper.USUAL == list(record["stages"])
+    assert all("failed" not in result and not result["lost"] for result in results.values())
+    assert all(not stage["left"] for stage in record["stages"].values())
+    assert "flashrnn" in record["missing"] and "without flashrnn" in done.stdout
+
+    plain = results["right"]["contenders"]["jaxrnn xla"]
+    assert plain["values"] < 1e-2 and plain["gradients"] < 3e-2 and plain["moved"] == 0
+    layers = results["layers"]
+    assert layers["contenders"]["jaxrnn xla"].items() >= {"moved": 0.0}.items()
+    assert layers["contenders"]["jaxrnn xla"]["gradients"] < 3e-2
+    assert "runs on a Hopper GPU" in layers["unserved"]["jaxrnn at once"]
+    for stage in ("right", "table", "latency", "layers", "sampling"):
+        assert "jaxrnn pallas" in results[stage]["unserved"] and f"{stage} without" in done.stdout
+    for passes in (results["table"]["passes"], results["latency"]["passes"]):
+        for contenders in passes.values():
+            assert all(len(c["seconds"]) == 1 for c in contenders.values())
+    contenders = results["table"]["passes"]["forward+backward"]
+    assert set(contenders) == {"jaxrnn xla", "flax nnx"} | ({"torch"} if TORCH else set())
+    losses = [contender["loss"] for contender in contenders.values()]
+    assert max(losses) - min(losses) < 0.02 * max(map(abs, losses)) + 0.1
+    assert results["training"]["contenders"]["jaxrnn"]["seconds"]
+    loop = results["sampling"]["contenders"]["jaxrnn xla"]
+    assert loop["seconds"] and loop["alike"] == 64 and loop["short"] < 1e-2
+
+
+STAND_IN = """
+import os, sys
+sys.path[:0] = {paths!r}
+import hopper_worker
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.kernels import xla
+
+class Kernels:
+    unsupported_reason, deadly = staticmethod(xla.unsupported_reason), False
+    def run(*arguments):
+        if Kernels.deadly:
+            print("the last words", file=sys.stderr, flush=True)
+            os.abort()
+        return xla.run(*arguments)
+
+kernel, table = dispatch.kernel, hopper_worker.STAGES["table"]
+dispatch.kernel = lambda name: Kernels if name == "pallas" else kernel(name)
+del dispatch._PLATFORMS["pallas"]
+
+def deadly(job, say):
+    Kernels.deadly = True
+    return table(job, say)
+
+hopper_worker.STAGES["table"] = deadly
+hopper_worker.main()
+"""
+
+
+def test_kernels_are_checked_and_their_death_costs_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With XLA's loop in the kernels' place: right at first, an abort of the process then."""
+    script = tmp_path / "child.py"
+    script.write_text(STAND_IN.format(paths=[str(ROOT), str(ROOT / "benchmarks")]))
+    monkeypatch.setattr(hopper, "CHILD", [sys.executable, str(script)])
+    monkeypatch.setitem(hopper._TINY, "table", {"contenders": hopper.KERNELS})
+    record = run_here(tmp_path, stages=["right", "table"], quick=True)
+    right, table = record["results"]
+    kernels, plain = (right["contenders"][name] for name in hopper.KERNELS)
+    assert hopper_report.is_right(right) and kernels == plain
+    loss = table["lost"]["jaxrnn pallas"]
+    assert loss["why"] == "died: compiling (SIGABRT)"
+    assert any("the last words" in line for line in loss["tail"])  # twice in one, of two threads
+    assert "seconds" in table["passes"]["forward"]["jaxrnn xla"]
+    assert "jaxrnn pallas" not in table["passes"]["forward"]
+
+
+def run_here(folder: Path, **flags: Any) -> dict[str, Any]:
+    usual = {"stages": hopper.USUAL, "cells": None, "seconds": 300, "repeats": 1}
+    usual |= {"quick": False, "folder": folder, "after": None}
+    return hopper.run(Namespace(**usual | flags), Console(quiet=True), time.monotonic())
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru-after"])
+def test_layers_at_once_are_called_as_the_kernel_takes_them(cell: str) -> None:
+    """Lowered for the GPU that is not here; by shape they give what one by one gives."""
+    how, given = hopper_contenders.problem(
+        {"cell": cell, "size": [16, 3, 128, 128], "dtype": "bfloat16"}
+    )
+    both, arguments = hopper_layers.call(how, hopper_report.AT_ONCE, given, 2)
+    text = jax.jit(both).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu") >= 2
+    plain, _ = hopper_layers.call(how, "jaxrnn xla", given, 2)
+    assert jax.eval_shape(both, *arguments) == jax.eval_shape(plain, *arguments)
+
+
+# --- children -----------------------------------------------------------------------------------
+
+CHILD = """
+import json, os, sys, time
+def say(**words):
+    print(json.dumps(words), flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    {prologue}
+    for name in job.get("contenders", []):
+        if name not in job["without"]:
+            say(at=name, doing="a call", seconds=job.get("patience", 60))
+            {{"dies": os.abort, "ends": lambda: sys.exit(3), "hangs": lambda: time.sleep(60),
+              "breaks": lambda: (say(lost="no device"), os._exit(1))}}.get(name, int)()
+    say(done={{"pid": os.getpid()}})
+"""
+
+
+@pytest.fixture
+def children() -> Any:
+    made = hopper_child.Children([sys.executable, "-c", CHILD.format(prologue="")])
+    yield made
+    made.stop()
+
+
+def later(seconds: float = 60) -> float:
+    return time.monotonic() + seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("dies", "died: a call (SIGABRT)"),
+        ("ends", "died: a call (exit status 3)"),
+        ("hangs", "hung: a call, for 0.5 s"),
+        ("breaks", "failed: a call (no device)"),
+    ],
+)
+def test_who_hangs_or_dies_is_left_out_and_the_job_done_without(
+    children: Any, name: str, why: str
+) -> None:
+    job = {"contenders": ["good", name, "other"], "patience": 0.5}
+    result = children.result(job, [], later())
+    assert {n: loss["why"] for n, loss in result["lost"].items()} == {name: why}
+    assert "failed" not in result
+    again = children.result(job, [name], later())
+    assert again == {"pid": result["pid"], "lost": {}}  # by the same child
+
+
+def test_a_job_without_anybody_to_blame_fails_and_the_next_is_done() -> None:
+    prologue = "if job.get('broken'): print('why', file=sys.stderr); sys.exit(3)"
+    children = hopper_child.Children([sys.executable, "-c", CHILD.format(prologue=prologue)])
+    try:
+        result = children.result({"broken": True}, [], later())
+        assert result["failed"] == "died: starting (exit status 3)" and result["tail"] == ["why"]
+        assert "pid" in children.result({}, [], later())
+    finally:
+        children.stop()
+
+
+def test_a_job_ends_with_the_time(children: Any) -> None:
+    result = children.result({"contenders": ["hangs"]}, [], later(0.5))
+    assert result == {"failed": "the time was up", "lost": {}}
+    assert "pid" in children.result({}, [], later())
+
+
+# --- jobs and their turns -----------------------------------------------------------------------
+
+THERE: dict[str, Any] = {
+    "surroundings": {"platform": "gpu", "device": "a card", "commit": "abc"},
+    "place": "card",
+    "dtypes": ["float32", "bfloat16", "float64"],
+    "missing": {"flashrnn": "not installed"},
+}
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, there: dict[str, Any]) -> None:
+    """Children that do nothing, on a machine like this."""
+    prologue = f"if job['stage'] == 'where': say(done={there!r}); continue"
+    child = CHILD.format(prologue=prologue)
+    monkeypatch.setattr(hopper, "CHILD", [sys.executable, "-c", child])
+
+
+def test_everything_is_asked_once_and_what_matters_first() -> None:
+    jobs = hopper.plan(THERE, 5)
+    assert list(jobs) == list(hopper.SHARES) and not jobs["flashrnn"]
+    assert hopper.plan(THERE | {"missing": {}}, 5)["flashrnn"][0]["size"] == [16, 1024, 768, 768]
+    for each in jobs.values():
+        assert all(job not in each[:n] for n, job in enumerate(each))
+    sizes = [(job["cell"], *job["size"]) for job in jobs["table"]]
+    assert set(sizes) >= {
+        (cell, b, 1024, h, h)
+        for cell in ("lstm", "gru-after")
+        for b in (1, 16, 64, 128, 256)
+        for h in (256, 512, 768, 1024, 2048)
+    }
+    assert all(16 <= b <= 128 and 512 <= h <= 1024 for _, b, _, _, h in sizes[:18])
+    checked = jobs["right"]
+    assert {job["cell"] for job in checked[:5]} == set(hopper.CELLS)
+    assert {job["dtype"] for job in checked} == {"bfloat16", "float32"}  # float16 is not there
+    assert {job["mode"] for job in checked} == {"plain", "masked", "reverse"}
+    assert {1, 16, 64, 200} == {job["size"][0] for job in checked[:20]}
+    narrow = hopper.plan(THERE | {"dtypes": ["float16", "bfloat16"]}, 5)["right"]
+    assert {job["dtype"] for job in narrow} == {"bfloat16", "float16"}
+
+
+def test_time_is_shared_and_what_is_left_goes_to_the_rest() -> None:
+    assert sum(hopper.SHARES[stage] for stage in hopper.USUAL) == pytest.approx(1)
+    marks = hopper.marks(["right", "table"], 100.0, 166.0)
+    assert marks[:2] == [("right", pytest.approx(122.0)), ("table", pytest.approx(166.0))]
+    assert set(marks[2:]) == {("right", 166.0), ("table", 166.0)}
+
+
+def test_a_run_goes_on_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, THERE)
+    record = run_here(tmp_path / "one", stages=["training", "sampling"])
+    path = tmp_path / "one" / "hopper-card.json"
+    assert json.loads(path.read_text()) == record and len(record["results"]) == 12
+    record["results"][0]["failed"] = "the time was up"
+    path.write_text(json.dumps(record))
+    record = run_here(tmp_path / "two", stages=["training", "sampling"], after=path)
+    assert [result["job"]["stage"] for result in record["results"][-2:]] == ["sampling", "training"]
+    assert record["stages"]["training"]["done"] == 1 and not record["stages"]["sampling"]["done"]
+    fake(monkeypatch, THERE | {"surroundings": THERE["surroundings"] | {"commit": "abd"}})
+    with pytest.raises(SystemExit, match="is of another device or commit"):
+        run_here(tmp_path, after=path)
+
+
+def test_without_a_gpu_it_stops_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, THERE | {"surroundings": THERE["surroundings"] | {"platform": "cpu"}})
+    with pytest.raises(SystemExit, match="this needs a GPU, not a CPU; try --quick"):
+        run_here(tmp_path)
+
+
+def test_a_result_is_shown_as_it_comes() -> None:
+    """So that a run that is cut off has said what it found."""
+    times = {
+        "jaxrnn pallas": {"seconds": [1e-3, 2e-3, 3e-3]},
+        "torch": {"left_out": "it is not here"},
+    }
+    job = {"stage": "table", "size": [64, 1000, 512, 512]}
+    assert hopper_report.summary({"job": job, "passes": {"forward": times}}) == [
+        "forward, us a step: jaxrnn pallas 2.00"
+    ]
+    errors = {"jaxrnn pallas": {"values": 1e-3, "gradients": 2e-3, "moved": 0.0}}
+    assert hopper_report.summary({"job": job, "contenders": errors}) == [
+        "jaxrnn pallas values 1.0e-03 gradients 2.0e-03 moved 0.0e+00"
+    ]
+    rates = {"jaxrnn": {"seconds": [2.0]}}
+    drawn = {"job": job, "contenders": rates, "characters": 1000}
+    assert hopper_report.summary(drawn) == ["characters/s: jaxrnn 500"]
+
+
+# --- the first look at a card -------------------------------------------------------------------
+
+
+def test_the_first_run_stops_in_one_line_without_a_driver(tmp_path: Path) -> None:
+    """And leaves no result behind."""
+    script = ROOT / "benchmarks" / "hopper" / "first_run.sh"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "realpath", "mkdir", "mktemp", "rm"):
+        (programs / name).symlink_to(shutil.which(name))
+    env = {"PATH": str(programs), "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == "error: there is no NVIDIA driver on this machine (nvidia-smi)\n"
+
+
+def test_occupancy_stops_in_one_line_without_a_driver() -> None:
+    script = ROOT / "benchmarks" / "hopper" / "occupancy.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    if done.returncode == 0:
+        pytest.skip("waits for a machine without a CUDA driver")
+    assert done.stderr.startswith("error: the CUDA driver cannot be loaded")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--problems", "lstm,64"], "must be CELL,B,H"),
+        (["--problems", "cnn,64,64"], "with a cell of lstm"),
+        (["--count", "0"], "whole number of at least 1"),
+    ],
+)
+def test_the_ladder_refuses_bad_input_in_one_line(flags: list[str], message: str) -> None:
+    script = ROOT / "benchmarks" / "hopper" / "ladder.py"
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, script, *flags]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stages", "tabel"], "argument --stages: invalid choice: 'tabel'"),
+        (["--seconds", "0"], "argument --seconds: must be a whole number of at least 1, not '0'"),
+        (["--from", "nowhere.json"], "cannot read nowhere.json"),
+        (
+            ["--from", str(measure.RESULTS / "gpu_static.json")],
+            f"{measure.RESULTS}/gpu_static.json is",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: list[str], message: str, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hopper", *flags])
+    monkeypatch.setattr(hopper.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as exit:
+        hopper.main()
+    said = capsys.readouterr().err or f"{exit.value.code}\n"
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+# --- goals --------------------------------------------------------------------------------------
+
+
+def result_of(stage: str, cell: str, batch: int, hidden: int, **micro: float) -> dict[str, Any]:
+    """Of one turn, by names with their blanks as underscores, µs per step forward; back twice that."""
+
+    def contenders(times: float) -> dict[str, Any]:
+        return {
+            n.replace("_", " "): {"seconds": [times * m * 1e-6 * 1024]} for n, m in micro.items()
+        }
+
+    passes = {"forward": contenders(1), "forward+backward": contenders(3)}
+    job = {"stage": stage, "cell": cell, "dtype": "bfloat16", "size": [batch, 1024, hidden, hidden]}
+    return {"job": job, "passes": passes, "lost": {}, "without": [], "took": 1.0}
+
+
+def test_goals_are_ratios_to_the_best_of_others() -> None:
+    times = {"torch": 9.0, "torch_float16": 3.0, "flashrnn": 4.0, "flax_nnx": 24.0}
+    result = result_of("table", "lstm", 64, 512, jaxrnn_pallas=2.0, jaxrnn_xla=8.0, **times)
+    found = {(g["pass"], g["goal"]): g for g in hopper_report.goals(result)}
+    for what, wanted, met in ("forward", None, None), ("forward+backward", 1.5, True):
+        rival, flax = found[what, "rival"], found[what, "flax"]
+        assert rival["ratio"] == pytest.approx(1.5) and flax["ratio"] == pytest.approx(12.0)
+        assert (rival["wanted"], rival["met"]) == (wanted, met)
+        assert (flax["wanted"], flax["met"]) == (10.0, True)
+    result["job"]["cell"] = "gru-after"
+    rival = next(g for g in hopper_report.goals(result)[2:] if g["goal"] == "rival")
+    assert (rival["wanted"], rival["met"]) == (3.0, False)
+    result["job"]["size"][0] = 256  # only told
+    assert all(g["met"] is None for g in hopper_report.goals(result))
+    assert not hopper_report.goals(result_of("table", "lstm", 64, 512, jaxrnn_pallas=1.0))
+    assert not hopper_report.goals(result_of("table", "lstm", 64, 512, **times))
+
+
+def test_a_floor_is_of_the_next_batch_and_of_lstms_alone() -> None:
+    def floors(*job: Any) -> list[float | None]:
+        given = result_of("latency", *job)["job"]
+        return [hopper_report.floor(given, what) for what in hopper_report.PASSES]
+
+    assert floors("lstm", 17, 1024) == pytest.approx([2.0e-6, 2.0e-6 * 2.7])
+    assert floors("lstm", 256, 512)[0] == pytest.approx(1.3e-6)
+    for job in ("lstm", 512, 512), ("lstm", 16, 768), ("gru-after", 16, 512):
+        assert floors(*job) == [None, None]
+    result = result_of("latency", "lstm", 64, 512, jaxrnn_pallas=2.75)
+    forward, both = hopper_report.goals(result)
+    assert forward["ratio"] == pytest.approx(2.5) and (forward["wanted"], forward["met"]) == (
+        2,
+        False,
+    )
+    assert both["ratio"] == pytest.approx(3 * 2.75 / (1.1 * 2.7)) and both["met"] is None
+
+
+def test_kernels_are_right_when_near_xla_and_always_the_same() -> None:
+    plain = {"values": 1e-3, "gradients": 2e-3, "moved": 0.0}
+
+    def verdict(lost: Any = (), **changed: float) -> bool | None:
+        kernels = {"values": 2e-3, "gradients": 3e-3, "moved": 0.0} | changed
+        contenders = {"jaxrnn pallas": kernels, "jaxrnn xla": plain}
+        return hopper_report.is_right({"contenders": contenders, "lost": lost, "without": []})
+
+    assert verdict()
+    for wrong in {"values": 4e-3}, {"gradients": float("inf")}, {"moved": 1e-9}:
+        assert verdict(**wrong) is False
+    assert verdict(lost=["jaxrnn pallas"]) is False
+    at_once = {"contenders": {"jaxrnn at once": plain, "jaxrnn xla": plain}}
+    assert hopper_report.is_right(at_once | {"lost": [], "without": []}, "jaxrnn at once")
+    texts: dict[str, Any] = {"short": 0.0, "alike": 60.0}
+    drawn = {"contenders": {"jaxrnn pallas": texts, "jaxrnn xla": texts}}
+    assert hopper_report.is_right(drawn | {"lost": [], "without": []})
+    texts["left_out"] = "what it draws is the loop's for 1.0 characters alone"
+    assert hopper_report.is_right(drawn | {"lost": [], "without": []}) is False
+    unserved = {"contenders": {"jaxrnn xla": plain}, "lost": {}, "without": []}
+    assert hopper_report.is_right(unserved) is None
+
+
+def test_who_dies_at_a_width_twice_is_not_asked_a_third_time() -> None:
+    lost = {"jaxrnn pallas": {"why": "died"}}
+    results = [result_of("table", "lstm", b, 512) | {"lost": lost} for b in (16, 64)]
+    again, wider, other = (
+        result_of("latency", cell, 1, hidden)["job"]
+        for cell, hidden in (("lstm", 512), ("lstm", 1024), ("gru-after", 512))
+    )
+    assert hopper.out(again, results) == ["jaxrnn pallas"] and not hopper.out(again, results[:1])
+    assert not hopper.out(wider, results) and not hopper.out(other, results)
+
+
+def test_the_tables_say_ratios_goals_and_reasons() -> None:
+    times = {"jaxrnn_pallas": 2.0, "torch_float16": 3.0, "flax_nnx": 10.0}
+    row = result_of("table", "lstm", 64, 512, **times)
+    row["lost"] = {"flashrnn": {"why": "hung: a call, for 480 s"}}
+    latency = result_of("latency", "lstm", 64, 512, jaxrnn_pallas=2.0)
+    record = {"missing": {"flax linen": "why not"}, "stages": {}, "results": [row, latency]}
+    console = Console(width=160, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    hopper_report.show(record, console)
+    console.file.close()
+    said = console.export_text()
+    for part in ("2.00", "1.50 +", "5.00 !", "1.82 +", "without flax linen: why not"):
+        assert part in said
+    assert "table without flashrnn at lstm [64, 1024, 512, 512] bfloat16: hung: a call" in said
+    assert "goals met: 2 of 4" in said
+
+
+# --- the stamp ----------------------------------------------------------------------------------
+
+
+def test_the_stamp_names_driver_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither git nor nvidia-smi
+    monkeypatch.setenv("JAXRNN_COMMIT", "abc")
+    found = measure.surroundings(())
+    assert found["driver"] is None and found["commit"] == "abc" and found["runtime"]
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H200, 580.1, 143771 MiB, 1980 MHz, 700.00 W'\n")
+    program.chmod(0o755)
+    driver = measure.surroundings(())["driver"]
+    assert driver["name"] == "NVIDIA H200" and driver["driver_version"] == "580.1"
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written() -> tuple[Any, list[str]]:
+    """A model, and two texts of its likeliest characters."""
+    config = jaxrnn.ModelConfig("lstm", 2, 32, 16, dtype="bfloat16")
+    params = jaxrnn.init(config, hopper_sampling.samples.VOCABULARY)
+    return params, hopper_sampling.own(params, None, 2, 64, "argmax", 0)
+
+
+def test_likeliest_characters_fall_short_where_one_is_another(
+    written: tuple[Any, list[str]],
+) -> None:
+    params, texts = written
+    assert hopper_sampling.short(params, texts) < hopper_sampling.SHORT["bfloat16"]
+    other = "A" if texts[1][40] != "A" else "B"
+    changed = [texts[0], texts[1][:40] + other + texts[1][41:]]
+    found = {"short": hopper_sampling.short(params, changed), "alike": 64.0}
+    assert "fall" in str(hopper_sampling.wrong(found, "bfloat16"))
+
+
+def test_a_kernel_is_timed_where_the_loop_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the loop in the kernel's place."""
+    loop = hopper_sampling.own
+    monkeypatch.setattr(hopper_sampling, "own", lambda params, _, *how: loop(params, "xla", *how))
+    say = Namespace(now=lambda *_: None)
+    job = {"size": [1, 1, 16], "dtype": "float32", "length": 8, "repeats": 1, "without": []}
+    own = ["jaxrnn xla", "jaxrnn pallas"]
+    result = hopper_sampling.sampling(job | {"contenders": own}, say)
+    assert all(result["contenders"][name]["seconds"] for name in own)
+    assert hopper_report.is_right(result | {"lost": [], "without": []})
+    result = hopper_sampling.sampling(job | {"contenders": own[1:]}, say)
+    assert not result["contenders"] and "nothing to hold" in result["unserved"]["jaxrnn pallas"]
+    assert hopper_report.is_right(result | {"lost": [], "without": []}) is None
+
+
+def test_texts_that_do_not_begin_alike_are_wrong(written: tuple[Any, list[str]]) -> None:
+    params, _ = written
+    draw = functools.partial(hopper_sampling.own, params, None, 2)
+    found, texts = hopper_sampling.looked_at(params, draw)
+    assert len(texts) == 4 and hopper_sampling.alike(texts, texts) == 64
+    assert hopper_sampling.wrong(found | {"alike": 64.0}, "bfloat16") is None
+    others = draw(64, "categorical", 7) + draw(64, "categorical", 8)
+    found["alike"] = hopper_sampling.alike(texts, others)
+    assert "what it draws is the loop's for" in str(hopper_sampling.wrong(found, "bfloat16"))

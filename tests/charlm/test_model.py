@@ -1,0 +1,462 @@
+"""The char-RNN: its logits, loss and gradients against the equations, its dropout, its parameters
+as a pytree, and the lecture's HELLO."""
+
+import dataclasses
+import math
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrnn import InputError, ModelConfig, Params, Vocabulary, charlm, init, unroll
+from tests.support.oracle import TOLERANCES as ORACLE
+from tests.support.oracle import assert_close, reference, unchecked
+
+VOCABULARY = Vocabulary.of("abcdefg")
+SIZE, STEPS, BATCH = len(VOCABULARY), 6, 3
+CONFIGS = {
+    "lstm": ModelConfig("lstm", hidden_size=5, embedding_size=3),
+    "gru": ModelConfig("gru", hidden_size=5, embedding_size=3),
+    "rnn, three layers": ModelConfig(
+        "rnn", layers=3, hidden_size=5, embedding_size=3, activation="relu"
+    ),
+    "peephole, two layers": ModelConfig(
+        "lstm", layers=2, hidden_size=5, embedding_size=3, peephole=True
+    ),
+    "gru-after, one-hot": ModelConfig("gru", hidden_size=5, embedding_size=0, reset="after"),
+    "tied": ModelConfig("lstm", hidden_size=5, embedding_size=5, tie=True),
+}
+TOLERANCES = {  # as in `oracle.assert_close`, but for the last five
+    "float32": ORACLE["float32"],
+    "bfloat16": ORACLE["bfloat16"],
+    "gradient": 2e-5,  # float32, summed over every character
+    "expectation": 0.08,  # of a mean over 4000 masks: 5 standard errors
+    "rate": 0.02,  # of 840 units
+    "uniform": 1e-6,  # nats
+    "init": 0.25,  # nats by which the first loss may miss ln V
+    "learned": 0.01,  # nats above the floor
+}
+
+FEW = ("peephole, two layers", "gru-after, one-hot", "tied")
+
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+few_configs = pytest.mark.parametrize("config", [CONFIGS[name] for name in FEW], ids=FEW)
+forward = jax.jit(charlm.forward)
+
+
+@cache
+def model(config: ModelConfig, seed: int = 0) -> Params:
+    """Random parameters, none of them zero: biases and peepholes count too."""
+    rng = np.random.default_rng(seed)
+    params = init(config, VOCABULARY)
+    return jax.tree.map(lambda a: jnp.float32(0.6 * rng.standard_normal(a.shape)), params)
+
+
+def text(steps: int = STEPS, seed: int = 0) -> jax.Array:
+    """Tokens [T, B]."""
+    return jnp.asarray(np.random.default_rng(seed).integers(SIZE, size=(steps, BATCH)), jnp.int32)
+
+
+def random_carry(config: ModelConfig, seed: int = 0) -> charlm.Carry:
+    rng = np.random.default_rng(seed)
+    zeros = charlm.initial_carry(config, BATCH)
+    return jax.tree.map(lambda a: jnp.float32(0.6 * rng.standard_normal(a.shape)), zeros)
+
+
+def exact(tree: Any) -> Any:
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def by_hand(params: Params, tokens: jax.Array, carry: charlm.Carry) -> tuple[Any, np.ndarray]:
+    """The whole model in numpy float64: characters → embedding → cells → logits."""
+    cell, after = params.config.make_cell(), []
+    embedding = np.eye(SIZE) if params.embedding is None else exact(params.embedding)
+    hidden = embedding[np.asarray(tokens)]
+    for layer, state in zip(exact(params.layers), exact(carry), strict=True):
+        state, hidden = reference(cell, layer, hidden, state)
+        after.append(state)
+    w_out = embedding.T if params.w_out is None else exact(params.w_out)
+    return tuple(after), hidden @ w_out + exact(params.b_out)
+
+
+def embed_then_project(params: Params, tokens: jax.Array, carry: charlm.Carry) -> jax.Array:
+    """The logits by the way that `forward` saves: each character is embedded, then projected."""
+    cell = params.config.make_cell()
+    hidden = jax.nn.one_hot(tokens, SIZE)
+    if params.embedding is not None:
+        hidden = hidden @ params.embedding
+    for layer, state in zip(params.layers, carry, strict=True):
+        _, hidden = unroll(cell, layer, hidden, state, implementation="scan")
+    w_out = params.embedding.T if params.w_out is None else params.w_out
+    return hidden @ w_out + params.b_out[None, None]
+
+
+def number(logits: jax.Array) -> jax.Array:
+    """Something to differentiate: another weight for every logit."""
+    weights = np.random.default_rng(7).standard_normal(logits.shape)
+    return (logits * jnp.float32(weights)).sum()
+
+
+# --- values and gradients -----------------------------------------------------------------------
+
+
+@configs
+def test_forward_is_the_equations(config: ModelConfig) -> None:
+    """Logits and states, from a state that is not zero."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    got = forward(params, tokens, carry)
+    assert_close(got, by_hand(params, tokens, carry), TOLERANCES["float32"])
+
+
+@few_configs
+def test_table_is_embed_then_project(config: ModelConfig) -> None:
+    """For one-hot characters: the rows of w_x are the product with the one-hot vectors."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+
+    def lookup(params: Params) -> jax.Array:
+        return number(charlm.forward(params, tokens, carry)[1])
+
+    def project(params: Params) -> jax.Array:
+        return number(embed_then_project(params, tokens, carry))
+
+    got, want = (jax.jit(jax.value_and_grad(f))(params) for f in (lookup, project))
+    assert_close(got, want, TOLERANCES["gradient"])
+
+
+def test_tied_gradient_is_the_sum_of_both_uses() -> None:
+    params, tokens = model(CONFIGS["tied"]), text()
+    carry = random_carry(params.config)
+    apart = params.replace(
+        w_out=params.embedding.T, config=ModelConfig("lstm", hidden_size=5, embedding_size=5)
+    )
+    assert params.w_out is None
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Params) -> jax.Array:
+        return charlm.loss(params, tokens, carry)[0]
+
+    tied, untied = gradient(params), gradient(apart)
+    both = untied.embedding + untied.w_out.T
+    assert_close(tied.embedding, both, TOLERANCES["gradient"])
+    assert_close((tied.layers, tied.b_out), (untied.layers, untied.b_out), TOLERANCES["gradient"])
+
+
+@few_configs
+def test_chunks_are_the_whole(config: ModelConfig) -> None:
+    """The state carried from one call to the next."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    whole = forward(params, tokens, carry)
+    pieces = []
+    for piece in jnp.split(tokens, [2, 4]):
+        carry, logits = forward(params, piece, carry)
+        pieces.append(logits)
+    assert_close((carry, jnp.concatenate(pieces)), whole, TOLERANCES["float32"])
+
+
+@few_configs
+def test_steps_are_forward(config: ModelConfig) -> None:
+    params, tokens, carry = model(config), text(), random_carry(config)
+    whole = forward(params, tokens, carry)
+    step = jax.jit(charlm.step, static_argnums=0)
+    prepared, rows = charlm.prepare(params), []
+    for column in tokens:
+        carry, logits = step(config, prepared, carry, column)
+        rows.append(logits)
+    assert_close((carry, jnp.stack(rows)), whole, TOLERANCES["float32"])
+
+
+@few_configs
+def test_bfloat16_is_close(config: ModelConfig) -> None:
+    """Its products are in bfloat16; logits, states and gradients stay float32."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    half = params.replace(config=dataclasses.replace(config, dtype="bfloat16"))
+    assert charlm.prepare(half).w_out.dtype == jnp.bfloat16
+
+    @jax.jit
+    def run(params: Params) -> Any:
+        loss, gradient = jax.value_and_grad(lambda p: charlm.loss(p, tokens, carry)[0])(params)
+        return charlm.forward(params, tokens, carry), loss, jax.tree.leaves(gradient)
+
+    got, want = run(half), run(params)
+    assert_close(got, want, TOLERANCES["bfloat16"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_mean_of_nats() -> None:
+    """Of each character given those before it; the state that comes back has not read the last."""
+    params, tokens = model(CONFIGS["lstm"]), text()
+    carry = random_carry(params.config)
+    after, logits = by_hand(params, tokens[:-1], carry)
+    chance = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    target = np.take_along_axis(chance, np.asarray(tokens)[1:, :, None], axis=-1)
+    got = jax.jit(charlm.loss)(params, tokens, carry)
+    assert_close(got, (-np.log(target).mean(), after), TOLERANCES["float32"])
+
+
+def test_uniform_logits_cost_ln_of_the_vocabulary() -> None:
+    params = model(CONFIGS["lstm"])
+    params = params.replace(w_out=0 * params.w_out, b_out=0 * params.b_out + 3)
+    got, _ = charlm.loss(params, text(), charlm.initial_carry(params.config, BATCH))
+    assert float(got) == pytest.approx(math.log(SIZE), abs=TOLERANCES["uniform"])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("lstm", 2), ("lstm", 65), ("gru-after, one-hot", 65), ("tied", 256)],
+)
+def test_first_loss_is_near_ln_of_the_vocabulary(name: str, size: int) -> None:
+    vocabulary = Vocabulary.of("".join(map(chr, range(size))))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(size, size=(51, 8)), jnp.int32)
+    carry = charlm.initial_carry(CONFIGS[name], 8)
+    got, _ = jax.jit(charlm.loss)(init(CONFIGS[name], vocabulary), tokens, carry)
+    assert float(got) == pytest.approx(math.log(size), abs=TOLERANCES["init"])
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_hello(cell: Any) -> None:
+    """The lecture's pairs (H,E) (E,L) (L,L) (L,O). What follows L is known only from the state, so
+    the floor is 0; without a state it would be ln(2) / 2."""
+    vocabulary = Vocabulary.of("HELLO")
+    config = ModelConfig(cell, hidden_size=8, embedding_size=4)
+    tokens = jnp.asarray(vocabulary.encode("HELLO"), jnp.int32)[:, None]
+    carry = charlm.initial_carry(config, 1)
+    optimizer = optax.adam(0.03)
+
+    @jax.jit
+    def learn(params: Params) -> tuple[Params, jax.Array]:
+        def step(trained: Any, _: None) -> Any:
+            params, state = trained
+            value_and_grad = jax.value_and_grad(charlm.loss, has_aux=True)
+            (loss, _), gradient = value_and_grad(params, tokens, carry)
+            with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
+                updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=300)
+        return params, losses
+
+    params, losses = learn(init(config, vocabulary))
+    assert losses[0] > 1
+    assert losses[-1] < TOLERANCES["learned"]
+    _, logits = forward(params, tokens[:-1], carry)
+    assert vocabulary.decode(logits[:, 0].argmax(axis=-1)) == "ELLO"
+
+
+# --- dropout ------------------------------------------------------------------------------------
+
+
+def bare(rate: float) -> Params:
+    """One plain layer whose outputs are the logits: V = H, w_out = 1, b_out = 0."""
+    config = ModelConfig("rnn", hidden_size=SIZE, embedding_size=3, dropout=rate)
+    params = model(config)
+    return params.replace(w_out=jnp.eye(SIZE), b_out=jnp.zeros(SIZE))
+
+
+def test_dropout_needs_a_key_and_a_rate() -> None:
+    tokens, key = text(), jax.random.key(0)
+    carry = charlm.initial_carry(bare(0.5).config, BATCH)
+    want = forward(bare(0.0), tokens, carry)
+    assert_close(forward(bare(0.5), tokens, carry), want, 0)
+    assert_close(forward(bare(0.0), tokens, carry, dropout_key=key), want, 0)
+    assert (forward(bare(0.5), tokens, carry, dropout_key=key)[1] == 0).any()
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_dropout_drops_or_scales_outputs_alone(rate: float) -> None:
+    """Each output is 0 or divided by the share that is kept; the state goes on whole."""
+    params, tokens = bare(rate), text(40)
+    carry = charlm.initial_carry(params.config, BATCH)
+    state, outputs = forward(params, tokens, carry)
+    key = jax.random.key(0)
+    state_too, dropped = forward(params, tokens, carry, dropout_key=key)
+    assert_close(state_too, state, 0)
+    assert_close(dropped, jnp.where(dropped == 0, 0, outputs / (1 - rate)), TOLERANCES["float32"])
+    standard_error = math.sqrt(rate * (1 - rate) / dropped.size)
+    assert float((dropped == 0).mean()) == pytest.approx(rate, abs=5 * standard_error)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.99, 0.999])
+def test_dropout_at_its_ends(rate: float) -> None:
+    """Near 0 it drops few units, near 1 most of them, and what is left is finite."""
+    carry = charlm.initial_carry(bare(rate).config, BATCH)
+    _, dropped = forward(bare(rate), text(40), carry, dropout_key=jax.random.key(0))
+    assert jnp.isfinite(dropped).all()
+    assert float((dropped == 0).mean()) == pytest.approx(rate, abs=TOLERANCES["rate"])
+
+
+@pytest.mark.parametrize(
+    ("rate", "dtype"),
+    [(0.001, "float32"), (0.1, "float32"), (0.999, "float32"), (0.03, "bfloat16")],
+)
+def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(rate: float, dtype: str) -> None:
+    """Within five standard errors of a million draws, closer than 256ths or bfloat16 would come."""
+    x = jax.random.uniform(jax.random.key(1), (1_000_000,), jnp.float32, 0.5, 1.5).astype(dtype)
+    dropped = jax.jit(charlm._dropout, static_argnums=1)(x, rate, jax.random.key(2))
+    assert dropped.dtype == dtype
+    before, after = np.asarray(x, np.float64), np.asarray(dropped, np.float64)
+    error = math.sqrt(rate * (1 - rate) / x.size)
+    assert (after == 0).mean() == pytest.approx(rate, abs=5 * error)
+    spread = math.sqrt((before**2).mean()) / (1 - rate)
+    assert after.mean() == pytest.approx(before.mean(), abs=5 * error * spread)
+
+
+def test_dropout_differs_by_key_place_and_layer() -> None:
+    params = bare(0.5)
+    carry = charlm.initial_carry(params.config, BATCH)
+    masks = [
+        np.asarray(forward(params, text(), carry, dropout_key=jax.random.key(seed))[1] == 0)
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert (masks[0] != masks[2]).any()
+    assert (masks[0][1:] != masks[0][:-1]).any()
+    assert (masks[0][:, 1:] != masks[0][:, :-1]).any()
+
+
+def test_dropout_of_two_layers_is_drawn_apart() -> None:
+    """The first layer puts out ones, the second hands on what reaches it."""
+    config = ModelConfig(
+        "rnn", layers=2, hidden_size=SIZE, embedding_size=3, activation="relu", dropout=0.5
+    )
+    params, key = bare(0.5), jax.random.key(0)
+    eye, zero, one = jnp.eye(SIZE), jnp.zeros((SIZE, SIZE)), jnp.ones(SIZE)
+    layer = type(params.layers[0])
+    layers = layer(jnp.zeros((3, SIZE)), zero, one), layer(eye, zero, 0 * one)
+    params = params.replace(config=config, layers=layers)
+    carry = charlm.initial_carry(config, BATCH)
+    (_, second), outputs = forward(params, text(1), carry, dropout_key=key)
+    below = np.asarray(second.hidden)  # what came through the first layer's dropout
+    assert set(np.unique(below)) == {0, 2}
+    above = np.asarray(outputs[0])[below > 0]
+    assert set(np.unique(above)) == {0, 4}  # other units fall in the second
+
+
+def test_dropout_keeps_the_expectation() -> None:
+    params, tokens = bare(0.5), text()
+    carry = charlm.initial_carry(params.config, BATCH)
+
+    @jax.jit
+    @jax.vmap
+    def run(key: jax.Array) -> jax.Array:
+        return charlm.forward(params, tokens, carry, dropout_key=key)[1]
+
+    mean = run(jax.random.split(jax.random.key(0), 4000)).mean(axis=0)
+    assert_close(mean, forward(params, tokens, carry)[1], TOLERANCES["expectation"])
+
+
+def test_no_gradient_through_dropped_units() -> None:
+    params = bare(0.5)
+    tokens, carry = text(1), charlm.initial_carry(params.config, BATCH)
+    dropped = forward(params, tokens, carry, dropout_key=jax.random.key(0))[1][0] == 0
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Params, row: int) -> jax.Array:
+        _, outputs = charlm.forward(params, tokens, carry, dropout_key=jax.random.key(0))
+        return outputs[0, row].sum()
+
+    for row in range(BATCH):
+        bias = gradient(params, row).layers[0].b
+        np.testing.assert_array_equal(bias == 0, dropped[row])
+    assert 0 < dropped.sum() < dropped.size
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
+def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
+    """One mask for all rows and steps. Without inputs, unit vectors for a state read out w_h."""
+    config = ModelConfig(
+        "rnn", hidden_size=SIZE, embedding_size=3, activation="relu", weight_dropout=rate
+    )
+    w_h = jnp.float32(np.random.default_rng(0).uniform(1, 2, (SIZE, SIZE)))
+    layer = bare(0.0).layers[0]
+    layer = layer._replace(w_x=0 * layer.w_x, w_h=w_h, b=0 * layer.b)
+    params = bare(0.0).replace(config=config, layers=(layer,))
+    carry = (type(charlm.initial_carry(config, SIZE)[0])(jnp.eye(SIZE)),)
+    tokens = jnp.zeros((2, SIZE), jnp.int32)
+    assert_close(forward(params, tokens, carry)[1][0], w_h, TOLERANCES["float32"])
+    _, outputs = forward(params, tokens, carry, dropout_key=jax.random.key(0))
+    dropped = outputs[0]
+    kept = jnp.where(dropped == 0, 0, w_h / (1 - rate))
+    assert_close(dropped, kept, TOLERANCES["float32"])
+    assert_close(outputs[1], dropped @ kept, TOLERANCES["float32"])
+    standard_error = math.sqrt(rate * (1 - rate) / w_h.size)
+    assert float((dropped == 0).mean()) == pytest.approx(rate, abs=5 * standard_error)
+
+
+# --- config and parameters ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layers": 0}, "--layers must be at least 1, not 0"),
+        ({"layers": -1}, "--layers"),
+        ({"hidden_size": 0}, "--hidden-size must be at least 1, not 0"),
+        ({"embedding_size": -1}, "--embedding-size must be at least 0, not -1"),
+        ({"hidden_size": 2.5}, "--hidden-size must be a whole number, not 2.5"),
+        ({"layers": True}, "--layers must be a whole number, not True"),
+        ({"dropout": 1.0}, "--dropout .* not 1.0"),
+        ({"dropout": -0.1}, "--dropout .* not -0.1"),
+        ({"dropout": math.nan}, "--dropout .* not nan"),
+        ({"weight_dropout": 1.0}, "--weight-dropout .* not 1.0"),
+        ({"tie": True, "embedding_size": 4, "hidden_size": 5}, "--tie needs .* not 4 and 5"),
+        ({"tie": True, "embedding_size": 0, "hidden_size": 5}, "--tie needs .* not 0 and 5"),
+    ],
+)
+def test_config_refuses(wrong: dict[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(InputError, match=message):
+        ModelConfig(**wrong)
+
+
+@few_configs
+def test_init_has_the_shapes_and_the_count(config: ModelConfig) -> None:
+    params = init(config, VOCABULARY)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    assert charlm.count(params) == sum(math.prod(shape) for shape in shapes)
+    assert (params.embedding is None) == (config.embedding_size == 0)
+    assert (params.w_out is None) == config.tie
+    assert len(params.layers) == config.layers
+    widths = [config.embedding_size or SIZE, *[config.hidden_size] * (config.layers - 1)]
+    assert [layer.w_x.shape[0] for layer in params.layers] == widths
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_count_of_a_known_model() -> None:
+    embedding, lstm, output = 7 * 3, 4 * 5 * (3 + 5 + 1), 5 * 7 + 7
+    assert charlm.count(model(CONFIGS["lstm"])) == embedding + lstm + output
+
+
+def test_init_is_a_function_of_the_seed() -> None:
+    config = ModelConfig("rnn", layers=2, hidden_size=5, embedding_size=5)
+    one, same, other = (init(config, VOCABULARY, seed) for seed in (0, 0, 1))
+    assert_close(one, same, 0)
+    for name in ("embedding", "w_out"):
+        assert (getattr(one, name) != getattr(other, name)).all()
+    assert (one.layers[0].w_x != one.layers[1].w_x).all()  # and no two parts are drawn alike
+
+
+@few_configs
+def test_params_are_a_pytree_that_knows_its_meaning(config: ModelConfig) -> None:
+    """Through map, jit and grad the config and the vocabulary stay as they are."""
+    params = model(config)
+    tokens, carry = text(), charlm.initial_carry(config, BATCH)
+
+    def loss(params: Params) -> jax.Array:
+        return charlm.loss(params, tokens, carry)[0]
+
+    doubled = jax.tree.map(lambda a: 2 * a, params)
+    through = [doubled, jax.jit(lambda p: p)(params), jax.jit(jax.grad(loss))(params)]
+    for result in through:
+        assert isinstance(result, Params)
+        assert (result.config, result.vocabulary) == (config, VOCABULARY)
+        assert jax.tree.structure(result) == jax.tree.structure(params)
+    assert_close(doubled.b_out, 2 * params.b_out, 0)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(through[-1]))

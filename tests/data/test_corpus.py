@@ -1,0 +1,204 @@
+"""A corpus is split for validation, and its batches cover it as promised, as a function of the step."""
+
+import hashlib
+import re
+from collections import Counter
+from itertools import pairwise
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from jaxrnn import InputError, Vocabulary
+from jaxrnn.data.corpus import Batches, make_corpus
+
+pytestmark = pytest.mark.once
+
+MANY = hypothesis.settings(max_examples=60)
+
+
+# --- corpus -------------------------------------------------------------------------------------
+
+
+@MANY
+@hypothesis.given(st.text(min_size=20), st.booleans())
+def test_the_last_tenth_validates(text: str, by_bytes: bool) -> None:
+    made = make_corpus(text.encode() if by_bytes else text)
+    size = len(text.encode()) if by_bytes else len(text)
+    assert made.vocabulary == (Vocabulary.of_bytes() if by_bytes else Vocabulary.of(text))
+    assert made.vocabulary.decode(made.tokens) == text
+    assert made.validation_size == -(-size // 10)
+    assert made.train_size + made.validation_size == len(made.tokens) == size
+    assert made.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert made.floor is None
+
+
+def test_different_characters_and_bytes_are_counted() -> None:
+    assert make_corpus("hello" * 5).different == 4
+    assert make_corpus(b"hello" * 5).different == 4
+    assert make_corpus(bytes(range(256)) * 5000).different == 256
+
+
+def test_floor_is_the_mean_of_the_validation_part() -> None:
+    nats = np.arange(50.0) ** 2
+    assert make_corpus("ab" * 25, nats).floor == np.mean(nats[45:])
+
+
+@pytest.mark.parametrize("content", ["x" * 19, b"x" * 19, ""])
+def test_corpus_needs_twenty_characters(content: str | bytes) -> None:
+    with pytest.raises(InputError, match=f"only {len(content)} characters.*at least 20"):
+        make_corpus(content)
+
+
+def test_twenty_characters_are_enough() -> None:
+    assert make_corpus("x" * 20).train_size == 18
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> dict[str, int]:
+    """Enough text for one batch, and up to a few batches more."""
+    batch, seq_len = draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    size = batch * (seq_len + 1) + draw(st.integers(0, 80))
+    return {"size": size, "batch": batch, "seq_len": seq_len, "seed": draw(st.integers(0, 9))}
+
+
+def epoch(batches: Batches, number: int) -> np.ndarray:
+    """[N, B]: the starts of one pass."""
+    first = number * batches.per_epoch
+    return np.stack([batches.starts(first + n) for n in range(batches.per_epoch)])
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_streams_go_on_where_they_ended(given: dict[str, int]) -> None:
+    """The last token of a row, a target, is the first input of the next: the state carries on."""
+    batches = Batches(**given)
+    for step in range(1, 3 * batches.per_epoch + 1):
+        assert batches.fresh(step) == (step % batches.per_epoch == 0)
+        if not batches.fresh(step):
+            ended = batches.starts(step - 1) + batches.seq_len
+            np.testing.assert_array_equal(batches.starts(step), ended)
+    assert batches.fresh(0)
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_streams_predict_each_token_once(given: dict[str, int]) -> None:
+    """No token twice in a pass, and all but less than one batch of them."""
+    batches = Batches(**given)
+    for number in range(3):
+        places = epoch(batches, number)[..., None] + 1 + np.arange(batches.seq_len)
+        assert np.unique(places).size == places.size
+        assert batches.size - places.size < batches.batch * (batches.seq_len + 1)
+
+
+@MANY
+@hypothesis.given(sizes(), st.booleans())
+def test_rows_stay_inside_the_text(given: dict[str, int], shuffle: bool) -> None:
+    batches = Batches(**given, shuffle=shuffle)
+    starts = np.stack([batches.starts(n) for n in range(3 * batches.per_epoch)])
+    assert starts.shape == (3 * batches.per_epoch, batches.batch)
+    assert starts.dtype == np.int64
+    assert starts.min() >= 0
+    assert starts.max() + batches.seq_len + 1 <= batches.size
+
+
+@MANY
+@hypothesis.given(sizes(), st.booleans(), st.randoms(use_true_random=False))
+def test_batches_are_a_function_of_the_step(given: dict[str, int], shuffle: bool, rng) -> None:
+    """Whatever was asked before."""
+    steps = list(range(3 * Batches(**given, shuffle=shuffle).per_epoch))
+    in_order = {n: Batches(**given, shuffle=shuffle).starts(n).tolist() for n in steps}
+    rng.shuffle(steps)
+    again = Batches(**given, shuffle=shuffle)
+    assert {n: again.starts(n).tolist() for n in steps} == in_order
+
+
+def test_epochs_are_shifted() -> None:
+    """By one number of characters for all streams, from 0 to what is left over at their ends."""
+    batches = Batches(size=4 * 27, batch=4, seq_len=10)  # 27 = 2 steps of 10 + 1 ahead + 6 over
+    firsts = [epoch(batches, number)[0] for number in range(100)]
+    for first in firsts:
+        assert set(np.diff(first)) == {27}
+    assert {first[0] for first in firsts} == set(range(7))
+    other = Batches(size=4 * 27, batch=4, seq_len=10, seed=1)
+    assert any(a[0] != epoch(other, n)[0, 0] for n, a in enumerate(firsts))
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_shuffled_windows_come_once(given: dict[str, int]) -> None:
+    """Every seq_len tokens from the shift of the pass on, no window twice in a pass, and nearly all."""
+    batches = Batches(**given, shuffle=True)
+    possible = (batches.size - 1) // batches.seq_len
+    for number in range(3):
+        starts = epoch(batches, number).ravel()
+        assert len(set(starts % batches.seq_len)) == 1
+        assert set(Counter(starts.tolist()).values()) == {1}
+        assert starts.size >= max(possible - batches.batch, batches.batch)
+    assert all(batches.fresh(n) for n in range(2 * batches.per_epoch))
+
+
+@MANY
+@hypothesis.given(sizes())
+def test_shuffled_every_token_becomes_a_target(given: dict[str, int]) -> None:
+    """But for the first of the text, which nothing comes before."""
+    batches = Batches(**given, shuffle=True)
+    seen: set[int] = set()
+    for number in range(400):
+        targets = epoch(batches, number)[..., None] + 1 + np.arange(batches.seq_len)
+        seen.update(targets.ravel().tolist())
+        if len(seen) == batches.size - 1:
+            break
+    assert seen == set(range(1, batches.size))
+
+
+def test_shuffled_records_of_one_length_begin_as_often_as_they_end() -> None:
+    """Of records of 8 characters, the first is a target as often as any other, whatever the window."""
+    for seq_len in (7, 8, 16):
+        batches = Batches(size=8 * 500, batch=5, seq_len=seq_len, shuffle=True)
+        starts = np.concatenate([epoch(batches, number).ravel() for number in range(20)])
+        targets = starts[:, None] + 1 + np.arange(seq_len)
+        often = np.bincount(targets.ravel() % 8, minlength=8)
+        assert often.min() > 0.95 * often.max()
+
+
+def test_shuffled_epochs_differ_in_order_and_shift() -> None:
+    batches = Batches(size=60 * 10, batch=1, seq_len=10, shuffle=True)
+    orders = [epoch(batches, number).ravel() for number in range(100)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order) - order.min(), np.arange(59) * 10)
+    assert {order.min() for order in orders} == set(range(10))
+    for one, other in pairwise(orders):
+        assert (one - one.min() != other - other.min()).any()
+    seeded = Batches(size=60 * 10, batch=1, seq_len=10, shuffle=True, seed=1)
+    assert any((epoch(seeded, n).ravel() != order).any() for n, order in enumerate(orders[:3]))
+
+
+def test_windows_of_old_runs_are_what_they_were() -> None:
+    """Side by side, in numpy's order of each pass; runs that were begun with them resume with them."""
+    batches = Batches(size=60 * 11 + 5, batch=4, seq_len=10, shuffle=True, seed=3, overlap=False)
+    assert batches.per_epoch == 15
+    for number in range(3):
+        order = np.random.default_rng((3, number)).permutation(60) * 11
+        np.testing.assert_array_equal(epoch(batches, number).ravel(), order)
+
+
+@MANY
+@hypothesis.given(st.integers(1, 90), st.integers(1, 90), st.booleans())
+def test_too_short_a_text_is_told_how_long_it_must_be(
+    batch: int, seq_len: int, shuffle: bool
+) -> None:
+    """With as many characters as the message asks for, the training part makes one batch."""
+    hypothesis.assume(batch * (seq_len + 1) > 18)  # a shorter text is refused by `corpus`
+    with pytest.raises(InputError, match=f"{batch} rows of {seq_len}") as error:
+        Batches(batch * (seq_len + 1) - 1, batch, seq_len, shuffle)
+    asked = int(re.search(r"at least (\d+) characters", str(error.value))[1])
+    enough = Batches(make_corpus("x" * asked).train_size, batch, seq_len, shuffle)
+    assert enough.per_epoch == 1
+    with pytest.raises(InputError):
+        Batches(make_corpus("x" * (asked - 2)).train_size, batch, seq_len, shuffle)

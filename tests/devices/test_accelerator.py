@@ -1,0 +1,118 @@
+"""The device is chosen by name, described in a line, and missed in a line that says what to do."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import pytest
+
+from jaxrnn.devices import accelerator
+from jaxrnn.errors import InputError
+from tests.support.fakes import fake
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="JAX computes elsewhere here")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, where it may set up JAX for good."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@on_cpu
+def test_auto_takes_what_is_there() -> None:
+    accelerator.use("auto")
+    assert jax.numpy.zeros(1).devices() == {jax.devices("cpu")[0]}
+
+
+@on_cpu
+@pytest.mark.parametrize("wanted, extra", [("gpu", "cuda"), ("tpu", "tpu")])
+def test_what_is_not_there_is_told_with_what_to_install(wanted: Any, extra: str) -> None:
+    with pytest.raises(InputError) as caught:
+        accelerator.use(wanted)
+    message = str(caught.value)
+    assert f"no {wanted} here: JAX sees cpu" in message
+    assert f'pip install "jaxrnn[{extra}]"' in message and "--accelerator auto" in message
+    assert "\n" not in message
+
+
+@on_cpu
+def test_a_platform_forced_from_outside_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(InputError, match="JAX_PLATFORMS=cpu"):
+        accelerator.use("gpu")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(InputError) as caught:
+        accelerator.use("gpu")
+    assert "JAX_PLATFORMS" not in str(caught.value)
+
+
+@on_cpu
+def test_cpu_described() -> None:
+    assert accelerator.describe() == f"cpu, {os.cpu_count()} cores"
+    assert accelerator.memory() is None
+
+
+def test_others_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = fake("gpu", device_kind="NVIDIA H200", memory_stats=lambda: {"bytes_limit": 123})
+    monkeypatch.setattr(accelerator, "device", lambda: device)
+    assert accelerator.describe() == "NVIDIA H200"
+    assert accelerator.memory() == 123
+    monkeypatch.setattr(device, "memory_stats", lambda: {})
+    assert accelerator.memory() is None
+
+
+@pytest.mark.parametrize(
+    "device, dtype",
+    [
+        (fake("tpu"), "bfloat16"),
+        (fake("gpu", compute_capability="9.0"), "bfloat16"),
+        (fake("gpu", compute_capability="8.0"), "bfloat16"),
+        (fake("gpu", compute_capability="10.0"), "bfloat16"),
+        (fake("gpu", compute_capability="7.5"), "float32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.platform,
+)
+def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "device", lambda: device)
+    assert accelerator.fast_dtype() == dtype
+
+
+def test_cpu_in_a_process_of_its_own() -> None:
+    done = python(
+        "from jaxrnn import accelerator\n"
+        "accelerator.use('cpu')\n"
+        "import jax\n"
+        "print(jax.numpy.zeros(1).devices(), jax.default_backend(), accelerator.describe())"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(" ", 1)[1].startswith("cpu cpu, ")
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "no-such-platform"])
+@pytest.mark.parametrize("wanted", ["auto", "gpu"])
+def test_a_platform_that_jax_does_not_have(platform: str, wanted: str) -> None:
+    """JAX_PLATFORMS names it; JAX itself raises a RuntimeError or an AssertionError."""
+    done = python(
+        f"""
+import jax, sys
+from jaxrnn import errors
+from jaxrnn.devices import accelerator
+try:
+    accelerator.use({wanted!r})
+except errors.InputError as error:
+    print(error)
+""",
+        JAX_PLATFORMS=platform,
+    )
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith("JAX finds no device: ")
+    assert line.endswith(f"; JAX_PLATFORMS={platform} is set: unset it to take what is here")

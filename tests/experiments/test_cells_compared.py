@@ -1,0 +1,51 @@
+"""What experiments/cells_compared.py counts, against the equations of its docstring."""
+
+from typing import Any
+
+import pytest
+
+import experiments.__main__  # noqa: F401  (which puts benchmarks/ on the path)
+from experiments import cells_compared as compared
+from jaxrnn import Vocabulary, charlm
+
+pytestmark = pytest.mark.once
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+BYTES = Vocabulary.of_bytes()
+EMBED = 64
+
+
+def parameters(cell: str, hidden: int) -> int:
+    return (GATES[cell] * hidden + len(BYTES)) * (EMBED + hidden + 1)
+
+
+@pytest.mark.parametrize("cell", compared.CELLS)
+def test_parameters_and_operations_are_those_of_the_equations(cell: str) -> None:
+    shapes = compared.model(cell, 48, BYTES)
+    assert charlm.count(shapes) == parameters(cell, 48)
+    products = 2 * 48 * (GATES[cell] * 48 + len(BYTES))
+    beside = compared.operations(shapes) - products
+    # each unit adds the input's share and passes through a few gates; each logit has a bias
+    assert len(BYTES) <= beside <= len(BYTES) + 20 * 48
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_the_width_at_equal_parameters_is_the_nearest(cell: str) -> None:
+    target = parameters("lstm", 48)
+    nearest = min(range(1, 400), key=lambda hidden: abs(parameters(cell, hidden) - target))
+    assert compared.width(cell, target, BYTES) == nearest
+    assert compared.width(cell, 1, BYTES) == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "held"),
+    [
+        ((2.0, 1.5, 1.6), [True, True, True]),
+        ((2.0, 1.5, 1.4), [False, True, True]),
+        ((2.0, 1.5, 1.9), [True, False, True]),
+        ((1.5, 1.6, 1.65), [False, True, False]),
+    ],
+)
+def test_the_claims_are_held_against_the_losses(losses: Any, held: list[bool]) -> None:
+    records = [{"losses": [9.0, loss, 0.0]} for loss in losses]  # of which the median counts
+    assert list(compared.claims(*records).values()) == held

@@ -1,0 +1,178 @@
+"""The experiments: that the runner lists and runs what is there, and keeps results whole. What the
+experiments show is in their results; here they run small."""
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import Outcome, _drawing, _text
+from experiments import __main__ as runner
+from jaxrnn import charlm
+from jaxrnn.training.config import TrainingConfig
+
+pytestmark = [pytest.mark.once, pytest.mark.slow]
+
+NAMES = runner.names()
+FORMER = "of a former run"
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of former runs and trained models, away from the repository's."""
+    monkeypatch.setattr(_text, "MODELS", tmp_path / "models")
+    for place in "results", "quick":
+        monkeypatch.setattr(runner, "RESULTS" if place == "results" else "QUICK", tmp_path / place)
+        for name in NAMES:
+            (tmp_path / place / name).mkdir(parents=True)
+            (tmp_path / place / name / "table.md").write_text(FORMER)
+    monkeypatch.setattr(runner, "GALLERY", tmp_path / "README.md")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    """Have `hello` do this instead."""
+    monkeypatch.setitem(sys.modules, "experiments.hello", SimpleNamespace(run=run))
+
+
+@contextmanager
+def as_people_run_it() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def outcome(quick: bool) -> Outcome:
+    figure, _ = _drawing.figure(1)
+    pages = {"samples.md": "What it wrote.\n"}
+    return Outcome(
+        "It came out.", [["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages
+    )
+
+
+def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(line.endswith(runner.claim(name)) for line, name in zip(lines, NAMES, strict=True))
+
+
+def test_the_list_on_a_screen_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "claim", lambda name: "Wärme – 열")
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert runner.main([]) == 0
+    screen.seek(0)
+    assert len(screen.read().splitlines()) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quick_run_writes_its_files_and_leaves_the_full_results(
+    name: str, tmp_path: Path
+) -> None:
+    with as_people_run_it():
+        assert runner.main([name, "--quick"]) == 0
+    folder = tmp_path / "quick" / name
+    assert {"picture.png", "result.json", "table.md"} <= {path.name for path in folder.iterdir()}
+    record = json.loads((folder / "result.json").read_text())
+    assert record["quick"] and record["numbers"] and record["versions"]["jax"] and record["seeds"]
+    assert {"device", "commit", "date", "sentence"} <= record.keys()
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    head, *body = (folder / "table.md").read_text().splitlines()
+    assert body and {line.count("|") for line in [head, *body]} == {head.count("|")}
+    assert (tmp_path / "results" / name / "table.md").read_text() == FORMER
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_a_full_run_replaces_the_folder_and_writes_the_gallery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, outcome)
+    assert runner.main(["hello"]) == 0
+    folder = tmp_path / "results" / "hello"
+    assert (folder / "table.md").read_text() == "| a | \\|b\\| |\n|---|---|\n| 1 | 2 |\n"
+    assert json.loads((folder / "result.json").read_text())["numbers"] == {"a": [1.5]}
+    assert (folder / "samples.md").read_text() == "What it wrote.\n"
+    gallery = (tmp_path / "README.md").read_text()
+    assert "It came out." in gallery and runner.claim("hello") in gallery
+    assert "[samples.md](results/hello/samples.md)" in gallery
+    assert (tmp_path / "quick" / "hello" / "table.md").read_text() == FORMER
+    assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("moment", ["running", "drawing"])
+def test_a_run_that_is_stopped_leaves_the_former_results(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    pretend(monkeypatch, stop if moment == "running" else outcome)
+    monkeypatch.setattr(Figure, "savefig", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runner.main(["hello"])
+    folder = tmp_path / "results" / "hello"
+    assert [path.name for path in folder.iterdir()] == ["table.md"]
+    assert (folder / "table.md").read_text() == FORMER
+    assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
+
+
+def test_a_text_that_is_missing_is_one_line_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking(quick: bool) -> Outcome:
+        _text.find("linux", quick)
+        raise AssertionError("there is no such text")
+
+    monkeypatch.setenv("JAXRNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runner, "names", lambda: ["linux", "hello"])
+    monkeypatch.setitem(sys.modules, "experiments.linux", SimpleNamespace(run=lacking))
+    pretend(monkeypatch, outcome)
+    assert runner.main(["all"]) == 2
+    said = capsys.readouterr().err
+    missing = tmp_path / "cache" / "linux-kernel.txt"
+    assert said.startswith(f"error: there is no {missing}, ") and said.count("\n") == 1
+    assert "curl -L https://" in said
+    assert (tmp_path / "results" / "linux" / "table.md").read_text() == FORMER
+    assert (tmp_path / "results" / "hello" / "table.md").read_text() != FORMER
+
+
+def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The second time it comes from its folder, and is the same."""
+    model = charlm.ModelConfig(hidden_size=4, embedding_size=2)
+    settings = TrainingConfig(model, 64, 64, 4, log_every=2, eval_every=2, sample_every=0)
+    text = _text.find("shakespeare", quick=True)
+    with as_people_run_it():
+        first, again = _text.learn(text, settings), _text.learn(text, settings)
+        other = _text.learn(text, dataclasses.replace(settings, seed=1))
+    assert capsys.readouterr().out.count("step 4/4") == 2  # one of each seed
+    assert list(first.steps) == list(again.steps) == [2, 4]
+    assert list(first.val_losses) == list(again.val_losses) and len(first.val_losses) == 2
+    for a, b in zip(*map(jax.tree.leaves, (first.params, again.params)), strict=True):
+        assert (a == b).all()
+    assert other.val_losses[-1] != first.val_losses[-1]
+
+
+def test_a_name_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        runner.main(["helo"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: there is no experiment 'helo'; there are all, unfolding")
+
+
+def test_without_matplotlib(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit) as exit:
+        runner.main(["hello"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith('matplotlib: pip install "jaxrnn[plot]"\n')

@@ -1,0 +1,62 @@
+"""The experiment `time_series`: its noise floor and baselines on series whose best forecast is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import time_series
+from experiments.time_series import AHEAD
+
+pytestmark = pytest.mark.once
+
+
+def error_of_the_best(step: Any, noise: float, rows: int) -> np.ndarray:
+    """Of forecasts after 200 steps of the series itself, by horizon."""
+    start = np.random.default_rng(0).normal(size=(2, rows))
+    truth = time_series.go_on(step, noise, *start, 200 + AHEAD, np.random.default_rng(5))
+    best = time_series.best_forecast(step, noise, truth[:200])
+    return np.sqrt(((best - truth[200:]) ** 2).mean(1))
+
+
+def test_the_floor_of_a_linear_series_is_the_known_one() -> None:
+    """x' = a x + noise: the best forecast is a^n x, its error noise sqrt((1 - a^2n) / (1 - a^2))."""
+    ahead = np.arange(1, AHEAD + 1)
+    exact = 0.1 * np.sqrt((1 - 0.99 ** (2 * ahead)) / (1 - 0.99**2))
+    reached = error_of_the_best(*time_series.SERIES["price"], rows=4000)
+    np.testing.assert_allclose(reached, exact, rtol=0.04)
+
+
+def test_the_floor_one_step_ahead_is_the_noise() -> None:
+    step, noise = time_series.SERIES["oscillator"]
+    reached = error_of_the_best(step, noise, rows=4000)
+    assert reached[0] == pytest.approx(noise, rel=0.04)
+    assert 5 * noise < reached[-1] < 1.2  # the deviation of the series
+
+
+def test_the_linear_baseline_finds_a_linear_equation() -> None:
+    xs = [1.0, 0.5]
+    for _ in range(300):
+        xs.append(1.6 * xs[-1] - 0.9 * xs[-2] + 0.1)
+    weights = time_series.autoregression(np.array(xs), 2)
+    np.testing.assert_allclose(weights, [1.6, -0.9, 0.1], rtol=1e-6)
+    known = np.array(xs)[:20, None]
+    np.testing.assert_allclose(time_series.linear(weights, known, 10)[:, 0], xs[20:30], rtol=1e-5)
+
+
+def test_the_order_is_not_below_that_of_the_equation() -> None:
+    rng, xs = np.random.default_rng(0), [0.0] * 4
+    for _ in range(6000):
+        xs.append(0.8 * xs[-4] + rng.normal())
+    assert time_series.best_order(np.array(xs)) >= 4
+
+
+def test_mackey_glass_follows_its_delay_equation() -> None:
+    """Five times finer steps give the same values, as long as chaos has not parted the two."""
+    xs = [1.2] * 851
+    for _ in range(5 * 60 * 10):
+        xs.append(xs[-1] + 0.02 * (0.2 * xs[-851] / (1 + xs[-851] ** 10) - 0.1 * xs[-1]))
+    fine = np.array(xs[851 + 4 :: 300])
+    made = time_series.mackey_glass(10)
+    assert np.ptp(made) > 0.5
+    np.testing.assert_allclose(made, fine, atol=0.01)

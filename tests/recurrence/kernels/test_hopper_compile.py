@@ -1,0 +1,115 @@
+"""The Hopper kernels compile for an H100 that is not there, by NVIDIA's own assembler.
+
+What that says of registers and spills is read from its text (`benchmarks/hopper_static.py`). None of
+this ran on a GPU.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from benchmarks.ahead_of_time import hopper as hopper_static
+from benchmarks.ahead_of_time import programs as hopper_programs
+from jaxrnn.recurrence.kernels.hopper.residency import ROOM
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS
+from tests.support.hopper import SHARED, gpu_aot
+
+SERVED = [(name, "bfloat16") for name in hopper_programs.CELLS] + [
+    ("lstm", "float16"),
+    ("lstm", "float32"),
+]
+
+
+class TestCompiled:
+    pytestmark = gpu_aot
+
+    @pytest.mark.parametrize(("name", "dtype"), SERVED)
+    def test_kernels_fit(self, name: str, dtype: str) -> None:
+        """All blocks are on the GPU at once, and registers suffice, with masks: nothing is spilled."""
+        program = hopper_programs.layer(hopper_programs.Size(name, dtype, 16, 256), masked=True)
+        reports = hopper_static.reports(program.function, *program.args)
+        assert [r.kernel.rpartition("_")[2] for r in reports] == ["forward", "backward"]
+        for report in reports:
+            assert report.blocks <= ROOM[CLUSTERS.index(max(1, report.cluster))]
+            assert report.static_shared + report.shared <= SHARED
+            assert report.spill_stores == report.spill_loads == 0 and not report.losses
+
+
+# --- the report itself --------------------------------------------------------------------------
+
+NUMBERS = jax.ShapeDtypeStruct((256,), jnp.float32)
+
+
+def adding(name: str, **options: Any) -> Callable[[Any], Any]:
+    """A kernel by this name, with 1 KiB of shared memory."""
+
+    def body(x: Any, out: Any, scratch: Any) -> None:
+        scratch[...] = x[...] + 1
+        plgpu.commit_smem()
+        out[...] = scratch[...]
+
+    body.__name__ = name
+    scratch = [plgpu.SMEM(NUMBERS.shape, NUMBERS.dtype)]
+    return plgpu.kernel(body, out_type=NUMBERS, scratch_types=scratch, **options)
+
+
+class TestReports:
+    pytestmark = gpu_aot
+
+    def test_launch(self) -> None:
+        cut = {"grid": (3,), "grid_names": ("x",), "cluster": (2,), "cluster_names": ("peer",)}
+        (report,) = hopper_static.reports(
+            adding("kernel", **cut, num_threads=2, thread_name="warpgroup"), NUMBERS
+        )
+        assert report.kernel == "kernel" and 0 < report.registers < 64
+        assert (report.blocks, report.cluster, report.threads) == (6, 2, 256)
+        assert 1024 <= report.shared < 2048
+
+    def test_a_kernel_that_was_compiled_before_is_reported_again(self) -> None:
+        """Also one that occurs twice in a program, with another between."""
+        once, other = adding("once"), adding("other", num_threads=2, thread_name="warpgroup")
+        reports = hopper_static.reports(lambda x: once(other(once(x))), NUMBERS)
+        assert [report.kernel for report in reports] == ["once", "other", "once"]
+        assert [report.threads for report in reports] == [128, 256, 128]
+        assert hopper_static.reports(once, NUMBERS) == reports[:1] == reports[2:]
+
+
+PTXAS = """\
+ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+insufficient register resources for the wgmma pipeline in the function 'one_mosaic_gpu_kernel' in line 7
+ptxas info    : (C7519) warpgroup.arrive is injected in around line 685 by compiler to allow use of \
+registers in GMMA in function 'one_mosaic_gpu_kernel'
+ptxas warning : Registers are spilled to local memory in function 'one_mosaic_gpu_kernel', \
+8728 bytes spill stores, 9424 bytes spill loads
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'one_mosaic_gpu_kernel' for 'sm_90a'
+ptxas info    : Function properties for one_mosaic_gpu_kernel
+    5272 bytes stack frame, 8728 bytes spill stores, 9424 bytes spill loads
+ptxas info    : Used 255 registers, used 3 barriers, 5272 bytes cumulative stack size, 1 bytes smem
+ptxas info    : Compile time = 247.085 ms
+
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'two_mosaic_gpu_kernel' for 'sm_90a'
+ptxas info    : Function properties for two_mosaic_gpu_kernel
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 10 registers
+ptxas info    : Compile time = 2.690 ms
+
+"""
+
+
+def test_what_ptxas_says_is_read_kernel_by_kernel() -> None:
+    """What it warns of stands before a kernel, and what it does not mention is 0."""
+    loss = (
+        "wgmma.mma_async instructions are serialized due to insufficient register resources for the "
+        "wgmma pipeline"
+    )
+    spills = {"spill_stores": 8728, "spill_loads": 9424, "stack": 5272}
+    one = {"kernel": "one", "losses": [loss], "registers": 255, "barriers": 3, "static_shared": 1}
+    none = dict.fromkeys((*spills, "barriers", "static_shared"), 0)
+    two = {"kernel": "two", "losses": [], "registers": 10}
+    assert hopper_static.said(PTXAS) == [one | spills, two | none]

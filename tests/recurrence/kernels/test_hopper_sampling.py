@@ -1,0 +1,284 @@
+"""The sampling kernel without a GPU: interpreted on the CPU with a detector of races against the loop of
+`jaxrnn.charlm.decoding`, from the same states and keys; lowered for a GPU in every cut that is interpreted and
+in those that only a GPU can run (counters in L2); how it is cut, and what it refuses. Whether a GPU runs
+it right and fast, only a GPU can tell."""  # noqa: E501
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxrnn import InputError, ModelConfig, Vocabulary, charlm, init, sample, stream
+from jaxrnn.charlm import decoding, sampling
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
+from jaxrnn.recurrence.kernels.hopper import sampling_cta as hopper_sampling_part
+from jaxrnn.recurrence.kernels.hopper import search as hopper_search
+from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper.sampling_cta import Cut
+from tests.support.fakes import fake
+from tests.support.hopper import SHARED, gpu_aot, hopper_programs, hopper_static, interpreted
+from tests.support.oracle import TOLERANCES, assert_close, unchecked
+
+Size = hopper_programs.Size
+VOCABULARY = Vocabulary.of("abcdefghijklmnopqrstuvwxyz,.;:!?-'\n 12345")  # 41, in two pieces
+SIZE = len(VOCABULARY)
+BATCH, LENGTH, DRAWN = (
+    9,
+    3,
+    4,
+)  # of 16 rows that are moved; characters, of tokens that there is room for
+HIDDEN, WIDTH = 20, 32  # units and with their padding, shared by two parts
+CUT = Cut(parts=2, cluster=2, rows=16, units=16, columns=32, chunk=16, slots=2)
+NARROW = CUT._replace(units=8, slots=1)  # 16 units, in rows of 16 bytes
+
+CASES = {
+    "lstm": ("categorical", CUT, {"cell": "lstm", "peephole": True}),
+    "lstm-bfloat16": (
+        "categorical",
+        NARROW,
+        {"cell": "lstm", "hidden_size": 10, "dtype": "bfloat16"},
+    ),
+    "lstm-layers": ("after-space", CUT._replace(chunk=8), {"cell": "lstm", "layers": 2}),
+    "gru-before": ("after-space", CUT._replace(chunk=8, slots=3), {"cell": "gru", "layers": 2}),
+    "gru-before-bfloat16": (
+        "argmax",
+        CUT,
+        {"cell": "gru", "dtype": "bfloat16", "embedding_size": 0},
+    ),
+    "gru-after": ("categorical", CUT._replace(columns=64), {"cell": "gru", "reset": "after"}),
+    "rnn": ("argmax", CUT, {"cell": "rnn", "layers": 3}),
+    "rnn-alone": (
+        "categorical",
+        CUT._replace(parts=1, cluster=1, units=32, columns=64),
+        {"cell": "rnn", "activation": "relu", "dtype": "bfloat16", "layers": 2},
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes a cut everybody's."""
+
+    def use(cut: Cut) -> None:
+        monkeypatch.setattr(hopper_sampling, "cut_for", lambda *_: cut)
+
+    return use
+
+
+def problem(**config: Any) -> tuple[Any, ...]:
+    """A configuration, its prepared weights, texts that are under way, and a low temperature."""
+    rng = np.random.default_rng(7)
+    more = lambda a: jnp.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype)  # noqa: E731
+    params = init(ModelConfig(**{"hidden_size": HIDDEN, "embedding_size": 6} | config), VOCABULARY)
+    params = jax.tree.map(more, params)
+    state = decoding.begin(params.config, SIZE, BATCH, jnp.uint32(3))
+    state = state._replace(
+        carry=jax.tree.map(more, state.carry),
+        logits=more(state.logits),
+        last=jnp.arange(BATCH, dtype=jnp.int32) * 4 % SIZE,
+        position=jnp.int32(5),
+    )
+    whitespace = np.arange(SIZE) % 2 == 0  # many, so that both kinds of draws are seen
+    settings = decoding.Settings(
+        jnp.float32(0.8), jnp.int32(SIZE), jnp.float32(1), jnp.asarray(whitespace)
+    )
+    return params.config, charlm.prepare(params), state, settings
+
+
+def launch(mode: Any, config: Any, prepared: Any, state: Any, settings: Any, how: Any) -> Any:
+    weights = hopper_sampling.arrange(config.make_cell(), prepared, BATCH)
+    length = jnp.int32(LENGTH)
+    return decoding.launch.__wrapped__(
+        config, weights, state, length, settings, mode=mode, size=DRAWN, interpret=how
+    )
+
+
+def interpret(mode: Any, config: Any, *given: Any) -> Any:
+    """With a detector of races, which raises where it finds one."""
+    how = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
+    return jax.jit(partial(launch, mode, config, how=how))(*given)
+
+
+def lowered(mode: Any, config: Any, *given: Any) -> str:
+    """The program for a GPU."""
+    traced = jax.jit(partial(launch, mode, config, how=False)).trace(*given)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def loop(mode: Any, config: Any, prepared: Any, state: Any, settings: Any) -> Any:
+    """What `jaxrnn.sample` runs everywhere."""
+    none, length = np.zeros(1, np.int32), np.int32(LENGTH)
+    how = {"mode": mode, "truncate": False, "size": DRAWN}
+    return decoding.advance(config, prepared, state, none, np.int32(0), length, settings, **how)
+
+
+def assert_same(got: Any, want: Any, dtype: str) -> None:
+    (state, drawn), (wanted, tokens) = got, want
+    np.testing.assert_array_equal(drawn[:LENGTH], tokens[:LENGTH])
+    assert len(set(np.asarray(tokens[:LENGTH]).ravel().tolist())) > 5  # or it would say little
+    np.testing.assert_array_equal(state.last, wanted.last)
+    assert state.position == wanted.position
+    assert_close((state.carry, state.logits), (wanted.carry, wanted.logits), TOLERANCES[dtype])
+
+
+# --- values and races ---------------------------------------------------------------------------
+
+
+@interpreted
+@every_case
+def test_kernel_is_the_loop(name: str, cut: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same characters, state and logits."""
+    mode, tiles, config = CASES[name]
+    cut(tiles)
+    given = problem(**config)
+    assert_same(interpret(mode, *given), loop(mode, *given), given[0].dtype)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("missing", "name"), [("barrier_wait", "rnn"), ("wait_smem_to_gmem", "rnn-alone")]
+)
+def test_the_detector_finds_what_is_missing(
+    missing: str, name: str, cut: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or that it finds nothing above would mean nothing: without one of the waits there is a race."""
+    mode, tiles, config = CASES[name]
+    cut(tiles)
+    monkeypatch.setattr(hopper_sampling_part.plgpu, missing, lambda *_, **__: None)
+    with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
+        jax.block_until_ready(interpret(mode, *problem(**config)))
+
+
+# --- lowering -----------------------------------------------------------------------------------
+
+
+@every_case
+def test_kernel_lowers(name: str, cut: Any) -> None:
+    """Interpreting accepts shapes that no GPU does."""
+    mode, tiles, config = CASES[name]
+    cut(tiles)
+    assert "mosaic_gpu" in lowered(mode, *problem(**config))
+
+
+SIZES = [  # as they are cut over 132 multiprocessors
+    Size("lstm", "bfloat16", 1, 512),
+    Size("lstm", "bfloat16", 64, 512, 2),
+    Size("lstm", "bfloat16", 8, 1024),
+    Size("lstm", "float32", 3, 100, 3),
+    Size("gru-before", "bfloat16", 64, 256, 2),
+    Size("gru-after", "bfloat16", 9, 256),
+    Size("rnn", "bfloat16", 64, 64),
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_usual_sizes_lower(size: Size) -> None:
+    """As they are cut for an H100, with counters in L2 where no cluster holds all parts."""
+    run, given, cut = hopper_programs.sampler(size)
+    assert cut is not None
+    assert cut.parts * cut.units == hopper_tiles.width(size.hidden)
+    assert cut.parts <= hopper_search.multiprocessors() and cut.rows - 8 < size.batch <= cut.rows
+    text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
+
+
+SPILLS = 512  # bytes of a thread; the GRU spills 440 by the compiler of JAX 0.10.2
+
+
+class TestCompiled:
+    pytestmark = gpu_aot
+
+    @pytest.mark.parametrize("size", SIZES[1:5:3])
+    def test_kernel_fits(self, size: Size) -> None:
+        """All blocks are on the GPU at once, and registers nearly suffice."""
+        run, given, _ = hopper_programs.sampler(size)
+        (report,) = hopper_static.reports(run, *given)
+        assert report.kernel.endswith("_sampling")
+        assert report.blocks <= hopper_search.multiprocessors()
+        assert report.static_shared + report.shared <= SHARED
+        assert report.spill_stores <= SPILLS and not report.losses
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "vocabulary", "batch", "dtype", "words"),
+    [
+        (1, 64, SIZE, 65, "float32", "at most 64 texts at once, not 65"),
+        (1, 64, SIZE, 1, "float64", "float32 weights, not float64"),
+        (2, 2048, SIZE, 1, "bfloat16", "2 layers of H = 2048 with V = 41 in bfloat16 do not fit"),
+        (1, 64, 5000, 1, "bfloat16", "H = 64 with V = 5000"),
+    ],
+)
+def test_obstacles(
+    layers: int, hidden: int, vocabulary: int, batch: int, dtype: str, words: str
+) -> None:
+    cell = ModelConfig(hidden_size=hidden).make_cell()
+    reason = hopper_sampling.unsupported_reason(cell, layers, vocabulary, batch, dtype)
+    assert reason is not None and words in reason
+
+
+def test_run_raises_what_stands_in_the_way() -> None:
+    cell, prepared = ModelConfig(hidden_size=HIDDEN).make_cell(), problem()[1]
+    with pytest.raises(ValueError, match="cannot run this: it writes at most 64 texts"):
+        hopper_sampling.arrange(cell, prepared, 65)
+
+
+PARAMS = init(ModelConfig(hidden_size=6, embedding_size=4), VOCABULARY)
+
+
+def test_elsewhere_it_is_refused() -> None:
+    with pytest.raises(InputError, match="runs on a Hopper GPU and this is a CPU"):
+        sample(PARAMS, "a", 3, implementation="pallas")
+    with pytest.raises(InputError, match="runs on a Hopper GPU and this is a CPU"):
+        stream(PARAMS, "a", 3, implementation="pallas")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"top_k": 3}, "without top_k and top_p"),
+        ({"top_p": 0.5}, "without top_k and top_p"),
+        ({"count": 65}, "at most 64 texts at once, not 65"),
+    ],
+)
+def test_what_it_cannot_draw_is_refused(
+    how: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "device", lambda: fake("gpu", compute_capability="9.0"))
+    with pytest.raises(InputError, match=words):
+        sample(PARAMS, "a", 3, implementation="pallas", **how)
+
+
+def test_the_loop_by_name() -> None:
+    assert sample(PARAMS, "a", 9, implementation="xla") == sample(PARAMS, "a", 9)
+    with (
+        unchecked(),
+        pytest.raises(InputError, match="must be one of xla, pallas or None, not 'x'"),
+    ):
+        sample(PARAMS, "a", 9, implementation="x")  # type: ignore[arg-type]
+
+
+@interpreted
+def test_samples_by_the_kernel_are_those_of_the_loop(
+    cut: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From prime to end, over several launches, and in a stream."""
+    cut(CUT._replace(rows=8, parts=1, cluster=1, chunk=16, units=16, columns=64, slots=1))
+    how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
+    monkeypatch.setattr(sampling, "_check", lambda *_: None)
+    monkeypatch.setattr(sampling, "LAUNCH", 4)
+    monkeypatch.setattr(sampling, "launch", partial(sampling.launch, interpret=how))
+    by_kernel = {"implementation": "pallas", "temperature": 0.7, "seed": 3}
+    by_loop = by_kernel | {"implementation": "xla"}
+    got = sample(PARAMS, "ab", 6, **by_kernel, count=2)
+    assert got == sample(PARAMS, "ab", 6, **by_loop, count=2)
+    pieces = list(stream(PARAMS, "ab", 6, **by_kernel))
+    assert "".join(pieces) == got[0]

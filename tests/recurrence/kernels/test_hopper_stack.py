@@ -1,0 +1,326 @@
+"""Several layers in one launch of the Hopper kernel, without a GPU: interpreted with a detector of races
+and lowered for a GPU, against the scan layer after layer; what it refuses, and when it pays."""
+
+import re
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from benchmarks.ahead_of_time import hopper as hopper_static
+from benchmarks.ahead_of_time import programs as hopper_programs
+from jaxrnn import charlm, gru, lstm, unroll
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
+from jaxrnn.recurrence.kernels.hopper import stack_block as hopper_stack_block
+from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper.residency import ROOM
+from jaxrnn.recurrence.kernels.hopper.search import search
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiles, span
+from jaxrnn.recurrence.problem import Masks
+from tests.support.hopper import (
+    BATCH,
+    FEATURES,
+    MASKS,
+    PLAIN,
+    SHARED,
+    STEPS,
+    cell_of,
+    gpu_aot,
+    interpreted,
+    on_gpu,
+)
+from tests.support.oracle import TOLERANCES, assert_close
+from tests.support.problems import Problem, as_masks, problem
+
+Size = hopper_programs.Size
+
+# Every layer in two CTAs with one block of rows; all meet at one cluster's barrier.
+CUT = PLAIN._replace(forward=Memory(16, 3, 4, 1), backward=Memory(16, 2, 16, 1))
+NAMES = "rnn-tanh", "lstm-peephole", "gru-after"
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes a cut everybody's, with units padded to 32."""
+
+    def use(tiles: Tiles, width: int = 32) -> None:
+        def fitted(cell: Any, *_: Any) -> Tiles:
+            memories = {}
+            for name, count in (("forward", 1), ("backward", len(cell.GATES))):
+                memory = getattr(tiles, name)
+                resident = 2 * count * width // memory.chunk
+                memories[name] = memory._replace(resident=resident)
+            return tiles._replace(**memories)
+
+        monkeypatch.setattr(hopper_stack, "tiles_for", fitted)
+        monkeypatch.setattr(hopper_stack, "width", lambda _: width)
+
+    return use
+
+
+def problems(name: str, layers: int, dtype: str, batch: int = BATCH) -> tuple[Problem, ...]:
+    """One a layer; of the last the outputs' weights count, of the first the inputs."""
+    cell = cell_of(name)
+    widths = [FEATURES] + [cell.hidden_size] * (layers - 1)
+    drawn = [problem(cell, STEPS, batch, width, k) for k, width in enumerate(widths)]
+    tame = [one._replace(params=jax.tree.map(lambda w: w / 2, one.params)) for one in drawn]
+    return tuple(given.cast(dtype) for given in tame)
+
+
+def values_and_gradients(run: Any, given: tuple[Problem, ...]) -> tuple[Any, Any]:
+    """Final states and outputs of `run`, and gradients by all parameters, the inputs and the states."""
+    d_final, d_ys = tuple(one.weights[0] for one in given), given[-1].weights[1]
+
+    def loss(params: Any, xs: Any, states: Any) -> Any:
+        final, ys = run(params, xs, states)
+        products = jax.tree.map(
+            lambda w, r: (w * r.astype(w.dtype)).sum(), (d_final, d_ys), (final, ys)
+        )
+        return sum(jax.tree.leaves(products)), (final, ys.astype(jnp.float32))
+
+    arguments = tuple(one.params for one in given), given[0].xs, tuple(one.state for one in given)
+    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arguments)
+    return results, gradients
+
+
+def at_once(name: str, masks: Masks, reverse: bool, interpret: Any = None) -> Any:
+    cell = cell_of(name)
+
+    def run(params: Any, xs: Any, states: Any) -> Any:
+        gx = cell.project(params[0], xs)
+        return hopper_stack.run(cell, params, gx, states, masks, reverse, interpret=interpret)
+
+    return jax.jit(partial(values_and_gradients, run))
+
+
+def one_by_one(name: str, reverse: bool, masks: dict[str, Any]) -> Any:
+    def run(params: Any, xs: Any, states: Any) -> Any:
+        final = []
+        for layer, state in zip(params, states, strict=True):
+            after, xs = unroll(
+                cell_of(name), layer, xs, state, **masks, reverse=reverse, implementation="scan"
+            )
+            final.append(after)
+        return tuple(final), xs
+
+    return jax.jit(partial(values_and_gradients, run))
+
+
+def interpret(name: str, given: Any, masks: dict[str, Any], reverse: bool = False) -> Any:
+    """With a detector of races, which raises where it finds one."""
+    how = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
+    as_given = as_masks(STEPS, **masks) if masks else Masks(None, None)
+    return at_once(name, as_given, reverse, how)(given)
+
+
+def lowered(name: str, given: Any, masks: dict[str, Any], reverse: bool = False) -> str:
+    as_given = as_masks(STEPS, **masks) if masks else Masks(None, None)
+    traced = at_once(name, as_given, reverse).trace(given)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+EVERY = [
+    ("rnn-tanh", 2, "float32", True, MASKS),
+    ("lstm-peephole", 2, "float32", False, MASKS),
+    ("gru-after", 2, "float32", True, MASKS),
+    ("rnn-tanh", 3, "float32", False, {}),
+    ("lstm-peephole", 3, "bfloat16", True, MASKS),
+    ("gru-after", 3, "float32", False, MASKS),
+]
+every = pytest.mark.parametrize(("name", "layers", "dtype", "reverse", "masks"), EVERY)
+
+
+@interpreted
+@every
+def test_layers_at_once_are_layers_one_by_one(
+    name: str, layers: int, dtype: str, reverse: bool, masks: Any, cut: Any
+) -> None:
+    cut(CUT)
+    given = problems(name, layers, dtype)
+    got = interpret(name, given, masks, reverse)
+    arrays = {k: jnp.asarray(mask) for k, mask in masks.items()}
+    assert_close(got, one_by_one(name, reverse, arrays)(given), TOLERANCES[dtype])
+
+
+@every
+def test_layers_at_once_lower(
+    name: str, layers: int, dtype: str, reverse: bool, masks: Any, cut: Any
+) -> None:
+    cut(CUT)
+    program = lowered(name, problems(name, layers, dtype), masks, reverse)
+    assert program.count("mosaic_gpu") >= 2
+
+
+# Without groups of parts that fit a cluster all meet at a counter, which the interpreter does not have.
+ON_A_GPU_ALONE = {
+    "counter": CUT._replace(cluster=1),
+    "counter and multicast": CUT._replace(parts=4),
+    "warpgroups, groups and turns": CUT._replace(cluster=1, warpgroups=2, groups=2, turns=2),
+    "alone in its layer": CUT._replace(parts=1, cluster=1),
+}
+
+
+@pytest.mark.parametrize("kind", ON_A_GPU_ALONE)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cut_lowers(name: str, kind: str, cut: Any) -> None:
+    tiles = ON_A_GPU_ALONE[kind]
+    cut(tiles, width=64 if tiles.parts == 4 else 32)
+    given = problems(name, 3, "float32", tiles.rows * tiles.blocks)
+    assert "mosaic_gpu" in lowered(name, given, {})
+
+
+@interpreted
+def test_rows_over_warpgroups_and_turns(cut: Any) -> None:
+    """Parts that are alone in their layers, inputs two steps ahead, and no masks."""
+    deep = CUT.forward._replace(depth=2)
+    tiles = CUT._replace(parts=1, cluster=1, warpgroups=2, turns=2, forward=deep)
+    cut(tiles)
+    given = problems("rnn-tanh", 2, "float32", tiles.rows * tiles.blocks - 1)
+    got = interpret("rnn-tanh", given, {})
+    assert_close(got, one_by_one("rnn-tanh", False, {})(given), TOLERANCES["float32"])
+
+
+@interpreted
+@pytest.mark.parametrize("missing", ["wait_smem_to_gmem", "barrier_wait"])
+def test_the_detector_finds_what_is_missing(
+    missing: str, cut: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or that it finds nothing above would mean nothing."""
+    cut(CUT)
+    monkeypatch.setattr(hopper_stack_block.plgpu, missing, lambda *_, **__: None)
+    with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
+        jax.block_until_ready(interpret("rnn-tanh", problems("rnn-tanh", 2, "float32"), {}))
+
+
+REAL = [
+    Size("lstm", "bfloat16", 64, 512, 2),
+    Size("gru-after", "bfloat16", 200, 320, 3),
+    Size("lstm-peephole", "float32", 16, 128, 2),
+    Size("rnn", "float16", 1, 100, 4),
+]
+# Bytes of a thread; the GRU spills 48 by the compiler of JAX 0.10.2.
+SPILLS = 64
+
+
+@pytest.mark.parametrize("size", REAL)
+def test_real_sizes_lower(size: Size) -> None:
+    """In the cut that a GPU would get. More shared memory than there is would not lower."""
+    run, given, _ = hopper_programs.at_once(size)
+    text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu") >= 2
+
+
+class TestCompiled:
+    pytestmark = gpu_aot
+
+    @pytest.mark.parametrize("size", REAL[:2])
+    def test_kernels_fit(self, size: Size) -> None:
+        """All blocks are on the GPU at once, and registers suffice, but for a few bytes."""
+        run, given, _ = hopper_programs.at_once(size)
+        reports = hopper_static.reports(run, *given)
+        ways = [report.kernel.split("_", 1)[1] for report in reports]
+        assert ways == ["forward_stack", "backward_stack"]
+        for report in reports:
+            assert report.blocks <= ROOM[CLUSTERS.index(max(1, report.cluster))]
+            assert report.static_shared + report.shared <= SHARED
+            assert report.spill_stores <= SPILLS and not report.losses
+
+
+# --- the cut, and what it refuses -----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("layers", [2, 3, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_can_run(name: str, layers: int) -> None:
+    """All CTAs of all layers are on the GPU at once, and all weights stay."""
+    for batch, hidden in ((1, 64), (64, 256), (200, 100)):
+        cell = cell_of(name, hidden)
+        tiles = search(cell, batch, jnp.dtype("bfloat16"), ROOM, layers)
+        assert tiles is not None
+        resident = ROOM[CLUSTERS.index(span(tiles.parts, tiles.cluster, layers))]
+        assert layers * tiles.parts * tiles.groups <= resident
+        size = hopper_tiles.width(hidden)
+        assert tiles.forward.resident * tiles.forward.chunk == 2 * size
+        assert tiles.backward.resident * tiles.backward.chunk == 2 * len(cell.GATES) * size
+
+
+@pytest.mark.parametrize(
+    ("cell", "layers", "dtype", "message"),
+    [
+        (lstm(64), 1, "bfloat16", "two layers or more at once, not 1"),
+        (gru(64), 2, "bfloat16", "resets before its product exchanges twice .* layer by layer"),
+        (lstm(64), 2, "float64", "bfloat16, float16 or float32 weights, not float64"),
+        (lstm(2048), 3, "bfloat16", "3 layers of H = 2048 in bfloat16 do not fit .* 132"),
+        (lstm(512), 2, "bfloat16", None),
+        (gru(256, reset="after"), 4, "float32", None),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_reason(
+    cell: Any, layers: int, dtype: str, message: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
+    reason = hopper_stack.unsupported_reason(cell, layers, 2, dtype)
+    if message is None:
+        assert reason is None
+        return
+    assert reason is not None
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), cell.hidden_size, jnp.bfloat16))
+    gx = jnp.zeros((1, 2, params.w_h.shape[1]))
+    with pytest.raises(ValueError, match=f"cannot run this: .*{message}"):
+        narrow = params._replace(w_h=jax.ShapeDtypeStruct(params.w_h.shape, jnp.dtype(dtype)))
+        states = (cell.initial_state(2),) * layers
+        hopper_stack.run(cell, (narrow,) * layers, gx, states, Masks(None, None), False)
+
+
+def test_it_pays_where_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many steps of small layers; not over one, nor where they do not fit."""
+    monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
+    assert hopper_stack.pays(lstm(128), 4, 200, 16, "bfloat16")
+    assert not hopper_stack.pays(lstm(128), 4, 1, 16, "bfloat16")
+    assert not hopper_stack.pays(lstm(2048), 3, 200, 16, "bfloat16")
+
+
+def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no units are dropped between the layers."""
+    monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
+    vocabulary = Vocabulary.of("abc")
+    tokens = jnp.zeros((200, 16), jnp.int32)
+
+    def kernels(key: Any = None, implementation: Any = "pallas", **model: Any) -> list[str]:
+        config = charlm.ModelConfig("lstm", 2, 128, 8, dtype="bfloat16", **model)
+        params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, 16)
+        run = partial(charlm.forward, dropout_key=key, implementation=implementation)
+        program = str(jax.make_jaxpr(run)(params, tokens, carry))
+        return re.findall(r"\w+_forward(?:_stack)?", program)
+
+    key = jax.random.key(0)
+    assert set(kernels()) == {"lstm_forward_stack"}
+    assert set(kernels(key, weight_dropout=0.1)) == {"lstm_forward_stack"}
+    assert set(kernels(key, dropout=0.1)) == {"lstm_forward"}
+    assert not kernels(implementation="xla")
+
+
+@interpreted
+def test_a_char_rnn_by_it_is_the_char_rnn(cut: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, state and gradients of all parameters."""
+    cut(CUT)
+    how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
+    at_once = SimpleNamespace(run=partial(hopper_stack.run, interpret=how))
+    vocabulary = Vocabulary.of("abcde")
+    config = charlm.ModelConfig("lstm", 2, 20, 6, peephole=True, dtype="float32")
+    params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, BATCH)
+    tokens = jnp.arange((STEPS + 1) * BATCH, dtype=jnp.int32).reshape(STEPS + 1, BATCH) % 5
+    carry = jax.tree.map(lambda s: s + 0.1, carry)
+    results = []
+    for module in (None, at_once):
+        monkeypatch.setattr(charlm.dispatch, "layers_at_once", lambda *_, m=module: m)
+        run = partial(charlm.loss, implementation="scan")
+        results.append(jax.value_and_grad(run, has_aux=True)(params, tokens, carry))
+    assert_close(results[1], results[0], TOLERANCES["float32"])

@@ -1,0 +1,844 @@
+"""The recurrence in C++: values against numpy and gradients against the plain scan in float64, for rows
+on cores of their own and for cores that share the rows; JAX's transformations of it; wrong sizes; busy
+cores; how it is built."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxrnn import explain, gru, lstm, rnn, unroll
+from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.kernels import native as native_kernel
+from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.kernels.native import build
+from jaxrnn.recurrence.problem import Dense, Lookup, Masks
+from tests.support.oracle import TOLERANCES, assert_close, differences, reference, unchecked
+from tests.support.problems import CELLS, Problem, library, problem
+
+ROOT = Path(__file__).parents[3]
+TOLERANCE = 1e-5  # of float32 sums of a few hundred products, in units of the largest entry
+TWO = ("lstm-peephole", "gru-before")
+cells = pytest.mark.parametrize("name", CELLS)
+two_cells = pytest.mark.parametrize("name", TWO)
+pytestmark = pytest.mark.skipif(
+    build.why_not() is not None, reason=f"waits for a C++ compiler: {build.why_not()}"
+)
+
+
+def scaled(given: Problem) -> Problem:
+    """Weights small enough for wide cells not to saturate, where gradients would be zeros."""
+    params = given.params
+    shrink = (4 / params.w_h.shape[0]) ** 0.5
+    return given._replace(params=params._replace(w_h=params.w_h * shrink, w_x=params.w_x * shrink))
+
+
+def masks_for(steps: int, batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(0, steps + 1, batch).astype(np.int32)
+    return {"resets": rng.random((steps, batch)) < 0.25, "lengths": lengths}
+
+
+def native(cell: Any, given: Problem, reverse: bool = False, **masks: np.ndarray) -> Any:
+    on_device = {name: jnp.asarray(mask) for name, mask in masks.items()}
+    return library(cell, given, **on_device, reverse=reverse, implementation="native")
+
+
+def compare(cell: Any, exact: Problem, **how: Any) -> None:
+    """Values against numpy; gradients against the scan's automatic derivative, in float64."""
+    given = exact.cast("float32")
+    results, gradients = native(cell, given, **how)
+    assert_close(results, reference(cell, *given.exact().inputs, **how), TOLERANCE)
+    with jax.enable_x64(True):
+        as_arrays = {k: jnp.asarray(v) if k != "reverse" else v for k, v in how.items()}
+        _, want = library(cell, given.exact().cast("float64"), **as_arrays, implementation="scan")
+    assert_close(gradients, want, TOLERANCE)
+
+
+# --- values and gradients -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize(
+    ("batch", "hidden"), [(1, 3), (9, 17), (11, 70)], ids=["one unit", "a tile", "more than one"]
+)
+@cells
+def test_rows_on_cores_of_their_own(
+    name: str, batch: int, hidden: int, masked: bool, reverse: bool
+) -> None:
+    cell, steps = dataclasses.replace(CELLS[name], hidden_size=hidden), 6
+    given = scaled(problem(cell, steps, batch, features=5))
+    masks = masks_for(steps, batch) if masked else {}
+    compare(cell, given, **masks, reverse=reverse)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        rnn(400),
+        lstm(200),
+        lstm(200, peephole=True),
+        gru(220, reset="before"),
+        gru(220, reset="after"),
+    ],
+    ids=["rnn", "lstm", "lstm-peephole", "gru-before", "gru-after"],
+)
+def test_few_rows_that_cores_share(cell: Any, batch: int) -> None:
+    """Weights and steps enough for cores to divide the units among them, and meet after each step."""
+    steps = 40
+    given = scaled(problem(cell, steps, batch, features=5))
+    compare(cell, given, **masks_for(steps, batch), reverse=batch == 3)
+
+
+def test_more_steps_than_are_projected_at_once() -> None:
+    """With one row, 32 steps are projected at a time; 70 leave a part over."""
+    for reverse in (False, True):
+        compare(lstm(5), problem(lstm(5), steps=70, batch=1), reverse=reverse)
+
+
+@two_cells
+def test_finite_differences(name: str) -> None:
+    """Without any derivative of JAX's: a few weights moved in numpy."""
+    cell = CELLS[name]
+    given = problem(cell).cast("float32")
+    _, gradients = native(cell, given)
+    exact = given.exact()
+
+    def loss(inputs: Any) -> float:
+        results = reference(cell, *inputs)
+        pairs = zip(*map(jax.tree.leaves, (exact.weights, results)), strict=True)
+        return sum(float((w * r).sum()) for w, r in pairs)
+
+    assert_close(gradients, differences(loss, exact.inputs), TOLERANCE)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@two_cells
+def test_tokens_and_projected_inputs(name: str, masked: bool) -> None:
+    """A table's rows, and gx itself; a token out of range stands for the nearest row."""
+    cell, steps, batch = CELLS[name], 6, 9
+    given = problem(cell, steps, batch).cast("float32")
+    rng = np.random.default_rng(2)
+    table = jnp.asarray(rng.standard_normal((7, given.params.w_h.shape[1])), jnp.float32)
+    tokens = jnp.asarray(rng.integers(-2, 9, (steps, batch)), jnp.int32)
+    masks = {k: jnp.asarray(v) for k, v in masks_for(steps, batch).items()} if masked else {}
+
+    def loss(table: Any, gx: Any, implementation: Any) -> Any:
+        run = partial(unroll_projected, cell, given.params, **masks, implementation=implementation)
+        (_, looked), (_, projected) = run(Lookup(table, tokens)), run(gx)
+        return (looked * given.weights[1]).sum() + (projected * given.weights[1]).sum()
+
+    gradients = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    gx = table[jnp.clip(tokens, 0, 6)]
+    want = gradients(table, gx, "scan")
+    for implementation in ("native", "xla", "columns"):
+        assert_close(gradients(table, gx, implementation), want, TOLERANCE)
+    # The table's gradient is that of gx, summed over the tokens that are clipped to the same row.
+    by_row = np.zeros(table.shape, np.float64)
+    np.add.at(by_row, np.clip(tokens, 0, 6), np.asarray(want[1][1], np.float64))
+    assert_close(want[1][0], by_row, TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
+def test_tokens_of_any_integer_dtype(dtype: str) -> None:
+    """With a table of more rows than the dtype has numbers, and numbers that no int32 holds."""
+    cell = CELLS["gru-before"]
+    given = problem(cell).cast("float32")
+    rows = 300 if dtype != "uint32" else 5
+    table = jnp.asarray(np.random.default_rng(0).standard_normal((rows, 12)), jnp.float32)
+    values = [0, 1, np.iinfo(dtype).max]
+    tokens = jnp.asarray(np.resize(values, (5, 2)), dtype)
+    gx = table[np.clip(np.resize(values, (5, 2)), 0, rows - 1)]
+    for implementation in ("native", "scan", "xla", "columns"):
+        run = partial(unroll_projected, cell, given.params, implementation=implementation)
+        with unchecked():
+            assert_close(run(Lookup(table, tokens)), run(gx), TOLERANCES["float32"])
+
+
+# --- numbers at their limits --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [30.0, 200.0, 1e30])
+@cells
+def test_gates_that_saturate(name: str, size: float) -> None:
+    """Inputs far beyond what exp can take give 0 and 1, and no NaN."""
+    cell = CELLS[name]
+    given = problem(cell, 4, 8).cast("float32")
+    given = given._replace(xs=jnp.clip(given.xs * size, -size, size))
+    if name == "rnn-relu":
+        given = given._replace(params=given.params._replace(w_h=given.params.w_h * 0))
+    results, gradients = native(cell, given)
+    with np.errstate(over="ignore"):  # numpy's exp, where the answer is 0
+        want = reference(cell, *given.exact().inputs)
+    assert_close(results, want, TOLERANCES["float32"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.filterwarnings("ignore")
+@cells
+def test_what_is_not_a_number_stays_in_its_row(name: str) -> None:
+    """A run that goes wrong must be seen to (training recovers from it), in the rows where it does."""
+    cell = CELLS[name]
+    given = problem(cell, 4, 8).cast("float32")
+    (_, ys), _ = native(cell, given._replace(xs=given.xs.at[1, 2, 0].set(jnp.nan)))
+    wrong = np.isnan(np.asarray(ys)).any(axis=2)
+    expected = np.zeros_like(wrong)
+    expected[1:, 2] = True
+    np.testing.assert_array_equal(wrong, expected)
+
+
+# --- under JAX's transformations ----------------------------------------------------------------
+
+
+@two_cells
+def test_second_derivatives_are_those_of_scan(name: str) -> None:
+    cell = CELLS[name]
+    given = problem(cell, 3, 2).cast("float32")
+
+    def slope(inputs: Any, implementation: Any) -> Any:
+        def loss(params: Any, xs: Any) -> Any:
+            final, ys = unroll(cell, params, xs, given.state, implementation=implementation)
+            return (ys**3).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
+
+        return sum((g**2).sum() for g in jax.tree.leaves(jax.grad(loss, (0, 1))(*inputs)))
+
+    second = jax.jit(jax.grad(slope), static_argnums=1)
+    inputs = given.params, given.xs
+    assert_close(second(inputs, "native"), second(inputs, "scan"), TOLERANCE)
+
+
+@two_cells
+def test_checkpoint(name: str) -> None:
+    cell = CELLS[name]
+    given = problem(cell, 4, 6).cast("float32")
+
+    def gradient(implementation: Any) -> Any:
+        @jax.checkpoint
+        def loss(params: Any) -> Any:
+            run = partial(unroll, cell, params, given.xs, given.state)
+            return (run(implementation=implementation)[1] ** 2).sum()
+
+        return jax.grad(loss)(given.params)
+
+    assert_close(gradient("native"), gradient("scan"), TOLERANCE)
+
+
+# --- mapped by jax.vmap -------------------------------------------------------------------------
+
+
+class Mapped(NamedTuple):
+    """What each element of a mapped axis has of its own; axes of None are shared."""
+
+    xs: int | None = None
+    state: int | None = None
+    resets: int | None = None
+    lengths: int | None = None
+    params: int | None = None
+
+
+def calls_of(program: Any, *given: Any) -> list[str]:
+    """The C++ calls of a compiled program, as "name shape-of-the-first-result", in loops or not."""
+    text = program.lower(*given).as_text()
+    return re.findall(r"@(jaxrnn_\w+)\(.*?-> (?:tuple<)?\(?tensor<([\dx]+)xf32>", text)
+
+
+def mapped_problem(cell: Any, axes: Mapped, size: int) -> tuple[Any, ...]:
+    """Arguments with a mapped axis where `axes` says, and the shapes that one element has."""
+    steps, batch = 5, 2
+    given = problem(cell, steps, batch).cast("float32")
+    masks = {k: jnp.asarray(v) for k, v in masks_for(steps, batch).items()}
+    whole = given.xs, given.state, masks["resets"], masks["lengths"], given.params
+    rng = np.random.default_rng(3)
+
+    def several(a: Any, axis: int) -> Any:
+        if a.dtype != jnp.float32:
+            return jnp.stack([jnp.roll(a, n, axis=a.ndim - 1) for n in range(size)], axis)
+        factors = jnp.asarray(rng.uniform(0.5, 1.5, size), jnp.float32)
+        return jnp.stack([a * factor for factor in factors], axis)
+
+    return tuple(
+        a if axis is None else jax.tree.map(partial(several, axis=axis), a)
+        for a, axis in zip(whole, axes, strict=True)
+    )
+
+
+def loss_of(cell: Any, implementation: Any, axes: Mapped) -> Callable[..., Any]:
+    """A loss of one element, differentiable by xs, state and params."""
+
+    def loss(xs: Any, state: Any, resets: Any, lengths: Any, params: Any) -> Any:
+        run = partial(unroll, cell, params, xs, state, implementation=implementation)
+        final, ys = run(resets, lengths)
+        return (ys**3).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
+
+    return loss
+
+
+AXES = {
+    "inputs": Mapped(xs=0),
+    "rows": Mapped(xs=1, state=0, resets=1, lengths=0),
+    "states": Mapped(state=1),
+    "lengths": Mapped(xs=2, lengths=1, resets=2),
+    "stacked parameters": Mapped(params=0),
+    "stacked parameters and inputs": Mapped(xs=0, state=0, params=0),
+}
+
+
+@pytest.mark.parametrize(("name", "axes"), list(zip(TWO * 3, AXES.values(), strict=True)), ids=AXES)
+def test_vmap(name: str, axes: Mapped) -> None:
+    """Values and gradients, of the sum over the mapped axis and of each element."""
+    cell = CELLS[name]
+    given = mapped_problem(cell, axes, size=3)
+    wanted = (0, 1, 4)
+
+    def results(implementation: Any) -> Any:
+        loss = loss_of(cell, implementation, axes)
+        mapped = jax.vmap(loss, tuple(axes))
+        total = jax.value_and_grad(lambda *given: mapped(*given).sum(), wanted)
+        each = jax.vmap(jax.grad(loss, wanted), tuple(axes))
+        return jax.jit(lambda *given: (total(*given), each(*given)))(*given)
+
+    assert_close(results("native"), results("scan"), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gru-before"])
+def test_a_mapped_axis_over_shared_weights_becomes_rows(name: str) -> None:
+    """One call of three times the rows, the same bits as that batch; no gradient for each element."""
+    cell, axes = CELLS[name], Mapped(xs=1, state=0, resets=1, lengths=0)
+    xs, state, resets, lengths, params = given = mapped_problem(cell, axes, size=3)
+    mapped = jax.vmap(loss_of(cell, "native", axes), tuple(axes))
+
+    def fold(a: Any, axis: int) -> Any:
+        return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+
+    batch = (fold(xs, 1), jax.tree.map(lambda s: fold(s, 0), state), fold(resets, 1))
+    batch = (*batch, fold(lengths, 0), params)
+    got = jax.jit(jax.grad(lambda *given: mapped(*given).sum(), 4))
+    want = jax.jit(jax.grad(loss_of(cell, "native", axes), 4))
+    assert_close(got(*given), want(*batch), 0)
+    assert calls_of(got, *given) == calls_of(want, *batch)
+    assert "5x3x2x3xf32" not in got.lower(*given).compile().as_text()
+    each = jax.jit(jax.vmap(jax.grad(loss_of(cell, "native", axes)), tuple(axes)))
+    assert {call for call in calls_of(each, *given) if "outer" not in call[0]} <= {
+        *calls_of(want, *batch),
+        ("jaxrnn_back", "30x3"),
+    }
+
+
+def test_nested_vmap() -> None:
+    cell = CELLS["gru-after"]
+    given = problem(cell, 4, 1).cast("float32")
+    xs = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 1, 3)), jnp.float32)
+
+    def results(implementation: Any) -> Any:
+        def loss(params: Any, xs: Any) -> Any:
+            return (unroll(cell, params, xs, implementation=implementation)[1] ** 3).sum()
+
+        twice = jax.vmap(jax.vmap(loss, (None, 0)), (None, 0))
+        return jax.jit(jax.grad(lambda params: twice(params, xs).sum()))(given.params)
+
+    assert_close(results("native"), results("scan"), TOLERANCE)
+
+
+def test_vmap_over_tokens_and_over_a_table() -> None:
+    cell = CELLS["lstm"]
+    given = problem(cell, 4, 2).cast("float32")
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.standard_normal((3, 7, 16)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 7, (3, 4, 2)), jnp.int32)
+
+    def results(implementation: Any) -> Any:
+        def loss(table: Any, tokens: Any) -> Any:
+            run = partial(unroll_projected, cell, given.params, implementation=implementation)
+            return (run(Lookup(table, tokens))[1] ** 3).sum()
+
+        def total(axes: Any) -> Any:
+            return lambda *given: jax.vmap(loss, axes)(*given).sum()
+
+        shared = jax.jit(jax.grad(total((None, 0))))(table[0], tokens)
+        return shared, jax.jit(jax.grad(total((0, None))))(table, tokens[0])
+
+    assert_close(results("native"), results("scan"), TOLERANCE)
+
+
+def test_vmap_of_nothing() -> None:
+    cell = CELLS["lstm"]
+    params = cell.init(jax.random.key(0), 3)
+    run = partial(unroll, cell, params, implementation="native")
+    _, ys = jax.vmap(run)(jnp.zeros((0, 5, 2, 3)))
+    assert ys.shape == (0, 5, 2, 4)
+
+
+# --- on several devices -------------------------------------------------------------------------
+
+
+def test_save_every() -> None:
+    cell = CELLS["lstm"]
+    given = problem(cell, 7, 5).cast("float32")
+    want = library(cell, given, implementation="scan")
+    assert_close(library(cell, given, implementation="native", save_every=3), want, TOLERANCE)
+
+
+def test_sharded_over_the_batch() -> None:
+    cell = CELLS["gru-after"]
+    given = problem(cell, 4, 4).cast("float32")
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+
+    def run(params: Any, xs: Any) -> Any:
+        return unroll(cell, params, xs, implementation="native")[1]
+
+    sharded = jax.shard_map(
+        run, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P(None, "data")
+    )
+    got, want = (
+        jax.grad(lambda params, f=f: (f(params, given.xs) ** 2).sum())(given.params)
+        for f in (sharded, run)
+    )
+    assert_close(got, want, TOLERANCES["float32"])
+
+
+DIVIDED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import re, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from tests.support.oracle import TOLERANCES, assert_close
+from jaxrnn import gru, lstm, unroll
+from jaxrnn.recurrence.problem import Lookup
+from jaxrnn.recurrence.api import unroll_projected
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "more"), axis_types=(AxisType.Auto,) * 2)
+rng = np.random.default_rng(0)
+
+def loss(cell, params, xs, tokens, table, lengths):
+    how = {"lengths": lengths, "implementation": "native"}
+    final, ys = unroll(cell, params, xs, **how)
+    _, looked = unroll_projected(cell, params, Lookup(table, tokens), final, **how)
+    return (ys**2).sum() + (looked**2).sum()
+
+for cell, choices in (
+    (lstm(8, peephole=True), [(8, "data"), (8, None)]),
+    (gru(8, reset="after"), [(8, ("data", "more")), (6, "data")]),
+):
+    for rows, axes in choices:
+        params = cell.init(jax.random.key(0), 4)
+        given = (
+            params,
+            jnp.asarray(rng.standard_normal((6, rows, 4)), jnp.float32),
+            jnp.asarray(rng.integers(-1, 6, (6, rows)), jnp.int32),
+            jnp.asarray(rng.standard_normal((5, params.w_h.shape[1])), jnp.float32),
+            jnp.asarray(rng.integers(0, 7, rows), jnp.int32),
+        )
+        slope = jax.jit(jax.value_and_grad(loss, (1, 2, 4)), static_argnums=0)
+        want = slope(cell, *given)
+        over = P(), P(None, axes), P(None, axes), P(), P(axes)
+        put = [jax.device_put(a, NamedSharding(mesh, p)) for a, p in zip(given, over)]
+        program = slope.lower(cell, *put).compile()
+        assert_close(program(*put), want, TOLERANCES["float32"])
+        text = program.as_text()
+        parts = {None: 1, "data": 2}.get(axes, 4)
+        assert not re.search("all-gather|all-to-all|collective-permute", text), axes
+        assert f"f32[6,{rows // parts},8]" in text and (axes is None or f"f32[6,{rows},8]" not in text)
+print("done")
+"""
+
+
+def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
+    """Where a batch is sharded, each device computes its own rows, and only gradients are exchanged."""
+    environment = {"JAXRNN_CACHE": str(build._library().parent)}
+    assert ask(tmp_path, DIVIDED, **environment).stdout == "done\n"
+
+
+# --- many callers and busy cores ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cell", "batch"), [(lstm(64), 32), (gru(256), 1)], ids=["own", "shared"])
+def test_many_calls_at_once_end_and_agree(cell: Any, batch: int) -> None:
+    """More callers than cores, each with a loop on all cores: no call may wait for another for ever."""
+    given = scaled(problem(cell, 30, batch, features=8)).cast("float32")
+    want = native(cell, given)
+    with ThreadPoolExecutor(6) as callers:
+        for got in callers.map(lambda _: native(cell, given), range(24)):
+            assert_close(got, want, 0)  # bit-identical, whichever thread did which part
+
+
+BUSY = """
+import time, jax, jax.numpy as jnp
+from jaxrnn import gru, unroll
+
+cell = gru(256)
+params, xs = cell.init(jax.random.key(0), 8), jnp.ones((100, 2, 8))
+run = jax.jit(jax.grad(lambda p: (unroll(cell, p, xs, implementation="native")[1] ** 2).sum()))
+times = []
+for _ in range(20):
+    begun = time.perf_counter()
+    jax.block_until_ready(run(params))
+    times.append(time.perf_counter() - begun)
+print(sorted(times)[10])
+"""
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="waits for a second core")
+def test_few_rows_on_busy_cores(tmp_path: Path) -> None:
+    """Beside busy processes, all cores together take no many times as long as one thread alone."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    cached = str(build._library().parent)
+    try:
+        alone, together = (
+            float(ask(tmp_path, BUSY, JAXRNN_CACHE=cached, NPROC=threads).stdout)
+            for threads in ("1", str(os.cpu_count()))
+        )
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert together < 6 * alone, f"{together:.3f} s, against {alone:.3f} s of one thread"
+
+
+def compiled(tmp_path: Path, source: str, *options: str) -> Path:
+    """A C++ program of this folder, built."""
+    program = tmp_path / "program"
+    headers, file = build.HERE, Path(__file__).with_name(source)
+    command = [*COMPILER, "-std=c++17", "-pthread", *options, f"-I{headers}", str(file)]
+    subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
+    return program
+
+
+@pytest.mark.once
+def test_turns_with_threads_that_are_hindered(tmp_path: Path) -> None:
+    """Threads that come late or never, and one that falls asleep: order, and time."""
+    result = subprocess.run([compiled(tmp_path, "turns.cc", "-O2")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.once
+def test_turns_under_a_thread_sanitizer(tmp_path: Path) -> None:
+    try:
+        program = compiled(tmp_path, "turns.cc", "-O1", "-fsanitize=thread")
+    except subprocess.CalledProcessError:
+        pytest.skip("the compiler has no thread sanitizer")
+    result = subprocess.run([program], capture_output=True, text=True)
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("the thread sanitizer does not run on this kernel")
+    assert result.returncode == 0, result.stderr
+
+
+# --- sizes that do not fit ----------------------------------------------------------------------
+
+
+def sanitizer() -> list[str]:
+    """What must be loaded before a process that runs code with an address sanitizer."""
+    names = "libasan.so", "libstdc++.so"
+    found = [
+        subprocess.run([*COMPILER, f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in names
+    ]
+    paths = [result.stdout.strip() for result in found]
+    return paths if all(os.path.isabs(path) for path in paths) else []
+
+
+@pytest.mark.once
+@pytest.mark.timeout(600)
+def test_no_handler_reads_or_writes_outside_of_its_arrays(tmp_path: Path) -> None:
+    """Each call with each array of another shape or dtype: refused, under an address sanitizer."""
+    preload = sanitizer()
+    if not preload:
+        pytest.skip("the compiler has no address sanitizer that can be loaded into Python")
+    environment = {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    environment |= {"JAXRNN_CACHE": str(tmp_path / "cache")}
+    program = "from tests.support.children import fuzz; fuzz.main()"
+    refused = json.loads(ask(tmp_path, program, **environment).stdout)
+    assert set(refused) == set(build.CALLS)
+    assert refused["jaxrnn_forward"] >= 26 and refused["jaxrnn_backward"] >= 24
+
+
+@pytest.mark.parametrize("wrong", ["b", "w_c"])
+def test_narrower_vectors_beside_float32_weights(wrong: str) -> None:
+    """Handlers take float32 alone; a bias or peepholes of bfloat16 are widened, as by the others."""
+    cell = CELLS["lstm-peephole"]
+    given = problem(cell).cast("float32")
+    narrow = given.params._replace(**{wrong: getattr(given.params, wrong).astype(jnp.bfloat16)})
+    inputs = Dense(given.xs, narrow.w_x, narrow.b)
+
+    def results(implementation: Any) -> Any:
+        def loss(params: Any) -> Any:
+            run = partial(
+                native_kernel.run if implementation == "native" else xla.run, cell, params
+            )
+            return (run(inputs, given.state, Masks(None, None), False)[1] ** 2).sum()
+
+        return jax.value_and_grad(loss)(narrow._replace(w_x=None, b=None))
+
+    assert_close(results("native"), results("xla"), TOLERANCES["bfloat16"])
+
+
+@pytest.mark.parametrize(("steps", "batch", "features"), [(3, 0, 2), (0, 2, 2), (3, 2, 0)])
+def test_sizes_of_zero(steps: int, batch: int, features: int) -> None:
+    cell = CELLS["gru-after"]
+    params = cell.init(jax.random.key(0), 2)
+    params = params._replace(w_x=params.w_x[:features])
+    inputs = Dense(jnp.zeros((steps, batch, features)), params.w_x, params.b)
+    state = cell.initial_state(batch)
+    _, ys = native_kernel.run(cell, params, inputs, state, Masks(None, None), False)
+    _, want = xla.run(cell, params, inputs, state, Masks(None, None), False)
+    assert_close(ys, want, TOLERANCES["float32"])
+
+
+# --- how it is built ----------------------------------------------------------------------------
+
+
+def test_what_it_cannot_multiply() -> None:
+    with pytest.raises(ValueError, match="multiplies float32 alone, not bfloat16; use 'xla'"):
+        explain(lstm(300), (10, 7, 5), "bfloat16", "native")
+
+
+ASK = """
+import jaxrnn
+print(jaxrnn.explain(jaxrnn.lstm(8), (30, 2, 4)))
+"""
+COMPILER = build._compiler() or ["c++"]
+
+
+def ask(tmp_path: Path, program: str = ASK, **environment: str) -> Any:
+    """Run a program in a new process that has nothing in its cache yet."""
+    own = {"JAXRNN_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | own | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def script(tmp_path: Path, text: str, name: str = "compiler") -> str:
+    path = tmp_path / name
+    path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def quick_compiler(tmp_path: Path, name: str = "compiler") -> str:
+    """A compiler that copies what is compiled already, and counts its calls in the file "calls"."""
+    ready = str(build._library())
+    return script(
+        tmp_path,
+        f'echo once >> "{tmp_path}/calls"\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        f'exec cp "{ready}" "$2"\n',
+        name,
+    )
+
+
+def times_compiled(tmp_path: Path) -> int:
+    calls = tmp_path / "calls"
+    return len(calls.read_text(encoding="utf-8").splitlines()) if calls.exists() else 0
+
+
+def libraries(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "cache").glob("*.so"))
+
+
+def test_without_a_compiler_xla_runs_and_says_why(tmp_path: Path) -> None:
+    said = ask(tmp_path, CXX="no-such-compiler")
+    reason = "no C++ compiler is here (no-such-compiler); install one, or name one in CXX"
+    assert said.stdout.startswith(f"xla: native cannot run this: {reason}; the usual choice")
+    warning = f'the recurrence runs by "xla", which is slower than "native": {reason}'
+    assert said.stderr.count(warning) == 1
+
+
+def test_the_first_fallback_warns_and_no_other(tmp_path: Path) -> None:
+    program = """
+import jax, jax.numpy as jnp, jaxrnn, warnings
+cell = jaxrnn.lstm(8)
+params = cell.init(jax.random.key(0), 4)
+jaxrnn.unroll(cell, params, jnp.ones((1, 2, 4)))
+try:
+    jaxrnn.unroll(cell, params, jnp.ones((30, 2, 4)), implementation="native")
+except ValueError:
+    print("refused")
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for steps in (30, 31):
+        jaxrnn.unroll(cell, params, jnp.ones((steps, 2, 4)))
+print(len(said), said[0].category.__name__)
+"""
+    said = ask(tmp_path, program, CXX="no-such-compiler")
+    assert said.stdout == "refused\n1 RuntimeWarning\n" and "Warning" not in said.stderr
+
+
+def test_a_command_reports_the_fallback_in_one_line(tmp_path: Path) -> None:
+    program = """
+import jax, jax.numpy as jnp, jaxrnn
+from jaxrnn import console
+console.open_streams()
+cell = jaxrnn.lstm(8)
+jaxrnn.unroll(cell, cell.init(jax.random.key(0), 4), jnp.ones((30, 2, 4)))
+"""
+    said = ask(tmp_path, program, CXX="no-such-compiler").stderr
+    assert said.startswith("note: the recurrence runs by ") and said.count("\n") == 1
+
+
+def test_a_compiler_that_fails_is_reported_in_a_line(tmp_path: Path) -> None:
+    failing = script(tmp_path, "echo 'x.cc:1: error: no such ‘header' >&2; exit 1")
+    said = ask(tmp_path, CXX=failing, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="utf-8").stdout
+    assert said.startswith("xla: native cannot run this: ") and said.count("\n") == 1
+    assert "x.cc:1: error: no such ‘header" in said
+    assert not list((tmp_path / "cache").iterdir())  # nothing half-made stays
+
+
+def test_it_is_compiled_once(tmp_path: Path) -> None:
+    compiler = quick_compiler(tmp_path)
+    for _ in range(2):
+        assert ask(tmp_path, CXX=compiler).stdout.startswith("native: ")
+    assert times_compiled(tmp_path) == 1
+
+
+def test_cxx_is_read_as_a_shell_reads_it(tmp_path: Path) -> None:
+    quick_compiler(tmp_path, "a compiler")
+    wrapper = script(tmp_path, 'test "$2" = -DOPTION || exit 1\nexec "$@"', "cache")
+    chosen = f'"{wrapper}" "{tmp_path}/a compiler" -DOPTION'
+    assert ask(tmp_path, CXX=chosen).stdout.startswith("native: ")
+    assert times_compiled(tmp_path) == 1
+    said = ask(tmp_path, CXX="'never closed").stdout
+    assert "CXX cannot be read as a shell command: No closing quotation" in said
+    assert ask(tmp_path, CXX=" ", PATH="/nowhere").stdout.startswith("native: ")  # of the cache
+
+
+def test_a_library_of_the_cache_needs_no_compiler(tmp_path: Path) -> None:
+    assert ask(tmp_path, CXX=quick_compiler(tmp_path)).stdout.startswith("native: ")
+    said = ask(tmp_path, CXX="no-such-compiler")
+    assert said.stdout.startswith("native: ") and not said.stderr
+
+
+@pytest.mark.parametrize("left", [0, 1000, -1], ids=["empty", "short", "one byte less"])
+def test_a_damaged_library_is_compiled_again(tmp_path: Path, left: int) -> None:
+    compiler = quick_compiler(tmp_path)
+    ask(tmp_path, CXX=compiler)
+    (library,) = libraries(tmp_path)
+    whole = library.read_bytes()
+    library.write_bytes(whole[:left])
+    assert ask(tmp_path, CXX="no-such-compiler").stdout.startswith("xla: ")
+    assert ask(tmp_path, CXX=compiler).stdout.startswith("native: ")
+    assert [path.read_bytes() for path in libraries(tmp_path)] == [whole]
+    assert times_compiled(tmp_path) == 2
+
+
+def test_a_library_that_does_not_load_is_compiled_again(tmp_path: Path) -> None:
+    """Whole, but not for this system, as in a home directory that several of them share."""
+    compiler = quick_compiler(tmp_path)
+    ask(tmp_path, CXX=compiler)
+    (library,) = libraries(tmp_path)
+    start, _, _ = library.stem.rpartition("-")
+    library.unlink()
+    content = b"no library at all"
+    (library.parent / f"{start}-{build._digest(content)}.so").write_bytes(content)
+    assert ask(tmp_path, CXX=compiler).stdout.startswith("native: ")
+    assert times_compiled(tmp_path) == 2
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    """Then the folder for temporary files serves."""
+    (tmp_path / "cache").write_text("a file, not a folder", encoding="utf-8")
+    (tmp_path / "temporary").mkdir()
+    how = {"CXX": quick_compiler(tmp_path), "TMPDIR": str(tmp_path / "temporary")}
+    for _ in range(2):
+        assert ask(tmp_path, **how).stdout.startswith("native: ")
+    assert times_compiled(tmp_path) == 1
+    (own,) = (tmp_path / "temporary").iterdir()
+    assert own.name == f"jaxrnn-{os.getuid()}" and own.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder", encoding="utf-8")
+    shared = tmp_path / "temporary" / f"jaxrnn-{os.getuid()}"
+    shared.mkdir(parents=True)
+    shared.chmod(0o777)
+    how = {"CXX": quick_compiler(tmp_path), "TMPDIR": str(tmp_path / "temporary")}
+    assert ask(tmp_path, **how).stdout.startswith("xla: native cannot run this: its C++ could not")
+    assert not list(shared.iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="waits for root, who can be somebody without a home")
+def test_without_a_home_directory(tmp_path: Path) -> None:
+    """A user without an entry in /etc/passwd and without HOME, as in containers."""
+    program = f"""
+import os, pathlib, tempfile
+os.environ["TMPDIR"] = tempfile.mkdtemp(dir="/tmp")  # pytest's is closed to other users
+os.chmod(os.environ["TMPDIR"], 0o777)
+tempfile.tempdir = None
+from jaxrnn.devices import cache
+from jaxrnn.recurrence.kernels.native import build
+import jax.numpy as jnp, jaxrnn, jax, shutil
+ready = pathlib.Path({str(build._library())!r}).read_bytes()
+cell = jaxrnn.lstm(8)
+xs, params = jnp.ones((30, 2, 4)), cell.init(jax.random.key(0), 4)
+jaxrnn.unroll(cell, params, xs, implementation="xla")
+jaxrnn.explain(cell, xs.shape, "bfloat16")  # all is imported that this user may not be able to read
+for name in ("HOME", "XDG_CACHE_HOME", "JAXRNN_CACHE"):
+    os.environ.pop(name, None)
+os.setgid(12345); os.setuid(12345)
+def compile(compiler, folder):
+    path = folder / (build._prefix(compiler) + "0.so")
+    path.write_bytes(ready)
+    return path
+build._compile = compile
+print(jaxrnn.unroll(cell, params, xs)[1].shape, *jaxrnn.explain(cell, xs.shape))
+print(cache.folder().name)
+shutil.rmtree(cache.folder())
+"""
+    said = ask(tmp_path, program).stdout
+    assert said.startswith("(30, 2, 8) native ") and said.endswith("jaxrnn-12345\n")
+
+
+def test_an_ascii_locale(tmp_path: Path) -> None:
+    """The C++ has characters that are none of ASCII, and so may a processor's name."""
+    how = {"LC_ALL": "C", "PYTHONUTF8": "0", "CXX": quick_compiler(tmp_path)}
+    assert ask(tmp_path, **how).stdout.startswith("native: ")
+
+
+@pytest.mark.once
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="waits for a processor with AVX")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_vectors(tmp_path: Path, without: str) -> None:
+    """What older processors run: the same, with vectors of 8 and of 4."""
+    program = """
+from tests import conftest
+from tests.recurrence.kernels import test_native
+from tests.support.problems import CELLS
+for name in CELLS:
+    test_native.test_rows_on_cores_of_their_own(name, 11, 70, True, False)
+test_native.test_few_rows_that_cores_share(test_native.lstm(200), 1)
+print("done")
+"""
+    compiler = script(tmp_path, f'exec {shlex.join(COMPILER)} "$@" {without}')
+    assert ask(tmp_path, program, CXX=compiler).stdout == "done\n"
+
+
+def test_the_program_says_native() -> None:
+    """Not that something else answered in its name."""
+    cell = CELLS["lstm"]
+    given = problem(cell, steps=30).cast("float32")
+    run: Callable[..., Any] = partial(unroll, cell)
+    assert "jaxrnn_forward" in jax.jit(run).lower(*given.inputs).as_text()
+    assert dispatch.kernel("native").__name__ == "jaxrnn.recurrence.kernels.native"

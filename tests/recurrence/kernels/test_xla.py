@@ -1,0 +1,224 @@
+"""What is done for GPUs, without one: loops of several steps a turn compute what plain loops do; what
+the compiler makes of them for an H100 that is not there is read from its text. None of it ran on one."""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks.ahead_of_time import compiler as aot
+from benchmarks.ahead_of_time import gpu as gpu_static
+from jaxrnn import lstm, unroll
+from jaxrnn.devices import accelerator
+from jaxrnn.recurrence.kernels import cudnn, xla
+from jaxrnn.recurrence.kernels.xla.layouts import Columns, Rows
+from jaxrnn.recurrence.problem import Dense, Masks
+from tests.support.fakes import fake
+from tests.support.oracle import TOLERANCES, assert_close
+from tests.support.problems import CELLS, HIDDEN, Problem, library, problem
+
+STEPS, BATCH = 5, 3
+RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], bool)
+LENGTHS = np.array([STEPS, 0, 3], np.int32)
+ACTIVE = np.arange(STEPS)[:, None] < LENGTHS
+
+gpu_aot = [
+    pytest.mark.gpu_aot,
+    pytest.mark.skipif(gpu_static.missing() is not None, reason=str(gpu_static.missing())),
+]
+
+
+# --- several steps a turn -----------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("cell", "layout", "reverse", "steps", "masked"))
+def in_turns(
+    cell: Any, given: Problem, layout: Any, reverse: bool, steps: int | None, masked: bool
+) -> tuple[Any, Any]:
+    """As `oracle.library`, by loops of `steps` steps a turn."""
+
+    def loss(params: Any, xs: Any, state: Any) -> Any:
+        inputs = Dense(xs, params.w_x, params.b)
+        masks = (
+            Masks(jnp.asarray(RESETS) & ACTIVE, jnp.asarray(ACTIVE))
+            if masked
+            else Masks(None, None)
+        )
+        results = xla.run(cell, params, inputs, state, masks, reverse, layout, unroll=steps)
+        pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
+        return sum((w * r).sum() for w, r in pairs), results
+
+    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given.inputs)
+    return results, gradients
+
+
+@pytest.mark.parametrize(("steps", "reverse"), [(2, False), (2, True), (8, False)])
+@pytest.mark.parametrize("layout", [Rows, Columns])
+@pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
+def test_turns_of_several_steps_are_the_plain_loop(
+    name: str, layout: Any, steps: int, reverse: bool
+) -> None:
+    """Values and gradients in float64, where of 5 steps one is left over or a turn is never full."""
+    with jax.enable_x64(True):
+        given = problem(CELLS[name], STEPS, BATCH).cast("float64")
+        masks = jnp.asarray(RESETS), jnp.asarray(LENGTHS)
+        want = library(CELLS[name], given, *masks, reverse=reverse, implementation="scan")
+        got = in_turns(CELLS[name], given, layout, reverse, steps, masked=True)
+    assert_close(got, want, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_turns_of_several_steps_in_bfloat16(steps: int) -> None:
+    """dgx is stored as bits in one case and as scan's own output in the other."""
+    given = problem(CELLS["lstm"], STEPS, BATCH).cast("bfloat16")
+    got, plain = (in_turns(CELLS["lstm"], given, Rows, False, n, masked=False) for n in (steps, 1))
+    assert_close(got, plain, TOLERANCES["bfloat16"])
+
+
+def steps_a_turn() -> list[str]:
+    """Of the loops forward and backward, as they are traced for the device at hand."""
+    given = problem(CELLS["lstm"], STEPS, BATCH).cast("float32")
+    how = {"layout": Rows, "reverse": False, "steps": None, "masked": False}
+    run = partial(in_turns.__wrapped__, CELLS["lstm"], **how)  # not a trace kept from before
+    return re.findall(r"unroll=(\d+)", str(jax.make_jaxpr(run)(given)))
+
+
+def test_the_device_decides_how_many_steps_a_turn_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU_UNROLL on a GPU, from NVIDIA or AMD, and one step elsewhere."""
+    for platform, steps in [("cpu", "1"), ("tpu", "1"), ("gpu", str(xla.GPU_UNROLL))]:
+        monkeypatch.setattr(accelerator, "device", lambda p=platform: fake(p))
+        assert steps_a_turn() == [steps, steps]
+
+
+# --- cuDNN ---------------------------------------------------------------------------------------
+
+
+def cudnn_gradients(params: Any, xs: Any, state: Any) -> Any:
+    def loss(params: Any, xs: Any, state: Any) -> Any:
+        inputs = Dense(xs, params.w_x, params.b)
+        ys = cudnn.run(lstm(HIDDEN), params, inputs, state, Masks(None, None), False)[1]
+        return (ys**2).sum()
+
+    return jax.grad(loss, (0, 1, 2))(params, xs, state)
+
+
+@pytest.fixture
+def sized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some sizes for cuDNN's memory, which JAX asks cuDNN itself for while it traces: it needs a GPU."""
+    ask = "jaxlib.gpu_rnn.compute_rnn_workspace_reserve_space_sizes"
+    monkeypatch.setattr(ask, lambda *_: (1000, 2000), raising=False)
+
+
+def test_cudnn_takes_its_weights_once(sized: None) -> None:
+    """One call forward, one backward, one vector of weights before them and no loop around any."""
+    given = problem(lstm(HIDDEN), STEPS, BATCH).cast("float32")
+    equations = jax.make_jaxpr(cudnn_gradients)(*given.inputs).jaxpr.eqns
+    names = [equation.primitive.name for equation in equations]
+    assert not {"scan", "while", "dot_general"} & set(names)
+    assert names.count("concatenate") == 1
+    calls = [names.index(name) for name in ("concatenate", "rnn_fwd", "rnn_bwd")]
+    assert calls == sorted(calls) and names.count("rnn_fwd") == names.count("rnn_bwd") == 1
+
+
+class TestCompiled:
+    """With the CUDA plugin of JAX and NVIDIA's assembler, and no GPU."""
+
+    pytestmark = gpu_aot
+
+    def test_cudnn_lowers(self, sized: None) -> None:
+        given = problem(lstm(HIDDEN), STEPS, BATCH).cast("float32")
+        traced = jax.jit(cudnn_gradients).trace(*given.inputs)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert program.count("@cudnn_rnn_ffi") == program.count("@cudnn_rnn_bwd_ffi") == 1
+
+    def test_cudnn_gets_its_arrays_in_row_major_order(self, sized: None) -> None:
+        """All that goes in and comes out. XLA chose other layouts, and cuDNN read time as rows."""
+        device = gpu_static.h100()
+        given = jax.eval_shape(lambda: problem(lstm(HIDDEN), STEPS, BATCH).cast("float32").inputs)
+        placed = aot.placed_on(SingleDeviceSharding(device), given)
+        with jax.default_device(device):
+            text = jax.jit(cudnn_gradients).lower(*placed).compile().as_text()
+        calls = re.findall(
+            r"%\S+ = (\(.*?\)) custom-call\((.*?)\), custom_call_target=\"cudnn", text
+        )
+        assert len(calls) == 2
+        for results, operands in calls:
+            made = [
+                re.search(rf"{re.escape(name)} = (.*?) ", text)
+                for name in re.findall(r"%[\w.-]+", operands)
+            ]
+            shapes = [results, *(found[1] for found in made if found)]
+            assert len(shapes) == 1 + len(made)
+            for order in re.findall(r"\]\{([\d,]+)", " ".join(shapes)):
+                axes = [int(axis) for axis in order.split(",")]
+                assert axes == sorted(axes, reverse=True)
+
+    @pytest.mark.parametrize("dtype", gpu_static.DTYPES)
+    @pytest.mark.parametrize(
+        ("name", "most"),
+        [("lstm", (3.25, 3.75)), ("gru-before", (5.25, 5)), ("gru-after", (3.25, 3.75))],
+    )
+    def test_launches_per_step(self, name: str, most: tuple[float, float], dtype: str) -> None:
+        """At most these, all in command buffers, and fewer than with one step a turn."""
+        size = gpu_static.SIZES[0]
+        one, several = (
+            gpu_static.counted(name, "xla", dtype, size, n) for n in (1, xla.GPU_UNROLL)
+        )
+        for what, limit in zip(gpu_static.PASSES, most, strict=True):
+            assert several[what]["trips"] == gpu_static.STEPS // xla.GPU_UNROLL
+            assert several[what]["per_step"] <= limit
+            launches = several[what]["kernels"] + several[what]["copies"]
+            assert several[what]["in_buffers"] == launches
+        assert several["forward"]["per_step"] < 0.6 * one["forward"]["per_step"]
+        assert several["backward"]["per_step"] < one["backward"]["per_step"]
+
+    def test_unroll_picks_it_on_a_gpu(self) -> None:
+        cell = lstm(64)
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN))
+        xs = jax.ShapeDtypeStruct((gpu_static.STEPS, BATCH, HIDDEN), jnp.float32)
+        (loop,) = gpu_static.compiled(jax.jit(lambda p, x: unroll(cell, p, x)[1]), params, xs)
+        assert loop.trips == gpu_static.STEPS // xla.GPU_UNROLL
+
+
+# --- the count itself ------------------------------------------------------------------------------
+
+LISTING = """\
+000: kCustomKernel [source] before grid: [1, 1, 1]
+001: kWhile         [prev=000 (1)]   
+condition:
+    002: kCustomKernel [source | sink] loop_compare_fusion grid: [1, 1, 1]
+  body:
+    003: kCustomKernel [source] gemm_fusion_dot_1 grid: [4, 1, 1]
+    000: kCommandBuffer [source | sink] 
+        004: kCustomKernel [source] loop_add_fusion grid: [1, 1, 1]
+        005: kCopy [source] kCopy
+    006: kAsyncStart [source] stream=computation_stream[0], async_id=6
+        008: kDynamicSliceFusion [source | sink] params=1, results=1
+            007: kCopy [source | sink] kCopy
+009: kCustomKernel [prev=001] after grid: [1, 1, 1]
+"""
+PROGRAM = 'while(...), backend_config={"known_trip_count":{"n":"10"},"known_init_step":{}}'
+
+
+def test_launches_are_counted_from_the_loops_body() -> None:
+    """Not those before, after and in the condition; apart, what a command buffer launches."""
+    (loop,) = gpu_static.loops(LISTING, PROGRAM)
+    assert loop == gpu_static.Loop(trips=10, kernels=2, copies=2, in_buffers=2, whole=False)
+
+
+@pytest.mark.parametrize(
+    ("listing", "program", "message"),
+    [
+        (LISTING, "", "1 loops in the listing, 0 trip counts"),
+        ("", "", "0 loops"),
+        (LISTING.replace("kAsyncStart", "kNewKind"), PROGRAM, "not known here: kNewKind"),
+    ],
+)
+def test_a_listing_of_another_form_is_refused(listing: str, program: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gpu_static.loops(listing, program)
