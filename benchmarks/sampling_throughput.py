@@ -94,7 +94,9 @@ def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, An
     batch, layers, hidden = size
     params = jaxrnn.init(jaxrnn.ModelConfig("lstm", layers, hidden, EMBED), VOCABULARY)
     sides: dict[str, Callable[[], Any]] = {
-        "jaxrnn": lambda: jaxrnn.sample(params, PRIME, length, TEMPERATURE, count=batch)
+        "jaxrnn": lambda: jaxrnn.sample_many(
+            params, PRIME, length, count=batch, temperature=TEMPERATURE
+        )
     }
     if torch is not None:
         peer = Peer(params, device)

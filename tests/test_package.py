@@ -23,7 +23,7 @@ FLOORS = (
     ("train", "generate", "prepare"),
     ("presets",),
     ("training", "serialization", "arguments"),
-    ("charlm",),
+    ("charlm", "interop"),
     ("recurrence",),
     ("data",),
     ("devices",),

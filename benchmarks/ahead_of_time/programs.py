@@ -84,15 +84,16 @@ def sampler(size: Size) -> Program:
     cell = config.make_cell()
     params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
     state = jax.eval_shape(
-        lambda: decoding.begin(config, len(VOCABULARY), size.batch, jnp.uint32(0))
+        lambda: decoding.initial_state(config, len(VOCABULARY), size.batch, jnp.uint32(0))
     )
 
     def draw(params: Any, state: Any) -> Any:
         one, white = jnp.float32(1), jnp.asarray(VOCABULARY.whitespace())
-        settings = decoding.Settings(one, jnp.int32(len(VOCABULARY)), one, white)
-        weights = hopper_sampling.arrange(cell, charlm.prepare(params), size.batch)
+        options = decoding.TracedOptions(one, jnp.int32(len(VOCABULARY)), one, white)
+        weights = hopper_sampling.arrange(cell, charlm.step_params(params), size.batch)
         how = {"mode": "after-space", "size": CHARACTERS}
-        return decoding.launch(config, weights, state, jnp.int32(CHARACTERS), settings, **how)
+        length = jnp.int32(CHARACTERS)
+        return decoding.draw_by_kernel(config, weights, state, length, options, **how)
 
     cut = hopper_sampling.cut_for(cell, size.layers, len(VOCABULARY), size.batch, size.dtype)
     return Program(draw, (params, state), cut)

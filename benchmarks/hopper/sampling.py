@@ -74,8 +74,7 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
 def own(params: Any, implementation: Any, batch: int, length: int, mode: Any, seed: int) -> Any:
     """Texts of jaxrnn's."""
     how = {"temperature": samples.TEMPERATURE, "mode": mode, "seed": seed, "count": batch}
-    texts = jaxrnn.sample(params, samples.PRIME, length, **how, implementation=implementation)
-    return [texts] if batch == 1 else texts
+    return jaxrnn.sample_many(params, samples.PRIME, length, **how, implementation=implementation)
 
 
 def rival(params: Any, dtype: str) -> samples.Peer:

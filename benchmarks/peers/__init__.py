@@ -1,9 +1,15 @@
-"""Other libraries' recurrent layers, given the same weights and the same work.
+"""Recurrent layers of other libraries, given the same weights and the same work.
 
-Each module has a NAME and `contender(cell, given)`, which raises `Missing` where its library is not
-installed and `Unserved` where the library has no such cell; both say why. Some also have
-`trainer(task, dtype)`, a whole training program for `training_throughput.py`: each call takes the
-task's steps, on from where the one before it ended, and gives the losses [K].
+Each module has
+
+    NAME                    of the library, as tables show it
+    check()                 raises `Missing` if the library cannot run here
+    contender(cell, given)  raises `Unserved` if the library has no such cell
+
+and both exceptions say why. Some modules also have `trainer(task, dtype)`, a whole training program for
+`training_throughput.py`: each call trains for the task's steps, continues where the previous call ended,
+and returns the losses [K]. Weights are converted by `jaxrnn.interop`, except for Haiku's and
+FlashRNN's layouts, which are described in their modules here.
 """
 
 from __future__ import annotations
@@ -24,21 +30,21 @@ MODULES = ("pytorch", "flax_nnx", "flax_linen", "dm_haiku", "keras_jax", "flash_
 
 
 class Missing(Exception):
-    """The peer cannot run here: what is missing."""
+    """The peer cannot run here; the message says what is missing."""
 
 
 class Unserved(Exception):
-    """The peer runs here but does not have this: what it lacks."""
+    """The peer runs here but lacks the cell; the message says what is missing."""
 
 
 class Given(NamedTuple):
-    """One problem: numpy float32 arrays, rounded to `dtype` already.
+    """A problem as numpy float32 arrays, already rounded to `dtype`.
 
-    params: the cell's, in jaxrnn's layout.
+    params: parameters of the cell, in jaxrnn's layout.
     xs: [T, B, I].
     state: the state before the first step.
     cotangent: [T, B, H]; the loss is sum(ys * cotangent).
-    dtype: of the parameters and inputs, "float32" or "bfloat16".
+    dtype: dtype of the parameters and inputs, "float32" or "bfloat16".
     """
 
     params: Any
@@ -49,12 +55,12 @@ class Given(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Training steps to take.
+    """Training steps to run.
 
-    config: jaxrnn's settings; the model is an LSTM.
-    params: jaxrnn's char-RNN before the first step, as numpy arrays.
-    tokens: [K, T + 1, B] int32, the characters of K steps. Each call of a trainer begins at the zero
-      state, and so does each step where `config.shuffle` says that batches do not follow each other.
+    config: jaxrnn's `TrainingConfig`; the model is an LSTM.
+    params: parameters of jaxrnn's char-RNN before the first step, as numpy arrays.
+    tokens: [K, T + 1, B] int32, the characters of K steps. Each call of a trainer starts from the zero
+      state, and so does each step if `config.shuffle` says that batches do not follow each other.
     """
 
     config: Any
@@ -63,10 +69,11 @@ class Task(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """What is timed, and how its results read in jaxrnn's layout.
+    """The two calls that are timed, and the conversion of their results to jaxrnn's layout.
 
-    forward(): the outputs, when they are there.
-    backward(): (loss, gradients) for all weights, xs and the initial state; forward pass included.
+    forward(): returns the outputs when they are computed.
+    backward(): returns (loss, gradients) for all weights, xs and the initial state; it includes the
+      forward pass.
     outputs(forward()): ys [T, B, H].
     gradients(backward()): (d_params, d_xs, d_state).
     """
@@ -78,20 +85,20 @@ class Contender(NamedTuple):
 
 
 def load() -> tuple[dict[str, ModuleType], dict[str, str]]:
-    """The peers that run here, and why the others do not, by name."""
-    there, missing = {}, {}
+    """Return the peers that run here, and the reasons why the others do not, by name."""
+    available, missing = {}, {}
     for module in MODULES:
-        peer = importlib.import_module(f"peers.{module}")
+        peer = importlib.import_module(f"benchmarks.peers.{module}")
         try:
             peer.check()
-            there[peer.NAME] = peer
+            available[peer.NAME] = peer
         except Missing as why:
             missing[peer.NAME] = str(why)
-    return there, missing
+    return available, missing
 
 
 def require(module: str, package: str) -> ModuleType:
-    """The imported module. Raises Missing with what to install."""
+    """Import a module, or raise Missing with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -101,9 +108,9 @@ def require(module: str, package: str) -> ModuleType:
 def jitted(
     apply: Callable[[Any, Any, Any], Any], params: Any, xs: Any, state: Any, cotangent: Any
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """`Contender.forward` and `.backward` of a JAX program `apply(params, xs, state) -> ys`.
+    """Return `Contender.forward` and `.backward` of a JAX program `apply(params, xs, state) -> ys`.
 
-    Each is one compiled program; its arguments are on the device and are not constants to it.
+    Each is one compiled program. Its arguments lie on the device and are not constants of the program.
     """
     arguments = jax.device_put((params, xs, state), accelerator.device())
     cotangent = jax.device_put(cotangent, accelerator.device())
@@ -117,16 +124,10 @@ def jitted(
 
 
 def cast(tree: Any, dtype: str) -> Any:
-    """Arrays of a problem as a JAX program takes them."""
+    """Return the arrays of a problem as JAX arrays of a dtype."""
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
 def numpy(tree: Any) -> Any:
-    """Results in float64."""
+    """Return results as numpy arrays in float64."""
     return jax.tree.map(lambda a: np.asarray(a).astype(np.float64), tree)
-
-
-def swap_z_r(w: np.ndarray) -> np.ndarray:
-    """A GRU's gates in the last axis from z r n to r z n, or back."""
-    z, r, n = np.split(w, 3, axis=-1)
-    return np.concatenate([r, z, n], axis=-1)

@@ -1,7 +1,7 @@
-"""Haiku: hk.dynamic_unroll over hk.LSTM and hk.GRU (reset before), time first.
+"""Haiku: hk.dynamic_unroll over hk.LSTM and hk.GRU (reset before), time-major.
 
-Its LSTM has the gates i g f o, one matrix over [x, h], and adds 1 to the forget gate by itself. Its
-GRU keeps 1 - z where the lecture keeps z, so the update gate's weights change their sign.
+Haiku's LSTM has the gate order i g f o and one matrix over [x, h], and adds 1 to the forget gate.
+Haiku's GRU multiplies the old state by 1 - z instead of z, so the update gate's weights change their sign.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.recurrence.cells import LSTM, RNN
 from benchmarks.peers import Contender, Given, Unserved, cast, jitted, numpy, require
+from jaxrnn.recurrence.cells import LSTM, RNN
 
 NAME = "haiku"
 
@@ -24,7 +24,7 @@ def contender(cell: Any, given: Given) -> Contender:
     import haiku as hk
 
     if isinstance(cell, RNN):
-        raise Unserved("hk.VanillaRNN knows relu alone")
+        raise Unserved("hk.VanillaRNN has only relu")
     if getattr(cell, "peephole", False):
         raise Unserved("hk.LSTM has no peepholes")
     if getattr(cell, "reset", "before") == "after":
@@ -47,7 +47,7 @@ def contender(cell: Any, given: Given) -> Contender:
 
 
 def to_haiku(cell: Any, params: Any) -> dict[str, Any]:
-    """jaxrnn's parameters as haiku names them."""
+    """Return jaxrnn's parameters under Haiku's names."""
     w_x, w_h, b = params[:3]
     if isinstance(cell, LSTM):
         b = b - np.repeat(np.float32([0, 1, 0, 0]), cell.hidden_size)
@@ -57,7 +57,7 @@ def to_haiku(cell: Any, params: Any) -> dict[str, Any]:
 
 
 def from_haiku(cell: Any, like: Any, made: dict[str, Any]) -> Any:
-    """The gradients of what `to_haiku` made, as jaxrnn's."""
+    """Return gradients of the arrays of `to_haiku` in jaxrnn's layout."""
     if isinstance(cell, LSTM):
         w, b = (_swap_f_g(made["lstm/linear"][name]) for name in ("w", "b"))
         inputs = like.w_x.shape[0]

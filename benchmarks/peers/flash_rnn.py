@@ -1,9 +1,9 @@
-"""FlashRNN's CUDA kernels (`flashrnn`, fused backend) in PyTorch, one head as wide as the layer.
+"""FlashRNN's CUDA kernels (`flashrnn`, fused backend) in PyTorch, with one head as wide as the layer.
 
-The package leaves the input product to its caller; here it is one matrix product over all steps and
-part of the time. Kernels are compiled with nvcc at the first call. Gates: LSTM i f g o; GRU r z n of
-the inputs, n r z of the state, and the biases b_h r z n. Written from the package's sources; not yet
-run on a CUDA device.
+The package leaves the input product to its caller; here it is one matrix product over all steps, and it
+is included in the time. Kernels are compiled with nvcc at the first call. Gate orders: LSTM i f g o; GRU
+r z n for the inputs, n r z for the state, and b_h r z n for the biases. Written from the package's
+sources; not yet run on a CUDA device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.peers import Contender, Given, Missing, Unserved, require
+from jaxrnn.interop.arrays import swap_z_r
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from benchmarks.peers import Contender, Given, Missing, Unserved, require, swap_z_r
 
 NAME = "flashrnn"
 
@@ -33,11 +34,11 @@ def contender(cell: Any, given: Given) -> Contender:
     from flashrnn import flashrnn
 
     if isinstance(cell, RNN) and cell.activation != "tanh":
-        raise Unserved(f"its elman cell has no {cell.activation}")
+        raise Unserved(f"FlashRNN's elman cell has no {cell.activation}")
     if getattr(cell, "peephole", False):
-        raise Unserved("its LSTM has no peepholes")
+        raise Unserved("FlashRNN's LSTM has no peepholes")
     if getattr(cell, "reset", "after") == "before":
-        raise Unserved("its GRU resets after the product")
+        raise Unserved("FlashRNN's GRU resets after the product")
     function = {RNN: "elman", LSTM: "lstm", GRU: "gru"}[type(cell)]
     width, dtype = cell.hidden_size, getattr(torch, given.dtype)
 
@@ -47,7 +48,7 @@ def contender(cell: Any, given: Given) -> Contender:
         )
 
     weights = [tensor(w) for w in to_flash(cell, given.params)]
-    xs = tensor(given.xs.swapaxes(0, 1))  # rows first
+    xs = tensor(given.xs.swapaxes(0, 1))  # [B, T, D]
     cotangent = tensor(given.cotangent.swapaxes(0, 1), learned=False)
     state = [tensor(s) for s in given.state]
 
@@ -81,7 +82,7 @@ def contender(cell: Any, given: Given) -> Contender:
 
 
 def to_flash(cell: Any, params: Any) -> list[np.ndarray]:
-    """jaxrnn's parameters as w_x [I, G H], recurrent weights [G, 1, H, H], biases [G, 1, H]."""
+    """Return jaxrnn's parameters as w_x [D, G H], recurrent weights [G, 1, H, H], biases [G, 1, H]."""
     w_x, w_h, b = params[:3]
     blocks = np.split(w_h, w_h.shape[1] // cell.hidden_size, axis=-1)
     biases = np.split(b, len(blocks))
@@ -92,7 +93,7 @@ def to_flash(cell: Any, params: Any) -> list[np.ndarray]:
 
 
 def from_flash(cell: Any, like: Any, arrays: list[np.ndarray]) -> Any:
-    """What `to_flash` made, or its gradients, as jaxrnn's parameters."""
+    """Return the arrays of `to_flash`, or their gradients, in jaxrnn's layout."""
     w_x, blocks, biases = arrays[0], [w[0].T for w in arrays[1]], [b[0] for b in arrays[2]]
     if isinstance(cell, GRU):
         (n, r, z), (b_h, b_r, b_z, b_n) = blocks, biases

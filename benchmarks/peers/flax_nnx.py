@@ -1,8 +1,7 @@
-"""Flax nnx.RNN over its fastest cells: SimpleCell, OptimizedLSTMCell, GRUCell (reset after), time first.
+"""Flax nnx.RNN over its fastest cells: SimpleCell, OptimizedLSTMCell, GRUCell (reset after), time-major.
 
 It runs under plain `jax.jit` and `jax.value_and_grad` on the parameters, which costs less per call
-than `nnx.jit`. Gates in its order: LSTM i f g o, GRU r z n. The one bias sits at dense_h in the LSTM
-and at dense_i in the others; the GRU has no b_h and so computes no gradient of one.
+than `nnx.jit`. The GRU has no b_h, so there is no gradient of one.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.peers import Contender, Given, Task, Unserved, cast, jitted, numpy, require
 from jaxrnn.devices import accelerator
+from jaxrnn.interop import flax
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from benchmarks.peers import Contender, Given, Task, Unserved, cast, jitted, numpy, require, swap_z_r
 
 NAME = "flax nnx"
 
@@ -29,18 +29,21 @@ def check() -> None:
 def contender(cell: Any, given: Given) -> Contender:
     from flax import nnx
 
-    if getattr(cell, "peephole", False):
-        raise Unserved("OptimizedLSTMCell has no peepholes")
-    if getattr(cell, "reset", "after") == "before":
-        raise Unserved("GRUCell resets after the product")
+    if reason := flax.unsupported_reason(cell):
+        raise Unserved(reason)
     kind = {RNN: nnx.SimpleCell, LSTM: nnx.OptimizedLSTMCell, GRU: nnx.GRUCell}[type(cell)]
     dtype = jnp.dtype(given.dtype)
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-    options["recurrent_kernel_init"] = nnx.initializers.zeros  # its own cannot make bfloat16
+    # The default initializer cannot make bfloat16.
+    options["recurrent_kernel_init"] = nnx.initializers.zeros
     inner = kind(given.xs.shape[-1], cell.hidden_size, **options)
     layer = nnx.RNN(inner, time_major=True, rngs=False)
     graph, state = nnx.split(layer, nnx.Param)
-    nnx.replace_by_pure_dict(state, {"cell": cast(to_nnx(cell, given.params), given.dtype)})
+    try:
+        weights = flax.to_nnx(cell, given.params)
+    except ValueError as why:
+        raise Unserved(str(why)) from None
+    nnx.replace_by_pure_dict(state, {"cell": cast(weights, given.dtype)})
 
     def apply(params: Any, xs: Any, start: Any) -> Any:
         carry = (start.cell, start.hidden) if isinstance(cell, LSTM) else start.hidden
@@ -52,35 +55,19 @@ def contender(cell: Any, given: Given) -> Contender:
     def gradients(result: Any) -> Any:
         d_params, d_xs, d_state = result[1]
         d_params = numpy(nnx.to_pure_dict(d_params))["cell"]
-        return from_nnx(cell, given.params, d_params), numpy(d_xs), numpy(d_state)
+        d_params = flax.from_nnx(cell, d_params)
+        if isinstance(cell, GRU):
+            d_params = d_params._replace(b_h=None)
+        return d_params, numpy(d_xs), numpy(d_state)
 
     return Contender(forward, backward, numpy, gradients)
 
 
-def to_nnx(cell: Any, params: Any) -> dict[str, Any]:
-    """jaxrnn's parameters as the cell's; a bias b_h of the GRU, which it lacks, is refused."""
-    w_x, w_h, b = params[:3]
-    if isinstance(cell, GRU):
-        if params.b_h.any():
-            raise Unserved("GRUCell has no b_h")
-        w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
-    made = {"dense_i": {"kernel": w_x}, "dense_h": {"kernel": w_h}}
-    made["dense_h" if isinstance(cell, LSTM) else "dense_i"]["bias"] = b
-    return made
-
-
-def from_nnx(cell: Any, like: Any, made: dict[str, Any]) -> Any:
-    """What `to_nnx` made, or its gradients, as jaxrnn's parameters."""
-    w_x, w_h = made["dense_i"]["kernel"], made["dense_h"]["kernel"]
-    b = made["dense_h" if isinstance(cell, LSTM) else "dense_i"]["bias"]
-    if isinstance(cell, GRU):
-        w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
-        return like._replace(w_x=w_x, w_h=w_h, b=b, b_h=None)
-    return like._replace(w_x=w_x, w_h=w_h, b=b)
-
-
 def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
-    """nnx.Embed, nnx.RNN over OptimizedLSTMCell, nnx.Linear; optax; one jitted call per step."""
+    """Return a trainer of nnx.Embed, nnx.RNN over OptimizedLSTMCell, nnx.Linear, with optax.
+
+    Each step is one jitted call.
+    """
     import optax
     from flax import nnx
 
@@ -107,7 +94,7 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
     cell = model.make_cell()
     given = {"embed": {"embedding": task.params.embedding}}
     given["layers"] = {
-        n: {"cell": to_nnx(cell, layer)} for n, layer in enumerate(task.params.layers)
+        n: {"cell": flax.to_nnx(cell, layer)} for n, layer in enumerate(task.params.layers)
     }
     given["out"] = {"kernel": task.params.w_out, "bias": task.params.b_out}
     nnx.replace_by_pure_dict(params, cast(given, "float32"))

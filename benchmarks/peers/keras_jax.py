@@ -1,7 +1,6 @@
 """Keras on its JAX backend: SimpleRNN, LSTM, GRU in both forms, each a jitted `stateless_call`.
 
-Keras' layers want rows first, [B, T, D], and are given that. Its gates are ordered as jaxrnn's; a GRU
-with the reset after the product has a second row of biases, zero but for the candidate's, b_h.
+Keras' layers take batch-major inputs, [B, T, D], and get them.
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.devices import accelerator
-from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 from benchmarks.peers import Contender, Given, Missing, Task, Unserved, cast, jitted, numpy, require
+from jaxrnn.devices import accelerator
+from jaxrnn.interop import keras as interop
+from jaxrnn.recurrence.cells import LSTM, RNN
 
 NAME = "keras"
 
 
 def check() -> None:
-    os.environ.setdefault("KERAS_BACKEND", "jax")  # read once, when keras is imported
+    # Keras reads this once, when it is imported.
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = require("keras", "keras")
     if keras.backend.backend() != "jax":
         raise Missing(f"keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=jax")
@@ -32,10 +33,11 @@ def check() -> None:
 def contender(cell: Any, given: Given) -> Contender:
     import keras
 
-    if getattr(cell, "peephole", False):
-        raise Unserved("keras.layers.LSTM has no peepholes")
+    if reason := interop.unsupported_reason(cell):
+        raise Unserved(reason)
     options: dict[str, Any] = {"return_sequences": True, "dtype": given.dtype}
-    options["recurrent_initializer"] = "zeros"  # its own cannot make bfloat16
+    # The default initializer cannot make bfloat16.
+    options["recurrent_initializer"] = "zeros"
     if isinstance(cell, RNN):
         layer = keras.layers.SimpleRNN(cell.hidden_size, activation=cell.activation, **options)
     elif isinstance(cell, LSTM):
@@ -49,35 +51,21 @@ def contender(cell: Any, given: Given) -> Contender:
     def apply(params: Any, xs: Any, state: Any) -> Any:
         return layer.stateless_call(params, fixed, xs, initial_state=list(state))[0]
 
-    problem = to_keras(cell, given.params), xs, given.state, cotangent
+    problem = interop.to_keras(cell, given.params), xs, given.state, cotangent
     forward, backward = jitted(apply, *(cast(part, given.dtype) for part in problem))
 
     def gradients(result: Any) -> Any:
         d_params, d_xs, d_state = numpy(result[1])
-        return from_keras(cell, given.params, d_params), d_xs.swapaxes(0, 1), d_state
+        return interop.gradients_from_keras(cell, d_params), d_xs.swapaxes(0, 1), d_state
 
     return Contender(forward, backward, lambda ys: numpy(ys).swapaxes(0, 1), gradients)
 
 
-def to_keras(cell: Any, params: Any) -> list[np.ndarray]:
-    """jaxrnn's parameters in the order of the layer's variables."""
-    bias = params.b
-    if isinstance(cell, GRU) and cell.reset == "after":
-        bias = np.stack([bias, np.zeros_like(bias)])
-        bias[1, 2 * cell.hidden_size :] = params.b_h
-    return [params.w_x, params.w_h, bias]
-
-
-def from_keras(cell: Any, like: Any, arrays: list[np.ndarray]) -> Any:
-    """What `to_keras` made, or its gradients, as jaxrnn's parameters."""
-    w_x, w_h, bias = arrays
-    if bias.ndim == 2:
-        return like._replace(w_x=w_x, w_h=w_h, b=bias[0], b_h=bias[1, 2 * cell.hidden_size :])
-    return like._replace(w_x=w_x, w_h=w_h, b=bias)
-
-
 def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
-    """Embedding, LSTM, Dense; keras' Adam; its stateless step, one jitted call per step."""
+    """Return a trainer of Embedding, LSTM and Dense with Keras' Adam.
+
+    Each stateless step is one jitted call.
+    """
     import keras
 
     config, model = task.config, task.config.model
@@ -88,7 +76,8 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
         tokens
     )
     after: list[Any] = []
-    for n in range(0, len(states), 2):  # of each layer the hidden state and the cell
+    # Each layer has two states: hidden and cell.
+    for n in range(0, len(states), 2):
         layer = keras.layers.LSTM(
             model.hidden_size, return_sequences=True, return_state=True, dtype=policy
         )
@@ -96,15 +85,17 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
         after += last
     logits = keras.layers.Dense(len(task.params.b_out), dtype=policy)(hidden)
     net = keras.Model([tokens, *states], [logits, *after])
-    fixed = [v.value for v in net.non_trainable_variables]  # seeds that nothing here draws from
-    cells = [w for layer in task.params.layers for w in to_keras(model.make_cell(), layer)]
+    # These are seeds, and nothing here draws from them.
+    fixed = [v.value for v in net.non_trainable_variables]
+    cells = [w for layer in task.params.layers for w in interop.to_keras(model.make_cell(), layer)]
     weights = [task.params.embedding, *cells, task.params.w_out, task.params.b_out]
     for variable, weight in zip(net.trainable_variables, weights, strict=True):
         variable.assign(weight)
     optimizer = keras.optimizers.Adam(
         config.learning_rate,
         beta_2=config.beta2,
-        epsilon=1e-8 * (1 - config.beta2) ** 0.5,  # it is added before the bias correction
+        # Keras adds epsilon before the bias correction.
+        epsilon=1e-8 * (1 - config.beta2) ** 0.5,
         global_clipnorm=config.clip_norm or None,
     )
     optimizer.build(net.trainable_variables)
@@ -123,7 +114,8 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
         params, moments = optimizer.stateless_apply(moments, gradient, params)
         return params, carry, moments, nats
 
-    def values(variables: Any) -> list[Any]:  # copies: step takes its arguments' memory
+    def values(variables: Any) -> list[Any]:
+        # Copies, since `step` donates its arguments.
         return [jax.device_put(np.array(v.value), accelerator.device()) for v in variables]
 
     zero = [jnp.zeros((config.batch, model.hidden_size), s.dtype) for s in after]

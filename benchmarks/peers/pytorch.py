@@ -1,8 +1,4 @@
-"""PyTorch: nn.RNN, nn.LSTM, nn.GRU, on all cores, the forward pass in inference mode.
-
-Gates in its order: LSTM i f g o, GRU r z n. Of its two bias vectors the second is zero, but for the
-GRU candidate's, which is jaxrnn's b_h.
-"""
+"""PyTorch: nn.RNN, nn.LSTM, nn.GRU, on all cores, with the forward pass in inference mode."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from benchmarks import measure
 import numpy as np
 
+from benchmarks import measure
+from benchmarks.peers import Contender, Given, Missing, Task, Unserved, require
+from jaxrnn.interop import torch as interop
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from benchmarks.peers import Contender, Given, Missing, Task, Unserved, require, swap_z_r
 
 NAME = "torch"
-WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 def check() -> None:
@@ -30,12 +26,8 @@ def check() -> None:
 def contender(cell: Any, given: Given) -> Contender:
     import torch
 
-    if getattr(cell, "peephole", False):
-        raise Unserved("nn.LSTM has no peepholes")
-    if getattr(cell, "reset", "after") == "before":
-        raise Unserved("nn.GRU resets after the product")
-    if isinstance(cell, RNN) and cell.activation not in ("tanh", "relu"):
-        raise Unserved(f"nn.RNN has no {cell.activation}")
+    if reason := interop.unsupported_reason(cell):
+        raise Unserved(reason)
     options = {"nonlinearity": cell.activation} if isinstance(cell, RNN) else {}
     kind = {RNN: torch.nn.RNN, LSTM: torch.nn.LSTM, GRU: torch.nn.GRU}[type(cell)]
     layer = kind(given.xs.shape[-1], cell.hidden_size, **options)
@@ -43,10 +35,10 @@ def contender(cell: Any, given: Given) -> Contender:
     device, dtype = "cuda" if _cuda() else "cpu", getattr(torch, given.dtype)
     layer.to(device, dtype)
     with torch.no_grad():
-        for name, array in zip(WEIGHTS, to_torch(cell, given.params), strict=True):
+        for name, array in interop.to_torch(cell, given.params).items():
             getattr(layer, name).copy_(torch.tensor(array))
     layer.flatten_parameters()
-    weights = [getattr(layer, name) for name in WEIGHTS]
+    weights = [getattr(layer, name) for name in interop.names()]
 
     def tensor(array: np.ndarray, learned: bool = True) -> Any:
         return torch.tensor(array, device=device, dtype=dtype, requires_grad=learned)
@@ -67,34 +59,16 @@ def contender(cell: Any, given: Given) -> Contender:
     def gradients(result: Any) -> Any:
         arrays = [_numpy(g) for g in result[1]]
         d_state = type(given.state)(*(s[0] for s in arrays[5:]))
-        return from_torch(cell, given.params, arrays[:4]), arrays[4], d_state
+        d_weights = dict(zip(interop.names(), arrays[:4], strict=True))
+        return interop.gradients_from_torch(cell, d_weights), arrays[4], d_state
 
     return Contender(forward, backward, _numpy, gradients)
 
 
-def to_torch(cell: Any, params: Any) -> list[np.ndarray]:
-    """jaxrnn's parameters in the order of WEIGHTS."""
-    b_h = np.zeros_like(params.b)
-    w_x, w_h, b = params[:3]
-    if isinstance(cell, GRU):
-        b_h[2 * cell.hidden_size :] = params.b_h
-        w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
-    return [np.ascontiguousarray(w_x.T), np.ascontiguousarray(w_h.T), b, b_h]
-
-
-def from_torch(cell: Any, like: Any, arrays: list[np.ndarray]) -> Any:
-    """What `to_torch` made, or its gradients, as jaxrnn's parameters."""
-    w_x, w_h, b, b_h = arrays[0].T, arrays[1].T, arrays[2], arrays[3]
-    if isinstance(cell, GRU):
-        w_x, w_h, b = swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b)
-        return like._replace(w_x=w_x, w_h=w_h, b=b, b_h=b_h[2 * cell.hidden_size :])
-    return like._replace(w_x=w_x, w_h=w_h, b=b)
-
-
 def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
-    """nn.Embedding, nn.LSTM, nn.Linear; fused Adam; bfloat16 by autocast.
+    """Return a trainer of nn.Embedding, nn.LSTM, nn.Linear with fused Adam, bfloat16 by autocast.
 
-    Of each layer's two bias vectors only one is learned, so that the model is jaxrnn's.
+    Only one of each layer's two bias vectors is trained, so that the model is the same as jaxrnn's.
     """
     import torch
 
@@ -106,10 +80,9 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
     pairs = [(embedding.weight, task.params.embedding)]
     pairs += [(linear.weight, task.params.w_out.T), (linear.bias, task.params.b_out)]
     for n, layer in enumerate(task.params.layers):
-        names = [name.replace("l0", f"l{n}") for name in WEIGHTS]
-        arrays = to_torch(model.make_cell(), layer)
-        pairs += [(getattr(lstm, name), a) for name, a in zip(names, arrays, strict=True)]
-        getattr(lstm, names[3]).requires_grad_(False)
+        weights = interop.to_torch(model.make_cell(), layer, n)
+        pairs += [(getattr(lstm, name), array) for name, array in weights.items()]
+        getattr(lstm, interop.names(n)[3]).requires_grad_(False)
     with torch.no_grad():
         for mine, array in pairs:
             mine.copy_(torch.tensor(np.ascontiguousarray(array)))
