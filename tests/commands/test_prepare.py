@@ -332,7 +332,7 @@ def test_full_disk(
     size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
     monkeypatch.setattr(files, "CHUNK", 1000)
     monkeypatch.setattr(preparation, "BLOCK", 1000)
-    write, save, output = preparation._write, token_files.save, here / "out"
+    write, save, output = preparation._write, token_files.write_json, here / "out"
     limit = int(room * size) + 100  # a note alone is longer
 
     def full(size: int) -> OSError | None:
@@ -352,7 +352,7 @@ def test_full_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "_write", write_some)
-        patch.setattr(token_files, "save", save_some)
+        patch.setattr(token_files, "write_json", save_some)
         patch.setattr(preparation, "NOTE_EVERY", 1e9)  # so that the last note is that of the end
         message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)
     progress, noted = output / "progress.json", 0

@@ -78,11 +78,11 @@ def test_streams_go_on_where_they_ended(given: dict[str, int]) -> None:
     """The last token of a row, a target, is the first input of the next: the state carries on."""
     batches = Batches(**given)
     for step in range(1, 3 * batches.per_epoch + 1):
-        assert batches.fresh(step) == (step % batches.per_epoch == 0)
-        if not batches.fresh(step):
+        assert batches.resets_state(step) == (step % batches.per_epoch == 0)
+        if not batches.resets_state(step):
             ended = batches.starts(step - 1) + batches.seq_len
             np.testing.assert_array_equal(batches.starts(step), ended)
-    assert batches.fresh(0)
+    assert batches.resets_state(0)
 
 
 @MANY
@@ -140,7 +140,7 @@ def test_shuffled_windows_come_once(given: dict[str, int]) -> None:
         assert len(set(starts % batches.seq_len)) == 1
         assert set(Counter(starts.tolist()).values()) == {1}
         assert starts.size >= max(possible - batches.batch, batches.batch)
-    assert all(batches.fresh(n) for n in range(2 * batches.per_epoch))
+    assert all(batches.resets_state(n) for n in range(2 * batches.per_epoch))
 
 
 @MANY

@@ -51,7 +51,7 @@ def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         there = feed.place(held, where, tmp_path).tokens
         assert there is not None
         np.testing.assert_array_equal(there, plain)
-    monkeypatch.setattr(feed.accelerator, "memory", lambda: 10_000)
+    monkeypatch.setattr(feed.accelerator, "memory_limit", lambda: 10_000)
     assert feed.place(mapped, "auto", tmp_path).tokens is not None
     monkeypatch.setattr(feed, "LONGEST", 99)  # int32 places would wrap around in silence
     assert feed.place(mapped, "auto", tmp_path).tokens is None

@@ -57,16 +57,16 @@ def test_a_platform_forced_from_outside_is_named(monkeypatch: pytest.MonkeyPatch
 @on_cpu
 def test_cpu_described() -> None:
     assert accelerator.describe() == f"cpu, {os.cpu_count()} cores"
-    assert accelerator.memory() is None
+    assert accelerator.memory_limit() is None
 
 
 def test_others_described(monkeypatch: pytest.MonkeyPatch) -> None:
     device = fake("gpu", device_kind="NVIDIA H200", memory_stats=lambda: {"bytes_limit": 123})
     monkeypatch.setattr(accelerator, "device", lambda: device)
     assert accelerator.describe() == "NVIDIA H200"
-    assert accelerator.memory() == 123
+    assert accelerator.memory_limit() == 123
     monkeypatch.setattr(device, "memory_stats", lambda: {})
-    assert accelerator.memory() is None
+    assert accelerator.memory_limit() is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxrnn.devices import memory
 from jaxrnn.training.checkpoint import Checkpoints
 if sys.argv[1] == "steady":
-    memory.steady()
+    memory.limit_heap_growth()
 with tempfile.TemporaryDirectory() as folder:
     checkpoints = Checkpoints(Path(folder))
     for number in range(16):
@@ -47,7 +47,7 @@ from pathlib import Path
 import numpy as np
 from jaxrnn.devices import memory
 if sys.argv[1] == "steady":
-    memory.steady()
+    memory.limit_heap_growth()
 def resident():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 np.ones(2**24, np.uint8)  # freed: glibc takes what is smaller from its heap from now on
@@ -129,7 +129,7 @@ SYSTEMS: dict[str, tuple[dict[str, str], float]] = {  # files, GB
 def test_memory_that_is_available(name: str, tmp_path: Path) -> None:
     files, want = SYSTEMS[name]
     root = tree(tmp_path, {"proc/meminfo": MEMINFO.format(0)} | files)
-    assert memory.of_host(root) == pytest.approx(want * GB)
+    assert memory.available_on_host(root) == pytest.approx(want * GB)
 
 
 @contextmanager
@@ -149,9 +149,9 @@ def limited(kind: int, size: int) -> Iterator[None]:
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
 def test_a_limit_of_the_process_counts() -> None:
     with limited(resource.RLIMIT_AS, GB):
-        found = memory.of_host()
+        found = memory.available_on_host()
     assert found is not None and 0.9 * GB < found < 1.1 * GB
-    assert memory.of_host() != found
+    assert memory.available_on_host() != found
 
 
 def test_memory_of_a_device_that_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ from jaxrnn.training import loop
 from jaxrnn.training.report import Report
 
 Report.draw = lambda self: None  # matplotlib is not what is measured
-memory.steady()
+memory.limit_heap_growth()
 corpus = make_corpus("".join(f"{n} green bottles hanging on the wall\\n" for n in range(800)))
 needs = []
 memory.check = lambda need, *_: needs.append(need)
@@ -223,10 +223,10 @@ def test_a_training_that_does_not_fit(tmp_path: Path, refusal: Callable[..., str
 
 
 def test_a_model_that_does_not_fit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = memory.size(load(place / "run"))
-    monkeypatch.setattr(memory, "of_host", lambda: size)
+    size = memory.bytes_per_device(load(place / "run"))
+    monkeypatch.setattr(memory, "available_on_host", lambda: size)
     load(place / "run")
-    monkeypatch.setattr(memory, "of_host", lambda: size - 1)
+    monkeypatch.setattr(memory, "available_on_host", lambda: size - 1)
     with pytest.raises(
         InputError, match=r"the model of .*/run needs about [\d.]+ MB of memory, and"
     ):
@@ -237,7 +237,7 @@ def test_texts_that_do_not_fit(
     place: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     params = load(place / "run")
-    monkeypatch.setattr(memory, "of_host", lambda: 10**9)
+    monkeypatch.setattr(memory, "available_on_host", lambda: 10**9)
     for count, length in (10**15, 0), (10_000, 2**20):
         message = f"writing {count:,} texts at once needs about "
         with pytest.raises(InputError, match=message):
@@ -260,4 +260,4 @@ def test_memory_that_runs_out_nevertheless(
 
 def test_size_of_arrays() -> None:
     params = charlm.init(charlm.ModelConfig(hidden_size=3, embedding_size=2), Vocabulary.of("abc"))
-    assert memory.size(params) == 4 * charlm.count(params)
+    assert memory.bytes_per_device(params) == 4 * charlm.count(params)

@@ -350,8 +350,8 @@ def test_an_unknown_host() -> None:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    assert processes.first()
-    assert processes.gather({"a": [1, None]}) == [{"a": [1, None]}]
+    assert processes.is_primary()
+    assert processes.allgather_json({"a": [1, None]}) == [{"a": [1, None]}]
     action: Callable[[], int] = lambda: 3  # noqa: E731
-    assert processes.together(action) == 3
-    processes.alike({"batch": 8}, "")
+    assert processes.run_on_all(action) == 3
+    processes.require_equal({"batch": 8}, "")

@@ -68,7 +68,7 @@ def test_memory_mapping_changes_no_bit(shuffle: bool, tmp_path: Path) -> None:
 def test_auto_maps_a_text_that_the_device_has_no_room_for(
     room: int | None, mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accelerator, "memory", lambda: room)
+    monkeypatch.setattr(accelerator, "memory_limit", lambda: room)
     source = place(CORPUS.tokens, run=tmp_path)
     assert (source.tokens is None) is mapped
     assert isinstance(source.text, np.memmap) is mapped

@@ -176,7 +176,7 @@ def no_tensorboard(patch: pytest.MonkeyPatch) -> None:
 
 
 def little_memory(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "of_host", lambda: 10_000)
+    patch.setattr(memory, "available_on_host", lambda: 10_000)
 
 
 REFUSED: list[tuple[list[str], Callable[[pytest.MonkeyPatch], None] | None, str]] = [

@@ -212,7 +212,7 @@ def dispatch(config: TrainingConfig, calls: list[int]) -> tuple[stepping.TrainSt
     for count in calls:
         ahead = range(done, done + config.log_every)
         windows = source.windows(np.stack([batches.starts(n) for n in ahead]), config.seq_len)
-        fresh = np.array([batches.fresh(n) for n in ahead])
+        fresh = np.array([batches.resets_state(n) for n in ahead])
         state, now = stepping.run_steps(
             config, optimizer, source.devices, state, source.tokens, windows, fresh, count
         )

@@ -787,7 +787,7 @@ import os, pathlib, tempfile
 os.environ["TMPDIR"] = tempfile.mkdtemp(dir="/tmp")  # pytest's is closed to other users
 os.chmod(os.environ["TMPDIR"], 0o777)
 tempfile.tempdir = None
-from jaxrnn.devices import cache
+from jaxrnn.devices import storage
 from jaxrnn.recurrence.kernels.native import build
 import jax.numpy as jnp, jaxrnn, jax, shutil
 ready = pathlib.Path({str(build._library())!r}).read_bytes()
@@ -804,8 +804,8 @@ def compile(compiler, folder):
     return path
 build._compile = compile
 print(jaxrnn.unroll(cell, params, xs)[1].shape, *jaxrnn.explain(cell, xs.shape))
-print(cache.folder().name)
-shutil.rmtree(cache.folder())
+print(storage.cache_folder().name)
+shutil.rmtree(storage.cache_folder())
 """
     said = ask(tmp_path, program).stdout
     assert said.startswith("(30, 2, 8) native ") and said.endswith("jaxrnn-12345\n")

@@ -60,7 +60,7 @@ def begins_alike(config: TrainingConfig, optimizer: Any) -> bool:
     alone, devices = begun(config, optimizer), mesh.make(BOTH[1])
     state = stepping.begin(config, optimizer, CORPUS.vocabulary, devices)
     there = jax.tree.map(lambda leaf: leaf.sharding, state)
-    same = jax.tree.map(np.array_equal, mesh.whole(state), alone)
+    same = jax.tree.map(np.array_equal, mesh.gather_full(state), alone)
     return all(jax.tree.leaves(same)) and there == mesh.shardings(devices, alone)
 
 
@@ -68,7 +68,7 @@ def samples(model: charlm.ModelConfig, sizes: dict[str, int]) -> dict[str, Any]:
     """A text by the model on one device, and by the same that lies on a mesh."""
     params = charlm.init(model, CORPUS.vocabulary, 0)
     devices = mesh.make(sizes, jax.devices()[: math.prod(sizes.values())])
-    divided = mesh.nearest(jax.device_put(params, mesh.shardings(devices, params)))
+    divided = mesh.local_copy(jax.device_put(params, mesh.shardings(devices, params)))
     return {
         "alone": sampling.sample(params, "green", 40),
         "divided": sampling.sample(divided, "green", 40),
@@ -86,7 +86,7 @@ def train(config: TrainingConfig, devices: Any, memory_map: Any = "never") -> di
     for n in range(0, STEPS, 3):
         ahead = range(n, n + 3)
         windows = source.windows(np.stack([batches.starts(m) for m in ahead]), config.seq_len)
-        fresh = np.array([batches.fresh(m) for m in ahead])
+        fresh = np.array([batches.resets_state(m) for m in ahead])
         state, metrics = stepping.run_steps(
             config, optimizer, devices, state, source.tokens, windows, fresh, 3
         )
@@ -98,7 +98,7 @@ def train(config: TrainingConfig, devices: Any, memory_map: Any = "never") -> di
         if config.model.cell == "gru"
         else 0.0,
         "weights": np.concatenate(
-            [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(mesh.whole(state.params))]
+            [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(mesh.gather_full(state.params))]
         ).tolist(),
         "part": [w_h.addressable_shards[0].data.size, w_h.size],
         "programs": stepping.run_steps._cache_size(),
