@@ -13,13 +13,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from tests.support.oracle import TOLERANCES, assert_close, differences, reference
-
-pytestmark = [pytest.mark.once, pytest.mark.slow]
 from benchmarks import cell_throughput, measure, training_throughput
 from benchmarks import tables as cell_report
 from benchmarks.peers import Contender
 from jaxrnn.recurrence.dispatch import Implementation
+from tests.support.oracle import TOLERANCES, assert_close, differences, reference
+
+pytestmark = [pytest.mark.once, pytest.mark.slow]
+
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,6 @@ import jax
 import pytest
 from rich.console import Console
 
-pytestmark = pytest.mark.once
 import jaxrnn
 from benchmarks import measure
 from benchmarks.hopper import __main__ as hopper
@@ -26,6 +25,9 @@ from benchmarks.hopper import contenders as hopper_contenders
 from benchmarks.hopper import layers as hopper_layers
 from benchmarks.hopper import report as hopper_report
 from benchmarks.hopper import sampling as hopper_sampling
+
+pytestmark = pytest.mark.once
+
 
 ROOT = Path(__file__).parents[2]
 
