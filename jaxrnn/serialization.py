@@ -10,13 +10,13 @@ from jax import export
 
 from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.recurrence import cells, inputs
+from jaxrnn.recurrence import cells, problem
 from jaxrnn.recurrence.networks import NetworkParams
 
 NAMEDTUPLES: tuple[Any, ...] = (
     *(cells.RNNParams, cells.LSTMParams, cells.GRUParams),
     *(cells.RNNState, cells.LSTMState, cells.GRUState),
-    *(inputs.Lookup, inputs.Dense, NetworkParams),
+    *(problem.Lookup, problem.Dense, NetworkParams),
 )
 
 

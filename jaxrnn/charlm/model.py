@@ -1,15 +1,14 @@
 """The char-RNN: characters → embedding → stacked cells → logits → loss (lecture rows 2, 9 and 10).
 
-`Params` carries its own `ModelConfig` and `Vocabulary`, so it is all that `jaxrnn.sample` needs. The
-first cell's input product is never computed per character: a character can be only one of V, so
-`project` runs once over the V embeddings, and each step looks up its row of that table.
+`Params` contains its `ModelConfig` and `Vocabulary`, so it is all that `jaxrnn.sample` needs. The input
+projection of the first layer is not computed per character: a character is one of V, so `project` runs
+once over the V embeddings, and each step looks up its row of the table (`step_params`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -19,97 +18,105 @@ import optax
 
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, modes
-from jaxrnn.errors import InputError, whole_number
-from jaxrnn.recurrence import cells, dispatch, sharded
+from jaxrnn.errors import InputError, one_of, whole_number
+from jaxrnn.recurrence import cells, dispatch, linalg, sharded
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.dispatch import Implementation
-from jaxrnn.recurrence.inputs import Dense, Lookup, Masks
+from jaxrnn.recurrence.problem import Dense, Lookup, Masks
+from jaxrnn.settings import setting
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 
-Carry = tuple[Any, ...]  # one recurrent state per layer
+CellParams = cells.RNNParams | cells.LSTMParams | cells.GRUParams
+CellState = cells.RNNState | cells.LSTMState | cells.GRUState
+
+# The recurrent state of every layer, from the input upwards.
+Carry = tuple[CellState, ...]
+
+CellName = Literal["rnn", "lstm", "gru"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the model."""
+    """The architecture of a char-RNN."""
 
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
-    """Recurrent cell."""
+    cell: CellName = "lstm"
+    """Recurrent cell of every layer."""
     layers: int = 1
-    """Cells stacked on one another."""
+    """Number of layers."""
     hidden_size: int = 256
-    """Width of each cell, in units."""
+    """Width of the hidden state of each layer."""
     embedding_size: int = 64
-    """Width of the character embedding; 0 feeds the characters one-hot."""
-    dropout: float = 0.0
-    """Share of each layer's outputs dropped in training, 0 to 1."""
-    weight_dropout: float = 0.0
-    """Share of the recurrent weights dropped in each training step, 0 to 1 (Merity et al. 2018)."""
+    """Width of the character embedding; 0 feeds one-hot characters instead."""
+    dropout: float = setting(0.0, may_change=True)
+    """Fraction of each layer's outputs dropped in training, from 0 to 1."""
+    weight_dropout: float = setting(0.0, may_change=True)
+    """Fraction of the recurrent weights dropped in each training step, from 0 to 1 (Merity et al.
+    2018)."""
     tie: bool = False
-    """Use the embedding as the output weights too (needs embedding_size = hidden_size)."""
+    """Use the embedding as the output weights, too. Needs an embedding as wide as the hidden state."""
     activation: cells.Activation = "tanh"
-    """Of the rnn cell."""
+    """Activation of the plain RNN."""
     peephole: bool = False
-    """Let the lstm's gates see its cell."""
+    """Peephole connections of the LSTM, from its cell to its gates."""
     forget_bias: float = 1.0
-    """Of the lstm's forget gate at the start."""
+    """Initial forget-gate bias of the LSTM."""
     reset: cells.Reset = "before"
-    """Where the gru's reset gate acts: before the product (the lecture) or after it (cuDNN)."""
+    """Where the reset gate of the GRU acts: before the recurrent product (the lecture) or after it
+    (cuDNN)."""
     recurrent_init: cells.RecurrentInit = "orthogonal"
-    """First recurrent weights."""
+    """Distribution of the initial recurrent weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where the
-    hardware multiplies it faster."""
+    """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
+    the hardware multiplies it faster."""
 
     def __post_init__(self) -> None:
-        if self.cell not in ("rnn", "lstm", "gru"):
-            raise InputError(f"--cell must be rnn, lstm or gru, not {self.cell!r}")
-        for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
-            try:
-                number = whole_number(f"--{name.replace('_', '-')}", getattr(self, name), least)
-            except ValueError as error:
-                raise InputError(str(error)) from None
-            object.__setattr__(self, name, number)
+        """Convert integers of any type to int. Raises InputError for an invalid value."""
+        try:
+            one_of(CellName)("cell", self.cell)
+            for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        except ValueError as error:
+            raise InputError(str(error)) from None
         for name in ("dropout", "weight_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} must be at least 0 and below 1, "
-                    f"not {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, not {value}")
         if self.tie and self.embedding_size != self.hidden_size:
             raise InputError(
-                f"--tie needs --embedding-size equal to --hidden-size, not {self.embedding_size} and {self.hidden_size}"
+                f"`tie` needs `embedding_size` equal to `hidden_size`, not {self.embedding_size} and "
+                f"{self.hidden_size}"
             )
 
     def resolved(self) -> ModelConfig:
-        """The same with dtype "auto" replaced by what is fast on the device in use."""
+        """Return the same with dtype "auto" replaced by what is fast on the device in use."""
         if self.dtype != "auto":
             return self
         return dataclasses.replace(self, dtype=accelerator.fast_dtype())
 
     def make_cell(self) -> cells.Cell:
-        """The cell of every layer."""
+        """Return the cell of every layer."""
         if self.cell == "rnn":
-            return cells.rnn(self.hidden_size, self.activation, self.recurrent_init)
+            return cells.RNN(self.hidden_size, self.activation, self.recurrent_init)
         if self.cell == "gru":
-            return cells.gru(self.hidden_size, self.reset, self.recurrent_init)
-        return cells.lstm(self.hidden_size, self.peephole, self.forget_bias, self.recurrent_init)
+            return cells.GRU(self.hidden_size, self.reset, self.recurrent_init)
+        return cells.LSTM(self.hidden_size, self.peephole, self.forget_bias, self.recurrent_init)
 
 
 @flax.struct.dataclass
 class Params:
-    """A char-RNN: its arrays, and as static parts what they mean.
+    """A char-RNN: its parameters and, as static parts of the pytree, their meaning.
 
-    embedding: [V, E], None where the characters go in one-hot.
-    layers: the cells' parameters, from the input upwards.
-    w_out: [H, V], None where tied to the embedding.
+    embedding: [V, E]; None if characters are fed one-hot.
+    layers: the parameters of the cells, from the input upwards.
+    w_out: [H, V]; None if the embedding is the output weights, too.
     b_out: [V].
+    config: the architecture.
+    vocabulary: the meaning of the tokens.
     """
 
-    embedding: (
-        Any  # not annotated by shape: transformations put what they like in a pytree's leaves
-    )
-    layers: tuple[Any, ...]
+    # Not annotated by shape, because transformations put other things than arrays into the leaves.
+    embedding: Any
+    layers: tuple[CellParams, ...]
     w_out: Any
     b_out: Any
     config: ModelConfig = flax.struct.field(pytree_node=False)
@@ -118,7 +125,19 @@ class Params:
 
 @modes.fixed()
 def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
-    """Return a fresh model: float32 parameters drawn from `seed`, the same in every mode of JAX."""
+    """Return a char-RNN with initial parameters.
+
+    Args:
+      config: the architecture.
+      vocabulary: the vocabulary of the texts it is for.
+      seed: random seed of the initial parameters.
+
+    Returns:
+      The model with float32 parameters, which are the same whatever JAX's global modes are.
+
+    Raises:
+      InputError: if the vocabulary is empty.
+    """
     config = config.resolved()
     if not len(vocabulary):
         raise InputError("the vocabulary is empty; make it with Vocabulary.of(text)")
@@ -126,9 +145,8 @@ def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
     size = len(vocabulary)
     embedding = None
     if config.embedding_size:
-        scale = (
-            config.embedding_size**-0.5 if config.tie else 1.0
-        )  # tied, it also makes the first logits
+        # A tied embedding also makes the first logits, which this scale keeps near 1.
+        scale = config.embedding_size**-0.5 if config.tie else 1.0
         embedding = scale * jax.random.normal(next(keys), (size, config.embedding_size))
     cell = config.make_cell()
     widths = [config.embedding_size or size] + [config.hidden_size] * (config.layers - 1)
@@ -140,40 +158,42 @@ def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
 
 
 def initial_carry(config: ModelConfig, batch: int) -> Carry:
-    """The zero state of every layer for `batch` rows."""
+    """Return the zero state of every layer, each array [batch, H]."""
     return tuple(config.make_cell().initial_state(batch) for _ in range(config.layers))
 
 
 def count(params: Params) -> int:
-    """How many numbers the model learns."""
+    """Return the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-class Prepared(NamedTuple):
-    """The parameters as the steps use them: in the products' dtype, the first layer as a table.
+class StepParams(NamedTuple):
+    """Parameters in the form that the steps use: cast, with a table in place of the embedding.
 
-    table: [V, G] `project` of every character.
-    layers: the cells' parameters.
-    w_out: [H, V], b_out: [V].
+    table: [V, G], the projected input of the first layer for every character.
+    layers: the parameters of the cells, in the dtype of the products.
+    w_out: [H, V], in the dtype of the products.
+    b_out: [V].
     """
 
     table: Float[Array, "V G"]
-    layers: tuple[Any, ...]
+    layers: tuple[CellParams, ...]
     w_out: Float[Array, "H V"]
     b_out: Float[Array, "V"]
 
 
-def prepare(params: Params) -> Prepared:
-    """Cast the parameters once and look ahead at every character the first layer can meet."""
+def step_params(params: Params) -> StepParams:
+    """Cast the parameters and project every character's embedding, once for all steps."""
     config = params.config
     dtype = jnp.dtype(config.dtype)
     layers = jax.tree.map(lambda a: a.astype(dtype), params.layers)
-    if params.embedding is None:  # one-hot: the product with the identity is w_x itself
-        table = cells.add(layers[0].w_x.astype(jnp.float32), layers[0].b)
+    if params.embedding is None:
+        # The embedding is the identity, so its product with w_x is w_x itself.
+        table = linalg.add(layers[0].w_x.astype(jnp.float32), layers[0].b)
     else:
         table = config.make_cell().project(layers[0], params.embedding.astype(dtype))
-    w_out = params.w_out if params.w_out is not None else params.embedding.T  # type: ignore[union-attr]
-    return Prepared(table, layers, w_out.astype(dtype), params.b_out)
+    w_out = params.embedding.T if params.w_out is None else params.w_out
+    return StepParams(table, layers, w_out.astype(dtype), params.b_out)
 
 
 def forward(
@@ -184,98 +204,169 @@ def forward(
     dropout_key: Key | None = None,
     implementation: Implementation | None = None,
     devices: mesh.Mesh | None = None,
-    record: Sequence[str] | None = None,
-) -> Any:
-    """Logits for the character after each of `tokens`, and the state after the last.
+) -> tuple[Carry, Float[Array, "T B V"]]:
+    """Run the model over tokens.
 
     Args:
       params: the model.
-      tokens: [T, B] integers.
-      carry: from `initial_carry` or from the call before.
-      dropout_key: drops units where given (training); None keeps them all.
-      implementation, record: as in `jaxrnn.unroll`; without `record` where there are several devices.
-      devices: the mesh that rows and units are divided over; None for one device.
+      tokens: [T, B] integers from 0 to V - 1.
+      carry: the state before the first token, from `initial_carry` or from the call before.
+      dropout_key: PRNG key of the dropout in training; None drops nothing.
+      implementation: as in `jaxrnn.unroll`.
+      devices: the mesh over which rows and hidden units are divided; None for one device.
 
     Returns:
-      (carry, logits [T, B, V]); with `record` (carry, logits, recorded), one dict a layer.
+      (carry, logits [T, B, V]): the state after the last token, and in float32 the logits of the
+      character after each token.
+
+    Raises:
+      ValueError: for an implementation that is unknown or cannot run this.
     """
-    config, prepared = params.config, prepare(params)
+    config = params.config
     cell = config.make_cell()
-    over = devices if devices is not None and devices.size > 1 else None
-    whole = dropout_key is None or not config.dropout  # no unit is dropped between the layers
-    layers = prepared.layers
+    weights = step_params(params)
+    layers = weights.layers
     if dropout_key is not None and config.weight_dropout:
         layers = _dropout_weights(layers, config.weight_dropout, dropout_key)
-    gx: Lookup | Dense = Lookup(prepared.table, tokens)
-    if whole and over is None and record is None:
-        dtype = prepared.w_out.dtype
+    drops_outputs = dropout_key is not None and config.dropout > 0
+    several_devices = devices if devices is not None and devices.size > 1 else None
+    inputs: Lookup | Dense = Lookup(weights.table, tokens)
+    if not drops_outputs and several_devices is None:
+        dtype = weights.w_out.dtype
         at_once = dispatch.layers_at_once(cell, len(layers), tokens.shape, dtype, implementation)
         if at_once is not None:
-            carry, ys = at_once.run(cell, layers, gx, carry, Masks(None, None), False)
-            return carry, output(prepared, ys.astype(dtype))
-    run = partial(unroll_projected, record=record)
-    if over is not None:
-        run = partial(sharded.unroll_projected, over)
-    after, recorded = [], []
-    hidden = None
-    for layer, (weights, state) in enumerate(zip(layers, carry, strict=True)):
-        if hidden is not None:
-            gx = Dense(hidden, weights.w_x, weights.b)
-        state, ys, *inside = run(cell, weights, gx, state, implementation=implementation)
-        recorded += inside
+            carry, ys = at_once.run(cell, layers, inputs, carry, Masks(None, None), False)
+            return carry, output(weights, ys.astype(dtype))
+    after = []
+    hidden: Float[Array, "T B H"]
+    for index, (layer, state) in enumerate(zip(layers, carry, strict=True)):
+        if index > 0:
+            inputs = Dense(hidden, layer.w_x, layer.b)
+        if several_devices is None:
+            state, ys = unroll_projected(cell, layer, inputs, state, implementation=implementation)
+        else:
+            state, ys = sharded.unroll_projected(
+                several_devices, cell, layer, inputs, state, implementation=implementation
+            )
         after.append(state)
-        hidden = ys.astype(weights.w_h.dtype)
+        hidden = ys.astype(layer.w_h.dtype)
         if dropout_key is not None and config.dropout:
-            hidden = _dropout(hidden, config.dropout, jax.random.fold_in(dropout_key, layer))
-    assert hidden is not None
-    logits = output(prepared, hidden)
-    return (tuple(after), logits) if record is None else (tuple(after), logits, recorded)
+            hidden = _dropout(hidden, config.dropout, jax.random.fold_in(dropout_key, index))
+    return tuple(after), output(weights, hidden)
+
+
+def record(
+    params: Params, tokens: Int[Array, "T B"], carry: Carry, names: Sequence[str] = ("hidden",)
+) -> tuple[Carry, Float[Array, "T B V"], list[dict[str, Float[Array, "T B H"]]]]:
+    """Run the model as `forward` does and record the inside of every step.
+
+    Args:
+      params: the model.
+      tokens: as for `forward`.
+      carry: as for `forward`.
+      names: what to record, by the names of the cell's `activations`: "i", "f", "g", "o", "cell" and
+        "hidden" for an LSTM, "z", "r", "n" and "hidden" for a GRU, "hidden" for a plain RNN.
+
+    Returns:
+      (carry, logits, recorded): as `forward` returns them, and for each layer, from the input upwards,
+      an array [T, B, H] for each name.
+
+    Raises:
+      ValueError: for a name that the cell cannot record.
+    """
+    cell = params.config.make_cell()
+    weights = step_params(params)
+    inputs: Lookup | Dense = Lookup(weights.table, tokens)
+    after = []
+    recorded = []
+    hidden: Float[Array, "T B H"]
+    for index, (layer, state) in enumerate(zip(weights.layers, carry, strict=True)):
+        if index > 0:
+            inputs = Dense(hidden, layer.w_x, layer.b)
+        state, ys, inside = unroll_projected(cell, layer, inputs, state, record=names)
+        after.append(state)
+        recorded.append(inside)
+        hidden = ys.astype(layer.w_h.dtype)
+    return tuple(after), output(weights, hidden), recorded
 
 
 def step(
-    config: ModelConfig, prepared: Prepared, carry: Carry, tokens: Int[Array, "B"]
+    config: ModelConfig, weights: StepParams, carry: Carry, tokens: Int[Array, "B"]
 ) -> tuple[Carry, Float[Array, "B V"]]:
-    """One character further: the state after `tokens` [B] and the logits of what follows."""
+    """Run the model over one token per row.
+
+    Args:
+      config: the architecture.
+      weights: from `step_params`.
+      carry: the state before the tokens.
+      tokens: [B].
+
+    Returns:
+      (carry, logits [B, V]): the state after the tokens, and the logits of the next ones.
+    """
     cell = config.make_cell()
     after = []
-    hidden = None
-    for weights, state in zip(prepared.layers, carry, strict=True):
-        gx = prepared.table[tokens] if hidden is None else cell.project(weights, hidden)
-        state, y = cell.step(weights, state, gx)
+    gx = weights.table[tokens]
+    hidden: Float[Array, "B H"]
+    for index, (layer, state) in enumerate(zip(weights.layers, carry, strict=True)):
+        if index > 0:
+            gx = cell.project(layer, hidden)
+        state, y = cell.step(layer, state, gx)
         after.append(state)
-        hidden = y.astype(weights.w_h.dtype)
-    assert hidden is not None
-    return tuple(after), output(prepared, hidden)
+        hidden = y.astype(layer.w_h.dtype)
+    return tuple(after), output(weights, hidden)
 
 
-def output(prepared: Prepared, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
-    """The output layer: logits, whose softmax is the distribution of the next character."""
-    return cells.add(cells.product(hidden, prepared.w_out), prepared.b_out)
+def output(weights: StepParams, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
+    """Return the logits of the next character, the output layer of hidden states [..., H]."""
+    return linalg.add(linalg.product(hidden, weights.w_out), weights.b_out)
 
 
 def loss(
-    params: Params, tokens: Int[Array, "T1 B"], carry: Carry, **how: Any
+    params: Params,
+    tokens: Int[Array, "T1 B"],
+    carry: Carry,
+    *,
+    dropout_key: Key | None = None,
+    implementation: Implementation | None = None,
+    devices: mesh.Mesh | None = None,
 ) -> tuple[Scalar, Carry]:
-    """Mean cross-entropy in nats per character; the target is the input shifted by one.
+    """Return the mean cross-entropy in nats per character, and the state after the last input.
 
-    tokens: [T + 1, B]; characters 0..T-1 go in, 1..T are to be predicted.
-    how: as for `forward`: dropout_key, implementation, devices.
+    Args:
+      params: the model.
+      tokens: [T + 1, B]; tokens 0 to T - 1 are the inputs, tokens 1 to T the targets.
+      carry: as for `forward`.
+      dropout_key: as for `forward`.
+      implementation: as for `forward`.
+      devices: as for `forward`.
     """
-    carry, logits = forward(params, tokens[:-1], carry, **how)
+    carry, logits = forward(
+        params,
+        tokens[:-1],
+        carry,
+        dropout_key=dropout_key,
+        implementation=implementation,
+        devices=devices,
+    )
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:])
     return nats.mean(), carry
 
 
-def _dropout_weights(layers: tuple[Any, ...], rate: float, key: Key) -> tuple[Any, ...]:
-    keys = (jax.random.fold_in(key, len(layers) + layer) for layer in range(len(layers)))
+def _dropout_weights(
+    layers: tuple[CellParams, ...], rate: float, key: Key
+) -> tuple[CellParams, ...]:
+    """Return the layers with a part of the recurrent weights dropped, differently in each layer."""
+    # The keys after those that `forward` takes for the outputs of the layers.
+    keys = (jax.random.fold_in(key, len(layers) + index) for index in range(len(layers)))
     return tuple(
-        weights._replace(w_h=_dropout(weights.w_h, rate, key))
-        for weights, key in zip(layers, keys, strict=True)
+        layer._replace(w_h=_dropout(layer.w_h, rate, key))
+        for layer, key in zip(layers, keys, strict=True)
     )
 
 
-def _dropout(x: Array, rate: float, key: Key) -> Array:
-    """Drop each number of x with probability `rate` and scale the rest up, so that the mean stays."""
+def _dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."]:
+    """Set each element of x to 0 with probability `rate` and scale the others to keep the mean."""
     words = 2**32
     kept = min(max(round((1 - rate) * words), 1), words - 1)
     keep = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(kept)

@@ -1,8 +1,9 @@
-"""A cell over time: checks its arguments, picks the implementation, runs it.
+"""A cell over time: check the arguments, choose the implementation, run it.
 
-`"scan"` is the plain reference: `jax.lax.scan` over `cell.step`, no custom derivative, so `jvp`,
-`hessian` and `jax.checkpoint` work through it. The others (`recurrence.kernels`) compute the same with a
-backward pass written by hand; `recurrence.dispatch` knows which can run what and which is fastest.
+`"scan"` is the plain reference: `jax.lax.scan` over `cell.step`, without a custom derivative, so that
+`jvp`, `hessian` and `jax.checkpoint` work through it. The other implementations (`recurrence.kernels`)
+compute the same with a hand-written backward pass; `recurrence.dispatch` knows which of them supports
+what and which is fastest.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn.errors import whole_number
-from jaxrnn.recurrence import dispatch
-from jaxrnn.recurrence.cells import Cell, is_own
+from jaxrnn.recurrence import dispatch, kernels
+from jaxrnn.recurrence.cells import Cell, is_builtin
 from jaxrnn.recurrence.checks import (
     as_array,
     check_inputs,
@@ -29,11 +30,10 @@ from jaxrnn.recurrence.checks import (
     check_resets,
     check_state,
 )
-from jaxrnn.recurrence.dispatch import Call, Implementation
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks, choose_rows, vary
-from jaxrnn.recurrence.kernels import scan
+from jaxrnn.recurrence.kernels import Derivatives, Implementation, scan
 from jaxrnn.recurrence.kernels.reverse_mode import reverse_mode_only
 from jaxrnn.recurrence.parameters import by_value
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, choose_rows, vary
 from jaxrnn.recurrence.remat import in_stretches
 from jaxrnn.shapes import Array, Bool, Float, Given, Int, Integer
 
@@ -43,64 +43,125 @@ def unroll(
     params: Any,
     xs: Float[Given, "T B D"],
     state: Any = None,
+    *,
     resets: Bool[Given, "T B"] | None = None,
     lengths: Integer[Given, "B"] | Sequence[int] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
     save_every: SupportsIndex = 1,
-    record: Sequence[str] | None = None,
-) -> Any:
+) -> tuple[Any, Float[Array, "T B H"]]:
     """Run a cell over a sequence: `y_1 ... y_T` of the lecture's recurrences.
 
     Args:
       cell: made by `jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`, or any `jaxrnn.Cell`.
       params: the cell's parameters, `cell.init(key, D)`. Their dtype is the dtype of the matrix
         products: float32, bfloat16, float16 or float64.
-      xs: inputs [T, B, D], time first, in the parameters' dtype. An array of numpy is converted as
+      xs: inputs [T, B, D], time first, in the parameters' dtype. A numpy array is converted as
         `jnp.asarray` does, float64 to float32.
       state: the state before the first step, each array [B, H], float32 (float64 beside float64
         parameters); None for zeros.
       resets: [T, B] bool. True replaces the state that enters step t of row b by zeros, in the order in
         which steps are run: forward, t is the first step of a new episode or document; in reverse, the
-        state dropped is that of step t + 1, so t is the last step of an episode. From marks of first
-        steps, `reverse` takes `jnp.roll(first, -1, axis=0)`.
+        state dropped is that of step t + 1, so t is the last step of an episode. To use marks of first
+        steps with `reverse`, pass `jnp.roll(first, -1, axis=0)`.
       lengths: [B] whole numbers from 0 to T, of any integer dtype. Steps at and after a row's length are
-        padding: its state stays as it is, its outputs there are zeros, and what xs holds there, NaN
-        too, changes no value and no gradient.
+        padding: the row keeps its state there, its outputs are zeros, and what xs holds there, even NaN,
+        changes no value and no gradient.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
-      implementation: "scan", "xla", "columns" and "native" (CPU), "pallas" (TPU, Hopper GPU), "cudnn"
-        (GPU), or None for the fastest that serves this call; `jaxrnn.explain` says which and why.
-      save_every: k, how often the state is kept for the backward pass. 1 keeps every step's states
-        and gates, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps every k-th
-        state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and computes the k steps between
-        again on the way back, k steps' states and gates at a time: about one more forward pass.
-        Inputs and outputs are kept in both cases. Least memory at k near the square root of T.
-      record: what to give back of the inside of every step, by the names of `cell.activations`: for
-        an LSTM of "i", "f", "g", "o", "cell", "hidden"; for a GRU of "z", "r", "n", "hidden". It is
-        for looking, and differentiable: "scan" runs it.
+      implementation: "scan", "xla", "columns" and "native" (CPU), "tpu", "hopper" (H100, H200), "cudnn"
+        (GPU), or None for the fastest that supports this call; `jaxrnn.explain` reports which and why.
+      save_every: k; the state is kept at every k-th step for the backward pass. 1 keeps the states and
+        gates of all steps, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps
+        every k-th state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and the backward pass
+        computes the k steps between again, k steps' states and gates at a time: about one more forward
+        pass. Inputs and outputs are kept in both cases. Memory is least at k near the square root of T.
 
     Returns:
-      (state, ys): the state after the last step run, and the outputs [T, B, H] in xs' dtype; with
-      `record` (state, ys, recorded), a dict of arrays [T, B, H] in the state's dtype, zeros in the
-      padding like the outputs.
+      (state, ys): the state after the last step that was run, and the outputs [T, B, H] in xs' dtype.
 
     Raises:
       ValueError: for parameters that are not those of the cell, for a shape or dtype that does not fit
-        (it names both), for an implementation that is unknown or cannot run this call (it says why),
-        and for a name the cell cannot record.
+        (it names both), and for an implementation that is unknown or cannot run this call (it says why).
     """
-    params, xs = jax.tree.map(as_array, params), jnp.asarray(xs)
+    params, xs = _checked(cell, params, xs)
+    inputs, lengths = _project(cell, params, xs, lengths)
+    state, ys = unroll_projected(
+        cell,
+        params,
+        inputs,
+        state,
+        resets=resets,
+        lengths=lengths,
+        reverse=reverse,
+        implementation=implementation,
+        save_every=save_every,
+    )
+    return state, ys.astype(xs.dtype)
+
+
+def record(
+    cell: Cell,
+    params: Any,
+    xs: Float[Given, "T B D"],
+    state: Any = None,
+    *,
+    names: Sequence[str],
+    resets: Bool[Given, "T B"] | None = None,
+    lengths: Integer[Given, "B"] | Sequence[int] | None = None,
+    reverse: bool = False,
+) -> tuple[Any, Float[Array, "T B H"], dict[str, Float[Array, "T B H"]]]:
+    """Run a cell over a sequence as `unroll` does, and record what happens inside of every step.
+
+    It is for looking, and differentiable. The implementation is always "scan".
+
+    Args:
+      cell: as for `unroll`; it needs the method `activations`.
+      params: as for `unroll`.
+      xs: as for `unroll`.
+      state: as for `unroll`.
+      names: names of `cell.activations`: for an RNN "hidden"; for an LSTM "i", "f", "g", "o", "cell",
+        "hidden"; for a GRU "z", "r", "n", "hidden".
+      resets: as for `unroll`.
+      lengths: as for `unroll`.
+      reverse: as for `unroll`.
+
+    Returns:
+      (state, ys, recorded): as from `unroll`, and a dict from name to an array [T, B, H] in the state's
+      dtype, zeros in the padding like the outputs.
+
+    Raises:
+      ValueError: as `unroll`, and for a name that the cell cannot record.
+    """
+    params, xs = _checked(cell, params, xs)
+    inputs, lengths = _project(cell, params, xs, lengths)
+    state, ys, recorded = record_projected(
+        cell,
+        params,
+        inputs,
+        state,
+        names=names,
+        resets=resets,
+        lengths=lengths,
+        reverse=reverse,
+    )
+    return state, ys.astype(xs.dtype), recorded
+
+
+def _checked(cell: Cell, params: Any, xs: Any) -> tuple[Any, Array]:
+    params = jax.tree.map(as_array, params)
+    xs = jnp.asarray(xs)
     check_parameters(cell, params)
     check_inputs(params, xs)
-    if is_own(cell):  # an implementation may project step by step
-        inputs: Inputs = Dense(xs, params.w_x, params.b)
-    else:
-        lengths = check_lengths(lengths, xs)
-        inputs = cell.project(params, _zeros_in_padding(xs, _active(lengths, xs)))
-    state, ys, *recorded = unroll_projected(
-        cell, params, inputs, state, resets, lengths, reverse, implementation, save_every, record
-    )
-    return state, ys.astype(xs.dtype), *recorded
+    return params, xs
+
+
+def _project(cell: Cell, params: Any, xs: Array, lengths: Any) -> tuple[Inputs, Any]:
+    """Return the inputs in the form `unroll_projected` takes, and the lengths."""
+    if is_builtin(cell):
+        # An implementation may project step by step.
+        return Dense(xs, params.w_x, params.b), lengths
+    lengths = check_lengths(lengths, xs)
+    return cell.project(params, _zeros_in_padding(xs, _active(lengths, xs))), lengths
 
 
 def unroll_projected(
@@ -108,54 +169,80 @@ def unroll_projected(
     params: Any,
     gx: Float[Given, "T B G"] | Lookup | Dense,
     state: Any = None,
+    *,
     resets: Bool[Given, "T B"] | None = None,
     lengths: Integer[Given, "B"] | Sequence[int] | None = None,
     reverse: bool = False,
     implementation: Implementation | None = None,
     save_every: SupportsIndex = 1,
-    record: Sequence[str] | None = None,
-) -> Any:
-    """`unroll` for inputs that are projected already: gx [T, B, G] = `cell.project(params, xs)`.
+) -> tuple[Any, Float[Array, "T B H"]]:
+    """Run a cell over inputs that are projected already.
 
-    Inputs that are one of V tokens need no projection at every step: project the V once and give
-    `Lookup(table, tokens)` for gx; tokens below 0 are the first row of the table, those beyond it the
-    last. `Dense(xs, w_x, b)` leaves the projection to the implementation, as `unroll` does. Other
-    arguments, errors and results are those of `unroll`, but the outputs stay in gx' dtype, and where the
-    inputs are projected w_x and b may be None.
+    Args:
+      cell: as for `unroll`.
+      params: as for `unroll`; w_x and b may be None, because the inputs are projected.
+      gx: `cell.project(params, xs)` [T, B, G]; or `Lookup(table, tokens)` for inputs that are one of V
+        tokens, with the table [V, G] of the projected tokens (a token below 0 is the first row of the
+        table, one beyond the table the last); or `Dense(xs, w_x, b)`, which leaves the projection to the
+        implementation, as `unroll` does.
+      state: as for `unroll`.
+      resets: as for `unroll`.
+      lengths: as for `unroll`.
+      reverse: as for `unroll`.
+      implementation: as for `unroll`.
+      save_every: as for `unroll`.
+
+    Returns:
+      (state, ys), as from `unroll`, but with the outputs in gx's dtype.
+
+    Raises:
+      ValueError: as `unroll`.
     """
     params, gx, state = jax.tree.map(as_array, (params, gx, state))
     check_parameters(cell, params, projected=not isinstance(gx, Dense))
     inputs = check_projected(params, gx)
     save_every = whole_number("save_every", save_every, 1)
-    if record is not None and implementation not in (None, "scan"):
-        raise ValueError(f'record needs implementation "scan" or None, not {implementation!r}')
-    call = Call(
-        cell,
-        min(inputs.shape[0], save_every) if save_every > 1 else inputs.shape[0],
-        inputs.shape[1],
-        params.w_h.dtype,
-        projected=not isinstance(inputs, Dense),
-        resets=resets is not None,
-        reverse=reverse,
-    )
-    chosen, _ = dispatch.choose(call, implementation if record is None else "scan")
-    if state is None:
-        state = cell.initial_state(inputs.shape[1], inputs.dtype)
-    check_state(cell, state, inputs)
-    check_record(cell, params, state, inputs, record)
-    names = None if record is None else tuple(record)
-    how = How(cell, chosen, dispatch.platform(), reverse, save_every, names)
-    given = Arguments(
-        params, inputs, state, check_resets(resets, inputs), check_lengths(lengths, inputs)
-    )
-    state, out = (_compiled if by_value(cell) else _placed)(how, given)
-    return (state, out) if record is None else (state, *out)
+    # Only whether there are resets counts for the choice.
+    problem = Problem(cell, params, inputs, state, Masks(resets), reverse)  # type: ignore[arg-type]
+    at_once = min(problem.steps, save_every) if save_every > 1 else problem.steps
+    chosen, _ = dispatch.choose(problem, implementation, steps=at_once)
+    static = Static(cell, chosen, dispatch.platform(), reverse, save_every, None)
+    return _run(static, _arguments(problem, resets, lengths))
 
 
-class How(NamedTuple):
+def record_projected(
+    cell: Cell,
+    params: Any,
+    gx: Float[Given, "T B G"] | Lookup | Dense,
+    state: Any = None,
+    *,
+    names: Sequence[str],
+    resets: Bool[Given, "T B"] | None = None,
+    lengths: Integer[Given, "B"] | Sequence[int] | None = None,
+    reverse: bool = False,
+) -> tuple[Any, Float[Array, "T B H"], dict[str, Float[Array, "T B H"]]]:
+    """Run `record` for inputs that are projected already, in one of the forms of `unroll_projected`."""
+    params, gx, state = jax.tree.map(as_array, (params, gx, state))
+    check_parameters(cell, params, projected=not isinstance(gx, Dense))
+    inputs = check_projected(params, gx)
+    problem = Problem(cell, params, inputs, state, reverse=reverse)
+    arguments = _arguments(problem, resets, lengths)
+    check_record(cell, params, arguments.state, inputs, names)
+    static = Static(cell, "scan", dispatch.platform(), reverse, 1, tuple(names))
+    state, (ys, recorded) = _run(static, arguments)
+    return state, ys, recorded
+
+
+class Static(NamedTuple):
     """The static part of a call: all that tracing may depend on.
 
-    platform: of the device at hand, by which kernels differ.
+    Attributes:
+      cell: the cell.
+      implementation: the one that was chosen.
+      platform: that of the device at hand, by which kernels differ.
+      reverse: as for `unroll`.
+      save_every: as for `unroll`.
+      record: names of activations to record; None to record none.
     """
 
     cell: Cell
@@ -176,11 +263,26 @@ class Arguments(NamedTuple):
     lengths: Int[Array, "B"] | None
 
 
-def _placed(how: How, given: Arguments) -> tuple[Any, Any]:
+def _arguments(problem: Problem, resets: Any, lengths: Any) -> Arguments:
+    """Check the arrays of a call, and make the zero state where there is none."""
+    cell, params, inputs, state, *_ = problem
+    if state is None:
+        state = cell.initial_state(problem.batch, inputs.dtype)
+    check_state(cell, state, inputs)
+    resets = check_resets(resets, inputs)
+    return Arguments(params, inputs, state, resets, check_lengths(lengths, inputs))
+
+
+def _run(static: Static, arguments: Arguments) -> tuple[Any, Any]:
+    run = _compiled if by_value(static.cell) else _placed
+    return run(static, arguments)
+
+
+def _placed(static: Static, given: Arguments) -> tuple[Any, Any]:
     """Run `_over_time`; on a mesh with explicit axes, each device runs the rows that it holds.
 
-    There the types say where arrays lie, and every operation would have to say where its result does:
-    the zeros that a state begins with, and a custom call's results, could not.
+    With explicit axes the types say where arrays lie, and every operation would have to say where its
+    result lies. The zeros of an initial state and the results of a custom call cannot say that.
     """
     inputs = rows = given.inputs
     if isinstance(inputs, Lookup | Dense):
@@ -193,7 +295,7 @@ def _placed(how: How, given: Arguments) -> tuple[Any, Any]:
         if kind == AxisType.Explicit
     }
     if not explicit:
-        return _over_time(how, given)
+        return _over_time(static, given)
     over, whole = P(sharding.spec[1]), P()
     by_step = P(None, *over)
     specs: Any = by_step
@@ -207,7 +309,7 @@ def _placed(how: How, given: Arguments) -> tuple[Any, Any]:
         lambda spec, x: jax.sharding.reshard(x, NamedSharding(mesh, spec)), broadcast, given
     )
     run = jax.shard_map(
-        partial(_over_time, how),
+        partial(_over_time, static),
         mesh=mesh,
         in_specs=(in_specs,),
         out_specs=(over, by_step),
@@ -216,24 +318,31 @@ def _placed(how: How, given: Arguments) -> tuple[Any, Any]:
     return run(given)
 
 
-def _over_time(how: How, given: Arguments) -> tuple[Any, Any]:
+def _over_time(static: Static, given: Arguments) -> tuple[Any, Any]:
     """Return the final state and the outputs."""
     params, inputs, state, resets, lengths = given
     active = _active(lengths, inputs)
     if resets is not None and active is not None:
-        resets = resets & active  # in the padding the state stays as it is, whatever happens there
+        # In the padding a row keeps its state, whatever happens there.
+        resets = resets & active
     params, inputs, state, masks = vary((params, inputs, state, Masks(resets, active)))
-    first, inputs = _without_effect(how.reverse, inputs, state, masks, lengths)
-    if how.implementation == "scan" or 0 in inputs.shape[:2]:
-        run = partial(scan.run, record=how.record)
+    first, inputs = _without_effect(static.reverse, inputs, state, masks, lengths)
+    problem = Problem(static.cell, params, inputs, first, masks, static.reverse)
+    # No kernel runs problems without steps or rows.
+    empty = 0 in inputs.shape[:2]
+    kernel = kernels.load("scan" if empty else static.implementation)
+    run = kernel.run
+    if static.record is not None:
+        run = partial(scan.record, names=static.record)
+    if kernel.DERIVATIVES is not Derivatives.ALL:
+        over_it = kernel.DERIVATIVES is Derivatives.REVERSE_THEN_ANY
+        arrays = params, inputs, first
+        params, inputs, first = reverse_mode_only(static.implementation, over_it, arrays)
+        problem = problem._replace(params=params, inputs=inputs, state=first)
+    if static.save_every > 1:
+        final, out = in_stretches(run, static.save_every, problem)
     else:
-        run = dispatch.kernel(how.implementation).run
-        over_it = how.implementation in ("xla", "columns")  # their backward passes are plain JAX
-        marked = reverse_mode_only(how.implementation, over_it, (params, inputs, first))
-        params, inputs, first = marked
-    if how.save_every > 1:
-        run = partial(in_stretches, run, how.save_every)
-    final, out = run(how.cell, params, inputs, first, masks, how.reverse)
+        final, out = run(problem)
     if lengths is not None:
         final = choose_rows(lengths > 0, final, state)
     return final, out
@@ -248,11 +357,12 @@ def _without_effect(
 ) -> tuple[Any, Inputs]:
     """Return the first state and the inputs, with zeros where they must have no effect.
 
-    Masks alone do not do that for gradients: 0 times what is masked is NaN where that is.
+    Masks alone do not suffice for gradients: 0 times a masked NaN is NaN.
     """
     if not inputs.shape[0]:
         return state, inputs
-    unused = None  # rows whose first state no step sees
+    # The rows whose first state no step sees.
+    unused = None
     if masks.reset is not None:
         unused = masks.reset[-1 if reverse else 0]
         if reverse and lengths is not None:

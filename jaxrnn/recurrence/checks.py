@@ -1,4 +1,4 @@
-"""The checks of what `unroll` is given: each raises ValueError and names what is there and what fits."""
+"""Checks of the arguments of `unroll`. Their errors name what was given and what fits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.recurrence import dispatch
-from jaxrnn.recurrence.cells import Cell, is_own, wide
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, clipped
+from jaxrnn.recurrence.cells import Cell, is_builtin
+from jaxrnn.recurrence.linalg import wide
 from jaxrnn.recurrence.parameters import check_params
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, clipped
 from jaxrnn.shapes import Array, Bool, Int
 
 
@@ -46,21 +47,17 @@ def as_array(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
-def check_record(
-    cell: Cell, params: Any, state: Any, gx: Inputs, record: Sequence[str] | None
-) -> None:
+def check_record(cell: Cell, params: Any, state: Any, gx: Inputs, names: Sequence[str]) -> None:
     """Raise ValueError for a name that the cell cannot record."""
-    if record is None:
-        return
-    if isinstance(record, str):
-        raise ValueError(f"record must be a list of names, as in [{record!r}], not a string")
-    names: list[str] = []
+    if isinstance(names, str):
+        raise ValueError(f"names must be a list of names, as in [{names!r}], not a string")
+    known: list[str] = []
     if hasattr(cell, "activations"):
         gx_t = jax.ShapeDtypeStruct(gx.shape[1:], gx.dtype)
-        names = list(jax.eval_shape(cell.activations, params, state, gx_t))
-    for name in record:
-        if name not in names:
-            there = f"it has {', '.join(names)}" if names else "it has no activations"
+        known = list(jax.eval_shape(cell.activations, params, state, gx_t))
+    for name in names:
+        if name not in known:
+            there = f"it has {', '.join(known)}" if known else "it has no activations"
             raise ValueError(f"{type(cell).__name__} cannot record {name!r}: {there}")
 
 
@@ -70,7 +67,7 @@ def check_parameters(cell: Cell, params: Any, projected: bool = False) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
             dispatch.check_dtype(dtype)
-    check_params(cell, params, own=is_own(cell), projected=projected)
+    check_params(cell, params, builtin=is_builtin(cell), projected=projected)
 
 
 def check_inputs(params: Any, xs: Array) -> None:

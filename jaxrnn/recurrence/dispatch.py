@@ -1,54 +1,47 @@
 """Which implementation runs a recurrence, and why.
 
     scan      jax.lax.scan over `cell.step`, any cell, any derivative      everywhere
-    xla       plain XLA with a backward pass by hand                       everywhere
-    columns   the same, a feature after another in memory                  CPU
+    xla       XLA's loops with a hand-written backward pass                everywhere
+    columns   the same loops, transposed in memory                         CPU
     native    C++, each core with rows of its own                          CPU
-    pallas    kernels with the recurrent weights on the chip, or streamed  TPU, Hopper GPU
+    tpu       Pallas kernels, the recurrent weights on the chip or streamed  TPU
+    hopper    Pallas kernels, the recurrent weights on the chip            Hopper GPU
     cudnn     NVIDIA's own LSTM                                            GPU
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
-size (`kernels/choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where
-nothing near was measured the platform's usual one: the first of these that can serve the call. The table
-is of long sequences; calls of one step, and on a CPU those of a few, run by what costs least to begin.
+size (`choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where nothing
+near was measured the platform's usual one: the first of these that supports the problem. The table is of
+long sequences. Calls of one step, and on a CPU those of a few, run by what costs least to start.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import math
 import warnings
 from importlib import resources
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import whole_number
+from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.cells import Cell, cell_name
-from jaxrnn.recurrence.kernels import Missing
+from jaxrnn.recurrence.kernels import Implementation, Missing
+from jaxrnn.recurrence.problem import Dense, Masks, Problem
 
-Implementation = Literal["scan", "xla", "columns", "native", "pallas", "cudnn"]
+# Dtypes of parameters and inputs.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")  # of parameters and inputs
-
-
-class Call(NamedTuple):
-    """What is asked of an implementation, as far as one may be unable to do it."""
-
-    cell: Cell
-    steps: int  # T, those that are run at once
-    batch: int  # rows B
-    dtype: Any  # of the parameters
-    projected: bool = False  # the inputs are projected already
-    resets: bool = False
-    reverse: bool = False
+# A row of `choices.json`: platform, cell, dtype, batch, hidden, implementation.
+Row = dict[str, Any]
 
 
 class Choice(NamedTuple):
-    """What runs a call, and the reason in words."""
+    """The implementation that runs a call, and the reason in words."""
 
     implementation: Implementation
     why: str
@@ -66,18 +59,18 @@ def explain(
     resets: bool = False,
     reverse: bool = False,
 ) -> Choice:
-    """What `unroll` would pick for inputs of this shape, and why; printed, it is one line.
+    """Return which implementation `unroll` picks for inputs of this shape, and why.
 
     Args:
       cell: as for `unroll`.
-      shape: of xs, [T, B, D].
-      dtype: of xs and the parameters.
+      shape: the shape [T, B, D] of xs.
+      dtype: the dtype of xs and the parameters.
       implementation: as for `unroll`: None, or one asked for by name.
       resets: whether `unroll` would be given resets.
       reverse: as for `unroll`.
 
     Returns:
-      (implementation, why).
+      (implementation, why), which prints as one line.
 
     Raises:
       ValueError: as `unroll` would, for a dtype that is not supported and an implementation that is
@@ -85,33 +78,54 @@ def explain(
     """
     if len(shape) != 3:
         raise ValueError(f"shape must be that of xs, [T, B, D], not {tuple(shape)}")
-    steps, batch, _ = (
+    steps, batch, width = (
         whole_number(f"{axis} of shape", n, 0) for axis, n in zip("TBD", shape, strict=True)
     )
-    call = Call(cell, steps, batch, jnp.dtype(dtype), resets=resets, reverse=reverse)
-    return choose(call, implementation)
+    check_dtype(dtype)
+
+    def build() -> Problem:
+        # The recurrent parameters do not depend on D, and no cell draws weights for D = 0.
+        params = cell.init(jax.random.key(0), max(width, 1), dtype)
+        xs = jnp.zeros((steps, batch, params.w_x.shape[0]), dtype)
+        b = jnp.zeros(params.w_h.shape[1:], dtype)
+        masks = Masks(jnp.zeros((steps, batch), bool) if resets else None)
+        return Problem(cell, params, Dense(xs, params.w_x, b), None, masks)  # type: ignore[arg-type]
+
+    arrays = jax.eval_shape(lambda: build()._replace(cell=None, reverse=None))  # type: ignore[arg-type]
+    return choose(arrays._replace(cell=cell, reverse=reverse), implementation)
 
 
 def choose(
-    call: Call,
+    problem: Problem,
     implementation: Implementation | None = None,
-    table: list[dict[str, Any]] | None = None,
+    *,
+    steps: int | None = None,
+    table: list[Row] | None = None,
 ) -> Choice:
-    """What runs a call: the one asked for by name or a ValueError, or for None the fastest known.
+    """Return the implementation asked for by name, or for None the fastest that is known.
 
-    table: what was measured, rows as in `kernels/choices.json`; None for that file.
+    Args:
+      problem: what is to be run; its arrays may be abstract.
+      implementation: a name, or None.
+      steps: the number of steps that are run at once, where it is not that of the problem.
+      table: the measured rows; None for those of `choices.json`.
+
+    Raises:
+      ValueError: for a dtype that is not supported, and for a name that is unknown or of an
+        implementation that cannot run the problem; it says why.
     """
-    check_dtype(call.dtype)
+    check_dtype(problem.dtype)
     if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(get_args(Implementation))
         raise ValueError(f"implementation must be one of {names} or None, not {implementation!r}")
-    if not call.batch:
+    if not problem.batch:
         return Choice("scan", "the batch has no rows")
     if implementation is None:
-        if not isinstance(call.steps, int) or not isinstance(call.batch, int):
+        steps = problem.steps if steps is None else steps
+        if not isinstance(steps, int) or not isinstance(problem.batch, int):
             return Choice("scan", "the sizes are symbols, as jax.export has them")
-        return _fastest(call, measured() if table is None else table)
-    reason = _obstacle(implementation, call)
+        return _fastest(problem, steps, measured() if table is None else table)
+    reason = unsupported_reason(implementation, problem)
     if reason:
         raise ValueError(f"implementation {implementation!r} cannot run this: {reason}")
     return Choice(implementation, "asked for by name")
@@ -124,86 +138,94 @@ def check_dtype(dtype: Any) -> None:
 
 
 @functools.cache
-def measured() -> list[dict[str, Any]]:
-    """The rows of `kernels/choices.json`: platform, cell, dtype, batch, hidden, implementation."""
+def measured() -> list[Row]:
+    """Return the rows of `choices.json`."""
     table = resources.files("jaxrnn.recurrence").joinpath("choices.json")
     return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else []
 
 
 def platform() -> str:
-    """The platform that the implementation is chosen for: that of the device that new arrays go to."""
+    """Return the platform of the device that new arrays go to, for which implementations are chosen."""
     return accelerator.device().platform
 
 
-def kernel(name: Implementation) -> Any:
-    """The module of an implementation other than scan; imported late, since Pallas takes a second."""
-    module = _MODULES.get((name, platform()), name)
-    return importlib.import_module(f"jaxrnn.recurrence.kernels.{module}")
+def unsupported_reason(implementation: Implementation, problem: Problem) -> str | None:
+    """Return why an implementation cannot run a problem on the device at hand, or None where it can."""
+    here = platform()
+    wanted = kernels.PLATFORMS.get(implementation, (here,))
+    if here not in wanted:
+        names = " or a ".join(name.upper() for name in wanted)
+        return f"it runs on a {names} and this is a {here.upper()}"
+    return kernels.load(implementation).unsupported_reason(problem)
 
 
 def layers_at_once(
-    cell: Cell, layers: int, shape: tuple[int, ...], dtype: Any, implementation: Any
+    cell: Cell,
+    layers: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    implementation: Implementation | None,
 ) -> Any:
-    """The module that runs all layers in one kernel, where one does and takes less time; else None.
+    """Return the module that runs all layers in one kernel, where it takes less time, or None.
 
-    Only where "pallas" is asked for by name: it was measured on no card, and its time is a model's.
+    It is returned only for an implementation asked for by name, because its time is a model's
+    prediction, measured on no card.
 
     shape: [T, B] of the inputs.
     """
-    if layers < 2 or implementation != "pallas" or accelerator.device().platform != "gpu":
+    if implementation is None or platform() not in kernels.PLATFORMS.get(implementation, ()):
         return None
-    module = importlib.import_module("jaxrnn.recurrence.kernels.hopper.stack")
+    module = kernels.load_layers_at_once(implementation)
+    if module is None or layers < 2:
+        return None
     return module if module.pays(cell, layers, *shape, dtype) else None
 
 
-_MODULES = {  # where the names differ
-    ("pallas", "tpu"): "tpu",
-    ("pallas", "gpu"): "hopper",
-}
-_PLATFORMS = {  # of those that do not run everywhere
-    "columns": ("cpu",),
-    "native": ("cpu",),
-    "pallas": ("tpu", "gpu"),
-    "cudnn": ("gpu",),
-}
+# Where nothing near was measured, the implementations to try, best first.
 _USUAL: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("native", "xla", "scan"),
-    "tpu": ("pallas", "xla", "scan"),
+    "tpu": ("tpu", "xla", "scan"),
 }
 _ONE_STEP: tuple[Implementation, ...] = ("scan",)
 _FEW_STEPS: tuple[Implementation, ...] = ("xla", "scan")
-_FEW = 8  # native packs the weights at each call, which fewer steps do not make up for
-_NEAR = 2.0  # octaves of B and H together
+
+# On a CPU "native" packs the weights at each call, which fewer steps do not make up for.
+_FEW = 8
+
+# The largest distance of a measured size, in octaves of B and H together.
+_NEAR = 2.0
 
 
-def _fastest(call: Call, table: list[dict[str, Any]]) -> Choice:
-    platform = accelerator.device().platform
-    order, row = _USUAL.get(platform, ("xla", "scan")), None
-    if call.steps <= 1:
+def _fastest(problem: Problem, steps: int, table: list[Row]) -> Choice:
+    here = platform()
+    order = _USUAL.get(here, ("xla", "scan"))
+    row: Row | None = None
+    if steps <= 1:
         order, why = _ONE_STEP, "the usual choice for a single step"
-    elif call.steps < _FEW and platform == "cpu":
-        order, why = _FEW_STEPS, f"the usual choice on {platform} for fewer than {_FEW} steps"
-    elif row := _nearest(call, platform, table):
-        order, why = (row["implementation"], *order), f"the usual choice on {platform}"
+    elif steps < _FEW and here == "cpu":
+        order, why = _FEW_STEPS, f"the usual choice on {here} for fewer than {_FEW} steps"
+    elif row := _nearest(problem, here, table):
+        order, why = (row["implementation"], *order), f"the usual choice on {here}"
     else:
-        why = f"the usual choice on {platform}, nothing near was measured"
-    obstacles: list[str] = []
-    lacking: tuple[str, str] | None = None
+        why = f"the usual choice on {here}, nothing near was measured"
+    reasons: list[str] = []
+    missing: tuple[str, str] | None = None
     for name in order:
-        reason = _obstacle(name, call)
+        reason = unsupported_reason(name, problem)
         if reason is None:
             break
         if isinstance(reason, Missing):
-            lacking = name, reason
-        obstacles.append(f"{name} cannot run this: {reason}")
-    if lacking:
-        _warn_of_slower(name, *lacking)
+            missing = name, reason
+        reasons.append(f"{name} cannot run this: {reason}")
+    if missing:
+        _warn_of_slower(name, *missing)
     if row and name == row["implementation"]:
-        why = f"the fastest measured on {platform}, at B = {row['batch']}, H = {row['hidden']}"
-    return Choice(name, "; ".join([*obstacles, why]))
+        why = f"the fastest measured on {here}, at B = {row['batch']}, H = {row['hidden']}"
+    return Choice(name, "; ".join([*reasons, why]))
 
 
-@functools.cache  # once in a process
+# The cache lets it warn once in a process.
+@functools.cache
 def _warn_of_slower(name: str, faster: str, reason: str) -> None:
     warnings.warn(
         f'the recurrence runs by "{name}", which is slower than "{faster}": {reason}',
@@ -212,27 +234,12 @@ def _warn_of_slower(name: str, faster: str, reason: str) -> None:
     )
 
 
-def _obstacle(name: Implementation, call: Call) -> str | None:
-    """Why an implementation cannot serve; None where it can."""
-    here = accelerator.device().platform
-    wanted = _PLATFORMS.get(name, (here,))
-    if here not in wanted:
-        return (
-            f"it runs on a {' or a '.join(p.upper() for p in wanted)} and this is a {here.upper()}"
-        )
-    if name == "scan":
-        return None
-    if name == "cudnn":
-        limits = {"projected": call.projected, "resets": call.resets, "reverse": call.reverse}
-        return kernel(name).unsupported_reason(call.cell, call.batch, call.dtype, **limits)
-    return kernel(name).unsupported_reason(call.cell, call.batch, call.dtype)
-
-
-def _nearest(call: Call, platform: str, table: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The measured size nearest to this one, as the ratios of B and H go; None where none is near."""
-    wanted = (platform, cell_name(call.cell), str(call.dtype))
+def _nearest(problem: Problem, here: str, table: list[Row]) -> Row | None:
+    """Return the measured size nearest to the problem's by the ratios of B and H, or None."""
+    wanted = here, cell_name(problem.cell), str(problem.dtype)
+    size = problem.cell.hidden_size
     rows = [
-        (_octaves(row["batch"], call.batch) + _octaves(row["hidden"], call.cell.hidden_size), row)
+        (_octaves(row["batch"], problem.batch) + _octaves(row["hidden"], size), row)
         for row in table
         if (row["platform"], row["cell"], row["dtype"]) == wanted
     ]

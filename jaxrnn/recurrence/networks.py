@@ -1,21 +1,22 @@
-"""A cell and an output layer, the smallest whole network (lecture rows 1 and 2), for symbols and series.
+"""A cell and an output layer: the smallest whole network (lecture rows 1 and 2).
 
     net = jaxrnn.network(jaxrnn.lstm(64), inputs=3, outputs=2)
     params = net.init(key)
     state, outputs = net.apply(params, xs)                 # [T, B, 3] -> [T, B, 2]
 
-The outputs are linear in the hidden state, and what they mean is the loss' affair, optax' for one:
+The outputs are linear in the hidden state. Their meaning is set by the loss, for example one of optax's:
 
-    optax.softmax_cross_entropy_with_integer_labels(outputs, targets)      logits of one of K symbols
+    optax.softmax_cross_entropy_with_integer_labels(outputs, targets)      logits of one of K classes
     optax.squared_error(outputs, targets)                                  real numbers: a regression
 
-A network of a series that gives the next value, `outputs` = `inputs`, also forecasts: `net.forecast`
-feeds it with its own outputs.
+A network that is trained to give the next value of a series, `outputs` = `inputs`, can also continue
+it: `net.forecast` feeds the network its own outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -24,13 +25,15 @@ from jax import lax
 
 from jaxrnn.errors import whole_number
 from jaxrnn.recurrence.api import unroll
-from jaxrnn.recurrence.cells import Cell, add, product
+from jaxrnn.recurrence.cells import Cell
+from jaxrnn.recurrence.kernels import Implementation
+from jaxrnn.recurrence.linalg import add, product
 from jaxrnn.recurrence.parameters import by_value
-from jaxrnn.shapes import Array, Float, Given, Key
+from jaxrnn.shapes import Array, Bool, Float, Given, Integer, Key
 
 
 class NetworkParams(NamedTuple):
-    """cell: the cell's. w_out: [H, K]. b_out: [K]."""
+    """Parameters of a network: the cell's, and those of the output layer."""
 
     cell: Any
     w_out: Float[Array, "H K"]
@@ -39,18 +42,18 @@ class NetworkParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A recurrent network with a linear output layer.
+    """A recurrent network with a linear output layer, made by `jaxrnn.network`.
 
         h^t = cell(h^{t-1}, x^t)
         y^t = h^t W_out + b_out                                           (lecture row 2)
 
-    Args:
+    Attributes:
       cell: made by `jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`, or any `jaxrnn.Cell`.
-      inputs: D, numbers that come in at each step.
-      outputs: K, numbers that go out at each step.
+      inputs: D, the number of inputs at each step.
+      outputs: K, the number of outputs at each step.
 
     Raises:
-      ValueError: for a width that is no positive whole number.
+      ValueError: for a width that is not a positive whole number.
     """
 
     cell: Cell
@@ -62,7 +65,7 @@ class Network:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
 
     def init(self, key: Key, dtype: Any = jnp.float32) -> NetworkParams:
-        """First parameters: the cell's own, W_out Glorot-uniform, b_out zero."""
+        """Return initial parameters: the cell's own, W_out Glorot-uniform, b_out zero."""
         k_cell, k_out = jax.random.split(key)
         w_out = jax.nn.initializers.glorot_uniform()(k_out, (self.cell.hidden_size, self.outputs))
         return NetworkParams(
@@ -72,25 +75,50 @@ class Network:
         )
 
     def apply(
-        self, params: NetworkParams, xs: Float[Given, "T B D"], state: Any = None, **how: Any
-    ) -> Any:
+        self,
+        params: NetworkParams,
+        xs: Float[Given, "T B D"],
+        state: Any = None,
+        *,
+        resets: Bool[Given, "T B"] | None = None,
+        lengths: Integer[Given, "B"] | Sequence[int] | None = None,
+        reverse: bool = False,
+        implementation: Implementation | None = None,
+        save_every: SupportsIndex = 1,
+    ) -> tuple[Any, Float[Array, "T B K"]]:
         """Run the network over a sequence.
 
         Args:
           params: from `init`.
           xs: [T, B, D], time first.
-          state: the cell's before the first step; None for zeros.
-          how: what else `jaxrnn.unroll` takes, as `resets`, `lengths`, `implementation`, `record`.
+          state: the cell's state before the first step; None for zeros.
+          resets: as for `jaxrnn.unroll`.
+          lengths: as for `jaxrnn.unroll`.
+          reverse: as for `jaxrnn.unroll`.
+          implementation: as for `jaxrnn.unroll`.
+          save_every: as for `jaxrnn.unroll`.
 
         Returns:
-          (state, outputs): the cell's state after the last step, and [T, B, K], float32 or wider;
-          with `record` (state, outputs, recorded), as from `jaxrnn.unroll`.
+          (state, outputs): the cell's state after the last step, and [T, B, K], float32 or wider.
+
+        Raises:
+          ValueError: as `jaxrnn.unroll` and `output`.
         """
-        state, ys, *recorded = unroll(self.cell, params.cell, xs, state, **how)
-        return state, self.output(params, ys), *recorded
+        state, ys = unroll(
+            self.cell,
+            params.cell,
+            xs,
+            state,
+            resets=resets,
+            lengths=lengths,
+            reverse=reverse,
+            implementation=implementation,
+            save_every=save_every,
+        )
+        return state, self.output(params, ys)
 
     def output(self, params: NetworkParams, hidden: Float[Array, "... H"]) -> Float[Array, "... K"]:
-        """The output layer alone.
+        """Return the outputs of the output layer for hidden states.
 
         Raises:
           ValueError: for w_out or b_out of another network.
@@ -117,12 +145,12 @@ class Network:
 
         Args:
           params: of a network whose output at t is meant for xs[t + 1].
-          xs: [T, B, D], what is known; at least one step.
-          steps: N, how many steps to forecast.
-          state: the cell's before xs[0]; None for zeros.
+          xs: [T, B, D], the known part; at least one step.
+          steps: N, the number of steps to forecast.
+          state: the cell's state before xs[0]; None for zeros.
 
         Returns:
-          [N, B, D]: the values at T, T + 1, ..., T + N - 1.
+          The values [N, B, D] at T, T + 1, ..., T + N - 1.
 
         Raises:
           ValueError: where `outputs` is not `inputs`, no step is known, or `steps` is not positive.
@@ -159,4 +187,6 @@ def _forecast(
 _compiled_forecast = jax.jit(_forecast, static_argnums=(0, 1))
 
 
-network = Network  # made by a call, as in `jaxrnn.network(cell, 3, 2)`
+def network(cell: Cell, inputs: SupportsIndex, outputs: SupportsIndex) -> Network:
+    """Return a network of a cell with `inputs` and `outputs` numbers per step; see `Network`."""
+    return Network(cell, inputs, outputs)  # type: ignore[arg-type]

@@ -19,25 +19,25 @@ def by_value(cell: Any) -> bool:
     return type(cell).__eq__ is not object.__eq__
 
 
-def check_params(cell: Any, params: Any, *, own: bool, projected: bool = False) -> None:
+def check_params(cell: Any, params: Any, *, builtin: bool, projected: bool = False) -> None:
     """Raise ValueError where parameters are not as `cell.init` makes them.
 
     They must agree in structure, in the shape and dtype of each array, and in which are None. A cell
     without an `init`, or with one that JAX cannot evaluate without numbers, is not checked, and neither
     are parameters without a w_x [D, ...], which says for how many inputs they are.
 
-    own: whether the cell is one of the library's, whose `init` may be relied on.
+    builtin: whether the cell is one of the library's, whose `init` may be relied on.
     projected: whether the inputs are projected already; w_x and b of the library's cells may be None.
     """
     w_x: Any = getattr(params, "w_x", None)
     w_h: Any = getattr(params, "w_h", None)
     known = getattr(w_x, "ndim", 0) == 2
-    if not known and not own:
+    if not known and not builtin:
         return
     size = w_x.shape[0] if known else 1
     make = _cached_shapes if by_value(cell) else _shapes
     dtype = jnp.dtype(getattr(w_h, "dtype", jnp.float32))
-    expected = make(cell, max(size, 1), dtype, _x64(), own)
+    expected = make(cell, max(size, 1), dtype, _x64(), builtin)
     if expected is None:
         return
     if not size:
@@ -45,7 +45,7 @@ def check_params(cell: Any, params: Any, *, own: bool, projected: bool = False) 
         expected = expected._replace(
             w_x=jax.ShapeDtypeStruct((0, *expected.w_x.shape[1:]), w_x.dtype)
         )
-    if projected and own:
+    if projected and builtin:
         unused = {name: None for name in ("w_x", "b") if getattr(params, name, 0) is None}
         expected = expected._replace(**unused)
     want, structure = jax.tree.flatten_with_path(expected, is_leaf=_is_none)
@@ -64,12 +64,12 @@ def check_params(cell: Any, params: Any, *, own: bool, projected: bool = False) 
             )
 
 
-def _shapes(cell: Any, input_size: int, dtype: Any, x64: bool, own: bool) -> Any:
+def _shapes(cell: Any, input_size: int, dtype: Any, x64: bool, builtin: bool) -> Any:
     """Return the shapes and dtypes of the parameters of `cell.init`, or None if it cannot be traced."""
     try:
         return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, dtype))
     except Exception:  # an init of somebody's own may need numbers, or raise what it likes
-        if own:
+        if builtin:
             raise
         return None
 

@@ -8,44 +8,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.recurrence.cells import Cell, wide
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.recurrence.linalg import wide
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Problem
 from jaxrnn.shapes import Array
 
 
-def in_stretches(
-    run: Any,
-    every: int,
-    cell: Cell,
-    params: Any,
-    inputs: Inputs,
-    state: Any,
-    masks: Masks,
-    reverse: bool,
-) -> tuple[Any, Any]:
-    """The same as `run`, stretch by stretch of `every` steps, each run again on the way back.
+def in_stretches(run: Any, every: int, problem: Problem) -> tuple[Any, Any]:
+    """Return run(problem), computed in stretches of `every` steps that the backward pass runs again.
 
-    What all stretches share goes into the loop in the wide dtype, since there the loop adds up its
-    gradients, and back to its own dtype inside.
+    What all stretches share enters the loop in the wide dtype, since the loop adds up its gradients in
+    the dtype that enters, and is cast back to its own dtype inside.
     """
-    slices, constant, join = _apart(inputs)
-    shared = params, constant
+    slices, constant, join = _split_inputs(problem.inputs)
+    shared = problem.params, constant
 
     @jax.checkpoint
     def stretch(state: Any, shared_wide: Any, now: Any) -> tuple[Any, Any]:
         slices, masks = now
         params, constant = jax.tree.map(_as, shared_wide, shared)
-        return run(cell, params, join(slices, constant), state, masks, reverse)
+        inputs = join(slices, constant)
+        return run(problem._replace(params=params, inputs=inputs, state=state, masks=masks))
 
-    over_time = slices, masks
+    over_time = slices, problem.masks
     shared_wide = jax.tree.map(_widened, shared)
-    count, left = divmod(inputs.shape[0], every)
+    count, left = divmod(problem.steps, every)
     cut = count * every
 
     def stretches(state: Any) -> tuple[Any, Any]:
         blocks = jax.tree.map(lambda a: a[:cut].reshape(count, every, *a.shape[1:]), over_time)
         state, out = lax.scan(
-            lambda state, now: stretch(state, shared_wide, now), state, blocks, reverse=reverse
+            lambda state, now: stretch(state, shared_wide, now),
+            state,
+            blocks,
+            reverse=problem.reverse,
         )
         return state, jax.tree.map(lambda a: a.reshape(cut, *a.shape[2:]), out)
 
@@ -53,17 +48,17 @@ def in_stretches(
         return stretch(state, shared_wide, jax.tree.map(lambda a: a[cut:], over_time))
 
     if not left or not count:
-        return (stretches if count else remainder)(state)
-    if reverse:
-        state, late = remainder(state)
+        return (stretches if count else remainder)(problem.state)
+    if problem.reverse:
+        state, late = remainder(problem.state)
         state, early = stretches(state)
     else:
-        state, early = stretches(state)
+        state, early = stretches(problem.state)
         state, late = remainder(state)
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late)
 
 
-def _apart(inputs: Inputs) -> tuple[Array, tuple[Array, ...], Any]:
+def _split_inputs(inputs: Inputs) -> tuple[Array, tuple[Array, ...], Any]:
     """Split inputs into a per-step part, a constant part, and a function that recombines them."""
     if isinstance(inputs, Lookup):
         return inputs.tokens, (inputs.table,), lambda tokens, constant: Lookup(constant[0], tokens)

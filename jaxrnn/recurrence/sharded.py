@@ -10,6 +10,7 @@ outside of the recurrence on its own, from where the arrays lie.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn.devices.mesh import DATA, MODEL, SPECS
-from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence.api import unroll_projected as unroll_here
-from jaxrnn.recurrence.dispatch import Implementation
-from jaxrnn.recurrence.inputs import Dense, Lookup, Masks
+from jaxrnn.recurrence.kernels import Implementation, xla
 from jaxrnn.recurrence.kernels.xla.layouts import Units
-from jaxrnn.recurrence.kernels.xla.rules import RULES
+from jaxrnn.recurrence.kernels.xla.rules import RULES, Setting
+from jaxrnn.recurrence.problem import Dense, Lookup, Problem
 from jaxrnn.shapes import Array, Float
 
 
@@ -34,13 +34,18 @@ def unroll_projected(
     state: Any,
     implementation: Implementation | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:
-    """`unroll.unroll_projected` on a mesh: rows over `data`, units over `model`.
+    """Run `unroll_projected` on a mesh: rows over `data`, units over `model`.
 
     Args:
-      mesh: from `make`.
-      cell: an `rnn`, `lstm` or `gru`; B and H are multiples of the mesh's sizes.
-      params, gx, state: as there, wherever they lie.
-      implementation: as there; over several devices of `model` "scan" or "xla".
+      mesh: from `devices.mesh.make`.
+      cell: an RNN, LSTM or GRU; B and H are multiples of the mesh's sizes.
+      params: as for `recurrence.api.unroll_projected`, wherever the arrays lie; so are `gx` and `state`.
+      gx: a `Lookup` or `Dense`.
+      state: the state before the first step, each array [B, H].
+      implementation: as for `unroll_projected`; over several devices of `model` "scan" or "xla".
+
+    Returns:
+      (state, ys): the final state, and the outputs [T, B, H], divided over the mesh.
 
     Raises:
       ValueError: for another implementation over several devices of `model`.
@@ -49,62 +54,60 @@ def unroll_projected(
     if parts > 1 and implementation not in (None, "scan", "xla"):
         raise ValueError(
             f"implementation {implementation!r} keeps all units on one device; over several, as in "
-            f"--mesh model={parts}, there are 'scan' and 'xla'"
+            f"mesh model={parts}, there are 'scan' and 'xla'"
         )
 
-    def apart(a: Array | None) -> Array | None:
-        """[..., G] → [..., gates, H], of which each device takes its units."""
+    def split_gates(a: Array | None) -> Array | None:
+        """Return [..., G] as [..., gates, H], of which each device takes its units."""
         return None if a is None else a.reshape(*a.shape[:-1], gates, cell.hidden_size)
 
-    def together(a: Array | None) -> Array | None:
+    def join_gates(a: Array | None) -> Array | None:
         return None if a is None else a.reshape(*a.shape[:-2], -1)
 
-    def local(params: Any, gx: Any, state: Any) -> Any:
-        params = _on_gates(together, params)
-        gx = _on_gates(together, gx)
+    def run_here(params: Any, gx: Any, state: Any) -> Any:
+        params = _on_gates(join_gates, params)
+        gx = _on_gates(join_gates, gx)
         if parts == 1:
             return unroll_here(cell, params, gx, state, implementation=implementation)
-        part: Any = _Part(dataclasses.replace(cell, hidden_size=cell.hidden_size // parts))
+        part = dataclasses.replace(cell, hidden_size=cell.hidden_size // parts)
         gx = gx.project()
         if implementation == "scan":
-            return unroll_here(part, params, gx, state, implementation="scan")
-        run = dispatch.kernel("xla").run
-        return run(part.cell, params, gx, state, Masks(None, None), False, layout=Units)
+            own: Any = _Part(part)
+            return unroll_here(own, params, gx, state, implementation="scan")
+        return xla.run(Problem(part, params, gx, state), layout=Units)
 
-    units, columns, biases = P(DATA, MODEL), P(None, None, MODEL), P(None, MODEL)
+    rows = P(None, DATA)
+    units = P(DATA, MODEL)
+    columns = P(None, None, MODEL)
+    biases = P(None, MODEL)
+    specs = SPECS | {"w_x": columns, "w_h": columns, "b": biases}
+    given = params._asdict()
     weights = params._replace(
-        w_h=columns,
-        **{
-            name: None if value is None else {"w_x": columns, "b": biases}.get(name, SPECS[name])
-            for name, value in params._asdict().items()
-            if name != "w_h"
-        },
+        **{name: None if value is None else specs[name] for name, value in given.items()}
     )
-    inputs = (
-        Lookup(columns, P(None, DATA))  # type: ignore[arg-type]
-        if isinstance(gx, Lookup)
-        else Dense(P(None, DATA), columns, biases)  # type: ignore[arg-type]
-    )
+    inputs = Lookup(columns, rows) if isinstance(gx, Lookup) else Dense(rows, columns, biases)  # type: ignore[arg-type]
     states = jax.tree.map(lambda _: units, state)
-    given = (_on_gates(apart, params), _on_gates(apart, gx), state)
     return jax.shard_map(
-        local,
+        run_here,
         mesh=mesh,
         in_specs=(weights, inputs, states),
         out_specs=(states, P(None, DATA, MODEL)),
-    )(*given)
+    )(_on_gates(split_gates, params), _on_gates(split_gates, gx), state)
 
 
-def _on_gates(change: Any, tree: Any) -> Any:
-    """The arrays with gates along their last axis changed, the others as they are."""
+def _on_gates(change: Callable[[Array | None], Array | None], tree: Any) -> Any:
+    """Return a tree with the arrays changed that have gates along their last axis."""
     names = [n for n in ("w_x", "w_h", "b", "table") if hasattr(tree, n)]
     return tree._replace(**{n: change(getattr(tree, n)) for n in names})
 
 
 class _Part(NamedTuple):
-    """A device's part of a cell: a `Cell` of its own units, that sees those of all devices."""
+    """A device's part of a cell: a `Cell` of its own units, which sees the units of all devices.
 
-    cell: Any  # as wide as the part
+    cell: the cell with the width of the part.
+    """
+
+    cell: Any
 
     @property
     def hidden_size(self) -> int:
@@ -114,5 +117,6 @@ class _Part(NamedTuple):
         return self.cell.initial_state(batch, dtype)
 
     def step(self, params: Any, state: Any, gx: Array) -> tuple[Any, Array]:
-        after, _ = RULES[type(self.cell)].forward(Units, self.cell, params, state, gx)
+        setting = Setting(Units, self.cell, params)
+        after, _ = RULES[self.cell.kind].forward(setting, state, gx)
         return after, after.hidden

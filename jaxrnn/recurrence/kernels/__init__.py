@@ -1,7 +1,53 @@
-"""Fused and hand-differentiated ways to run a cell over time. `jaxrnn.unroll` chooses among them."""
+"""The implementations of a recurrence. Each is a module here with
+
+    DERIVATIVES: Derivatives                                    which derivatives it has
+    unsupported_reason(problem: Problem) -> str | None          why it cannot run a problem, or None
+    run(problem: Problem) -> (final state, outputs [T, B, H])   the outputs in the inputs' dtype
+
+and is found by its name, as users give it to `jaxrnn.unroll`.
+"""
 
 from __future__ import annotations
 
+import enum
+import importlib
+from types import ModuleType
+from typing import Any, Literal
+
+Implementation = Literal["scan", "xla", "columns", "native", "tpu", "hopper", "cudnn"]
+
+# The platforms of the implementations that do not run on all.
+PLATFORMS = {
+    "columns": ("cpu",),
+    "native": ("cpu",),
+    "tpu": ("tpu",),
+    "hopper": ("gpu",),
+    "cudnn": ("gpu",),
+}
+
+# The module of an implementation that runs several layers in one kernel.
+_LAYERS_AT_ONCE = {"hopper": "hopper.stack"}
+
+
+class Derivatives(enum.Enum):
+    """The derivatives that an implementation has."""
+
+    ALL = "all"
+    # A backward pass in plain JAX can itself be differentiated in forward mode.
+    REVERSE_THEN_ANY = "reverse mode, and any derivative of that"
+    REVERSE = "reverse mode"
+
 
 class Missing(str):
-    """Why an implementation cannot run on this machine, whatever the call: something is missing."""
+    """A reason of `unsupported_reason`: something is missing on this machine, for any problem."""
+
+
+def load(implementation: Implementation) -> ModuleType:
+    """Return the module of an implementation. Imported late, because Pallas takes a second."""
+    return importlib.import_module(f"{__name__}.{implementation}")
+
+
+def load_layers_at_once(implementation: Any) -> ModuleType | None:
+    """Return the module of an implementation that runs several layers in one kernel, or None."""
+    module = _LAYERS_AT_ONCE.get(implementation)
+    return importlib.import_module(f"{__name__}.{module}") if module else None

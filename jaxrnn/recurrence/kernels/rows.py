@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks
 from jaxrnn.shapes import Array
 
 SHARED = -1  # in place of the axis of the rows: an array that all rows share

@@ -9,21 +9,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.recurrence.cells import Cell
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks, choose_rows
+from jaxrnn.recurrence.kernels import Derivatives
+from jaxrnn.recurrence.problem import Problem, choose_rows, projected
+from jaxrnn.shapes import Array, Float
+
+DERIVATIVES = Derivatives.ALL
 
 
-def run(
-    cell: Cell,
-    params: Any,
-    gx: Inputs,
-    state: Any,
-    masks: Masks,
-    reverse: bool,
-    record: Sequence[str] | None = None,
-) -> tuple[Any, Any]:
-    """Run a cell step by step. `record` names activations that are returned beside the outputs."""
-    projected = gx.project() if isinstance(gx, Lookup | Dense) else gx
+def unsupported_reason(problem: Problem) -> str | None:
+    """Return None, since this runs every problem."""
+    return None
+
+
+def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
+    """Return the final state and the outputs [T, B, H]."""
+    return _scan(problem, None)
+
+
+def record(
+    problem: Problem, names: Sequence[str]
+) -> tuple[Any, tuple[Float[Array, "T B H"], dict[str, Float[Array, "T B H"]]]]:
+    """Return the final state, and the outputs with the cell's `activations` of these names."""
+    return _scan(problem, names)
+
+
+def _scan(problem: Problem, names: Sequence[str] | None) -> tuple[Any, Any]:
+    cell, params = problem.cell, problem.params
 
     def body(state: Any, slices: Any) -> tuple[Any, Any]:
         gx_t, (reset, active) = slices
@@ -31,12 +42,13 @@ def run(
             state = choose_rows(reset, jax.tree.map(jnp.zeros_like, state), state)
         after, y = cell.step(params, state, gx_t)
         out: Any = y
-        if record is not None:
-            now = cell.activations(params, state, gx_t)  # type: ignore[attr-defined]
-            out = y, {name: now[name] for name in record}
+        if names is not None:
+            now = cell.activations(params, state, gx_t)
+            out = y, {name: now[name] for name in names}
         if active is not None:
             after = choose_rows(active, after, state)
             out = choose_rows(active, out, jax.tree.map(jnp.zeros_like, out))
         return after, out
 
-    return lax.scan(body, state, (projected, masks), reverse=reverse)
+    over_time = projected(problem.inputs), problem.masks
+    return lax.scan(body, problem.state, over_time, reverse=problem.reverse)

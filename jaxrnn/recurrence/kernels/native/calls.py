@@ -1,4 +1,8 @@
-"""The C++ of this folder as JAX functions of float32 arrays; one that is not there has no elements."""
+"""The C++ of this folder as JAX functions of float32 arrays.
+
+The C++ takes the same number of arrays for every kind of cell; one that is absent is passed as an array
+without elements.
+"""
 
 from __future__ import annotations
 
@@ -17,55 +21,40 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup, Masks, vary_like
+from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.native import plain
 from jaxrnn.recurrence.kernels.portable import on_cpu
 from jaxrnn.recurrence.kernels.rows import SHARED, by_rows, of_inputs, of_state, of_steps, shared
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Residuals, vary_like
 from jaxrnn.shapes import Array, Float, Int
 
 NONE = (0,)  # the shape of an array that is not there
 
 
-class Kept(NamedTuple):
-    """What the backward pass needs of every step.
-
-    entered: the hidden state before it.
-    gates: the activated gates; of a plain network, the output.
-    extra: the cell before it of an LSTM, r * h of a reset-before GRU, h W_hn + b_h of a reset-after one.
-    """
-
-    entered: Float[Array, "T B H"]
-    gates: Float[Array, "T B G"]
-    extra: Float[Array, "T B H"] | Float[Array, "0"]
-
-
 def forward(
     cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks, keep: bool
-) -> tuple[Any, Float[Array, "T B H"], Kept]:
-    """Return the state after the last step taken, the outputs, and with `keep` what `backward` needs."""
+) -> tuple[Any, Float[Array, "T B H"], Residuals | None]:
+    """Return the final state, the outputs and, with `keep`, what `backward` needs."""
     arguments = weights, inputs, state, masks
     rows = shared(weights), of_inputs(inputs), of_state(state), of_steps(masks)
-    kept = _kept_rows(cell, keep)
-    return by_rows(_forward, (cell, reverse, keep), arguments, rows, (of_state(state), 1, kept))
+    result_rows = of_state(state), 1, _residual_rows(cell) if keep else None
+    return by_rows(_forward, (cell, reverse, keep), arguments, rows, result_rows)
 
 
-def _forward(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Kept]:
+def _forward(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
     kernel = partial(_forward_call, cell, reverse, keep)
     return on_cpu(kernel, partial(_forward_plain, cell, reverse, keep), *given)
 
 
-def _forward_plain(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Kept]:
-    final, ys, *kept = plain.forward(cell, reverse, *given)
-    there = _kept(cell, keep)
-    entered, gates, extra = (x if n else jnp.zeros(NONE) for x, n in zip(kept, there, strict=True))
-    return final, ys, Kept(entered, gates, extra)
+def _forward_plain(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
+    final, ys, residuals = plain.forward(cell, reverse, *given)
+    return final, ys, residuals if keep else None
 
 
 def _forward_call(
     cell: Any, reverse: bool, keep: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
-) -> tuple[Any, Array, Kept]:
+) -> tuple[Any, Array, Residuals | None]:
     xs: Any = inputs
     tokens = w_x = b = None
     if isinstance(inputs, Lookup):
@@ -73,17 +62,18 @@ def _forward_call(
     elif isinstance(inputs, Dense):
         xs, w_x, b = inputs
     steps, batch, width = inputs.shape
-    every, last = (steps, batch, cell.hidden_size), (batch, cell.hidden_size)
-    entered, gates, extra = _kept(cell, keep)
-    ys, hidden, c, *kept = _call(
+    every = Result((steps, batch, cell.hidden_size), 1)
+    last = Result((batch, cell.hidden_size), 0)
+    third = _third_residual(cell)
+    ys, hidden, c, previous_hidden, gates, extra = _call(
         "jaxrnn_forward",
         [
-            Result(every, 1),
-            Result(last, 0),
-            Result(last, 0) if isinstance(cell, LSTM) else NOTHING,
-            Result(every, 1) if entered else NOTHING,
-            Result((steps, batch, width), 1) if gates else NOTHING,
-            Result(every, 1) if extra else NOTHING,
+            every,
+            last,
+            last if cell.kind is CellKind.LSTM else NOTHING,
+            every if keep else NOTHING,
+            Result((steps, batch, width), 1) if keep else NOTHING,
+            every if keep and third else NOTHING,
         ],
         [
             Argument(xs, 1),
@@ -93,22 +83,29 @@ def _forward_call(
             Argument(weights.w_h),
             Argument(_vectors(weights)),
             *_state(state),
-            *_marks(masks),
+            *_masks(masks),
         ],
         kind=_kind(cell),
         reverse=reverse,
     )
-    return _like(state, hidden, c), ys, Kept(*kept)
+    residuals = None
+    if keep:
+        residuals = Residuals(previous_hidden, gates, **({third: extra} if third else {}))
+    return _like(state, hidden, c), ys, residuals
 
 
-def _kept(cell: Any, keep: bool) -> tuple[bool, bool, bool]:
-    """Return whether there is each of the arrays of `Kept`."""
-    return keep, keep, keep and isinstance(cell, LSTM | GRU)
+def _third_residual(cell: Any) -> str | None:
+    """Return the field of `Residuals` that the C++ keeps beside previous_hidden and gates."""
+    return {
+        CellKind.LSTM: "previous_cell",
+        CellKind.GRU_BEFORE: "reset_hidden",
+        CellKind.GRU_AFTER: "q",
+    }.get(cell.kind)
 
 
-def _kept_rows(cell: Any, keep: bool) -> Any:
-    entered, gates, extra = (1 if there else SHARED for there in _kept(cell, keep))
-    return Kept(entered, gates, extra)  # type: ignore[arg-type]
+def _residual_rows(cell: Any) -> Any:
+    third = _third_residual(cell)
+    return Residuals(1, 1, **({third: 1} if third else {}))
 
 
 def backward(
@@ -116,60 +113,64 @@ def backward(
     reverse: bool,
     weights: Any,
     masks: Masks,
-    kept: Kept,
+    residuals: Residuals,
     d_final: Any,
     d_ys: Float[Array, "T B H"],
-) -> tuple[Float[Array, "T B G"], Array, Any]:
-    """Return the gradients of the gates' inputs, of q and of the first state.
+) -> tuple[Float[Array, "T B G"], Float[Array, "T B H"] | None, Any]:
+    """Return the derivatives with respect to the gates' inputs, to q, and to the first state.
 
-    q [T, B, H] is h W_hn + b_h of a reset-after GRU.
+    That with respect to q is None but for a GRU that resets after the product.
     """
-    arguments = weights, masks, kept, d_final, d_ys
-    rows = shared(weights), of_steps(masks), _kept_rows(cell, True), of_state(d_final), 1
-    results = 1, 1 if _has_q(cell) else SHARED, of_state(d_final)
+    arguments = weights, masks, residuals, d_final, d_ys
+    rows = shared(weights), of_steps(masks), _residual_rows(cell), of_state(d_final), 1
+    results = 1, 1 if _has_q(cell) else None, of_state(d_final)
     return by_rows(_backward, (cell, reverse), arguments, rows, results)
 
 
-def _backward(cell: Any, reverse: bool, *given: Any) -> tuple[Array, Array, Any]:
+def _backward(cell: Any, reverse: bool, *given: Any) -> tuple[Array, Array | None, Any]:
     kernel = partial(_backward_call, cell, reverse)
-    return on_cpu(kernel, partial(_backward_plain, cell, reverse), *given)
-
-
-def _backward_plain(cell: Any, reverse: bool, *given: Any) -> tuple[Array, Array, Any]:
-    d_gx, d_q, d_state = plain.backward(cell, reverse, *given)
-    return d_gx, jnp.zeros(NONE) if d_q is None else d_q, d_state
+    return on_cpu(kernel, partial(plain.backward, cell, reverse), *given)
 
 
 def _backward_call(
-    cell: Any, reverse: bool, weights: Any, masks: Masks, kept: Kept, d_final: Any, d_ys: Array
-) -> tuple[Array, Array, Any]:
+    cell: Any,
+    reverse: bool,
+    weights: Any,
+    masks: Masks,
+    residuals: Residuals,
+    d_final: Any,
+    d_ys: Array,
+) -> tuple[Array, Array | None, Any]:
     steps, batch, size = every = d_ys.shape
     first = Result((batch, size), 0)
+    third = _third_residual(cell)
+    kept = residuals.previous_hidden, residuals.gates, getattr(residuals, third) if third else None
     d_gx, d_q, hidden, c = _call(
         "jaxrnn_backward",
         [
             Result((steps, batch, weights.w_h.shape[1]), 1),
             Result(every, 1) if _has_q(cell) else NOTHING,
             first,
-            first if isinstance(cell, LSTM) else NOTHING,
+            first if cell.kind is CellKind.LSTM else NOTHING,
         ],
         [
             Argument(weights.w_h),
             Argument(_vectors(weights)),
-            *(Argument(a if a.size else None, 1) for a in kept),
+            *(Argument(a, 1) for a in kept),
             Argument(d_ys, 1),
             *_state(d_final),
-            *_marks(masks),
+            *_masks(masks),
         ],
-        aliases={3: 0},  # d_gx over the gates, where nothing else reads them
+        # d_gx is written over the gates where nothing else reads them.
+        aliases={3: 0},
         kind=_kind(cell),
         reverse=reverse,
     )
-    return d_gx, d_q, _like(d_final, hidden, c)
+    return d_gx, d_q if _has_q(cell) else None, _like(d_final, hidden, c)
 
 
 def _has_q(cell: Any) -> bool:
-    return isinstance(cell, GRU) and cell.reset == "after"
+    return cell.kind is CellKind.GRU_AFTER
 
 
 def outer(
@@ -343,17 +344,19 @@ def _divided(given: Sequence[Any], arguments: Sequence[Argument]) -> tuple[str, 
     return ()
 
 
+# As recurrence.h numbers the kinds of cells; a plain RNN by its activation.
+_KINDS = {CellKind.LSTM: 3, CellKind.GRU_BEFORE: 4, CellKind.GRU_AFTER: 5}
+_ACTIVATIONS = {"tanh": 0, "relu": 1, "sigmoid": 2}
+
+
 def _kind(cell: Any) -> np.int64:
-    """The cell's number, as recurrence.h counts them."""
-    if isinstance(cell, LSTM):
-        return np.int64(3)
-    if isinstance(cell, GRU):
-        return np.int64(4 + ("before", "after").index(cell.reset))
-    return np.int64(("tanh", "relu", "sigmoid").index(cell.activation))
+    if cell.kind is CellKind.RNN:
+        return np.int64(_ACTIVATIONS[cell.activation])
+    return np.int64(_KINDS[cell.kind])
 
 
 def _vectors(weights: Any) -> Array | None:
-    """Peepholes [3, H] of an LSTM, b_h [H] of a GRU, where there are any."""
+    """Return peepholes [3, H] of an LSTM, b_h [H] of a GRU, or None where there are none."""
     return getattr(weights, "w_c", getattr(weights, "b_h", None))
 
 
@@ -361,7 +364,7 @@ def _state(state: Any) -> tuple[Argument, Argument]:
     return Argument(state.hidden, 0), Argument(getattr(state, "cell", None), 0)
 
 
-def _marks(masks: Masks) -> tuple[Argument, Argument]:
+def _masks(masks: Masks) -> tuple[Argument, Argument]:
     return Argument(masks.reset, 1, jnp.bool_), Argument(masks.active, 1, jnp.bool_)
 
 

@@ -6,28 +6,33 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.inputs import Inputs, Masks
+from jaxrnn.recurrence import equations
+from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels import xla
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
+from jaxrnn.recurrence.kernels.xla.rules import Setting
+from jaxrnn.recurrence.problem import Inputs, Masks, Residuals
 from jaxrnn.shapes import Array, Float
 
 
 def forward(
     cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
-) -> tuple[Any, Any, Any, Any, Any]:
-    """Return the last state, the outputs and the three arrays of `calls.Kept`."""
-    final, states, gates = xla.forward_scan(
-        cell, Rows, xla.Loop(reverse, 1), weights, inputs, state, masks
-    )
+) -> tuple[Any, Float[Array, "T B H"], Residuals]:
+    """Return the final state, the outputs and the residuals."""
+    setting = Setting(Rows, cell, weights)
+    final, states, gates = xla.forward_scan(setting, xla.Loop(reverse, 1), inputs, state, masks)
     ys = xla.outputs(Rows, states, masks)
     before = xla.before_each_step(Rows, state, states, masks, reverse)
-    if isinstance(cell, LSTM):
-        return final, ys, before.hidden, jnp.concatenate(gates, axis=-1), before.cell
-    if isinstance(cell, GRU):
-        extra = gates[3] if cell.reset == "after" else gates[1] * before.hidden
-        return final, ys, before.hidden, jnp.concatenate(gates[:3], axis=-1), extra
-    return final, ys, before.hidden, states.hidden, None
+    if cell.kind is CellKind.RNN:
+        return final, ys, Residuals(before.hidden, states.hidden)
+    residuals = Residuals(before.hidden, jnp.concatenate(gates[: len(cell.GATES)], axis=-1))
+    if cell.kind is CellKind.LSTM:
+        residuals = residuals._replace(previous_cell=before.cell)
+    if cell.kind is CellKind.GRU_AFTER:
+        residuals = residuals._replace(q=gates[3])
+    if cell.kind is CellKind.GRU_BEFORE:
+        residuals = residuals._replace(reset_hidden=gates[1] * before.hidden)
+    return final, ys, residuals
 
 
 def backward(
@@ -35,25 +40,19 @@ def backward(
     reverse: bool,
     weights: Any,
     masks: Masks,
-    kept: Any,
+    residuals: Residuals,
     d_final: Any,
     d_ys: Float[Array, "T B H"],
 ) -> tuple[Float[Array, "T B G"], Array | None, Any]:
-    """Return the gradients of the gates' inputs, of q in a reset-after GRU, and of the first state."""
-    before = after = d_final._replace(hidden=kept.entered)
-    gates = tuple(jnp.split(kept.gates, len(cell.GATES), axis=-1))
-    if isinstance(cell, LSTM):
-        i, f, g, _ = gates
-        before = before._replace(cell=kept.extra)
-        after = before._replace(cell=f * kept.extra + i * g)
-    elif isinstance(cell, GRU):
-        gates = (*gates, kept.extra) if cell.reset == "after" else gates
-    else:
-        after, gates = after._replace(hidden=kept.gates), ()
-    d_state, d_gx = xla.backward_scan(
-        cell, Rows, xla.Loop(reverse, 1), weights, before, after, gates, masks, d_final, d_ys
-    )
-    d_q = None
-    if isinstance(cell, GRU) and cell.reset == "after":
-        d_q = d_gx[..., 2 * cell.hidden_size :] * gates[1]
+    """Return the derivatives with respect to the gates' inputs, to q, and to the first state.
+
+    That with respect to q is None but for a GRU that resets after the product.
+    """
+    setting, loop = Setting(Rows, cell, weights), xla.Loop(reverse, 1)
+    steps = xla.trajectory(cell, d_final, residuals)
+    d_state, d_gx = xla.backward_scan(setting, loop, steps, masks, d_final, d_ys)
+    if cell.kind is not CellKind.GRU_AFTER:
+        return d_gx, None, d_state
+    d_an = d_gx[..., 2 * cell.hidden_size :]
+    _, d_q = equations.gru_reset_backward_after(residuals.q, steps.gates[1], d_an)
     return d_gx, d_q, d_state

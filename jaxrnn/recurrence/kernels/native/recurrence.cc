@@ -1,4 +1,4 @@
-// The passes as XLA's custom calls; jaxrnn/kernels/cpu/calls.py makes their arguments.
+// The passes as XLA's custom calls; calls.py makes their arguments.
 
 #include "backward.h"
 #include "checks.h"

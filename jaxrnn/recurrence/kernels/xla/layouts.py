@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.devices.mesh import MODEL
-from jaxrnn.recurrence.cells import add, product, wide
-from jaxrnn.recurrence.inputs import Dense, Inputs, Lookup
+from jaxrnn.recurrence.linalg import add, product, wide
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup
 from jaxrnn.shapes import Array, Float
 
 ONE_HOT_LIMIT = 1024  # tokens; beyond it a gather or scatter costs less than one-hot rows

@@ -1,0 +1,167 @@
+"""A cell over time on a CPU, in C++: each core takes rows of the batch through all of time on its own.
+
+XLA's loop multiplies small matrices on one core, writes every intermediate of a step to memory, and
+packs the weights again at each step. Here they are packed once per call, the gates are applied to a
+product while it is in the first-level cache, and no core waits for another. With too few rows for all
+cores, the cores share the units instead, and synchronise after each step. The C++ (recurrence.cc,
+called through XLA's foreign function interface, on XLA's threads) is compiled once on the machine that
+runs it (`build`).
+
+As in `kernels.xla` the forward pass keeps the states and the activated gates, the backward pass runs the
+recurrent chain alone,
+
+    dgx^t = d(gates' inputs),    dh^{t-1} = dgx^t W_h^T + elementwise terms
+
+and dW_h, dW_x, db and dx are large products over all T B rows after it. Second derivatives are those of
+`kernels.xla`, which computes the gradients again for them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn.recurrence import equations
+from jaxrnn.recurrence.equations import CellKind
+from jaxrnn.recurrence.kernels import Derivatives, xla
+from jaxrnn.recurrence.kernels.native import build, calls
+from jaxrnn.recurrence.kernels.rows import unroll_by_rows
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, Residuals, vary
+from jaxrnn.shapes import Array, Float
+
+DERIVATIVES = Derivatives.REVERSE
+
+
+def unsupported_reason(problem: Problem) -> str | None:
+    """Return why this cannot run a problem, or None where it can. The first call compiles the C++."""
+    if reason := xla.unsupported_reason(problem):
+        return reason
+    if problem.dtype != jnp.float32:
+        return f"its C++ multiplies float32 alone, not {problem.dtype}; use 'xla'"
+    return build.why_not()
+
+
+def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
+    """Return the final state and the outputs [T, B, H] in float32."""
+    inputs = problem.inputs
+    if not problem.steps or not problem.batch:
+        return problem.no_steps()
+    if isinstance(inputs, Dense) and not inputs.xs.shape[-1]:
+        inputs = inputs.project()
+    # w_h is float32; what is narrower beside it is widened, as the other implementations do.
+    weights, inputs = jax.tree.map(_float32, (problem.recurrent_params, inputs))
+    arrays = vary((weights, inputs, problem.state, problem.masks))
+    return unroll_by_rows(_run, (problem.cell, problem.reverse), *arrays)
+
+
+def _float32(a: Array) -> Array:
+    return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(
+    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
+) -> tuple[Any, Array]:
+    final, ys, _ = calls.forward(cell, reverse, weights, inputs, state, masks, keep=False)
+    return final, ys
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run_and_keep(
+    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
+) -> tuple[Any, Array, Residuals]:
+    """Return the result of `_run` and the residuals. It has a derivative for second derivatives."""
+    final, ys, residuals = calls.forward(cell, reverse, weights, inputs, state, masks, keep=True)
+    assert residuals is not None
+    return final, ys, residuals
+
+
+def _forward(cell: Any, reverse: bool, *given: Any) -> tuple[tuple[Any, Array], tuple[Any, Any]]:
+    final, ys, residuals = _run_and_keep(cell, reverse, *given)
+    return (final, ys), (given, residuals)
+
+
+def _keep_forward(cell: Any, reverse: bool, *given: Any) -> tuple[Any, tuple[Any, Any]]:
+    final, ys, residuals = _run_and_keep(cell, reverse, *given)
+    return (final, ys, residuals), (given, residuals)
+
+
+def _backward(
+    cell: Any, reverse: bool, saved: tuple[Any, Residuals], cotangents: tuple[Any, ...]
+) -> tuple[Any, Any, Any, Masks]:
+    """Ignore the cotangents of residuals: `_gradients` takes all derivatives by way of the arguments."""
+    return (*_gradients(cell, reverse, *saved, cotangents[:2]), Masks())
+
+
+_run.defvjp(_forward, _backward)
+_run_and_keep.defvjp(_keep_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients(
+    cell: Any, reverse: bool, given: Any, residuals: Residuals, cotangents: tuple[Any, Array]
+) -> tuple[Any, Any, Any]:
+    """Return the derivatives with respect to the weights, the inputs and the first state."""
+    weights, inputs, _, masks = given
+    d_gx, d_q, d_state = calls.backward(cell, reverse, weights, masks, residuals, *cotangents)
+    d_weights = _weight_gradients(cell, weights, residuals, d_gx, d_q)
+    return d_weights, _input_gradients(inputs, d_gx), d_state
+
+
+def _weight_gradients(
+    cell: Any, weights: Any, residuals: Residuals, d_gx: Array, d_q: Array | None
+) -> Any:
+    size, hidden = cell.hidden_size, residuals.previous_hidden
+    if cell.kind is CellKind.GRU_BEFORE:
+        d_zr, _ = calls.outer(hidden, d_gx, slice(0, 2 * size))
+        d_n, _ = calls.outer(residuals.reset_hidden, d_gx, slice(2 * size, None))
+        return weights._replace(w_h=jnp.concatenate([d_zr, d_n], axis=1))
+    if cell.kind is CellKind.GRU_AFTER:
+        assert d_q is not None
+        d_zr, _ = calls.outer(hidden, d_gx, slice(0, 2 * size))
+        d_n, d_b_h = calls.outer(hidden, d_q)
+        return weights._replace(w_h=jnp.concatenate([d_zr, d_n], axis=1), b_h=d_b_h)
+    d_weights = weights._replace(w_h=calls.outer(hidden, d_gx)[0])
+    if cell.kind is CellKind.LSTM and cell.peephole:
+        d_i, d_f, _, d_o = jnp.split(d_gx, 4, axis=-1)
+        before = residuals.previous_cell
+        after = equations.lstm_cell(jnp.split(residuals.gates, 4, axis=-1), before)
+        seen = (before, d_i), (before, d_f), (after, d_o)
+        d_weights = d_weights._replace(w_c=jnp.stack([(c * d).sum((0, 1)) for c, d in seen]))
+    return d_weights
+
+
+def _input_gradients(inputs: Inputs, d_gx: Array) -> Any:
+    if isinstance(inputs, Lookup):
+        d_table = calls.sum_equal(inputs.tokens, d_gx, inputs.table.shape[0])
+        return Lookup(d_table, None)  # type: ignore[arg-type]
+    if isinstance(inputs, Dense):
+        return Dense(calls.back(d_gx, inputs.w_x), *calls.outer(inputs.xs, d_gx))
+    return d_gx
+
+
+def _gradients_forward(
+    cell: Any, reverse: bool, given: Any, residuals: Residuals, cotangents: Any
+) -> Any:
+    return _gradients(cell, reverse, given, residuals, cotangents), (given, cotangents)
+
+
+def _gradients_backward(cell: Any, reverse: bool, saved: Any, d_gradients: Any) -> Any:
+    """Differentiate by XLA. The residuals are a function of the arguments, and count as part of them."""
+    (*given, masks), cotangents = saved
+    params, inputs, state = given
+
+    def forward(weights: Any, inputs: Inputs, state: Any) -> Any:
+        return xla.run(Problem(cell, weights, inputs, state, masks, reverse))
+
+    def gradients(given: Any, cotangents: Any) -> Any:
+        return jax.vjp(forward, *given)[1](cotangents)
+
+    d_given, d_cotangents = jax.vjp(gradients, (params, inputs, state), cotangents)[1](d_gradients)
+    return (*d_given, Masks()), None, d_cotangents
+
+
+_gradients.defvjp(_gradients_forward, _gradients_backward)
