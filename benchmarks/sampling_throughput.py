@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
 import numpy as np
 from rich.table import Table
 
 import jaxrnn
+from benchmarks import measure
 from jaxrnn import charlm
 
 try:
@@ -128,8 +128,10 @@ def main() -> None:
     parser.add_argument(
         "--size", type=measure.sizes("B,L,H"), nargs="+", metavar="B,L,H", help="sizes to measure"
     )
-    parser.add_argument("--length", type=measure.whole, help="characters per row (1000; quick 200)")
-    parser.add_argument("--repeats", type=measure.whole, help="runs of each side (7; quick 3)")
+    parser.add_argument(
+        "--length", type=measure.positive, help="characters per row (1000; quick 200)"
+    )
+    parser.add_argument("--repeats", type=measure.positive, help="runs of each side (7; quick 3)")
     parser.add_argument("--quick", action="store_true", help="two sizes, nothing written")
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()

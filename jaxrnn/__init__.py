@@ -8,7 +8,15 @@ jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained ru
 from jaxrnn import serialization
 from jaxrnn.charlm import ModelConfig, Params, init
 from jaxrnn.charlm.inspection import activations
-from jaxrnn.charlm.sampling import sample, sample_bytes, stream, stream_bytes
+from jaxrnn.charlm.options import SamplingOptions
+from jaxrnn.charlm.sampling import (
+    sample,
+    sample_bytes,
+    sample_bytes_many,
+    sample_many,
+    stream,
+    stream_bytes,
+)
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
 from jaxrnn.recurrence.api import unroll, unroll_projected
@@ -25,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "Network",
     "Params",
+    "SamplingOptions",
     "Vocabulary",
     "activations",
     "explain",
@@ -37,6 +46,8 @@ __all__ = [
     "rnn",
     "sample",
     "sample_bytes",
+    "sample_bytes_many",
+    "sample_many",
     "stream",
     "stream_bytes",
     "unroll",

@@ -1,4 +1,4 @@
-"""Write text with a trained run: `python -m jaxrnn.generate runs/play-small --prime "ROMEO:"`."""
+"""Generate text with a trained model: `python -m jaxrnn.generate runs/play-small --prime "ROMEO:"`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from jaxrnn import arguments, charlm, console
-from jaxrnn.charlm import sampling
+from jaxrnn.charlm.options import SamplingOptions
+from jaxrnn.charlm.sampling import (
+    default_prime,
+    sample_bytes_many,
+    sample_many,
+    stream,
+    stream_bytes,
+)
 from jaxrnn.data import files
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
@@ -23,55 +30,51 @@ from jaxrnn.training.run_description import load
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions:
-    """Write text with a trained char-RNN, as it is made.
+    """Generate text with a trained char-RNN and write it as it is drawn.
 
-    The output is exactly the prime and what the model adds to it; only a terminal gets a new line after
-    it. A model of bytes (trained with --bytes) writes its bytes as they are.
+    The output is exactly the prime and its continuation; a line break follows on a terminal only. A
+    model of bytes (trained with --bytes) writes bytes.
     """
 
     run: tyro.conf.Positional[Path]
-    """The folder that `python -m jaxrnn.train` wrote."""
+    """Run directory, as written by python -m jaxrnn.train."""
     prime: str | None = None
-    """How the text begins; without it a new line."""
+    """Beginning of the text, which the model continues. By default a line break."""
     prime_file: str | None = None
-    """Take the prime from a file, as it is, or from standard input with -. It is UTF-8, or any bytes
-    for a model of bytes."""
+    """Read the prime from this file, or from standard input if -. The file is UTF-8; for a model of
+    bytes it may be any file."""
     length: int | Literal["endless"] = 500
-    """Characters to add (bytes, for a model of bytes); endless or -1 writes until it is stopped."""
-    temperature: float = 1.0
-    """Below 1 bolder on the likely, above 1 wilder."""
-    mode: sampling.Mode = "categorical"
-    """Draw every character, take the likeliest, or draw only after white space."""
-    top_k: int | None = None
-    """Draw among the k likeliest only."""
-    top_p: float | None = None
-    """Draw among the fewest characters whose probabilities reach p."""
-    seed: int = 0
-    """Random seed of the draws."""
+    """Number of characters to add (of bytes for a model of bytes). endless or -1 goes on until it is
+    interrupted."""
     count: int = 1
-    """Number of texts; with more than one, each has a heading."""
+    """Number of texts. If there are several, each gets a heading."""
     output: str | None = None
-    """Write to a file, in UTF-8, instead of standard output (-)."""
+    """Write to this file, in UTF-8. By default, or if -, to standard output."""
     which: Which = "best"
-    """The checkpoint: lowest validation loss, or latest."""
+    """Checkpoint to load: the one with the lowest validation loss (best) or the latest."""
     accelerator: accelerator.Accelerator = "auto"
-    """Where to compute."""
+    """Device to use; auto takes the fastest that JAX finds."""
+    sampling: tyro.conf.OmitArgPrefixes[SamplingOptions] = dataclasses.field(
+        default_factory=SamplingOptions
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0 done, 1 failed, 2 bad input, 130 for Ctrl-C, 141 for a pipe that lost its reader.
+    The status is 0 for success, 1 for a failure, 2 for bad input, 130 for Ctrl-C and 141 for a pipe
+    whose reader has gone.
     """
-    nowhere = sys.stdout is None  # closed, as by >&-
+    # Standard output is None if the shell closed it, as `>&-` does.
+    output_is_closed = sys.stdout is None
     console.open_streams()
     try:
-        config = arguments.parse(GenerateOptions, "python -m jaxrnn.generate", argv)
-        if nowhere and _to_screen(config):
+        options = arguments.parse(GenerateOptions, "python -m jaxrnn.generate", argv)
+        if output_is_closed and _to_screen(options):
             return 1
-        run(config)
+        run(options)
     except InputError as error:
-        console.error(error)
+        console.error(arguments.in_flags(error, GenerateOptions))
         return 2
     except BrokenPipeError:
         return console.PIPE_CLOSED
@@ -91,72 +94,81 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(config: GenerateOptions) -> None:
-    """Write the texts as configured."""
-    accelerator.use(config.accelerator)
-    if config.prime is not None and config.prime_file is not None:
+def run(options: GenerateOptions) -> None:
+    """Generate and write the texts.
+
+    Raises:
+      InputError: for options, a run or a prime that cannot be used.
+      OSError: if the output cannot be written.
+    """
+    accelerator.use(options.accelerator)
+    if options.prime is not None and options.prime_file is not None:
         raise InputError("give --prime or --prime-file, not both")
-    _check_output(config)
-    params = load(config.run, config.which, warn=console.note)
-    prime = _prime(config, params.vocabulary)
-    try:
-        texts = _texts(config, params, prime)
-    except InputError as error:
-        raise InputError(arguments.in_flags(str(error), GenerateOptions)) from None
-    if _to_screen(config):
-        _show(texts)
+    _check_output(options)
+    params = load(options.run, options.which, warn=console.note)
+    prime = _prime(options, params.vocabulary)
+    pieces = _pieces(options, params, prime)
+    if _to_screen(options):
+        _show(pieces)
     else:
-        _save(texts, str(config.output))
+        _save(pieces, str(options.output))
 
 
-def _texts(
-    config: GenerateOptions, params: charlm.Params, prime: str | bytes
+def _prime(options: GenerateOptions, vocabulary: Vocabulary) -> str | bytes:
+    """Return the prime: text, or bytes for a model of bytes."""
+    if options.prime is not None:
+        return arguments.prime("--prime", options.prime, vocabulary.by_bytes)
+    if options.prime_file is not None:
+        return files.read(options.prime_file, vocabulary.by_bytes)
+    return default_prime(vocabulary)
+
+
+def _pieces(
+    options: GenerateOptions, params: charlm.Params, prime: str | bytes
 ) -> Iterable[str | bytes]:
-    """Return the texts in pieces, each as soon as it is made."""
-    draw: dict[str, Any] = {
-        name: getattr(config, name) for name in ("temperature", "mode", "top_k", "top_p", "seed")
-    }
-    length = None if config.length == "endless" or config.length == -1 else config.length
+    """Return the output in pieces, each as soon as it is drawn."""
+    length = None if options.length == "endless" or options.length == -1 else options.length
     by_bytes = params.vocabulary.by_bytes
-    if config.count == 1:
-        stream = sampling.stream_bytes if by_bytes else sampling.stream
-        return stream(params, prime, length, **draw)
+    how = dataclasses.asdict(options.sampling)
+    if options.count == 1:
+        if by_bytes:
+            return stream_bytes(params, prime, length, **how)
+        return stream(params, prime, length, **how)
     if length is None:
         raise InputError(
-            f"--length {config.length} is for one text, not for --count {config.count}"
+            f"--length {options.length} is for one text, not for --count {options.count}"
         )
-    sample = sampling.sample_bytes if by_bytes else sampling.sample
-    return _headed(sample(params, prime, length, **draw, count=config.count))
+    if by_bytes:
+        return _with_headings(sample_bytes_many(params, prime, length, count=options.count, **how))
+    return _with_headings(sample_many(params, prime, length, count=options.count, **how))
 
 
-def _headed(texts: Any) -> Iterator[str | bytes]:
+def _with_headings(texts: Sequence[str | bytes]) -> Iterator[str | bytes]:
     for number, text in enumerate(texts, 1):
         yield f"--- {number} ---\n"
         yield text
         yield "\n"
 
 
-def _to_screen(config: GenerateOptions) -> bool:
-    return config.output in (None, "-")
+def _to_screen(options: GenerateOptions) -> bool:
+    return options.output in (None, "-")
 
 
-def _check_output(config: GenerateOptions) -> None:
-    """Raise InputError where the output is a file of the run, or the one that the prime is in."""
-    if config.output is None or _to_screen(config):
+def _check_output(options: GenerateOptions) -> None:
+    """Raise InputError if the output is a file of the run or the file of the prime."""
+    if options.output is None or _to_screen(options):
         return
-    output, prime = Path(config.output), config.prime_file
-    run_directory.check_output(output, config.run)
-    if (
-        prime not in (None, "-")
-        and output.exists()
-        and Path(prime).exists()
-        and output.samefile(prime)
-    ):
+    output = Path(options.output)
+    run_directory.check_output(output, options.run)
+    if options.prime_file in (None, "-"):
+        return
+    prime_file = Path(options.prime_file)
+    if output.exists() and prime_file.exists() and output.samefile(prime_file):
         raise InputError(f"--output {output} is the --prime-file; choose another")
 
 
 def _show(pieces: Iterable[str | bytes]) -> None:
-    """Write to standard output, each piece at once."""
+    """Write each piece to standard output at once."""
     last: str | bytes = ""
     for piece in pieces:
         try:
@@ -174,7 +186,7 @@ def _show(pieces: Iterable[str | bytes]) -> None:
 
 
 def _save(pieces: Iterable[str | bytes], output: str) -> None:
-    """Write to a file, each piece at once."""
+    """Write each piece to a file at once."""
     try:
         file = open(output, "wb", buffering=0)  # noqa: SIM115
     except OSError as error:
@@ -189,15 +201,6 @@ def _save(pieces: Iterable[str | bytes], output: str) -> None:
                     raw = raw[file.write(raw) :]
             except OSError as error:
                 raise OSError(f"could not write to {output}: {error.strerror}") from error
-
-
-def _prime(config: GenerateOptions, vocabulary: Vocabulary) -> str | bytes:
-    """Return the prime: text, or bytes for a model of bytes."""
-    if config.prime is not None:
-        return arguments.prime("--prime", config.prime, vocabulary.by_bytes)
-    if config.prime_file is not None:
-        return files.read(config.prime_file, vocabulary.by_bytes)
-    return sampling.default_prime(vocabulary)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,33 @@
-"""The char-RNN: its model, and text from it."""
+"""The char-RNN: its model, and text drawn from it."""
 
 from jaxrnn.charlm.model import (
     Carry,
     ModelConfig,
     Params,
-    Prepared,
+    StepParams,
     count,
     forward,
     init,
     initial_carry,
     loss,
     output,
-    prepare,
+    record,
     step,
+    step_params,
 )
 
 __all__ = [
     "Carry",
     "ModelConfig",
     "Params",
-    "Prepared",
+    "StepParams",
     "count",
     "forward",
     "init",
     "initial_carry",
     "loss",
     "output",
-    "prepare",
+    "record",
     "step",
+    "step_params",
 ]

@@ -1,27 +1,32 @@
-"""The loop that writes a text: one jitted program that reads the prime, then draws.
+"""The loop that draws a text: one jitted program that reads the prime, then draws.
 
-`advance` is that loop, `launch` a kernel in its place (`kernels.hopper.sampling`). Both go from
-one `State` to the next.
+`advance` is that loop. `draw_by_kernel` draws the same characters by one kernel of a Hopper GPU
+(`recurrence.kernels.hopper.sampling`). Both take a `DecodingState` and return the next.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import charlm
+from jaxrnn.charlm.options import Mode
 from jaxrnn.devices import accelerator
-from jaxrnn.shapes import Array, Bool, Float, Int, Key
-
-Mode = Literal["categorical", "argmax", "after-space"]
+from jaxrnn.shapes import Array, Bool, Float, Int, Key, Scalar
 
 
-class Settings(NamedTuple):
-    """What shapes the draw, as arrays: changing them compiles nothing."""
+class TracedOptions(NamedTuple):
+    """Sampling options that are traced, so that changing them does not recompile.
+
+    temperature: divides the logits.
+    top_k: from 1 to V; V keeps all characters.
+    top_p: above 0 and at most 1; 1 keeps all characters.
+    whitespace: [V], whether a character is white space.
+    """
 
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
@@ -29,17 +34,17 @@ class Settings(NamedTuple):
     whitespace: Bool[Array, "V"]
 
 
-class State(NamedTuple):
-    """Where a text stands.
+class DecodingState(NamedTuple):
+    """The state of texts that are being drawn, one per row.
 
     carry: the recurrent state of every layer.
-    logits: [B, V] of the next character.
-    last: [B] the character before it.
-    position: characters read and drawn so far.
-    keys: [B] one per row.
+    logits: [B, V], of the next character.
+    last: [B], the character before it.
+    position: number of characters read and drawn so far.
+    keys: [B], one PRNG key per row.
     """
 
-    carry: Any
+    carry: charlm.Carry
     logits: Float[Array, "B V"]
     last: Int[Array, "B"]
     position: Int[Array, ""]
@@ -47,77 +52,107 @@ class State(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def begin(config: charlm.ModelConfig, size: int, count: int, seed: Array) -> State:
-    """Where `count` texts of a vocabulary of `size` begin; each row has a key of its own."""
+def initial_state(
+    config: charlm.ModelConfig, vocabulary_size: int, count: int, seed: Array
+) -> DecodingState:
+    """Return the state before the first character of `count` texts.
+
+    Row i has the key fold_in(key(seed), i), so its text does not depend on `count`.
+    """
     key = jax.random.key(seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     last = jnp.zeros(count, jnp.int32)
-    logits = jnp.zeros((count, size), jnp.float32)
-    return State(charlm.initial_carry(config, count), logits, last, jnp.int32(0), keys)
+    logits = jnp.zeros((count, vocabulary_size), jnp.float32)
+    return DecodingState(charlm.initial_carry(config, count), logits, last, jnp.int32(0), keys)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("mode", "truncate", "size"))
 def advance(
     config: charlm.ModelConfig,
-    prepared: charlm.Prepared,
-    state: State,
+    weights: charlm.StepParams,
+    state: DecodingState,
     prime: Int[Array, "P"],
     prime_length: Int[Array, ""],
     length: Int[Array, ""],
-    settings: Settings,
+    options: TracedOptions,
     *,
     mode: Mode,
     truncate: bool,
     size: int,
-) -> tuple[State, Int[Array, "N B"]]:
+) -> tuple[DecodingState, Int[Array, "N B"]]:
     """Read prime[:prime_length], then draw `length` characters.
 
-    Returns the state after the last of them and the drawn tokens [size, B], of which the first
-    `length` (at most `size`) count.
+    Args:
+      config: of the model.
+      weights: from `charlm.step_params`.
+      state: from `initial_state` or from the call before.
+      prime: [P] tokens, the same for all rows.
+      prime_length: number of tokens of the prime to read, at most P.
+      length: number of characters to draw, at most `size`.
+      options: see there.
+      mode: as in `SamplingOptions`.
+      truncate: whether top_k and top_p are applied.
+      size: N, the number of rows of the result.
+
+    Returns:
+      (state, tokens [N, B]): the state after the last character, and the drawn tokens, of which only
+      the first `length` are meaningful.
     """
     batch = state.last.shape[0]
-    prepared = _on_chip(prepared, length)
+    weights = _in_fast_memory(weights, length)
 
-    def body(i: Array, loop: tuple[State, Array]) -> tuple[State, Array]:
-        state, drawn = loop
+    def body(i: Array, loop: tuple[DecodingState, Array]) -> tuple[DecodingState, Array]:
+        state, tokens = loop
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.position)
-        own = _draw(state, keys, settings, mode, truncate)
+        drawn = _draw(state, keys, options, mode, truncate)
         read = prime[jnp.minimum(i, prime.shape[0] - 1)]
-        token = jnp.where(i < prime_length, read, own)
-        drawn = drawn.at[jnp.maximum(i - prime_length, 0)].set(token)
-        carry, logits = charlm.step(config, prepared, state.carry, token)
-        return State(carry, logits, token, state.position + 1, state.keys), drawn
+        token = jnp.where(i < prime_length, read, drawn)
+        # While the prime is read, row 0 is overwritten until the first drawn token stays in it.
+        tokens = tokens.at[jnp.maximum(i - prime_length, 0)].set(token)
+        carry, logits = charlm.step(config, weights, state.carry, token)
+        return DecodingState(carry, logits, token, state.position + 1, state.keys), tokens
 
-    drawn = jnp.zeros((size, batch), jnp.int32)
-    return lax.fori_loop(0, prime_length + length, body, (state, drawn))
+    tokens = jnp.zeros((size, batch), jnp.int32)
+    return lax.fori_loop(0, prime_length + length, body, (state, tokens))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("mode", "size", "interpret"))
-def launch(
+def draw_by_kernel(
     config: charlm.ModelConfig,
     weights: Any,
-    state: State,
+    state: DecodingState,
     length: Int[Array, ""],
-    settings: Settings,
+    options: TracedOptions,
     *,
     mode: Mode,
     size: int,
     interpret: Any = False,
-) -> tuple[State, Int[Array, "N B"]]:
-    """`advance` without a prime, by the sampling kernel: the same characters but for rounding.
+) -> tuple[DecodingState, Int[Array, "N B"]]:
+    """Do what `advance` does without a prime, by the sampling kernel; equal up to rounding.
 
-    weights: from `hopper_sampling.arrange`. length: at least 1. interpret: as there.
+    Args:
+      config: of the model.
+      weights: from `hopper.sampling.arrange`.
+      state: from `advance`, which has read the prime.
+      length: number of characters to draw, from 1 to `size`.
+      options: see there; top_k and top_p are ignored.
+      mode: as in `SamplingOptions`.
+      size: N, the number of rows of the result.
+      interpret: as in `hopper.sampling.run`.
+
+    Returns:
+      (state, tokens [N, B]), as `advance` does.
     """
-    from jaxrnn.recurrence.kernels.hopper import (
-        sampling as hopper_sampling,  # late, since Pallas takes a second
-    )
+    # Imported late, since importing Pallas takes a second.
+    from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
 
     def noise(step: Array) -> Array:
+        """Return Gumbel noise [B, V] from the keys with which `advance` draws at this step."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.position + step)
         shape = state.logits.shape[1:]
-        return settings.temperature * jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
+        return options.temperature * jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
 
-    carry, logits, drawn = hopper_sampling.run(
+    carry, logits, tokens = hopper_sampling.run(
         config.make_cell(),
         weights,
         state.carry,
@@ -125,50 +160,62 @@ def launch(
         state.last,
         length,
         None if mode == "argmax" else jax.vmap(noise)(jnp.arange(size, dtype=jnp.int32)),
-        settings.whitespace if mode == "after-space" else None,
+        options.whitespace if mode == "after-space" else None,
         size=size,
         interpret=interpret,
     )
-    return State(carry, logits, drawn[length - 1], state.position + length, state.keys), drawn
+    position = state.position + length
+    return DecodingState(carry, logits, tokens[length - 1], position, state.keys), tokens
 
 
-def _on_chip(prepared: charlm.Prepared, length: Int[Array, ""]) -> charlm.Prepared:
-    """The same weights, on a TPU as the result of an operation.
+def _in_fast_memory(weights: charlm.StepParams, length: Int[Array, ""]) -> charlm.StepParams:
+    """Return equal weights; on a TPU as the result of an operation.
 
-    XLA reads a loop's weights from HBM at every character when they come into the program from
-    outside, and keeps them in fast memory (VMEM) when the program computed them.
+    XLA reads the weights of a loop from HBM at every step if they are arguments of the program, and
+    keeps them in fast memory (VMEM) if the program computed them.
     """
     if accelerator.device().platform != "tpu":
-        return prepared
+        return weights
 
-    def computed(w: Array) -> Array:  # w itself, which XLA cannot know
+    def computed(w: Array) -> Array:
+        # The condition is always true, which XLA cannot know.
         return jnp.where(length >= 0, w, jnp.zeros((), w.dtype))
 
-    layers = tuple(layer._replace(w_h=computed(layer.w_h)) for layer in prepared.layers)
-    return prepared._replace(layers=layers)
+    layers = tuple(layer._replace(w_h=computed(layer.w_h)) for layer in weights.layers)
+    return weights._replace(layers=layers)
 
 
-def _draw(state: State, keys: Key, settings: Settings, mode: Mode, truncate: bool) -> Array:
-    likeliest = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+def _draw(
+    state: DecodingState, keys: Key, options: TracedOptions, mode: Mode, truncate: bool
+) -> Int[Array, "B"]:
+    """Return the next character of every row."""
+    most_likely = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
     if mode == "argmax":
-        return likeliest
-    highest = jnp.max(state.logits, axis=-1, keepdims=True)  # at 0, no temperature overflows it
-    logits = (state.logits - highest) / settings.temperature
+        return most_likely
+    # With the highest logit at 0, no temperature makes the others overflow.
+    highest = jnp.max(state.logits, axis=-1, keepdims=True)
+    logits = (state.logits - highest) / options.temperature
     if truncate:
-        logits = _truncate(logits, settings)
+        logits = truncated(logits, options.top_k, options.top_p)
     drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
     if mode == "after-space":
-        return jnp.where(settings.whitespace[state.last], drawn, likeliest)
+        return jnp.where(options.whitespace[state.last], drawn, most_likely)
     return drawn
 
 
-def _truncate(logits: Float[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:
-    """Minus infinity for all but the top k, and of those all but the top p. Equals stay together."""
+def truncated(
+    logits: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Scalar
+) -> Float[Array, "B V"]:
+    """Return the logits with -inf for the characters that top-k or top-p leave out.
+
+    Of the k most likely characters those stay that are needed for a probability of p, where the
+    probabilities of the k sum to 1. A character as likely as one that stays also stays.
+    """
     ordered = jnp.sort(logits, axis=-1, descending=True)
     rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
-    ordered = jnp.where(rank < settings.top_k, ordered, -jnp.inf)
+    ordered = jnp.where(rank < top_k, ordered, -jnp.inf)
     probabilities = jax.nn.softmax(ordered)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = (rank == 0) | ((rank < settings.top_k) & (before < settings.top_p))
-    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    stays = (rank == 0) | ((rank < top_k) & (before < top_p))
+    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)

@@ -20,7 +20,7 @@ from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, modes
 from jaxrnn.errors import InputError, one_of, whole_number
 from jaxrnn.recurrence import cells, dispatch, linalg, sharded
-from jaxrnn.recurrence.api import unroll_projected
+from jaxrnn.recurrence.api import record_projected, unroll_projected
 from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.recurrence.problem import Dense, Lookup, Masks
 from jaxrnn.settings import setting
@@ -283,7 +283,7 @@ def record(
     for index, (layer, state) in enumerate(zip(weights.layers, carry, strict=True)):
         if index > 0:
             inputs = Dense(hidden, layer.w_x, layer.b)
-        state, ys, inside = unroll_projected(cell, layer, inputs, state, record=names)
+        state, ys, inside = record_projected(cell, layer, inputs, state, names=names)
         after.append(state)
         recorded.append(inside)
         hidden = ys.astype(layer.w_h.dtype)
