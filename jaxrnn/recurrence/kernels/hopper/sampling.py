@@ -31,7 +31,7 @@ from jaxrnn.shapes import Array, Bool, Float, Int
 
 
 class Weights(NamedTuple):
-    """A `charlm.Prepared` as the kernel has it, its arrays described in `Arrays`."""
+    """A `charlm.StepParams` as the kernel has it, its arrays described in `Arrays`."""
 
     weights: Array
     table: Array
@@ -45,7 +45,7 @@ def arrange(cell: Any, prepared: Any, batch: int) -> Weights:
 
     Args:
       cell: of every layer.
-      prepared: a `charlm.Prepared` in bfloat16, float16 or float32.
+      prepared: a `charlm.StepParams` in bfloat16, float16 or float32.
       batch: texts that are to be written at once, at most 64.
 
     Raises:
@@ -95,7 +95,7 @@ def run(
     Args:
       cell: of every layer.
       weights: from `arrange`, for this batch.
-      carry, logits, last: where the texts stand, as in `sampling.State`.
+      carry, logits, last: where the texts stand, as in `decoding.DecodingState`.
       length: characters to draw, at most `size`.
       noise: Gumbel noise times the temperature, to draw from softmax(logits / temperature), with
         T = size; None takes the likeliest characters.
