@@ -102,8 +102,17 @@ def library(
     """(final state, ys) of `unroll`, and the loss's gradients for params, xs and initial state."""
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
-        how = reverse, implementation, save_every
-        results = unroll(cell, params, xs, state, resets, lengths, *how)
+        results = unroll(
+            cell,
+            params,
+            xs,
+            state,
+            resets=resets,
+            lengths=lengths,
+            reverse=reverse,
+            implementation=implementation,
+            save_every=save_every,
+        )
         products = jax.tree.map(lambda w, r: (w * r.astype(w.dtype)).sum(), given.weights, results)
         return sum(jax.tree.leaves(products)), results
 
