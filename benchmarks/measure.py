@@ -1,9 +1,12 @@
-"""What the benchmarks share: where they ran, the turns in which contenders run, the files they write.
+"""Timing, command-line flags and result files that all benchmarks share.
 
-Contenders run in one process and in turns. A turn begins with a short pause, the same for all, since
-the idle threads of PyTorch and XLA spin for some milliseconds after a call and would take the cores
-from whoever comes next; then, where calls are short, with one that is not counted, since threads that
-fell asleep in the pause take milliseconds to wake; and short calls repeat until the turn is long.
+Contenders run in one process and in turns. A turn consists of
+
+- a pause, the same for all contenders: idle threads of PyTorch and XLA spin for some milliseconds after
+  a call and would take the cores from the next contender;
+- if calls are short, one call that is not counted: threads that fell asleep during the pause take
+  milliseconds to wake up;
+- as many counted calls as fill a minimum time.
 """
 
 from __future__ import annotations
@@ -28,17 +31,22 @@ import numpy as np
 from rich.console import Console
 
 from jaxrnn.console import open_streams
+from jaxrnn.devices.storage import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
-PAUSE = 0.02  # seconds before a turn
-TURN = 0.05  # seconds that a turn lasts at least, by repeating calls that are shorter
-WARM = 0.2  # seconds; a turn of shorter calls begins with one that is not counted
+# Seconds of the pause before a turn.
+PAUSE = 0.02
+# Minimum seconds of a turn; shorter calls are repeated.
+TURN = 0.05
+# A turn of calls that take fewer seconds than this begins with a call that is not counted.
+WARM = 0.2
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad input is one line and the exit status 2. What is printed after parsing suits any encoding."""
+    """Argument parser that reports bad input in one line and exits with status 2."""
 
     def parse_args(self, *args: Any, **named: Any) -> Any:
+        # From here on, whatever is printed suits the encoding of the terminal.
         open_streams()
         return super().parse_args(*args, **named)
 
@@ -47,40 +55,45 @@ class Parser(argparse.ArgumentParser):
 
 
 def screen(stderr: bool = False) -> Console:
-    """Where tables are shown: as wide as the terminal, or in a file as they need."""
+    """Return a console as wide as the terminal, or 160 columns wide if the output is a file."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=160)
 
 
-def whole(text: str) -> int:
-    """A flag's whole number of at least 1."""
+def positive(text: str) -> int:
+    """Parse the whole number of a flag, at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
 
 
 def sizes(letters: str) -> Callable[[str], tuple[int, ...]]:
-    """A flag's size, as in "64,100,256,512" for letters "B,T,I,H"."""
+    """Return a parser of sizes such as "64,100,256,512", for letters such as "B,T,I,H"."""
 
     def parse(text: str) -> tuple[int, ...]:
         parts = text.split(",")
         if len(parts) != len(letters.split(",")):
             raise argparse.ArgumentTypeError(f"must be {letters}, not {text!r}")
-        return tuple(whole(part) for part in parts)
+        return tuple(positive(part) for part in parts)
 
     return parse
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, Any]:
-    """Where and with what it was measured; a package that is missing has the version null.
+    """Return the machine, versions, date and commit of a measurement.
 
-    runtime: of the device, as JAX names it: on NVIDIA's the version of CUDA.
-    driver: what nvidia-smi says of the first card, null where there is none.
+    Args:
+      packages: packages whose versions are recorded besides the usual ones.
+
+    Returns:
+      a dict for a JSON file. `versions` has null for a package that is missing, `runtime` is JAX's
+      description of the device's runtime (CUDA's version on an NVIDIA GPU), and `driver` what nvidia-smi
+      reports of the first GPU, null without one.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
@@ -100,14 +113,14 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def place() -> str:
-    """The device as part of a file's name: "cpu-2-cores", "nvidia-h200"."""
+    """Return the device as part of a file name, such as "cpu-2-cores" or "nvidia-h200"."""
     device = jax.devices()[0]
     name = f"cpu {cores()} cores" if device.platform == "cpu" else device.device_kind
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one call, which waits for its device itself, and its result."""
+    """Return the seconds of one call, which must wait for its device, and its result."""
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
@@ -116,10 +129,18 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 def in_turns(
     runs: dict[str, Callable[[], Any]], repeats: int, pause: float = PAUSE
 ) -> dict[str, dict[str, Any]]:
-    """Raw seconds per call, one number a turn, every contender once in every round.
+    """Time contenders in turns: in every round each has one turn.
 
-    Each round begins with another contender, so that none always follows the same one. Compiled and
-    run once, they should be, before.
+    Each round begins with another contender, so that none always follows the same one.
+
+    Args:
+      runs: a call for each contender, by name; it must be compiled and have run once.
+      repeats: number of rounds.
+      pause: seconds before each turn.
+
+    Returns:
+      for each contender "calls", the number of calls in a turn, and "seconds", the raw seconds per call
+      of each turn.
     """
     calls, uncounted = {}, {}
     for name, run in runs.items():
@@ -142,9 +163,12 @@ def in_turns(
 
 
 def error(got: Any, want: Any) -> float:
-    """The largest error of any array of a tree, in units of its array's largest entry.
+    """Return the largest error of any array of a tree, in units of its array's largest entry.
 
-    An array that `got` does not have, None where `want` has one, is passed over.
+    Arrays that are None in `got` are skipped.
+
+    Raises:
+      ValueError: if an array has another shape than the reference.
     """
     got, want = (jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (got, want))
     worst = 0.0
@@ -159,24 +183,22 @@ def error(got: Any, want: Any) -> float:
     return worst
 
 
-def told(failure: Exception) -> str:
-    """A failure in a line."""
+def one_line(failure: BaseException) -> str:
+    """Return a failure's type and the first line of its message."""
     return f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:200]}"
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    """One JSON file, whole or not at all."""
+    """Write a JSON file atomically, with each list of numbers on one line."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
     text = re.sub(
         r"\[[^][{}\"]*\]", lambda list: " ".join(list[0].split()), json.dumps(record, indent=1)
     )
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(output)
+    atomic_write(output, text + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file that `write` wrote. Ends the program with one line where it cannot be read."""
+    """Read a file that `write` wrote, or end the program with a line that says why it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
@@ -184,24 +206,26 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Of the sources; a copy without its repository is told which by JAXRNN_COMMIT."""
+    """Return the commit of the sources; without a repository, that of the variable JAXRNN_COMMIT."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-        described = told.stdout.strip()
-    except OSError:  # no git here
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        described = git.stdout.strip()
+    except OSError:
+        # Git is not installed.
         described = ""
     return described or os.environ.get("JAXRNN_COMMIT", "")
 
 
 def _driver() -> dict[str, str] | None:
+    """Return name, driver, memory, clock and power limit of the first GPU; None without nvidia-smi."""
     asked = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit")
     command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    first = told.stdout.partition("\n")[0].split(", ")
+    first = found.stdout.partition("\n")[0].split(", ")
     return dict(zip(asked, first, strict=False))
 
 

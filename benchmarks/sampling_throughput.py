@@ -1,10 +1,10 @@
-"""Characters per second of `jaxrnn.sample` against a loop over single characters in PyTorch.
+"""Characters per second of `jaxrnn.sample`, beside a loop over single characters in PyTorch.
 
-    python benchmarks/sampling_throughput.py            # some minutes, writes the JSON
-    python benchmarks/sampling_throughput.py --quick    # under a minute, writes nothing
+    python benchmarks/sampling_throughput.py            # some minutes; writes a JSON file
+    python benchmarks/sampling_throughput.py --quick    # under a minute; writes no file
 
-Both sides have the same weights and first agree on the logits of a text. Then they write turn by turn
-in one process: each reads the same prime and draws `length` characters for every row.
+Both sides have the same weights, and their logits for a text are compared first. Then they write text in
+turns in one process: each reads the same prime and draws `length` characters for every row.
 """
 
 from __future__ import annotations
@@ -15,31 +15,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    # Run as a script: import from the repository and not from this folder.
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
 import jaxrnn
-from benchmarks import measure
+from benchmarks import measure, tables
+from benchmarks.problems import VOCABULARY, Size
 from jaxrnn import charlm
+from jaxrnn.interop.torch import to_torch
 
 try:
     import torch
 except ImportError:
     torch = None  # type: ignore[assignment]
 
-VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare
 PRIME = "FIRST CITIZEN:"
-EMBED, TEMPERATURE = 64, 0.8
-TOLERANCE = 1e-4  # between the logits of both sides, of the largest
-Size = tuple[int, ...]  # B rows, L layers, H units
+EMBED = 64
+TEMPERATURE = 0.8
+# The largest difference between the logits of both sides, in units of the largest logit.
+TOLERANCE = 1e-4
+# Batch B, layers L, hidden size H.
 SIZES: list[Size] = [(1, 2, 512), (1, 1, 128), (1, 1, 1024), (64, 2, 512)]
 OUTPUT = measure.RESULTS / "sampling_throughput.json"
 
 
 class Peer:
-    """The same model in PyTorch: embedding → LSTM → linear, one step per call."""
+    """The same model in PyTorch: embedding → LSTM → linear, one step per call.
+
+    Args:
+      params: the model's parameters in jaxrnn.
+      device: PyTorch's name of the device.
+      dtype: dtype of weights and activations.
+    """
 
     def __init__(self, params: jaxrnn.Params, device: str, dtype: str = "float32") -> None:
         size, hidden = len(params.vocabulary), params.config.hidden_size
@@ -50,10 +63,9 @@ class Peer:
         self.linear = torch.nn.Linear(hidden, size)
         pairs = [(self.embedding.weight, params.embedding)]
         pairs += [(self.linear.weight, params.w_out.T), (self.linear.bias, params.b_out)]
-        for n, layer in enumerate(params.layers):  # both sides order the gates i, f, g, o
-            weights = {"weight_ih": layer.w_x.T, "weight_hh": layer.w_h.T, "bias_ih": layer.b}
-            weights["bias_hh"] = 0 * layer.b
-            pairs += [(getattr(self.lstm, f"{name}_l{n}"), w) for name, w in weights.items()]
+        for n, layer in enumerate(params.layers):
+            weights = to_torch(params.config.make_cell(), layer, n)
+            pairs += [(getattr(self.lstm, name), array) for name, array in weights.items()]
         with torch.no_grad():
             for mine, given in pairs:
                 mine.copy_(torch.tensor(np.asarray(given)))
@@ -61,10 +73,12 @@ class Peer:
             module.to(device, getattr(torch, dtype))
 
     def logits(self, tokens: Any, state: Any = None) -> tuple[Any, Any]:
+        """Return the logits [T, B, V] of tokens [T, B], and the state after them."""
         hidden, state = self.lstm(self.embedding(tokens), state)
         return self.linear(hidden).float(), state
 
     def sample(self, batch: int, length: int) -> list[str]:
+        """Draw `length` characters after PRIME for every row."""
         prime = torch.tensor(VOCABULARY.encode(PRIME).astype(np.int64), device=self.device)
         with torch.inference_mode():
             logits, state = self.logits(prime[:, None].expand(-1, batch))
@@ -73,12 +87,13 @@ class Peer:
                 chances = torch.softmax(logits[-1] / TEMPERATURE, dim=-1)
                 drawn.append(torch.multinomial(chances, 1).T)
                 logits, state = self.logits(drawn[-1], state)
-            tokens = torch.cat(drawn).cpu().numpy()  # waits for the device
+            # This waits for the device.
+            tokens = torch.cat(drawn).cpu().numpy()
         return [PRIME + VOCABULARY.decode(row) for row in tokens.T]
 
 
 def check(params: jaxrnn.Params, peer: Peer, tolerance: float = TOLERANCE) -> None:
-    """Stop unless both sides give a text the same logits."""
+    """Exit with an error unless both sides compute the same logits for a text."""
     tokens = np.random.default_rng(0).integers(len(VOCABULARY), size=(100, 2))
     carry = charlm.initial_carry(params.config, 2)
     ours = np.asarray(charlm.forward(params, jnp.asarray(tokens, jnp.int32), carry)[1])
@@ -86,11 +101,11 @@ def check(params: jaxrnn.Params, peer: Peer, tolerance: float = TOLERANCE) -> No
         theirs = peer.logits(torch.tensor(tokens, device=peer.device))[0].cpu().numpy()
     error = measure.error(ours, theirs)
     if not error < tolerance:
-        sys.exit(f"error: the logits differ by {error:.1e} of the largest, not below {tolerance}")
+        sys.exit(f"error: the logits differ by {error:.1e} of the largest, above {tolerance}")
 
 
 def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
-    """Raw seconds of one size: the first call of each side apart, then the repeats in turns."""
+    """Return the raw seconds of one size: of each side's first call, and of its calls in turns."""
     batch, layers, hidden = size
     params = jaxrnn.init(jaxrnn.ModelConfig("lstm", layers, hidden, EMBED), VOCABULARY)
     sides: dict[str, Callable[[], Any]] = {
@@ -102,53 +117,50 @@ def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, An
         peer = Peer(params, device)
         check(params, peer)
         sides["torch"] = lambda: peer.sample(batch, length)
-    first = {name: measure.timed(run)[0] for name, run in sides.items()}  # it compiles
+    # The first call compiles.
+    first = {name: measure.timed(run)[0] for name, run in sides.items()}
     turns = measure.in_turns(sides, repeats)
     seconds = {name: each["seconds"] for name, each in turns.items()}
     return {"size": size, "length": length, "first_call": first, "seconds": seconds}
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    made = Table(title="characters per second: median (slowest to fastest)")
-    for heading in ("B, L, H", "jaxrnn", "PyTorch", "ratio", "first call, s"):
-        made.add_column(heading, justify="right")
+    """Return a table with a row for each size."""
+    rows = []
     for result in results:
-        cells, medians = [", ".join(map(str, result["size"]))], []
+        cells, medians = [tables.joined(result["size"])], []
         for seconds in result["seconds"].values():
             rates = sorted(result["size"][0] * result["length"] / each for each in seconds)
             medians.append(statistics.median(rates))
             cells.append(f"{medians[-1]:,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})")
         ratio = [f"{medians[0] / medians[1]:.1f}"] if len(medians) == 2 else ["-", "-"]
-        made.add_row(*cells, *ratio, f"{result['first_call']['jaxrnn']:.1f}")
-    return made
+        rows.append([*cells, *ratio, f"{result['first_call']['jaxrnn']:.1f}"])
+    headings = ("B, L, H", "jaxrnn", "PyTorch", "ratio", "first call, s")
+    return tables.table("characters per second: median (slowest to fastest)", headings, rows)
 
 
 def main() -> None:
-    parser = measure.Parser(description="jaxrnn.sample against a loop in PyTorch")
-    parser.add_argument(
-        "--size", type=measure.sizes("B,L,H"), nargs="+", metavar="B,L,H", help="sizes to measure"
-    )
-    parser.add_argument(
-        "--length", type=measure.positive, help="characters per row (1000; quick 200)"
-    )
-    parser.add_argument("--repeats", type=measure.positive, help="runs of each side (7; quick 3)")
-    parser.add_argument("--quick", action="store_true", help="two sizes, nothing written")
-    parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
+    """Run the command."""
+    parser = measure.Parser(description="Time jaxrnn.sample beside a loop in PyTorch.")
+    add = parser.add_argument
+    add("--size", type=measure.sizes("B,L,H"), nargs="+", metavar="B,L,H", help="sizes")
+    add("--length", type=measure.positive, help="characters per row (1000; with --quick 200)")
+    add("--repeats", type=measure.positive, help="turns of each side (7; with --quick 3)")
+    add("--quick", action="store_true", help="two sizes; writes no file")
+    add("--output", type=Path, metavar="FILE", help=f"JSON file to write ({OUTPUT.name})")
     flags = parser.parse_args()
     sizes = flags.size or SIZES[: 2 if flags.quick else None]
     length, repeats = (200, 3) if flags.quick else (1000, 7)
     console, device = measure.screen(), "cpu"
     if torch is None:
-        console.print(
-            'PyTorch is missing, so jaxrnn alone is measured: pip install "jaxrnn\\[peers]"'
-        )
+        console.print('PyTorch is missing, so only jaxrnn is timed: pip install "jaxrnn\\[peers]"')
     else:
         torch.set_num_threads(measure.cores())
         if jax.default_backend() == "gpu" and torch.cuda.is_available():
             device = "cuda"
     results = []
     for size in sizes:
-        console.print(f"B, L, H = {', '.join(map(str, size))} ...")
+        console.print(f"B, L, H = {tables.joined(size)} ...")
         results.append(measured(size, flags.length or length, flags.repeats or repeats, device))
     console.print(table(results))
     output = flags.output or (None if flags.quick else OUTPUT)

@@ -20,12 +20,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
 import numpy as np
 import tensorstore
 from long_run import resident
-from benchmarks.training_throughput import VOCABULARY
 
+from benchmarks import measure
+from benchmarks.training_throughput import VOCABULARY
 from jaxrnn import charlm
 from jaxrnn.devices import memory
 from jaxrnn.train import PRESETS
@@ -67,7 +67,7 @@ def grown(way: str, saves: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = measure.Parser(description="what a save leaves behind")
-    parser.add_argument("--saves", type=measure.whole, default=SAVES)
+    parser.add_argument("--saves", type=measure.positive, default=SAVES)
     parser.add_argument("--way", choices=WAYS, help="in this process, printed as JSON")
     flags = parser.parse_args()
     if flags.way:

@@ -1,51 +1,111 @@
-"""What `cell_throughput.py` shows of a record: tables, a picture, and the choices for `unroll`."""
+"""Tables of results: helpers that all benchmarks share, and the report of `cell_throughput.py`.
+
+The report of a record consists of tables on the screen, a summary in lines, a Markdown table, a picture,
+and the rows of `choices.json`, by which `jaxrnn.unroll` picks an implementation.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
-CHOICES = Path(__file__).parents[1] / "jaxrnn" / "kernels" / "choices.json"
-OURS = "jaxrnn "  # how the names of jaxrnn's own implementations begin
-USUAL = ("native", "xla")  # in this order, where times are alike
-TIE = 1.05  # times nearer than this are alike
-TOLD = 1.05  # the default choice should not be slower than the best by more
+import jaxrnn
+from benchmarks.contenders import OURS
+
+CHOICES = Path(jaxrnn.__file__).parent / "recurrence" / "choices.json"
+# Implementations to prefer, in this order, where times are nearly equal.
+USUAL = ("native", "xla")
+# Times are nearly equal up to this ratio.
+TIE = 1.05
+# The summary counts the sizes at which the default choice is slower than the best by more than this.
+SLOWER = 1.05
+HEADINGS = ("µs/step", "chars/s", "GFLOP/s", "GB/s", "x floor", "x peer")
+MARKDOWN = (
+    "cell",
+    "B, T, I, H",
+    "dtype",
+    "pass",
+    "jaxrnn",
+    "PyTorch",
+    "ratio",
+    "best peer",
+    "ratio",
+    "x floor",
+)
+
+# --- for all benchmarks ---------------------------------------------------------------------------
 
 
-def medians(result: dict[str, Any]) -> dict[str, float]:
-    """Seconds per call of everybody who was timed, the fastest first."""
-    timed = {n: c["seconds"] for n, c in result["contenders"].items() if "seconds" in c}
+def medians(contenders: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return the median seconds of each contender that was timed, the fastest first."""
+    timed = {name: c["seconds"] for name, c in contenders.items() if "seconds" in c}
     found = {name: statistics.median(seconds) for name, seconds in timed.items()}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: int = 0,
+    **options: Any,
+) -> Table:
+    """Return a table for the screen.
+
+    Args:
+      title: the line above it.
+      headings: of the columns.
+      rows: the cells of each row.
+      left: number of columns, from the first, that are aligned to the left; the others to the right.
+      options: of `rich.table.Table`.
+    """
+    made = Table(title=title, **options)
+    for n, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if n < left else "right", no_wrap=n < left)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def joined(size: Iterable[int]) -> str:
+    """Return a size as text, such as "64, 100, 256, 512"."""
+    return ", ".join(map(str, size))
+
+
+# --- cells beside their peers -----------------------------------------------------------------------
+
+
 def best(result: dict[str, Any], own: bool) -> tuple[str, float] | None:
-    """The fastest of jaxrnn's implementations, or of the peers, and its seconds."""
-    sides = ((n, t) for n, t in medians(result).items() if n.startswith(OURS) == own)
+    """Return name and seconds of the fastest of jaxrnn's implementations, or of the peers."""
+    times = medians(result["contenders"])
+    sides = ((n, t) for n, t in times.items() if n.startswith(OURS) == own)
     return next(sides, None)
 
 
 def tables(record: dict[str, Any]) -> Group:
-    """Everything that was timed, for the screen."""
+    """Return a table for each cell, size, dtype and pass."""
     return Group(*(_table(result) for result in record["results"]))
 
 
 def _table(result: dict[str, Any]) -> Table:
-    made = Table(title=_title(result), title_justify="left", min_width=78)
-    made.add_column("* unroll's pick", no_wrap=True)
-    for heading in ("µs/step", "chars/s", "GFLOP/s", "GB/s", "x floor", "x peer"):
-        made.add_column(heading, justify="right")
+    rows = []
     batch, steps = result["size"][:2]
     peer = best(result, own=False)
-    for name, seconds in medians(result).items():
-        made.add_row(
+    for name, seconds in medians(result["contenders"]).items():
+        row = (
             name + " *" * (name == result["default"]),
             f"{seconds / steps * 1e6:,.1f}",
             f"{batch * steps / seconds:,.0f}",
@@ -54,11 +114,13 @@ def _table(result: dict[str, Any]) -> Table:
             f"{seconds / result['floor']:.2f}",
             f"{seconds / peer[1]:.2f}" if peer else "-",
         )
-    return made
+        rows.append(row)
+    headings = ("* default of unroll", *HEADINGS)
+    return table(_title(result), headings, rows, left=1, title_justify="left", min_width=78)
 
 
 def summary(record: dict[str, Any]) -> str:
-    """What the table says, in lines: missing peers, the floor, the default choice, the ratios."""
+    """Return missing peers, the floor, the default choice and the ratios to each peer, as lines."""
     lines = [f"measured on {_where(record)}"]
     lines += [f"without {name}: {why}" for name, why in record["missing"].items()]
     for (name, why), titles in _left_out(record).items():
@@ -71,10 +133,10 @@ def summary(record: dict[str, Any]) -> str:
     slower = [(ratio, result) for ratio, result in slower if ratio is not None]
     if slower:
         ratio, result = max(slower, key=lambda pair: pair[0])
-        many = sum(each > TOLD for each, _ in slower)
+        many = sum(each > SLOWER for each, _ in slower)
         lines.append(
-            f"the default choice is at most {ratio:.2f} times the best of jaxrnn's own "
-            f"({_title(result)}); above {TOLD}: {many} of {len(slower)}"
+            f"the default choice takes at most {ratio:.2f} times as long as jaxrnn's fastest "
+            f"implementation ({_title(result)}); above {SLOWER}: {many} of {len(slower)}"
         )
     for (dtype, what), group in _groups(record["results"], "dtype", "pass"):
         for name in _peers(group):
@@ -89,7 +151,7 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def wrong(record: dict[str, Any]) -> list[str]:
-    """Where one of jaxrnn's own implementations failed the check; nowhere, it should be."""
+    """Return the places where one of jaxrnn's implementations failed the check, and why."""
     return [
         f"{name} at {_title(result)} ({contender['left_out']})"
         for result in record["results"]
@@ -99,13 +161,11 @@ def wrong(record: dict[str, Any]) -> list[str]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The table of `benchmarks/README.md`: µs per step of the default choice, PyTorch, the best peer."""
-    lines = [
-        "| cell | B, T, I, H | dtype | pass | jaxrnn | PyTorch | ratio | best peer | ratio | x floor |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Return the table of `benchmarks/README.md`: µs per step of the default, PyTorch, the best peer."""
+    rows = []
     for result in record["results"]:
-        times, steps, peer = medians(result), result["size"][1], best(result, own=False)
+        times, steps = medians(result["contenders"]), result["size"][1]
+        peer = best(result, own=False)
         mine = times.get(result["default"])
 
         def micro(seconds: float | None, steps: int = steps) -> str:
@@ -116,7 +176,7 @@ def markdown(record: dict[str, Any]) -> str:
 
         cells = (
             result["cell"],
-            ", ".join(map(str, result["size"])),
+            joined(result["size"]),
             result["dtype"],
             result["pass"],
             f"{micro(mine)} ({result['default'].removeprefix(OURS)})",
@@ -126,12 +186,12 @@ def markdown(record: dict[str, Any]) -> str:
             ratio(peer[1] if peer else None),
             ratio(result["floor"]),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(MARKDOWN, rows)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """A picture of all ratios to PyTorch (without it, to the fastest peer or jaxrnn's plain scan)."""
+    """Draw all ratios to PyTorch (without it, to the fastest peer or jaxrnn's plain scan) to a file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,7 +199,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
     groups = list(_groups(record["results"], "pass"))
     names = list(dict.fromkeys(n for r in record["results"] for n in r["contenders"]))
-    names = [n for n in names if any(n in medians(r) for r in record["results"])]
+    names = [n for n in names if any(n in medians(r["contenders"]) for r in record["results"])]
     rows = max(len(group) for _, group in groups)
     figure, axes = plt.subplots(
         1,
@@ -150,7 +210,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     )
     for n, (axis, ((what,), group)) in enumerate(zip(axes[0], groups, strict=True)):
         for y, result in enumerate(group):
-            base, times = _base(result), medians(result)
+            base, times = _base(result), medians(result["contenders"])
             for x, name in enumerate(names):
                 if name not in times or base is None:
                     continue
@@ -173,7 +233,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axis.set_title(what, pad=12)
     figure.suptitle(
         f"Time relative to the contender marked 1, on {_where(record)}: purple is faster, orange "
-        "slower\nbold: what jaxrnn.unroll picks by itself; rows: cell, B, T, I, H"
+        "slower\nbold: the default of jaxrnn.unroll; rows: cell, B, T, I, H"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -181,11 +241,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def write_choices(record: dict[str, Any]) -> int:
-    """Put the fastest own implementation of each size into CHOICES, and count this record's rows.
+    """Write jaxrnn's fastest implementation of each size to CHOICES; return how many this record has.
 
-    By the product of its times over both passes and all sizes that share B and H, since `unroll` does
-    not know which pass will follow; other platforms' rows, and sizes that this record does not have,
-    stay as they are.
+    An implementation is judged by the product of its times over both passes and all sizes that share B
+    and H, since `unroll` does not know which pass will follow. Rows of other platforms, and of sizes
+    that this record does not have, are kept.
     """
     keys = ("platform", "cell", "dtype", "batch", "hidden")
     kept = json.loads(CHOICES.read_text(encoding="utf-8")) if CHOICES.exists() else []
@@ -205,7 +265,7 @@ def write_choices(record: dict[str, Any]) -> int:
 
 
 def _fastest(group: list[dict[str, Any]]) -> str | None:
-    every = [medians(result) for result in group]
+    every = [medians(result["contenders"]) for result in group]
     names = [name for name in every[0] if name.startswith(OURS) and all(name in t for t in every)]
     means = {name.removeprefix(OURS): _mean([times[name] for times in every]) for name in names}
     if not means:
@@ -216,31 +276,31 @@ def _fastest(group: list[dict[str, Any]]) -> str | None:
 
 
 def _over(result: dict[str, Any]) -> float | None:
-    """The default choice's time over that of the best of jaxrnn's own."""
-    mine, own = medians(result).get(result["default"]), best(result, own=True)
+    """Return the time of the default choice divided by that of jaxrnn's fastest implementation."""
+    mine, own = medians(result["contenders"]).get(result["default"]), best(result, own=True)
     return mine / own[1] if mine and own else None
 
 
 def _ratio(result: dict[str, Any], name: str) -> float | None:
-    times = medians(result)
+    times = medians(result["contenders"])
     both = name in times and result["default"] in times
     return times[result["default"]] / times[name] if both else None
 
 
 def _base(result: dict[str, Any]) -> str | None:
-    times, peer = medians(result), best(result, own=False)
+    times, peer = medians(result["contenders"]), best(result, own=False)
     if "torch" in times:
         return "torch"
     return peer[0] if peer else next((n for n in times if n == OURS + "scan"), None)
 
 
 def _peers(group: Iterable[dict[str, Any]]) -> list[str]:
-    names = dict.fromkeys(name for result in group for name in medians(result))
+    names = dict.fromkeys(name for result in group for name in medians(result["contenders"]))
     return [name for name in names if not name.startswith(OURS)]
 
 
 def _left_out(record: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
-    """Where a contender is missing and why: the cells it does not have, the results that failed."""
+    """Return where each contender is missing and why: cells that it lacks, and results that failed."""
     places: dict[tuple[str, str], dict[str, None]] = {}
     for result in record["results"]:
         for name, why in result["unserved"].items():
@@ -252,7 +312,7 @@ def _left_out(record: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
 
 
 def _groups(results: Any, *keys: str) -> Iterator[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
-    """Results with the same values of some keys, in the order in which they first come."""
+    """Group results by the values of some keys, in the order of their first results."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(tuple(result[key] for key in keys), []).append(result)
@@ -260,7 +320,7 @@ def _groups(results: Any, *keys: str) -> Iterator[tuple[tuple[Any, ...], list[di
 
 
 def _title(result: dict[str, Any], what: bool = True) -> str:
-    size = ", ".join(map(str, result["size"]))
+    size = joined(result["size"])
     dtype = "" if result["dtype"] == "float32" and not what else f", {result['dtype']}"
     return f"{result['cell']}, {size}{dtype}" + (f", {result['pass']}" if what else "")
 

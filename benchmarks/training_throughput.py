@@ -1,44 +1,46 @@
-"""Characters per second in training: jaxrnn's own step against programs that do the same work.
+"""Characters per second in training: jaxrnn beside programs of other libraries that do the same work.
 
     python benchmarks/training_throughput.py            # both settings of the lecture
-    python benchmarks/training_throughput.py --quick    # the smaller one, under a minute
+    python benchmarks/training_throughput.py --quick    # the smaller setting, under a minute
     python benchmarks/training_throughput.py --from FILE --markdown    # the table of a measured file
 
-A step is the loss, its gradient, clipping by the global norm where the setting has it, and Adam.
-jaxrnn's runs as `python -m jaxrnn.train` runs it, several in one call (`stepping.run_steps`). All
-begin with the same weights, read the same random characters, and must come to the same losses on the
-first STEPS steps; who does not is named and not timed. Then they go on in turns (`measure`).
+A step is the loss, its gradient, clipping by the global norm if the setting has it, and Adam. jaxrnn's
+step runs as in `python -m jaxrnn.train`, several steps in one device call (`stepping.run_steps`). All
+contenders start with the same weights, read the same random characters, and must reach the same losses
+in the first STEPS steps; a contender that does not is reported and not timed. Then they continue in
+turns (`measure.in_turns`).
 
-Rows without a dtype are float32. `bfloat16` is what jaxrnn takes by itself where the hardware
-multiplies it faster (matrix products only; parameters, states and sums stay float32); PyTorch runs it
-by autocast.
+Rows without a dtype are float32. jaxrnn chooses `bfloat16` by default on hardware that multiplies it
+faster (for matrix products only; parameters, states and sums stay float32). PyTorch uses bfloat16 by
+autocast.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-from benchmarks import measure
-import numpy as np
-from benchmarks import peers
-from benchmarks.peers import Task
-from rich.console import Console
-from rich.table import Table
+if not __package__:
+    # Run as a script: import from the repository and not from this folder.
+    sys.path[0] = str(Path(__file__).parents[1])
 
-import jaxrnn
+import jax
+import numpy as np
+from rich.console import Console
+
+from benchmarks import measure, peers, tables
+from benchmarks.peers import Task
+from benchmarks.problems import VOCABULARY
 from jaxrnn import charlm
 from jaxrnn.devices import accelerator
-from jaxrnn.train import PRESETS
+from jaxrnn.presets import PRESETS
 from jaxrnn.training import stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.feed import place
 
-VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare
 SETTINGS: dict[str, TrainingConfig] = {
     "lecture": PRESETS["lecture"].training,
     "lecture, older": TrainingConfig(
@@ -52,13 +54,24 @@ SETTINGS: dict[str, TrainingConfig] = {
         clip_norm=5.0,
     ),
 }
-STEPS = {"lecture": 4, "lecture, older": 20}  # of one call
-TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}  # between losses, of the loss
-PEERS = ("torch", "flax nnx", "keras")  # that have a training program
+# Training steps in one call.
+STEPS = {"lecture": 4, "lecture, older": 20}
+# The largest relative difference between losses.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
+# The peers that have a training program.
+PEERS = ("torch", "flax nnx", "keras")
+HEADINGS = (
+    "setting",
+    "who",
+    "characters/s",
+    "x PyTorch",
+    "x PyTorch bfloat16",
+    "first call, s",
+)
 
 
 def task(config: TrainingConfig, steps: int) -> tuple[Task, np.ndarray, np.ndarray]:
-    """The steps, and the same as jaxrnn reads them: a text [N] and where rows begin [K, B]."""
+    """Return the steps as peers read them, and for jaxrnn a text [N] and where rows begin [K, B]."""
     rng = np.random.default_rng(0)
     length = steps * config.seq_len + 1
     text = rng.integers(len(VOCABULARY), size=config.batch * length).astype(np.uint8)
@@ -69,7 +82,7 @@ def task(config: TrainingConfig, steps: int) -> tuple[Task, np.ndarray, np.ndarr
 
 
 def ours(config: TrainingConfig, text: np.ndarray, starts: np.ndarray) -> Callable[[], np.ndarray]:
-    """jaxrnn's trainer, as `loop.fit` runs it between two lines of its log."""
+    """Return jaxrnn's trainer, as `loop.fit` runs it between two lines of metrics."""
     optimizer = stepping.make_optimizer(config, 2**31 - 1)
     source = place(text, "never")
     state = stepping.begin(config, optimizer, VOCABULARY, source.devices)
@@ -87,9 +100,9 @@ def ours(config: TrainingConfig, text: np.ndarray, starts: np.ndarray) -> Callab
 
 
 def contenders(
-    config: TrainingConfig, steps: int, there: dict[str, Any]
+    config: TrainingConfig, steps: int, available: dict[str, Any]
 ) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, str]]:
-    """Everybody's trainer by name, jaxrnn in float32 first, and why some have none."""
+    """Return the trainers by name, jaxrnn in float32 first, and why some peers have none."""
     fast = accelerator.fast_dtype()
     entered: dict[str, Callable[[], np.ndarray]] = {}
     out: dict[str, str] = {}
@@ -100,20 +113,37 @@ def contenders(
         given, text, starts = task(settings, steps)
         entered["jaxrnn" + suffix] = ours(settings, text, starts)
         for name in PEERS if dtype == "float32" else PEERS[:1]:
-            if name not in there:
+            if name not in available:
                 continue
             try:
-                entered[name + suffix] = there[name].trainer(given, dtype)
-            except Exception as failure:  # a peer's own failure is reported, not ours to mend
-                out[name + suffix] = measure.told(failure)
+                entered[name + suffix] = available[name].trainer(given, dtype)
+            except Exception as failure:
+                # The failure of a peer is reported and does not end the benchmark.
+                out[name + suffix] = measure.one_line(failure)
     return entered, out
 
 
 def measured(
-    config: TrainingConfig, steps: int, repeats: int, there: dict[str, Any]
+    config: TrainingConfig,
+    steps: int,
+    repeats: int,
+    available: dict[str, Any],
+    tolerances: Mapping[str, float] = TOLERANCES,
 ) -> dict[str, dict[str, Any]]:
-    """Each contender's losses on the first steps, seconds of that call (it compiles), raw seconds."""
-    entered, out = contenders(config, steps, there)
+    """Check the contenders' losses on the first steps, and time those that are right.
+
+    Args:
+      config: settings of the training.
+      steps: training steps in one call.
+      repeats: turns of each contender.
+      available: the peers that run here, by name.
+      tolerances: the largest relative difference between losses, by dtype.
+
+    Returns:
+      for each contender its losses, the seconds of the first call (which compiles) and its raw seconds
+      per call; or under "left_out" the reason why it was not timed.
+    """
+    entered, out = contenders(config, steps, available)
     record: dict[str, dict[str, Any]] = {name: {"left_out": why} for name, why in out.items()}
     runs: dict[str, Callable[[], Any]] = {}
     truth = None
@@ -121,31 +151,29 @@ def measured(
         try:
             first, losses = measure.timed(run)
         except Exception as failure:
-            record[name] = {"left_out": measure.told(failure)}
+            record[name] = {"left_out": measure.one_line(failure)}
             continue
         truth = losses if truth is None else truth
         record[name] = {"first_call": first, "losses": losses.tolist()}
         error = float(np.abs(losses / truth - 1).max())
-        tolerance = TOLERANCES[name.split()[-1] if name.split()[-1] in TOLERANCES else "float32"]
+        dtype = name.split()[-1]
+        tolerance = tolerances[dtype if dtype in tolerances else "float32"]
         if error <= tolerance:
             runs[name] = run
         else:
-            record[name]["left_out"] = f"its losses differ by {error:.1e}, more than {tolerance:g}"
+            record[name]["left_out"] = f"the losses differ by {error:.1e}, more than {tolerance:g}"
     for name, times in measure.in_turns(runs, repeats).items():
         record[name] |= times
     return record
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    """Of each setting and contender: characters per second, ratio to PyTorch's in both dtypes."""
+    """Return a row for each setting and contender, with ratios to PyTorch in both dtypes."""
     made = []
     for result in record["results"]:
-        rates = {
-            name: result["characters"] / statistics.median(c["seconds"])
-            for name, c in result["contenders"].items()
-            if "seconds" in c
-        }
-        for name, rate in sorted(rates.items(), key=lambda pair: -pair[1]):
+        times = tables.medians(result["contenders"])
+        rates = {name: result["characters"] / seconds for name, seconds in times.items()}
+        for name, rate in rates.items():
             ratios = [
                 f"{rate / rates[peer]:.2f}" if peer in rates else "-"
                 for peer in ("torch", "torch bfloat16")
@@ -155,24 +183,10 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     return made
 
 
-HEADINGS = (
-    "setting",
-    "who",
-    "characters/s",
-    "x PyTorch",
-    "x PyTorch bfloat16",
-    "first call, s",
-)
-
-
 def show(record: dict[str, Any], console: Console) -> None:
-    """The table, and who is not in it."""
-    made = Table(title="training: characters per second (median)")
-    for n, heading in enumerate(HEADINGS):
-        made.add_column(heading, justify="left" if n < 2 else "right")
-    for row in rows(record):
-        made.add_row(*row)
-    console.print(made)
+    """Print the table, and the contenders that are missing in it."""
+    title = "training: characters per second (median)"
+    console.print(tables.table(title, HEADINGS, rows(record), left=2))
     for name, why in record["missing"].items():
         console.print(f"without {name}: {why}", markup=False, soft_wrap=True)
     for result in record["results"]:
@@ -182,17 +196,13 @@ def show(record: dict[str, Any], console: Console) -> None:
                 console.print(line, markup=False, soft_wrap=True)
 
 
-def markdown(record: dict[str, Any]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows(record)])
-
-
 def main() -> None:
+    """Run the command."""
     flags = _flags()
     console = measure.screen(stderr=flags.markdown)
     record = measure.read(flags.source) if flags.source else _measure(flags, console)
     if flags.markdown:
-        print(markdown(record))
+        print(tables.markdown_table(HEADINGS, rows(record)))
     else:
         show(record, console)
 
@@ -201,7 +211,7 @@ def _measure(flags: Any, console: Console) -> dict[str, Any]:
     output = flags.output
     if output is None and not flags.quick:
         output = measure.RESULTS / f"training_throughput-{measure.place()}.json"
-    there, missing = peers.load()
+    available, missing = peers.load()
     record: dict[str, Any] = {"benchmark": "training_throughput"}
     record |= measure.surroundings(("torch", "flax", "optax", "keras"))
     record["missing"] = {name: why for name, why in missing.items() if name in PEERS}
@@ -213,7 +223,7 @@ def _measure(flags: Any, console: Console) -> dict[str, Any]:
         record["results"].append(
             {"setting": name, "config": dataclasses.asdict(config), "steps": steps}
             | {"characters": steps * config.batch * config.seq_len}
-            | {"contenders": measured(config, steps, flags.repeats, there)}
+            | {"contenders": measured(config, steps, flags.repeats, available)}
         )
         if output:
             measure.write(record, output)
@@ -222,15 +232,16 @@ def _measure(flags: Any, console: Console) -> dict[str, Any]:
 
 
 def _flags() -> Any:
-    parser = measure.Parser(description="training steps: jaxrnn against the same work elsewhere")
-    say = parser.add_argument
-    say("--settings", nargs="+", choices=SETTINGS, metavar="NAME", help=" or ".join(SETTINGS))
-    say("--steps", type=measure.whole, help="in one call (4 and 20; quick 3)")
-    say("--repeats", type=measure.whole, help="turns of each contender (7; quick 3)")
-    say("--quick", action="store_true", help="the older setting alone, nothing written")
-    say("--output", type=Path, metavar="FILE", help="of the JSON")
-    say("--from", dest="source", type=Path, metavar="FILE", help="report this, measure nothing")
-    say("--markdown", action="store_true", help="print the table as Markdown")
+    parser = measure.Parser(description="Time training steps: jaxrnn beside other libraries.")
+    add = parser.add_argument
+    names = " or ".join(f'"{name}"' for name in SETTINGS)
+    add("--settings", nargs="+", choices=SETTINGS, metavar="NAME", help=f"settings: {names}")
+    add("--steps", type=measure.positive, help="steps in one call (4 and 20; with --quick 3)")
+    add("--repeats", type=measure.positive, help="turns of each contender (7; with --quick 3)")
+    add("--quick", action="store_true", help="only the older setting; writes no file")
+    add("--output", type=Path, metavar="FILE", help="JSON file to write")
+    add("--from", dest="source", type=Path, metavar="FILE", help="report this file; time nothing")
+    add("--markdown", action="store_true", help="print the table as Markdown")
     flags = parser.parse_args()
     flags.repeats = flags.repeats or (3 if flags.quick else 7)
     return flags

@@ -203,7 +203,7 @@ def compiled(what: str, size: Size, make: Callable[[], Program]) -> dict[str, An
     try:
         kernels = reports(function, *args)
     except Exception as failure:
-        return row | {"failed": measure.told(failure)}
+        return row | {"failed": measure.one_line(failure)}
     row["seconds"] = time.perf_counter() - begin
     return row | {"kernels": [kernel._asdict() for kernel in kernels]}
 

@@ -229,8 +229,8 @@ def chip_name(text: str) -> str:
 def main() -> None:
     parser = measure.Parser(description="static bounds for the recurrence on TPUs")
     parser.add_argument("--chips", type=chip_name, nargs="+", default=list(compiler.CHIPS))
-    parser.add_argument("--hidden-size", type=measure.whole, nargs="+", default=SIZES, metavar="H")
-    parser.add_argument("--batch", type=measure.whole, default=128, metavar="B")
+    parser.add_argument("--hidden-size", type=measure.positive, nargs="+", default=SIZES, metavar="H")
+    parser.add_argument("--batch", type=measure.positive, default=128, metavar="B")
     parser.add_argument("--quick", action="store_true", help="one chip and size, nothing written")
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     parser.add_argument("--kernels-only", help=argparse.SUPPRESS)  # see `bundles`

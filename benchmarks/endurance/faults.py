@@ -302,11 +302,11 @@ def possible() -> tuple[str, ...]:
 
 def main() -> None:
     parser = measure.Parser(description="break a training again and again")
-    parser.add_argument("--faults", type=measure.whole, default=200)
+    parser.add_argument("--faults", type=measure.positive, default=200)
     parser.add_argument(
         "--kinds", nargs="+", default=["kill"], choices=[*KINDS, "all"], help="(default kill)"
     )
-    parser.add_argument("--steps", type=measure.whole, default=2000, help="of each training")
+    parser.add_argument("--steps", type=measure.positive, default=2000, help="of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
     flags = parser.parse_args()

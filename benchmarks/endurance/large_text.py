@@ -272,8 +272,8 @@ def _flags() -> Any:
     parser = measure.Parser(description="text larger than memory: what it takes")
     say = parser.add_argument
     say("--gigabytes", type=float, help="of the text (4; quick 0.004)")
-    say("--steps", type=measure.whole, help="of each training (300; quick 20)")
-    say("--repeats", type=measure.whole, default=5, help="turns of the windows alone (5)")
+    say("--steps", type=measure.positive, help="of each training (300; quick 20)")
+    say("--repeats", type=measure.positive, default=5, help="turns of the windows alone (5)")
     say("--quick", action="store_true", help="a few MB, nothing written")
     say("--folder", type=Path, help="where the text is made; without it the system's")
     say("--output", type=Path, metavar="FILE", help="of the JSON")

@@ -275,8 +275,8 @@ def _flags() -> Any:
         help=f"of {stages} (all but the last)",
     )
     say("--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}")
-    say("--seconds", type=measure.whole, help=f"in all ({SECONDS}; quick {QUICK_SECONDS})")
-    say("--repeats", type=measure.whole, help=f"turns of each ({REPEATS}; quick {QUICK_REPEATS})")
+    say("--seconds", type=measure.positive, help=f"in all ({SECONDS}; quick {QUICK_SECONDS})")
+    say("--repeats", type=measure.positive, help=f"turns of each ({REPEATS}; quick {QUICK_REPEATS})")
     say("--quick", action="store_true", help="the first of every stage, tiny, on any device")
     say("--folder", type=Path, help="where hopper-DEVICE.json goes (results; quick: nowhere)")
     say("--after", type=Path, metavar="FILE", help="go on from this file of the same device")

@@ -74,7 +74,7 @@ def compiled(
             try:
                 runs[name] = tuple(made.result() for made in both)
             except Exception as failure:
-                out[name] = measure.told(failure)
+                out[name] = measure.one_line(failure)
     if wait:
         runs = {name: tuple(partial(queue, run, 1) for run in both) for name, both in runs.items()}
     return runs, out
@@ -215,14 +215,14 @@ def absent(name: str) -> str | None:
     try:
         return peer(name).check()
     except Exception as why:  # a broken installation is its own reason
-        return str(why) if isinstance(why, peers.Missing) else measure.told(why)
+        return str(why) if isinstance(why, peers.Missing) else measure.one_line(why)
 
 
 def reason(failure: BaseException, say: Say) -> str:
     """A failure in a line. Where it was the device's the process ends: nothing will run there again."""
     if isinstance(failure, jax.errors.JaxRuntimeError) or "CUDA error" in str(failure):
-        say.lost(measure.told(failure))
-    return measure.told(failure)
+        say.lost(measure.one_line(failure))
+    return measure.one_line(failure)
 
 
 def _wanted(job: Job) -> list[str]:

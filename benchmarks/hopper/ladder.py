@@ -142,7 +142,7 @@ def work(problems: list[Problem], count: int, skip: int, lock: Path, compile_onl
                     if plain is not None:
                         result |= _measured(problem, tiles, compiled, plain.result(), lock)
                 except Exception as failure:
-                    result["failed"] = measure.told(failure)
+                    result["failed"] = measure.one_line(failure)
                 _say(result)
                 number += 1
 
@@ -369,16 +369,16 @@ def _problem(text: str) -> Problem:
     if cell not in programs.CELLS or len(size) != 2:
         names = ", ".join(programs.CELLS)
         raise argparse.ArgumentTypeError(f"must be CELL,B,H with a cell of {names}, not {text!r}")
-    return Problem(cell, *map(measure.whole, size))
+    return Problem(cell, *map(measure.positive, size))
 
 
 def _flags() -> Any:
     parser = measure.Parser(description="tilings of the Hopper kernels on a card")
     say = parser.add_argument
     say("--problems", nargs="+", type=_problem, default=USUAL, metavar="CELL,B,H")
-    say("--count", type=measure.whole, default=4, help="tilings of each problem (4)")
-    say("--workers", type=measure.whole, default=max(1, measure.cores() // 2), help="processes")
-    say("--seconds", type=measure.whole, default=3600, help="at most, in all (an hour)")
+    say("--count", type=measure.positive, default=4, help="tilings of each problem (4)")
+    say("--workers", type=measure.positive, default=max(1, measure.cores() // 2), help="processes")
+    say("--seconds", type=measure.positive, default=3600, help="at most, in all (an hour)")
     say("--output", type=Path, help="where a JSON object goes for each tiling")
     say("--compile", action="store_true", help="only compile them, for an H100 that is not here")
     for hidden in ("--share", "--lock", "--skip"):

@@ -44,7 +44,7 @@ PROBLEMS = [
 
 def main() -> None:
     parser = measure.Parser(description="whether results of the Hopper kernels move")
-    parser.add_argument("--rounds", type=measure.whole, default=1000)
+    parser.add_argument("--rounds", type=measure.positive, default=1000)
     parser.add_argument("--output", type=Path, help="where a JSON object goes for each")
     flags = parser.parse_args()
     with ThreadPoolExecutor() as pool:

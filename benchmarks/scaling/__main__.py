@@ -293,8 +293,8 @@ def _run(flags: Any, console: Console) -> dict[str, Any]:
         try:
             row = same[0] | {"fixed": case.fixed} if same else predicted(case, known)
         except Exception as failure:  # of the compiler, or a text in a form not known here
-            record["left_out"].append(case._asdict() | {"why": measure.told(failure)})
-            console.print(f"left out: {measure.told(failure)}", markup=False)
+            record["left_out"].append(case._asdict() | {"why": measure.one_line(failure)})
+            console.print(f"left out: {measure.one_line(failure)}", markup=False)
             continue
         record["predicted"].append(row)
         if output:
@@ -308,7 +308,7 @@ def _flags() -> Any:
     parser = measure.Parser(description="how training scales over chips")
     say = parser.add_argument
     say("--quick", action="store_true", help="a v5e, 1 and 4 chips, nothing measured or written")
-    say("--repeats", type=measure.whole, default=7, help="turns of each that is measured (7)")
+    say("--repeats", type=measure.positive, default=7, help="turns of each that is measured (7)")
     say("--output", type=Path, metavar="FILE", help=f"of the JSON ({OUTPUT.name})")
     say("--from", dest="source", type=Path, metavar="FILE", help="report this, compile nothing")
     say("--markdown", action="store_true", help="print the tables as Markdown")
