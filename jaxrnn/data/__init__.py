@@ -1,1 +1,1 @@
-"""Text: where it comes from, its vocabulary, and batches of it."""
+"""Text: its sources, its vocabulary, batches of it, and prepared texts on disk."""

@@ -1,12 +1,14 @@
-"""Text as numbers: the vocabulary, the corpus, and batches as a pure function of the step number.
+"""A text as tokens, split for training and validation, and where its batches begin.
 
-Nothing here remembers anything: batch n of a run is `batches.starts(n)`, the places in the text where
-its rows begin, so a resumed run reads exactly what the uninterrupted one would have read.
+The batches of a run are a function of the step number: `batches.starts(n)` gives the places in the
+text where the rows of batch n begin. So a resumed run reads exactly what an uninterrupted one would
+have read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,19 +18,21 @@ import numpy as np
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
 
-BLOCK = 1 << 20  # bytes looked at together
+# Bytes looked at in one call.
+BLOCK = 1 << 20
 
 
 class Corpus(NamedTuple):
-    """A text ready to train on: its first part to learn from, the rest to be judged by.
+    """A text ready for training: the first part to train on, the rest for validation.
 
-    tokens: [N] unsigned integers, in memory or memory-mapped.
-    split: where validation begins; tokens[:split] is for training.
-    vocabulary: what the tokens mean.
-    sha256: of the text, so that a run can be held against the text it was started with.
-    floor: the loss on the validation part that no model can beat, nats per character, where the text's
-      source knows it; else None.
-    different: the number of different tokens in the text; None where it was not counted.
+    Attributes:
+      tokens: [N] unsigned integers, in memory or memory-mapped.
+      split: where validation begins; tokens[:split] are for training.
+      vocabulary: the meaning of the tokens.
+      sha256: SHA-256 of the text in hexadecimal digits, by which a resumed run recognises its text.
+      floor: the loss on the validation part that no model can beat on average, in nats per
+        character; None unless the source of the text knows it.
+      different: number of different tokens in the text; None if not counted.
     """
 
     tokens: np.ndarray
@@ -40,24 +44,26 @@ class Corpus(NamedTuple):
 
     @property
     def train_size(self) -> int:
+        """Number of tokens for training."""
         return self.split
 
     @property
     def validation_size(self) -> int:
+        """Number of tokens for validation."""
         return len(self.tokens) - self.split
 
 
 def make_corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
-    """Encode a text and set its last tenth aside.
+    """Return a text as a `Corpus` whose last tenth is for validation.
 
     Args:
-      content: characters, or bytes for a vocabulary of bytes.
-      nats: [N] -ln P(character | all before it) where the source knows it.
+      content: N characters, or N bytes for a vocabulary of bytes.
+      nats: [N], -ln P(character | all characters before it), if the source knows it.
 
     Raises:
       InputError: for fewer than 20 characters.
     """
-    begin = validation_start(len(content))
+    split = validation_start(len(content))
     by_bytes = isinstance(content, bytes)
     raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
     vocabulary = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
@@ -65,57 +71,69 @@ def make_corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
     sha256 = hashlib.sha256(raw).hexdigest()
     blocks = (raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK))
     different = count_different_bytes(blocks) if by_bytes else len(vocabulary)
-    return Corpus(tokens, begin, vocabulary, sha256, entropy_floor(nats), different)
+    return Corpus(tokens, split, vocabulary, sha256, entropy_floor(nats), different)
 
 
 def count_different_bytes(blocks: Iterable[bytes]) -> int:
-    """Return how many of the 256 bytes there are in the blocks."""
+    """Return how many of the 256 possible bytes occur in the blocks."""
     known = b""
     for block in blocks:
-        known += bytes(set(block.translate(None, known)))  # translate is the fastest way to look
+        # bytes.translate is the fastest way to drop the known ones.
+        known += bytes(set(block.translate(None, known)))
     return len(known)
 
 
 def validation_start(size: int) -> int:
-    """Where the last tenth of a text begins. Raises InputError for a size below 20."""
+    """Return where the last tenth of a text of `size` tokens begins.
+
+    Raises:
+      InputError: for a size below 20.
+    """
     if size < 20:
         raise InputError(f"the text has only {size} characters; give at least 20")
     return size * 9 // 10
 
 
 def entropy_floor(nats: np.ndarray | None) -> float | None:
-    """The mean information of a text's last tenth, nats per character. nats: [N], or None for None."""
-    return (
-        None
-        if nats is None
-        else float(np.mean(nats[validation_start(len(nats)) :], dtype=np.float64))
-    )
+    """Return the mean information of the last tenth of a text, in nats per character.
+
+    Args:
+      nats: [N], the information of each character; None gives None.
+
+    Raises:
+      InputError: for fewer than 20 characters.
+    """
+    if nats is None:
+        return None
+    return float(np.mean(nats[validation_start(len(nats)) :], dtype=np.float64))
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Where the rows of batch n begin in the training text. Each row is seq_len + 1 tokens.
+    """The places in the training text where the rows of each batch begin.
 
-    Streams (the default): the text is cut into `batch` long streams, row b of batch n goes on where
-    row b of batch n - 1 ended, so the recurrent state can be carried over (truncated
-    backpropagation through time). After a pass the streams begin again, each shifted by the same few
-    characters, so that the cuts fall elsewhere.
+    Each row has seq_len + 1 tokens: the inputs and, shifted by one, the targets.
 
-    Shuffled: windows of seq_len + 1 tokens in a new order each pass, every one from the zero state.
-    The last token of a window is the first of the next, so that every token is a target; each pass
-    shifts all windows by another number of tokens.
+    Streams (the default): the text is cut into `batch` long streams. Row b of batch n continues where
+    row b of batch n - 1 ended, so that the recurrent state can be carried over (truncated
+    backpropagation through time). In each pass all streams are shifted by the same random number of
+    characters, so that the cuts fall in different places.
+
+    Shuffled: windows of seq_len + 1 tokens in a new random order in each pass, each starting from the
+    zero state. The last token of a window is the first of the next, so that every token is a target;
+    each pass shifts all windows by a random number of tokens.
 
     Attributes:
-      size: tokens in the training text.
-      batch: rows, B.
-      seq_len: tokens predicted per row, T.
+      size: number of tokens in the training text.
+      batch: number of rows, B.
+      seq_len: number of tokens predicted per row, T.
       shuffle: windows in random order instead of streams.
-      seed: of the order and of the shifts.
-      overlap: False gives the shuffled windows of old runs, which lie side by side in the same places
-        in each pass, so that the first token of each is never a target.
+      seed: random seed of the order and the shifts.
+      overlap: False gives the shuffled windows of older runs: they do not share tokens and lie in the
+        same places in each pass, so that the first token of each is never a target.
 
     Raises:
-      InputError: for a text too short for one batch; it says how long it must be.
+      InputError: for a text too short for one batch; the message says how long it must be.
     """
 
     size: int
@@ -128,26 +146,27 @@ class Batches:
     def __post_init__(self) -> None:
         need = self.batch * (self.seq_len + 1)
         if self.size < need:
-            whole = -(-need * 10 // 9)  # the last tenth is set aside
+            # A tenth of the whole text is set aside for validation.
+            whole = -(-need * 10 // 9)
             raise InputError(
                 f"the text is too short for one batch of {self.batch} rows of {self.seq_len} "
                 f"characters: it must have at least {whole} characters; "
-                "lower --batch or --seq-len, or give more text"
+                "lower `batch` or `seq_len`, or give more text"
             )
 
     @property
     def per_epoch(self) -> int:
-        """Batches in one pass over the text."""
+        """Number of batches in one pass over the text."""
         if self.shuffle:
             return self._windows // self.batch
         return (self.size // self.batch - 1) // self.seq_len
 
     def resets_state(self, step: int) -> bool:
-        """Whether batch `step` begins from the zero state."""
+        """Return whether batch number `step` starts from the zero state."""
         return self.shuffle or step % self.per_epoch == 0
 
     def starts(self, step: int) -> np.ndarray:
-        """[B] int64: where in the text each row of batch `step` begins."""
+        """Return where each row of batch number `step` begins in the text, [B] int64."""
         epoch, index = divmod(step, self.per_epoch)
         if self.shuffle:
             order = _order(self._windows, self.seed, epoch)
@@ -160,30 +179,31 @@ class Batches:
 
     @property
     def _windows(self) -> int:
-        """Windows in a pass, of which less than a batch are left out."""
+        """Number of windows in a pass; fewer than `batch` of them are left out."""
         if not self.overlap:
             return self.size // (self.seq_len + 1)
-        # One less than there could be leaves room for any shift; a text that short has no room.
+        # One window less than possible leaves room for the shift. A very short text has no room.
         return max(self.size // self.seq_len - 1, self.batch)
 
     def _shift(self, epoch: int) -> int:
-        """Tokens before the first window of a pass."""
+        """Return the number of tokens before the first window of a pass."""
         if not self.overlap:
             return 0
         room = self.size - 1 - self._windows * self.seq_len
         return int(np.random.default_rng((self.seed, epoch, 1)).integers(room + 1))
 
 
+@functools.lru_cache(maxsize=1)
 def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
-    """The windows of an epoch in their order; int32 [windows], or int64 where their number needs it."""
-    key = windows, seed, epoch
-    order = _kept.get(key)
-    if order is None:
-        _kept.clear()  # before the next is made: of 4 GB in windows of 100, each is 160 MB
-        order = np.arange(windows, dtype=np.int32 if windows <= 2**31 else np.int64)
-        np.random.default_rng((seed, epoch)).shuffle(order)  # the same in either type
-        _kept[key] = order
+    """Return the numbers of the windows in the order in which a pass reads them.
+
+    The result is int32 [windows], or int64 if int32 is too narrow; both have the same order. It is
+    cached, because every step of the pass needs it.
+    """
+    # Drop the order of the pass before already now: for a text of 4 GB and windows of 100 tokens, each
+    # order takes 160 MB, and only one is to be in memory.
+    _order.cache_clear()
+    order = np.arange(windows, dtype=np.int32 if windows <= 2**31 else np.int64)
+    np.random.default_rng((seed, epoch)).shuffle(order)
+    order.flags.writeable = False
     return order
-
-
-_kept: dict[tuple[int, int, int], np.ndarray] = {}  # the order in use

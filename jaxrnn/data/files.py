@@ -1,7 +1,9 @@
-"""Reading the files of a text, whole or in chunks: the one place that knows how they are joined.
+"""Reading the files of a text, whole or in chunks, and joining them.
 
-for chunk in stream(sources.find(["linux"], "*.c")):    # what `sources.read` returns, however large
-    ...
+    for chunk in stream(sources.find(["linux"], "*.c")):
+        ...
+
+The chunks joined are what `sources.read` returns, but the text may be larger than memory.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from typing import Any, BinaryIO, NamedTuple
 from jaxrnn import console
 from jaxrnn.errors import InputError
 
-CHUNK = 1 << 20  # bytes that `stream` reads at a time
-MARK = "\ufeff"  # the byte order mark
+# Bytes that `stream` reads at a time.
+CHUNK = 1 << 20
+# The byte order mark.
+MARK = "\ufeff"
 NEWLINE = b"\n"
-HEAD = 1 << 15  # bytes at the start of a file from which its format is guessed
-# The first bytes of formats that are not UTF-8 text, a description, and a command that converts them.
+# Bytes at the start of a file from which its format is guessed.
+HEAD = 1 << 15
+# The first bytes of formats other than UTF-8 text, their description, and a command that converts them.
 FORMATS = (
     (b"\xff\xfe\0\0", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
     (b"\0\0\xfe\xff", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
@@ -36,17 +41,19 @@ FORMATS = (
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "zstdcat {}"),
     (b"\x04\x22\x4d\x18", "is compressed by lz4", "lz4cat {}"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "7z x -so {}"),
-    (b"PK\x03\x04", "is a zip archive (.docx, .odt and .epub are such too)", "unzip -p {}"),
+    (b"PK\x03\x04", "is a zip archive (as .docx, .odt and .epub files are)", "unzip -p {}"),
     (b"%PDF-", "is a PDF", "pdftotext {} -"),
 )
 
 
 class File(NamedTuple):
-    """A file of a text: `sources.find` returns them.
+    """A file of a text, as `sources.find` returns it.
 
-    nth, word: which word of `data` it comes from, and that word as errors call it.
-    label: what errors call the file.
-    path: where it is; None for the play and for standard input, which are no files.
+    Attributes:
+      nth: the position in `data` of the word that it comes from.
+      word: that word, as error messages name it.
+      label: the file, as error messages name it.
+      path: its path; None for the play and for standard input, which are not files.
     """
 
     nth: int
@@ -58,9 +65,10 @@ class File(NamedTuple):
 class Place(NamedTuple):
     """How far a text has been read.
 
-    file, offset: the file, by its number, that the last character came from, and the bytes of it that
-        are read.
-    ended: whether that character was a newline (or there was none).
+    Attributes:
+      file: the number of the file that the last character came from.
+      offset: the number of bytes of that file that have been read.
+      ended: whether that character was a newline; True if nothing has been read.
     """
 
     file: int = 0
@@ -69,11 +77,12 @@ class Place(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of a text, of whole characters: `stream` yields them.
+    """A part of a text, made of whole characters, as `stream` yields it.
 
-    raw: the bytes.
-    text: the same as characters; "" where bytes were asked for.
-    place: how far the text has been read with it.
+    Attributes:
+      raw: the bytes.
+      text: the same as characters; "" if the text is read as bytes.
+      place: how far the text has been read after this part.
     """
 
     raw: bytes
@@ -88,61 +97,75 @@ def stream(
     stop: Place | None = None,
     size: int | None = None,
 ) -> Iterator[Chunk]:
-    """Read a text in chunks that, joined, are what `sources.read` returns.
+    """Yield a text in chunks that, joined, are what `sources.read` returns.
 
     Args:
-      files: from `sources.find`.
+      files: the files, from `sources.find`.
       as_bytes: see `sources.read`.
       start: resume at the place of an earlier chunk.
       stop: end at the place of an earlier chunk.
-      size: bytes read at a time, CHUNK if None; -1 reads each file in one piece.
+      size: bytes read at a time; None for CHUNK, -1 for each file in one piece.
 
     Raises:
-      InputError: as `sources.read`, when the reading comes to it.
+      InputError: as in `sources.read`, at the file concerned.
     """
     start = start or Place()
     last = len(files) - 1 if stop is None else stop.file
-    came, ended = start.offset > 0, start.ended  # only a file with something in it is a place
+    # Only a file that is not empty can be a place, so an offset means that there was text.
+    found_text = start.offset > 0
+    ended = start.ended
     for number in range(start.file, last + 1):
         file = files[number]
         offset = start.offset if number == start.file else 0
         end = stop.offset if stop is not None and number == stop.file else None
-        begins = nothing = offset == 0
+        at_start = offset == 0
+        is_empty = at_start
         pieces = _pieces(file, as_bytes, offset, end, CHUNK if size is None else size)
         for raw, text, offset in pieces:
-            if begins and not ended:
-                raw, text = b"\n" + raw, text and "\n" + text
-            came, begins, ended = True, False, raw.endswith(b"\n")
-            nothing = False
+            if at_start and not ended:
+                raw = b"\n" + raw
+                text = text and "\n" + text
+            found_text = True
+            at_start = is_empty = False
+            ended = raw.endswith(b"\n")
             yield Chunk(raw, text, Place(number, offset, ended))
-        if nothing and file.path is None:  # the program before the pipe may have failed
+        # The program on the other side of a pipe may have failed, so an empty pipe is an error.
+        if is_empty and file.path is None:
             raise _empty([file])
-    if not came:
+    if not found_text:
         raise _empty(files)
 
 
 def stamps(files: Sequence[File]) -> list[tuple[int, int] | None]:
-    """Return bytes and time of change (ns) of each file, None for what is no regular file.
+    """Return the size (bytes) and the modification time (ns) of each file.
+
+    The result has None for anything that is not a regular file.
 
     Raises:
-      InputError: for what can be seen before reading: a file is missing, or all are empty.
+      InputError: if a file is missing, or all are empty.
     """
     found: list[tuple[int, int] | None] = []
     for file in files:
         with _reported(file):
-            there = None if file.path is None else os.stat(file.path)
-        regular = there is not None and stat.S_ISREG(there.st_mode)
-        found.append((there.st_size, there.st_mtime_ns) if there and regular else None)
+            status = None if file.path is None else os.stat(file.path)
+        if status is not None and stat.S_ISREG(status.st_mode):
+            found.append((status.st_size, status.st_mtime_ns))
+        else:
+            found.append(None)
     if all(stamp is not None and stamp[0] == 0 for stamp in found):
         raise _empty(files)
     return found
 
 
 def read(path: str, as_bytes: bool = False) -> str | bytes:
-    """Read one file, or standard input for "-", whole and as `sources.read` reads a text.
+    """Return the content of one file, or of standard input for "-".
+
+    Args:
+      path: the path of the file, or "-".
+      as_bytes: see `sources.read`.
 
     Raises:
-      InputError: it cannot be read or, unless `as_bytes`, is not UTF-8.
+      InputError: if the file cannot be read or, unless `as_bytes`, is not UTF-8.
     """
     try:
         raw = _stdin().read() if path == "-" else Path(path).read_bytes()
@@ -150,8 +173,9 @@ def read(path: str, as_bytes: bool = False) -> str | bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if as_bytes:
         return raw
-    label, head = "standard input" if path == "-" else path, raw[:HEAD]
+    label = "standard input" if path == "-" else path
     where = path if path == "-" else console.quoted_path(path)
+    head = raw[:HEAD]
     if _unmarked(head):
         raise _not_utf8(label, where, head, bytes_too=False)
     try:
@@ -164,7 +188,15 @@ def read(path: str, as_bytes: bool = False) -> str | bytes:
 def _pieces(
     file: File, as_bytes: bool, offset: int, end: int | None, size: int
 ) -> Iterator[tuple[bytes, str, int]]:
-    """A file from `offset` on, in pieces of whole characters, each with the offset after it."""
+    """Yield the bytes, the characters and the offset after them, for each piece of a file.
+
+    Args:
+      file: the file.
+      as_bytes: whether to leave the characters empty and cut anywhere.
+      offset: the offset in bytes to start from.
+      end: the offset to stop at; None for the end of the file.
+      size: bytes read at a time; -1 for the whole file.
+    """
     rest = b""
     line = 1 if offset == 0 else None
     with _open(file) as opened:
@@ -182,11 +214,14 @@ def _pieces(
                 try:
                     text, used = codecs.utf_8_decode(raw, "strict", final)
                 except UnicodeDecodeError as error:
-                    found, good = _place(raw, error, offset, line), offset + error.start
+                    found = _place(raw, error, offset, line)
+                    good = offset + error.start
                     raise _not_utf8(file.label, _where(file), head, found, good) from None
-            piece, rest = raw[:used], raw[used:]
+            piece = raw[:used]
+            rest = raw[used:]
             if offset == 0 and text.startswith(MARK):
-                text, piece = text[1:], piece[len(MARK.encode()) :]
+                text = text[1:]
+                piece = piece[len(MARK.encode()) :]
             offset += used
             line = line and line + piece.count(b"\n")
             if piece:
@@ -196,7 +231,10 @@ def _pieces(
 
 
 def _head(file: File, opened: Any, offset: int) -> bytes:
-    """Return the first bytes of a file that is open at `offset`, or none if it can be read only once."""
+    """Return the first bytes of an open file, and continue at `offset`.
+
+    The result is empty if the file can be read only once.
+    """
     if file.path is None or not opened.seekable():
         return b""
     head = opened.read(HEAD)
@@ -206,7 +244,7 @@ def _head(file: File, opened: Any, offset: int) -> bytes:
 
 @contextlib.contextmanager
 def _open(file: File) -> Iterator[BinaryIO]:
-    """A file to read from; what goes wrong with it, whenever, is an InputError."""
+    """Open a file for reading; an error at any time until it is closed becomes an InputError."""
     with _reported(file):
         if file.path is not None:
             with open(file.path, "rb") as opened:
@@ -221,11 +259,12 @@ def _open(file: File) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _reported(file: File) -> Iterator[None]:
+    """Turn an OSError about a file into an InputError."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f'no file or folder "{file.path}"; --data takes play, shakespeare, - for standard '
+            f'no file or folder "{file.path}"; `data` takes play, shakespeare, - for standard '
             "input, or a path"
         ) from error
     except OSError as error:
@@ -233,6 +272,7 @@ def _reported(file: File) -> Iterator[None]:
 
 
 def _empty(files: Sequence[File]) -> InputError:
+    """Return the error for a text without a character."""
     words = list(dict.fromkeys(file.word for file in files))
     more = f" and {len(words) - 3} more" if len(words) > 3 else ""
     verb = "is" if len(words) == 1 else "are"
@@ -245,6 +285,11 @@ def unreadable(path: str, error: OSError) -> InputError:
 
 
 def _stdin() -> Any:
+    """Return standard input.
+
+    Raises:
+      InputError: if it is closed or a terminal.
+    """
     closed = sys.stdin is None or sys.stdin.closed
     if closed or sys.stdin.isatty():
         raise InputError(
@@ -254,7 +299,7 @@ def _stdin() -> Any:
     return sys.stdin.buffer
 
 
-# --- what a file is that is not UTF-8 ---
+# --- files that are not UTF-8 ---
 
 
 def _where(file: File) -> str:
@@ -273,15 +318,16 @@ def _not_utf8(
     """Return the error for a file that is not UTF-8; it names the command that converts the file.
 
     Args:
-      label, where: the file, as errors and as commands name it.
+      label: the file, as error messages name it.
+      where: the file, as commands name it.
       head: its first bytes.
-      found: the byte that is wrong, and where it is.
-      good: bytes of the file before that one; None where none is wrong.
-      bytes_too: whether --bytes is another way to read it.
+      found: the wrong byte and its place, if any.
+      good: number of bytes before the wrong one; None if no byte is wrong.
+      bytes_too: whether the caller can read it as bytes instead.
     """
     what, command, is_text = _kind(head, good)
     convert = f": convert it with {command.format(where)} > NEW.txt" if command else ""
-    instead = "; --bytes reads it as it is" if bytes_too and is_text else ""
+    instead = "; `as_bytes` reads it as it is" if bytes_too and is_text else ""
     return InputError(f"{label} is not UTF-8{found and ': ' + found}; it {what}{convert}{instead}")
 
 
@@ -293,18 +339,18 @@ def _kind(head: bytes, good: int | None) -> tuple[str, str, bool]:
     if unmarked := _unmarked(head):
         return f"looks like {unmarked.upper()}", f"iconv -f {unmarked} -t utf-8 {{}}", False
     if b"\0" in head:
-        return "has NUL bytes and is no text", "", True
+        return "has NUL bytes and is not text", "", True
     if not head[:good].isascii():
-        what = "is UTF-8 but for some bytes, which can be left out"
+        what = "is UTF-8 except for some bytes, which can be left out"
         return what, "iconv -c -f utf-8 -t utf-8 {}", True
     if 3 * sum(byte >= 0x80 for byte in head) < len(head):
-        what = "is perhaps Windows-1252, as Western European text often is"
+        what = "may be Windows-1252, as Western European text often is"
         return what, "iconv -f windows-1252 -t utf-8 {}", True
-    return "has some other encoding, ENCODING", "iconv -f ENCODING -t utf-8 {}", True
+    return "has another encoding, written ENCODING here", "iconv -f ENCODING -t utf-8 {}", True
 
 
 def _unmarked(head: bytes) -> str | None:
-    """Guess the variant of UTF-16 or UTF-32 of a file without a byte order mark."""
+    """Return the variant of UTF-16 or UTF-32 that a file without a byte order mark seems to be."""
     columns = [head[at : len(head) // 4 * 4 : 4] for at in range(4)]
     zeros = [8 * column.count(0) > 7 * len(column) for column in columns]
     forms = {
@@ -317,7 +363,14 @@ def _unmarked(head: bytes) -> str | None:
 
 
 def _place(raw: bytes, error: UnicodeDecodeError, offset: int = 0, line: int | None = 1) -> str:
-    """Return the invalid byte and its place in the file; `raw` begins at `offset` and `line` of it."""
+    """Return a description of the invalid byte and its place in the file.
+
+    Args:
+      raw: a part of the file.
+      error: the error, whose `start` counts from the start of that part.
+      offset: the offset of that part in the file.
+      line: the line that the part begins in; None if unknown.
+    """
     found = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
     if line is not None:
         found += f" (line {line + raw.count(NEWLINE, 0, error.start)})"

@@ -1,11 +1,11 @@
 """An endless verse play whose entropy is known exactly: the default training text.
 
 The play is drawn from the grammar below, and every random choice can be read back from the text:
-where there is a choice, no alternative's opening is a prefix of another's, so the characters so
-far always say where in the grammar we are. The probability of each next character is therefore
-exact, and with it the loss that no model of the play can beat on average.
+no alternative of a choice begins with the opening of another one, so the characters so far determine
+the position in the grammar. Therefore the probability of each next character is known exactly, and
+with it the loss that no model of the play can beat on average.
 
-    play = write(1_000_000)     # play.text, and play.nats: each character's exact loss
+    play = write(1_000_000)     # play.text, and play.nats: the exact information of each character
     entropy_rate()              # nats per character of the endless play, in closed form
 """
 
@@ -21,11 +21,12 @@ import numpy as np
 
 
 class Play(NamedTuple):
-    """A play and what each of its characters costs: `write` returns one.
+    """A play and the information of each of its characters, as `write` returns it.
 
-    text: exactly `length` ASCII characters.
-    nats: float64 [length]; nats[i] is -ln P(text[i] | text[:i]) under the grammar, exact but for
-        the rounding of one logarithm, and zero where the text so far allows one character only.
+    Attributes:
+      text: exactly `length` ASCII characters.
+      nats: float64 [length]; nats[i] is -ln P(text[i] | text[:i]) under the grammar, exact except for
+        the rounding of one logarithm, and zero if the text so far allows only one character.
     """
 
     text: str
@@ -33,19 +34,24 @@ class Play(NamedTuple):
 
 
 def write(length: int = 1_000_000, seed: int = 0) -> Play:
-    """The first `length` characters of the endless play numbered `seed`.
+    """Return the first `length` characters of the endless play numbered `seed`.
 
-    The text depends on `seed` alone: a longer play begins with the shorter one, on any machine.
-    The choices come from `random.Random.random`, whose sequence Python promises to keep from
-    version to version; NumPy promises that for none of its distributions.
+    The endless play depends on `seed` only, so a longer play begins with the shorter one, on any
+    machine. The choices come from `random.Random.random`, whose sequence Python guarantees for all
+    versions; NumPy does not guarantee that for its distributions.
+
+    Raises:
+      ValueError: for a length below 1.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1 character, got {length}")
-    draw = random.Random(str(seed)).random  # a string, because the integers 1 and -1 seed alike
+    # A string, because the integers 1 and -1 give the same sequence.
+    draw = random.Random(str(seed)).random
     grammar = {f"{{{name}}}": _compile(lines) for name, lines in GRAMMAR.items()}
     text: list[str] = []
     nats: list[float] = []
-    ahead: list[str] = []  # what is still to be said, the next thing last
+    # What is still to be written, the next part last.
+    ahead: list[str] = []
     while len(nats) < length:
         part = ahead.pop() if ahead else "{unit}"
         if part in grammar:
@@ -60,15 +66,17 @@ def write(length: int = 1_000_000, seed: int = 0) -> Play:
 
 
 def entropy_rate() -> float:
-    """Nats per character of the endless play: the limit of the mean of `Play.nats`. No sampling.
+    """Return the entropy of the endless play in nats per character, computed without sampling.
 
-    The play is a sequence of independent units (a speech, a direction, a heading), so its rate is
-    a unit's expected nats over its expected characters. Both expectations obey one linear system:
-    what a name says is what its own choice says plus what the names in its alternatives say.
+    It is the limit of the mean of `Play.nats`. The play is a sequence of independent units (a speech,
+    a direction, a heading), so its rate is the expected nats of a unit divided by its expected
+    number of characters. Both expectations solve one linear system: the expectation of a name is
+    that of its own choice plus those of the names in its alternatives.
     """
     names = list(GRAMMAR)
     nats, chars = np.zeros((2, len(names)))
-    uses = np.zeros((len(names), len(names)))  # expected number of {column} in one {row}
+    # The expected number of {column} in one {row}.
+    uses = np.zeros((len(names), len(names)))
     for row, lines in enumerate(GRAMMAR.values()):
         nats[row] = sum(sum(losses) for _, losses, _ in _compile(lines)) / len(lines)
         for line in lines:
@@ -82,11 +90,11 @@ def entropy_rate() -> float:
     return float(unit_nats / unit_chars)
 
 
-# The grammar. A name in braces is a choice among the alternatives of that name; a class of words
-# is named after one of its own, so that the skeleton of the play can be read as a play. Choices
-# are uniform: an alternative listed n times is n times as likely.
+# The grammar. A name in braces is a choice among the alternatives of that name. Each class of words
+# is named after one of them, so that the templates can be read as a play. Choices are uniform: an
+# alternative listed n times is n times as likely.
 
-# stress (x weak, / strong) -> class -> words. Verbs are in the plural; a template adds the s.
+# Words by stress (x weak, / strong) and class. Verbs are in the plural; a template adds the s.
 WORDS = {
     "x": {
         "my": "my, thy, the, our, his, her, this, your, that, each, some, one",
@@ -122,7 +130,7 @@ WORDS = {
     },
 }
 
-# Iambic pentameter: in every line five times weak, strong.
+# Iambic pentameter: every line has five feet, each a weak and a strong syllable.
 VERSE = [
     "The {weary} {night} {forgive}s {my} {weary} {night}.",
     "My {sorrow} {love}s {my} {night}, and {love}s {my} {night};",
@@ -194,11 +202,11 @@ _SLOT = re.compile(r"(\{.+?\})")
 
 
 def _compile(lines: list[str]) -> list[tuple[str, list[float], list[str]]]:
-    """Each alternative as its opening, the nats of the opening's characters, and the rest reversed.
+    """Return each alternative as its opening, the nats of the opening's characters, and the rest.
 
-    The opening is what comes before the first name. No opening is a prefix of another, so reading
-    it settles the choice and nothing after it is a surprise. Of the alternatives that agree with
-    the text up to a character, the share that agrees with the character too is its probability.
+    The opening is the part before the first name; the rest is reversed. No opening is a prefix of
+    another, so the choice is known after the opening. The probability of a character is the share
+    of the alternatives with that character, among those that agree with the text before it.
     """
     parts = [_SLOT.split(line) for line in lines]
     compiled = []

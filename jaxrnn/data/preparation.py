@@ -1,8 +1,9 @@
-"""From a text of any size to a prepared folder (`jaxrnn.data.token_files`), in one pass and little memory.
+"""Making a prepared folder (`jaxrnn.data.token_files`) of a text of any size, in little memory.
 
-Characters get numbers in the order in which they come, since the vocabulary is not known before the
-end; then the tokens are mapped once to the numbers that `Vocabulary.of` gives. Every few seconds it is
-noted how far the work is, so that whatever ends it, a power cut included, it can resume from there.
+The text is read once. The vocabulary is not known before the end, so characters get provisional
+tokens in the order of first occurrence; afterwards these are mapped to the tokens that
+`Vocabulary.of` gives. The state of the work is saved every few seconds, so that after any
+interruption, a power cut included, it resumes from there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,38 +24,59 @@ from jaxrnn.data.corpus import count_different_bytes, validation_start
 from jaxrnn.data.vocabulary import Numbering, Vocabulary, code_points
 from jaxrnn.errors import InputError
 
-NOTE_EVERY = 10.0  # seconds between notes of how far it is
-REMEDY = "choose another --output, or --overwrite it"
-BLOCK = 1 << 20  # bytes of tokens rewritten at a time
+# Seconds between two times that the state is saved.
+SAVE_EVERY = 10.0
+# Bytes of tokens rewritten at a time.
+BLOCK = 1 << 20
+
+_REMEDY = "choose another `output`, or `overwrite` it"
 
 
-class Screen:
-    """Told of the work as it goes on. This one shows nothing."""
+@runtime_checkable
+class Screen(Protocol):
+    """A display of the progress of a preparation, which works in several stages."""
 
     def line(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Show a line of its own."""
 
     def begin(self, what: str, done: int, total: int | None) -> None:
-        """A part of the work, in bytes; the total is None where it is not known."""
+        """Begin a stage, `done` of `total` bytes finished; None for an unknown total."""
 
     def reach(self, done: int) -> None:
-        """That part is as far as this."""
+        """Show that `done` bytes of the stage are finished."""
 
     def end(self) -> None:
-        """That part is over, finished or not."""
+        """End the stage, finished or not."""
+
+
+class _NoScreen:
+    """A display that shows nothing."""
+
+    def line(self, text: str) -> None:
+        """Show nothing."""
+
+    def begin(self, what: str, done: int, total: int | None) -> None:
+        """Show nothing."""
+
+    def reach(self, done: int) -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How far a preparation is: what progress.json holds besides the sources.
+    """How far a preparation is: the content of progress.json besides the sources.
 
-    place: of the text that was read.
-    characters: found in it, in the order of their numbers.
-    count: tokens in the partial file.
-    size: bytes of the text that they stand for.
-    sha256: of those bytes.
-    complete: whether that is the whole text.
-    ordered: tokens in tokens.bin.
+    Attributes:
+      place: how far the text has been read.
+      characters: the characters found in it, in the order of their provisional tokens.
+      count: number of tokens in the partial file.
+      size: number of bytes of the text that they stand for.
+      sha256: SHA-256 of those bytes in hexadecimal digits.
+      complete: whether that is the whole text.
+      ordered: number of tokens in tokens.bin.
     """
 
     place: files.Place = dataclasses.field(default_factory=files.Place)
@@ -67,20 +89,26 @@ class State:
 
 
 class Preparation:
-    """The work on one folder.
+    """The preparation of one folder.
 
     Args:
       parts: the files of the text, from `sources.find`.
-      as_bytes: tokens are bytes.
-      name: of the text, for meta.json.
-      output: the folder; it exists, and this process alone writes to it.
-      floor: of the text, see `Corpus`.
-      screen: told of everything as it happens.
-      replace: prepare the text even where the folder holds one. Finished tokens stay until the new
-        text has been read to its end; unfinished work that was no such replacement is thrown away.
+      as_bytes: whether tokens are bytes.
+      name: the name of the text, for meta.json.
+      output: the folder; it exists, and no other process writes to it.
+      floor: the loss that no model can beat, as in `Corpus`.
+      screen: a display of the progress.
+      overwrite: prepare the text even if the folder holds one. Finished tokens stay until the new text
+        has been read to its end. Unfinished work is discarded, unless it was itself to overwrite.
+
+    Attributes:
+      total: bytes of the text, or None if unknown.
+      resumable: whether the text can be read again, which standard input cannot.
+      state: how far the preparation is.
+      saved: how far progress.json says that it is.
 
     Raises:
-      InputError: a file is not there or a word is empty.
+      InputError: if a file is missing or the text is empty.
     """
 
     def __init__(
@@ -91,13 +119,19 @@ class Preparation:
         output: Path,
         floor: float | None = None,
         screen: Screen | None = None,
-        replace: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        self._files, self._as_bytes, self._name, self._output = parts, as_bytes, name, output
-        self._floor, self._screen = floor, screen or Screen()
-        self._replace, self._keeps = replace, False  # finished tokens, to be replaced
+        self._files = parts
+        self._as_bytes = as_bytes
+        self._name = name
+        self._output = output
+        self._floor = floor
+        self._screen: Screen = screen or _NoScreen()
+        self._overwrite = overwrite
+        # Whether the folder still has finished tokens, which are to be overwritten.
+        self._keeps_finished = False
         stamps = files.stamps(parts)
-        self._sources: list[list[Any]] = [
+        self._sources: list[token_files.Stamp] = [
             [os.path.abspath(file.path) if file.path else file.label, *(stamp or (None, None))]
             for file, stamp in zip(parts, stamps, strict=True)
         ]
@@ -107,114 +141,139 @@ class Preparation:
             stamp is not None or (file.path is None and file.label == "play")
             for file, stamp in zip(parts, stamps, strict=True)
         )
-        self.state = self.noted = self._before = State()  # now, on disk, a large chunk before
-        self._when = time.monotonic()  # it was noted
+        self.state = State()
+        self.saved = State()
+        # The state one large chunk ago.
+        self._previous = State()
+        self._saved_at = time.monotonic()
 
     def run(self) -> token_files.Meta:
-        """Do the work, or what is left of it. Finished, it is not done again.
+        """Prepare the text, or the rest of it; finished work is not repeated.
 
         Raises:
-          InputError: the folder holds something else, or the text cannot be read or is no text.
-          OSError: nothing can be written; the work resumes from there another time.
+          InputError: if the folder holds something else, or the text cannot be read or decoded.
+          OSError: if the files cannot be written; another call resumes from there.
         """
         finished = (self._output / token_files.META).exists()
-        if finished and not self._replace:
+        if finished and not self._overwrite:
             return self._finished()
-        self._keeps = finished
-        if not self._replace:
+        self._keeps_finished = finished
+        if not self._overwrite:
             self._resume()
-        elif not self._resume_replacement():
-            discard(self._output, self._keeps)
+        elif not self._resume_overwriting():
+            discard(self._output, self._keeps_finished)
         try:
+            # From now on the folder is known to be a preparation.
             if not (self._output / token_files.PROGRESS).exists():
-                self._note()  # from now on the folder says whose it is
+                self._save()
             self._read()
             self._order()
             return self._finish()
         except BaseException as error:
             bad_text = isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
+            # The disk may be full. The files of the previous state are shorter, which makes room.
             if isinstance(error, OSError):
-                self.state = self._before  # whose files are shorter: room for the note
-            with contextlib.suppress(OSError):  # an older note is there
-                if (self._output / token_files.META).exists() and not self._keeps:
+                self.state = self._previous
+            # If this fails, too, the progress saved last is still there.
+            with contextlib.suppress(OSError):
+                if (self._output / token_files.META).exists() and not self._keeps_finished:
                     pass
                 elif bad_text or not self.resumable:
-                    discard(self._output, self._keeps)  # there is nothing that could be resumed
+                    discard(self._output, self._keeps_finished)
                 else:
-                    self._note()
+                    self._save()
             raise
 
-    # --- the parts of the work ---
+    # --- the stages ---
 
     def _finished(self) -> token_files.Meta:
+        """Return the content of meta.json, after a check that it is of this text."""
         meta = token_files.read_meta(self._output)
         self._check_same(meta.sources, meta.vocabulary.by_bytes)
         if not self.resumable:
-            raise InputError(f"{self._output} was prepared from a stream; {REMEDY}")
-        token_files.load_corpus(self._output)  # raises where it is damaged
+            raise InputError(f"{self._output} was prepared from a stream; {_REMEDY}")
+        # This raises an error if the tokens are damaged.
+        token_files.load_corpus(self._output)
         return meta
 
-    def _resume_replacement(self) -> bool:
-        """Take up unfinished work of `replace`. Return False where none can be resumed."""
+    def _resume_overwriting(self) -> bool:
+        """Resume unfinished work that was to overwrite. Return False if there is none."""
         path = self._output / token_files.PROGRESS
         try:
             if not (path.exists() and token_files.read_json(path).get("replaces")):
                 return False
             self._resume()
             return True
-        except InputError:  # it is of another text, or damaged
+        except InputError:
+            # The unfinished work is of another text, or damaged.
             self.state = State()
             return False
 
     def _resume(self) -> None:
-        """Take up the state that the folder is in."""
+        """Take over the state in which the folder is."""
         path = self._output / token_files.PROGRESS
         if not path.exists():
-            return discard(self._output)  # at most a beginning
-        said = token_files.read_json(path)
+            # At most the very beginning of a preparation is here.
+            discard(self._output)
+            return
+        content = token_files.read_json(path)
         try:
-            same = said["sources"], bool(said["bytes"])
-            fields = {field.name: said["state"][field.name] for field in dataclasses.fields(State)}
+            sources = content["sources"]
+            as_bytes = bool(content["bytes"])
+            fields = {
+                field.name: content["state"][field.name] for field in dataclasses.fields(State)
+            }
             self.state = State(**fields | {"place": files.Place(*fields["place"])})
             counts = self.state.count, self.state.ordered, *self.state.place
             if min(counts) < 0:
                 raise ValueError("negative")
         except (KeyError, TypeError, ValueError) as error:
             raise token_files.damaged_error(path, error) from None
-        self._check_same(*same)
+        self._check_same(sources, as_bytes)
         if not self.resumable:
-            self._screen.line("a stream cannot be read again, so this begins again")
+            self._screen.line("a stream cannot be read again, so this starts over")
             self.state = State()
-            return discard(self._output, self._keeps)
+            discard(self._output, self._keeps_finished)
+            return
+        # A file of narrower or wider tokens may be left from just before or after the last save.
         for file in {*token_files.partials(self._output)} - {self._partial()}:
-            file.unlink()  # narrower or wider, from just before or after the last note
+            file.unlink()
         itemsize = self._dtype().itemsize
         partial, final = (
             path.stat().st_size // itemsize if path.exists() else -1
             for path in (self._partial(), self._output / token_files.TOKENS)
         )
-        final = -1 if self._keeps else final
+        final = -1 if self._keeps_finished else final
         if self.state.complete and partial < 0 and final == self.state.count:
-            self.state = dataclasses.replace(self.state, ordered=final)  # only meta.json is missing
+            # Only meta.json is missing.
+            self.state = dataclasses.replace(self.state, ordered=final)
         elif max(partial, 0) < self.state.count or max(final, 0) < self.state.ordered:
-            raise token_files.damaged_error(self._partial(), ValueError("shorter than noted"))
-        self.noted = self._before = self.state
+            raise token_files.damaged_error(self._partial(), ValueError("shorter than saved"))
+        self.saved = self._previous = self.state
 
-    def _check_same(self, stamps: list[list[Any]], as_bytes: bool) -> None:
-        """Raises InputError unless the folder was made from the very files that are there now."""
+    def _check_same(self, stamps: list[token_files.Stamp], as_bytes: bool) -> None:
+        """Check that the folder was made from the same files, and that they have not changed.
+
+        Args:
+          stamps: the files that the folder was made from.
+          as_bytes: whether its tokens are bytes.
+
+        Raises:
+          InputError: if they are not the same.
+        """
         if as_bytes != self._as_bytes:
             kind = "bytes" if as_bytes else "characters"
-            raise InputError(f"{self._output} was prepared as {kind}; {REMEDY}")
+            raise InputError(f"{self._output} was prepared as {kind}; {_REMEDY}")
         if [stamp[0] for stamp in stamps] != [stamp[0] for stamp in self._sources]:
-            raise InputError(f"{self._output} was prepared from other files; {REMEDY}")
+            raise InputError(f"{self._output} was prepared from other files; {_REMEDY}")
         for before, now in zip(stamps, self._sources, strict=True):
             if before != now:
                 raise InputError(
-                    f"{now[0]} has changed since {self._output} was prepared from it; {REMEDY}"
+                    f"{now[0]} has changed since {self._output} was prepared from it; {_REMEDY}"
                 )
 
     def _read(self) -> None:
-        """The text, from where the state is to its end, into the partial file."""
+        """Write the text, from the current state on, to the partial file."""
         if self.state.complete:
             return
         digest = self._digest()
@@ -232,7 +291,7 @@ class Preparation:
                 _write(file, new)
                 digest.update(chunk.raw)
                 if len(chunk.raw) >= files.CHUNK // 2:
-                    self._before = self.state
+                    self._previous = self.state
                 self.state = State(
                     chunk.place,
                     numbering.vocabulary.characters,
@@ -241,16 +300,21 @@ class Preparation:
                     digest.hexdigest(),
                 )
                 self._screen.reach(self.state.size)
-                self._note_if_due()
-        validation_start(self.state.count)  # raises where there is too little
+                self._save_if_due()
+        # This raises an error if the text is too short.
+        validation_start(self.state.count)
         self.state = dataclasses.replace(self.state, complete=True)
-        self._note()
+        self._save()
 
     def _digest(self) -> Any:
-        """The hash of the text read so far; no library's can be stored, so it is read again."""
-        digest, size = hashlib.sha256(), 0
+        """Return an object of hashlib with the hash of the text read so far.
+
+        Objects of hashlib cannot be stored on disk, so that part of the text is read again.
+        """
+        digest = hashlib.sha256()
+        size = 0
         if self.state.count:
-            self._screen.begin("reading again what was read", 0, self.state.size)
+            self._screen.begin("checking the text read so far", 0, self.state.size)
             try:
                 for chunk in files.stream(self._files, self._as_bytes, stop=self.state.place):
                     digest.update(chunk.raw)
@@ -261,41 +325,44 @@ class Preparation:
             if digest.hexdigest() != self.state.sha256:
                 raise InputError(
                     f"the text has changed since {self._output} was prepared from its beginning; "
-                    "the same command now begins again"
+                    "the same command now starts over"
                 )
         return digest
 
     def _widen(self, vocabulary: Vocabulary) -> None:
-        """Rewrite the partial file in the type that a vocabulary needs."""
-        old, narrow, wide = self._partial(), self._dtype(), _little(vocabulary.dtype)
+        """Rewrite the partial file in the wider type that a vocabulary needs."""
+        old = self._partial()
+        narrow = self._dtype()
+        wide = _little_endian(vocabulary.dtype)
         path = self._output / token_files.PARTIAL.format(wide.name)
         with old.open("rb") as file, _at(path, 0, wide) as wider:
             for block in iter(lambda: file.read(BLOCK), b""):
                 _write(wider, np.frombuffer(block, narrow).astype(wide))
         self.state = dataclasses.replace(self.state, characters=vocabulary.characters)
-        self._before = self.state
-        self._note()
+        self._previous = self.state
+        self._save()
         old.unlink()
 
     def _order(self) -> None:
-        """From numbers in order of arrival to those of the sorted vocabulary, into tokens.bin."""
-        if self._keeps:
-            for name in (
-                token_files.META,
-                token_files.TOKENS,
-            ):  # without the first the second is unfinished
+        """Write tokens.bin: provisional tokens mapped to those of the sorted vocabulary."""
+        if self._keeps_finished:
+            # In this order: without meta.json, tokens.bin counts as unfinished.
+            for name in (token_files.META, token_files.TOKENS):
                 (self._output / name).unlink()
-            self._keeps = False
+            self._keeps_finished = False
         if self.state.ordered == self.state.count:
             return
         rank = np.argsort(np.argsort(code_points(self.state.characters)))
-        path, partial, dtype = self._output / token_files.TOKENS, self._partial(), self._dtype()
+        path = self._output / token_files.TOKENS
+        partial = self._partial()
+        dtype = self._dtype()
         if np.array_equal(rank, np.arange(len(rank))):
             partial.replace(path)
             self.state = dataclasses.replace(self.state, ordered=self.state.count)
-            self._before = self.state
+            self._previous = self.state
             return
-        ranks, total = rank.astype(dtype), self.state.count * dtype.itemsize
+        ranks = rank.astype(dtype)
+        total = self.state.count * dtype.itemsize
         done = self.state.ordered * dtype.itemsize
         with partial.open("rb") as file, _at(path, self.state.ordered, dtype) as ordered:
             file.seek(done)
@@ -305,15 +372,16 @@ class Preparation:
                     block = np.frombuffer(file.read(min(BLOCK, total - done)), dtype)
                     _write(ordered, ranks.take(block))
                     done += block.nbytes
-                    self._before = self.state
+                    self._previous = self.state
                     self.state = dataclasses.replace(self.state, ordered=done // dtype.itemsize)
                     self._screen.reach(done)
-                    self._note_if_due()
+                    self._save_if_due()
             finally:
                 self._screen.end()
             os.fsync(ordered.fileno())
 
     def _finish(self) -> token_files.Meta:
+        """Write meta.json, and remove the files of unfinished work."""
         state = self.state
         vocabulary = Vocabulary("".join(sorted(state.characters)), self._as_bytes)
         different = len(vocabulary)
@@ -335,45 +403,52 @@ class Preparation:
             partial.unlink()
         return meta
 
-    # --- notes ---
+    # --- the state on disk ---
 
-    def _note_if_due(self) -> None:
-        if time.monotonic() - self._when >= NOTE_EVERY:
-            self._note()
+    def _save_if_due(self) -> None:
+        """Save the state, unless that was done less than SAVE_EVERY seconds ago."""
+        if time.monotonic() - self._saved_at >= SAVE_EVERY:
+            self._save()
 
-    def _note(self) -> None:
-        """Write progress.json, after what it speaks of is on the disk."""
+    def _save(self) -> None:
+        """Write progress.json, after the tokens that it counts are on the disk."""
         dtype = self._dtype()
         for path, count in (
             (self._partial(), self.state.count),
             (self._output / token_files.TOKENS, self.state.ordered),
         ):
-            if path.exists() and not (self._keeps and path.name == token_files.TOKENS):
+            if path.exists() and not (self._keeps_finished and path.name == token_files.TOKENS):
                 with path.open("r+b") as file:
-                    file.truncate(count * dtype.itemsize)  # where the disk is full this makes room
+                    # This makes room if the disk is full.
+                    file.truncate(count * dtype.itemsize)
                     os.fsync(file.fileno())
-        said = {
+        content = {
             "bytes": self._as_bytes,
             "sources": self._sources,
-            "replaces": self._replace,
+            "replaces": self._overwrite,
+            "state": dataclasses.asdict(self.state),
         }
-        token_files.write_json(
-            self._output / token_files.PROGRESS, {**said, "state": dataclasses.asdict(self.state)}
-        )
-        self.noted = self._before = self.state
-        self._when = time.monotonic()
+        token_files.write_json(self._output / token_files.PROGRESS, content)
+        self.saved = self._previous = self.state
+        self._saved_at = time.monotonic()
 
     def _partial(self) -> Path:
+        """Return the path of the file of provisional tokens."""
         return self._output / token_files.PARTIAL.format(self._dtype().name)
 
     def _dtype(self) -> np.dtype:
-        return _little(Vocabulary(self.state.characters, self._as_bytes).dtype)
+        """Return the type of the tokens in both files."""
+        return _little_endian(Vocabulary(self.state.characters, self._as_bytes).dtype)
 
 
 def discard(output: Path, keep_finished: bool = False) -> None:
-    """Remove what a preparation wrote, and nothing else; perhaps only what is unfinished.
+    """Remove the files that a preparation wrote, and no others.
 
-    What says whose the folder is goes last.
+    The file that identifies the folder as a preparation is removed last.
+
+    Args:
+      output: the folder.
+      keep_finished: remove only the files of unfinished work.
     """
     for partial in token_files.partials(output):
         partial.unlink()
@@ -382,20 +457,21 @@ def discard(output: Path, keep_finished: bool = False) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _little(dtype: np.dtype) -> np.dtype:
+def _little_endian(dtype: np.dtype) -> np.dtype:
+    """Return the little-endian variant of a type."""
     return dtype.newbyteorder("<")
 
 
 def _at(path: Path, count: int, dtype: np.dtype) -> BinaryIO:
-    """A file open to be written from its token number `count` on; what was there after is gone."""
+    """Open a file for writing after its first `count` tokens; any others are cut off."""
     file = open(path, "r+b" if path.exists() else "wb", buffering=0)  # noqa: SIM115
     file.truncate(count * dtype.itemsize)
     file.seek(0, os.SEEK_END)
     return file  # type: ignore[return-value]
 
 
-def _write(file: Any, new: np.ndarray) -> None:
-    """All of an array, which without a buffer may take several writes."""
+def _write(file: BinaryIO, new: np.ndarray) -> None:
+    """Write all of an array. An unbuffered file may take only a part of it at a time."""
     rest = new.view(np.uint8).data
     while rest:
         rest = rest[file.write(rest) :]

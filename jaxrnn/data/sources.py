@@ -1,12 +1,12 @@
-"""Where the training text comes from: the embedded play, Tiny Shakespeare, standard input, files.
+"""The sources of training text: the embedded play, Tiny Shakespeare, standard input, files.
 
-    source = read()                                    # the play, with each character's exact loss
+    source = read()                                    # the play, with its exact information
     source = read(["shakespeare"])                     # downloaded once
     source = read(["notes.txt", "linux"], glob="*.c")  # a file, then every C file in a folder
 
-Text is UTF-8 and comes through as it is: newlines are not translated, nothing is normalised, only a
-byte order mark at the start of a file is dropped. Files that are empty, and links in a folder that lead
-nowhere, are left out with a note on standard error.
+Text is UTF-8 and is not changed: newlines are not translated and nothing is normalised; only a byte
+order mark at the start of a file is dropped. Empty files, and broken links in a folder, are left out
+with a note on standard error.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-SHAKESPEARE_FILE = "tinyshakespeare.txt"  # 1,115,394 bytes
+# The file has 1,115,394 bytes.
+SHAKESPEARE_FILE = "tinyshakespeare.txt"
+# The words of `data` that are not paths, and their short names.
 NAMED = {"play": "play", "shakespeare": "shakespeare", "-": "stdin"}
 
 
 class Source(NamedTuple):
-    """A training text: `read` returns one.
+    """A training text, as `read` returns it.
 
-    name: a short name for it, see `name`.
-    content: the text, or its raw bytes where `as_bytes` was asked for.
-    nats: float64 [len(content)], the exact information of each character where it is known (the
-        play on its own), else None.
+    Attributes:
+      name: a short name, see `name`.
+      content: the text, or its bytes if they were asked for.
+      nats: float64 [len(content)], the exact information of each character in nats; None unless the
+        text is the play alone.
     """
 
     name: str
@@ -50,35 +53,35 @@ class Source(NamedTuple):
 def read(
     data: Sequence[str] = ("play",), glob: str | None = None, as_bytes: bool = False
 ) -> Source:
-    """Read a training text.
+    """Return a training text.
+
+    The files are joined; a newline is inserted after a file that does not end with one.
 
     Args:
-      data: one or more of these, read in the order given:
-        "play", the embedded grammar (`jaxrnn.data.play`);
-        "shakespeare", Tiny Shakespeare, downloaded once into the user's cache folder or the folder
-        that the environment variable JAXRNN_CACHE names;
-        "-", standard input;
-        the path of a file or a folder ("./play" is the one that is called play).
-      glob: which files to take from the folders, "*.txt" if None. It is matched against the end of
-        each path, at every depth: "*.c" takes a/b/x.c and "src/*.c" takes a/src/x.c. The files come
-        sorted by their path inside the folder. Hidden files and folders are left out, and links to
-        folders are not followed.
-      as_bytes: return the bytes as they are, nothing decoded or dropped.
-
-    Files are joined with nothing in between, or with one newline after a file that ends without.
+      data: one or more of the following words. The texts are read in this order.
+        "play": a play drawn from the embedded grammar, `jaxrnn.data.play`.
+        "shakespeare": Tiny Shakespeare, downloaded once to the user's cache folder, or to the folder
+        that the environment variable JAXRNN_CACHE names.
+        "-": standard input.
+        Anything else: the path of a file or a folder. A file called play is "./play".
+      glob: pattern of the files to take from folders, "*.txt" if None. It is matched against the end
+        of each path, at every depth: "*.c" matches a/b/x.c, "src/*.c" matches a/src/x.c. The files of
+        a folder are sorted by their paths inside of it. Hidden files and folders are left out, and
+        links to folders are not followed.
+      as_bytes: return the bytes as they are, not decoded and with nothing dropped.
 
     Raises:
-      InputError: what is named does not exist, cannot be read or downloaded or is not UTF-8; all of it
-        is empty, or standard input is; a folder has no file that matches; or `glob` is given without a
-        folder.
+      InputError: if something named in `data` does not exist, cannot be read or downloaded, or is not
+        UTF-8; if all of it or standard input is empty; if a folder has no file that matches; or if
+        `glob` is given without a folder.
     """
     words = _words(data)
     found = find(words, glob)
     if words == ["play"]:
         from jaxrnn.data import play
 
-        text, known = play.write()
-        return Source(name(words), text.encode("ascii") if as_bytes else text, known)
+        text, information = play.write()
+        return Source(name(words), text.encode("ascii") if as_bytes else text, information)
     chunks = files.stream(found, as_bytes, size=-1)
     if as_bytes:
         return Source(name(words), b"".join(chunk.raw for chunk in chunks), None)
@@ -86,7 +89,13 @@ def read(
 
 
 def nats(data: Sequence[str]) -> np.ndarray | None:
-    """float64 [N], the exact information of each character of `data`: of the play alone, else None."""
+    """Return the exact information of each character of a text in nats, float64 [N].
+
+    The result is None unless the text is the play alone.
+
+    Args:
+      data: as for `read`.
+    """
     if _words(data) != ["play"]:
         return None
     from jaxrnn.data import play
@@ -95,10 +104,18 @@ def nats(data: Sequence[str]) -> np.ndarray | None:
 
 
 def find(data: Sequence[str], glob: str | None = None) -> list[files.File]:
-    """The files that a text is made of, in order. Arguments and errors as of `read`; reads nothing."""
+    """Return the files of a text in order, without reading them.
+
+    Args:
+      data: as for `read`.
+      glob: as for `read`.
+
+    Raises:
+      InputError: as `read` does for files that are missing.
+    """
     words = _words(data)
     if glob is not None and not any(map(_is_folder, words)):
-        raise InputError(f'--glob "{glob}" chooses files from a folder, but --data names no folder')
+        raise InputError(f'`glob="{glob}"` chooses files from a folder, but `data` names no folder')
     found, empty = [], []
     for nth, word in enumerate(words):
         called = "standard input" if word == "-" else word
@@ -112,21 +129,30 @@ def find(data: Sequence[str], glob: str | None = None) -> list[files.File]:
 
 
 def name(data: Sequence[str]) -> str:
-    """A short name for `data`, found without reading it.
+    """Return a short name of a text, without reading it.
 
-    "play", "shakespeare", "stdin", or the stem of the file or folder; of several, the first one's
-    and how many more there are: "notes+2".
+    It is "play", "shakespeare", "stdin", or the name of the file or folder without its suffix. For
+    several words it is the name of the first and the number of others, as in "notes+2".
+
+    Args:
+      data: as for `read`.
     """
     first, *more = _words(data)
-    # The absolute path, because "." and ".." are called something too; "/" is not.
+    # "." and ".." get their names from the absolute path; "/" has none.
     short = NAMED.get(first) or Path(os.path.abspath(first)).stem or "root"
     return f"{short}+{len(more)}" if more else short
 
 
 def word_including(data: Sequence[str], glob: str | None, path: Path) -> str | None:
-    """Return the word of `data` by which a file is part of the text, or would be if it were there.
+    """Return the word of `data` that includes a file, or would include it if the file existed.
 
-    data, glob: as for `read`.
+    Args:
+      data: as for `read`.
+      glob: as for `read`.
+      path: the path of the file.
+
+    Returns:
+      The word, or None if the file is not part of the text.
     """
     for word in _words(data):
         if word in NAMED:
@@ -146,24 +172,30 @@ def word_including(data: Sequence[str], glob: str | None, path: Path) -> str | N
 
 
 def _words(data: Sequence[str]) -> list[str]:
-    words = [data] if isinstance(data, str) else list(data)  # a str is one word, not its letters
+    """Return the words of `data`; a str is one word."""
+    words = [data] if isinstance(data, str) else list(data)
     if not words:
-        raise InputError("--data names nothing to read; leave it out for the embedded play")
+        raise InputError("`data` names nothing to read; leave it out for the embedded play")
     return words
 
 
 def _is_folder(word: str) -> bool:
+    """Return whether a word of `data` is the path of a folder."""
     return word not in NAMED and os.path.isdir(word)
 
 
 def _note_left_out(labels: Sequence[str], why: str) -> None:
+    """Write a note that files are left out, and why."""
     if labels:
         more = f" (and {len(labels) - 1} more such files)" if len(labels) > 1 else ""
         console.note(f"{labels[0]}{more} is {why} and is left out")
 
 
 def _files(word: str, pattern: str) -> list[tuple[str, str | None, int | None]]:
-    """Return the files that a word of --data names: name in errors, path, and size if it has one."""
+    """Return the name in error messages, the path and the size of each file of a word of `data`.
+
+    Standard input and the play have no path; only regular files have a size.
+    """
     if word == "play":
         return [("play", None, None)]
     if word == "-":
@@ -178,15 +210,17 @@ def _files(word: str, pattern: str) -> list[tuple[str, str | None, int | None]]:
 
 
 def _find(folder: str, pattern: str) -> list[tuple[str, int]]:
-    """The files in a folder that match, sorted, with their sizes."""
-    end = pattern.removeprefix("**/")  # which holds anyway
+    """Return the matching files in a folder, sorted, with their sizes in bytes."""
+    # Every depth is searched anyway.
+    end = pattern.removeprefix("**/")
     if not PurePosixPath(end).parts or "**" in end:
         raise InputError(
-            f'--glob "{pattern}" is no pattern for files; write one such as "*.txt" or "src/*.c", '
-            "folders are searched at every depth without **"
+            f'`glob="{pattern}"` is not a file pattern; write one such as "*.txt" or "src/*.c". '
+            "Folders are searched at every depth without **"
         )
 
-    def stop(error: OSError) -> None:  # else os.walk leaves the folder out in silence
+    # Without this function os.walk would silently leave out folders that it cannot read.
+    def stop(error: OSError) -> None:
         raise error
 
     found, broken = [], []
@@ -204,10 +238,10 @@ def _find(folder: str, pattern: str) -> list[tuple[str, int]]:
                     found.append((inside, status.st_size))
     except OSError as error:
         raise files.unreadable(error.filename, error) from error
-    _note_left_out(sorted(broken), "a link that leads nowhere")
+    _note_left_out(sorted(broken), "a broken link")
     if not found:
         raise InputError(
-            f'no file in {folder} matches "{pattern}"; choose others with --glob "PATTERN"'
+            f'no file in {folder} matches "{pattern}"; choose others with `glob="PATTERN"`'
         )
     # Sorted as plain strings: the file system's own order differs from machine to machine.
     return [(os.path.join(folder, inside), size) for inside, size in sorted(found)]
@@ -224,12 +258,17 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _fetch_shakespeare() -> str:
-    """The path of Tiny Shakespeare in the cache folder, downloaded first unless it is there."""
-    import pooch  # here, because the library is to import without it
+    """Return the path of Tiny Shakespeare in the cache folder; download it if it is not there.
+
+    Raises:
+      InputError: if the download fails or gives a wrong checksum.
+    """
+    # Imported here because the library does not depend on pooch, only the commands do.
+    import pooch
 
     def download(url: str, output_file: str, pooch_object: Any) -> None:
         console.note("downloading Tiny Shakespeare ...")
-        # Not as a stream, which pooch would leave open when the server answers with an error.
+        # Not as a stream, because pooch leaves streams open when the server answers with an error.
         pooch.HTTPDownloader(stream=False)(url, output_file, pooch_object)
 
     pooch.get_logger().setLevel("WARNING")
@@ -243,10 +282,12 @@ def _fetch_shakespeare() -> str:
             path=folder,
             downloader=download,
         )
-    except (OSError, ValueError) as error:  # network, disk or permission; pooch: a wrong checksum
+    # An OSError is about the network, the disk or permissions. pooch raises a ValueError for a wrong
+    # checksum.
+    except (OSError, ValueError) as error:
         why = "wrong checksum" if type(error) is ValueError else type(error).__name__
         damaged = f"{SHAKESPEARE_FILE} in {folder} is damaged, and " if was_there else ""
         raise InputError(
             f"{damaged}Tiny Shakespeare could not be downloaded ({why}); put {SHAKESPEARE_FILE} "
-            f"into {folder} by hand, or use it from anywhere: --data path/to/{SHAKESPEARE_FILE}"
+            f"into {folder} by hand, or name another copy: `data=path/to/{SHAKESPEARE_FILE}`"
         ) from error

@@ -1,10 +1,15 @@
-"""A prepared text: the tokens in a file, which training maps into memory instead of reading it.
+"""The format of prepared texts: tokens in a file, which training maps into memory.
 
-A folder that `python -m jaxrnn.prepare` wrote holds
+A folder written by `python -m jaxrnn.prepare` holds
+
     tokens.bin   the tokens, raw little-endian unsigned integers of the smallest type that holds them
-    meta.json    what they mean and what they were made from
-meta.json is written last: a folder without it is unfinished, and then has
-    tokens.TYPE.partial, progress.json      what the same command resumes from
+    meta.json    their vocabulary and the files that they were made from
+
+meta.json is written last. An unfinished folder has these files instead, from which the same command
+resumes:
+
+    tokens.TYPE.partial
+    progress.json
 """
 
 from __future__ import annotations
@@ -26,17 +31,23 @@ FORMAT = 1
 TOKENS, META, PROGRESS, PARTIAL = "tokens.bin", "meta.json", "progress.json", "tokens.{}.partial"
 
 
+# The path, size and modification time of a file, as JSON holds them.
+Stamp = list[str | int | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What meta.json says.
+    """The content of meta.json.
 
-    name: of the text, as `sources.name` gives it.
-    count: tokens.
-    vocabulary: what they mean; its dtype is the file's.
-    sha256: of the text, as `make_corpus` computes it.
-    floor: as in `Corpus`.
-    sources: the files it was made from, [path, bytes, time of change in ns] each, null where not a file.
-    different: number of different tokens in the text; None in a folder of an older version.
+    Attributes:
+      name: the name of the text, as `sources.name` gives it.
+      count: number of tokens.
+      vocabulary: the meaning of the tokens.
+      sha256: SHA-256 of the text, as in `Corpus`.
+      floor: the loss that no model can beat, as in `Corpus`.
+      sources: for each file of the text its path, its size in bytes and its modification time in ns;
+        size and time are None for anything that is not a file.
+      different: number of different tokens in the text; None in a folder of an older version.
     """
 
     name: str
@@ -44,25 +55,25 @@ class Meta:
     vocabulary: Vocabulary
     sha256: str
     floor: float | None
-    sources: list[list[Any]]
+    sources: list[Stamp]
     different: int | None = None
 
     @property
     def dtype(self) -> np.dtype:
-        """Of tokens.bin."""
+        """The type of the tokens in tokens.bin."""
         return self.vocabulary.dtype.newbyteorder("<")
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a prepared text, finished or not, sound or damaged."""
+    """Return whether a folder is a prepared text, which may be unfinished or damaged."""
     folder = Path(path)
     return folder.is_dir() and ((folder / TOKENS).exists() or is_preparation(folder))
 
 
 def is_preparation(folder: Path) -> bool:
-    """Whether a file of `prepare` says that the rest of the folder is its own.
+    """Return whether a file in a folder proves that `prepare` wrote the folder.
 
-    A file called tokens.bin alone may be anybody's.
+    The file tokens.bin alone is no proof: any program may have written it.
     """
     for name, keys in (
         (META, {"format", "vocabulary", "sha256"}),
@@ -73,96 +84,106 @@ def is_preparation(folder: Path) -> bool:
                 return True
         except InputError:
             continue
-    # a preparation that was killed at its beginning by a version that noted nothing there
+    # Older versions wrote nothing else before they were killed early in a preparation.
     return bool(partials(folder)) and not any((folder / name).exists() for name in (TOKENS, META))
 
 
 def partials(folder: Path) -> list[Path]:
-    """The token files of an unfinished preparation."""
+    """Return the token files of an unfinished preparation."""
     return list(folder.glob(PARTIAL.format("*")))
 
 
 def read_meta(path: str | os.PathLike[str]) -> Meta:
-    """What a prepared folder says of itself.
+    """Return the content of meta.json in a prepared folder.
 
     Raises:
-      InputError: it is unfinished, damaged or of a version that is not known.
+      InputError: if the folder is unfinished, damaged or in an unknown format.
     """
     folder = Path(path)
     if not (folder / META).exists():
         raise InputError(
-            f"the preparation in {folder} is unfinished; give the same python -m jaxrnn.prepare "
-            "command again, it goes on where that stopped"
+            f"the preparation in {folder} is unfinished; run the same python -m jaxrnn.prepare "
+            "command again to resume it"
         )
-    said = read_json(folder / META)
+    content = read_json(folder / META)
     try:
-        if said["format"] != FORMAT:
+        if content["format"] != FORMAT:
             raise InputError(
-                f"{folder} was prepared in format {said['format']}, and this version reads "
-                f"{FORMAT}; update jaxrnn, or prepare it again with --overwrite"
+                f"{folder} was prepared in format {content['format']}, and this version reads "
+                f"{FORMAT}; update jaxrnn, or prepare it again with `overwrite`"
             )
-        vocabulary = Vocabulary(**said["vocabulary"])
-        floor = None if said["floor"] is None else float(said["floor"])
+        vocabulary = Vocabulary(**content["vocabulary"])
+        floor = None if content["floor"] is None else float(content["floor"])
         counted = None if vocabulary.by_bytes else len(vocabulary)
         found = Meta(
-            str(said["name"]), int(said["count"]), vocabulary, str(said["sha256"]), floor,
-            list(said["sources"]), said.get("different", counted),
-        )  # fmt: skip
-        if said["dtype"] != found.dtype.name or len(vocabulary) == 0:
-            raise ValueError(f"dtype {said['dtype']} for {len(vocabulary)} characters")
+            name=str(content["name"]),
+            count=int(content["count"]),
+            vocabulary=vocabulary,
+            sha256=str(content["sha256"]),
+            floor=floor,
+            sources=list(content["sources"]),
+            different=content.get("different", counted),
+        )
+        if content["dtype"] != found.dtype.name or len(vocabulary) == 0:
+            raise ValueError(f"dtype {content['dtype']} for {len(vocabulary)} characters")
     except (KeyError, TypeError, ValueError) as error:
         raise damaged_error(folder / META, error) from None
     return found
 
 
 def load_corpus(path: str | os.PathLike[str]) -> Corpus:
-    """A prepared text, its tokens a read-only np.memmap [N] of the vocabulary's dtype.
+    """Return a prepared text; its tokens are a read-only np.memmap [N] of the vocabulary's dtype.
 
     Raises:
-      InputError: it is unfinished, damaged, of a version that is not known, or cannot be read.
+      InputError: if it is unfinished, damaged, in an unknown format, or cannot be read.
     """
-    folder, said = Path(path), read_meta(path)
+    folder = Path(path)
+    meta = read_meta(folder)
     try:
         size = (folder / TOKENS).stat().st_size
-        if size != said.count * said.dtype.itemsize:
+        if size != meta.count * meta.dtype.itemsize:
             raise InputError(
                 f"{folder / TOKENS} is damaged: {size:,} bytes where there should be "
-                f"{said.count * said.dtype.itemsize:,}; prepare it again with --overwrite"
+                f"{meta.count * meta.dtype.itemsize:,}; prepare it again with `overwrite`"
             )
-        tokens = np.memmap(folder / TOKENS, said.dtype, "r")
+        tokens = np.memmap(folder / TOKENS, meta.dtype, "r")
     except OSError as error:
         raise InputError(f"cannot read {folder / TOKENS}: {error.strerror}") from error
-    split = validation_start(said.count)
-    return Corpus(tokens, split, said.vocabulary, said.sha256, said.floor, said.different)
+    split = validation_start(meta.count)
+    return Corpus(tokens, split, meta.vocabulary, meta.sha256, meta.floor, meta.different)
 
 
-def write_meta(folder: Path, found: Meta) -> None:
-    """Write meta.json, whole or not at all."""
-    said = {"format": FORMAT, **dataclasses.asdict(found), "dtype": found.dtype.name}
-    write_json(folder / META, said)
+def write_meta(folder: Path, meta: Meta) -> None:
+    """Write meta.json in a folder, atomically."""
+    content = {"format": FORMAT, **dataclasses.asdict(meta), "dtype": meta.dtype.name}
+    write_json(folder / META, content)
 
 
 # --- JSON files ---
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object. Raises InputError where it is damaged or cannot be read."""
+    """Return the object in a JSON file.
+
+    Raises:
+      InputError: if the file is damaged or cannot be read.
+    """
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(said, dict):
-            raise ValueError("no object")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
     except ValueError as error:
         raise damaged_error(path, error) from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    return said
+    return content
 
 
-def write_json(path: Path, said: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, whatever the machine does meanwhile."""
-    storage.atomic_write(path, json.dumps(said))
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object to a JSON file, atomically."""
+    storage.atomic_write(path, json.dumps(content))
 
 
 def damaged_error(path: Path, error: Exception) -> InputError:
-    """What to say of a file that is not as it was written."""
-    return InputError(f"{path} is damaged ({error!r}); prepare the text again with --overwrite")
+    """Return the error for a file whose content is not as it was written."""
+    return InputError(f"{path} is damaged ({error!r}); prepare the text again with `overwrite`")

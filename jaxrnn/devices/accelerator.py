@@ -37,7 +37,7 @@ def use(accelerator: Accelerator) -> None:
         forced = os.environ.get("JAX_PLATFORMS")
         why = f" (JAX_PLATFORMS={forced} is set)" if forced else ""
         raise InputError(
-            f'no {accelerator} found: JAX sees {platforms}{why}; use `accelerator="auto"`, '
+            f'no {accelerator} found: JAX sees {platforms}{why}; use accelerator="auto", '
             f"or install support for it with {_INSTALL[accelerator]}"
         ) from None
     jax.config.update("jax_platform_name", wanted[0].platform)

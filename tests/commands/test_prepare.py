@@ -49,7 +49,7 @@ PIECES = [
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preparation, "NOTE_EVERY", 0.0)
+    monkeypatch.setattr(preparation, "SAVE_EVERY", 0.0)
     return tmp_path
 
 
@@ -98,7 +98,7 @@ def test_streamed_is_read(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "CHUNK", size)
         patch.setattr(preparation, "BLOCK", 4 * block)
-        patch.setattr(preparation, "NOTE_EVERY", 1e9)
+        patch.setattr(preparation, "SAVE_EVERY", 1e9)
         patch.setattr(os, "fsync", lambda file: None)
         try:
             want = corpus_of("texts", as_bytes=as_bytes)
@@ -204,7 +204,7 @@ def test_going_on_from_every_note(
         Path("texts", f"{n}.txt").write_bytes(piece.encode())
     want = corpus_of("texts", as_bytes=as_bytes)
     monkeypatch.setattr(preparation, "BLOCK", 64)
-    note, ends, size = preparation.Preparation._note, 0, 7
+    note, ends, size = preparation.Preparation._save, 0, 7
 
     class Cut(Exception): ...
 
@@ -214,7 +214,7 @@ def test_going_on_from_every_note(
 
     while True:
         monkeypatch.setattr(files, "CHUNK", size)
-        monkeypatch.setattr(preparation.Preparation, "_note", cut)
+        monkeypatch.setattr(preparation.Preparation, "_save", cut)
         try:
             run("texts", as_bytes=as_bytes)
         except Cut:
@@ -233,7 +233,7 @@ KILLED = """
 import sys
 from jaxrnn import prepare
 from jaxrnn.data import files, preparation
-preparation.NOTE_EVERY, files.CHUNK, preparation.BLOCK = 0.002, 2000, 2000
+preparation.SAVE_EVERY, files.CHUNK, preparation.BLOCK = 0.002, 2000, 2000
 sys.exit(prepare.main(sys.argv[1:]))
 """
 
@@ -353,7 +353,7 @@ def test_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "_write", write_some)
         patch.setattr(token_files, "write_json", save_some)
-        patch.setattr(preparation, "NOTE_EVERY", 1e9)  # so that the last note is that of the end
+        patch.setattr(preparation, "SAVE_EVERY", 1e9)  # so that the last note is that of the end
         message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)
     progress, noted = output / "progress.json", 0
     if progress.exists():
@@ -534,13 +534,13 @@ def test_text_that_changed_halfway(
 
     def interrupted() -> list[str]:
         with monkeypatch.context() as patch:
-            note = preparation.Preparation._note_if_due
+            note = preparation.Preparation._save_if_due
 
             def stop(self: Any) -> None:
                 note(self)
                 raise OSError(errno.EIO, "Input/output error")
 
-            patch.setattr(preparation.Preparation, "_note_if_due", stop)
+            patch.setattr(preparation.Preparation, "_save_if_due", stop)
             arguments = ["--data", "text.txt", "--output", "out"]
             assert "stopped at 100 bytes" in refusal(prepare.main, arguments, status=1)
         return arguments
@@ -550,7 +550,7 @@ def test_text_that_changed_halfway(
     assert "text.txt has changed since" in refusal(prepare.main, arguments)
     Path("text.txt").write_text("#" + TEXT[1:])  # of the same length, its time put back
     os.utime("text.txt", ns=(times, times))
-    assert "begins again" in refusal(prepare.main, arguments)
+    assert "starts over" in refusal(prepare.main, arguments)
     assert command(*arguments) == 0
     assert_same(here / "out", corpus_of("text.txt"))
 
@@ -563,7 +563,7 @@ def test_text_that_changed_halfway(
         (b"\xef\xbb\xbf", "text.txt is empty"),
         (
             TEXT.encode() + b"\xff",
-            f"text.txt is not UTF-8: byte 0xff at offset {len(TEXT)} (line 81); it is perhaps Windows",
+            f"text.txt is not UTF-8: byte 0xff at offset {len(TEXT)} (line 81); it may be Windows",
         ),
         (None, 'no file or folder "text.txt"'),
     ],
@@ -636,7 +636,7 @@ def test_what_train_refuses(prepared: Path, refusal: Callable[..., str]) -> None
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        ("meta.json", None, "the preparation in {} is unfinished; give the same"),
+        ("meta.json", None, "the preparation in {} is unfinished; run the same"),
         ("meta.json", "{", "meta.json is damaged (JSONDecodeError"),
         ("meta.json", "[]", "meta.json is damaged (ValueError"),
         ("meta.json", '{"format": 1}', "meta.json is damaged (KeyError"),

@@ -101,7 +101,7 @@ def test_a_bare_str_is_one_word(here: Path, short_play: play.Play) -> None:
 
 
 def test_nothing_to_read() -> None:
-    assert re.search("--data names nothing.*leave it out", refusal())
+    assert re.search("`data` names nothing.*leave it out", refusal())
 
 
 # Files
@@ -140,9 +140,9 @@ def test_all_bytes_as_bytes(here: Path) -> None:
 def test_not_utf8_names_file_byte_and_offset(here: Path, mark: bytes) -> None:
     put("latin.txt", mark + "한\ncaf".encode() + b"\xe9 au lait")
     assert refusal("latin.txt") == (
-        f"latin.txt is not UTF-8: byte 0xe9 at offset {len(mark) + 7} (line 2); it is UTF-8 but for "
-        "some bytes, which can be left out: convert it with iconv -c -f utf-8 -t utf-8 latin.txt > "
-        "NEW.txt; --bytes reads it as it is"
+        f"latin.txt is not UTF-8: byte 0xe9 at offset {len(mark) + 7} (line 2); it is UTF-8 except "
+        "for some bytes, which can be left out: convert it with iconv -c -f utf-8 -t utf-8 latin.txt > "
+        "NEW.txt; `as_bytes` reads it as it is"
     )
 
 
@@ -171,12 +171,12 @@ ENCODED = {  # a file, and what is said of it: what it seems to be, and the comm
     "text.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "is a PDF", "pdftotext"),
     "cp1252.txt": (
         b"a \x93word\x94 of the caf\xe9",
-        "is perhaps Windows-1252",
+        "may be Windows-1252",
         "iconv -f windows-",
     ),
     "cyrillic.txt": (
         "Привет, мир!".encode("koi8-r"),
-        "has some other encoding",
+        "has another encoding",
         "iconv -f ENCODING",
     ),
 }
@@ -184,13 +184,13 @@ ENCODED = {  # a file, and what is said of it: what it seems to be, and the comm
 
 @pytest.mark.parametrize("name", ENCODED)
 def test_other_encodings_are_named_with_the_command_that_converts(here: Path, name: str) -> None:
-    """Where the bytes are no text either, --bytes is not offered. Chunks get the same message."""
+    """`as_bytes` is offered for text in another encoding only. Chunks get the same message."""
     raw, what, command = ENCODED[name]
     put("my " + name, raw)
     message = refusal("my " + name)
     assert message.startswith(f"my {name} is not UTF-8") and f"; it {what}" in message
     assert f"convert it with {command}" in message and f" 'my {name}'" in message
-    assert ("--bytes" in message) == (name in ("cp1252.txt", "cyrillic.txt"))
+    assert ("as_bytes" in message) == (name in ("cp1252.txt", "cyrillic.txt"))
     with pytest.raises(InputError) as caught:
         for _ in files.stream(sources.find(["my " + name]), size=3):
             pass
@@ -198,7 +198,7 @@ def test_other_encodings_are_named_with_the_command_that_converts(here: Path, na
     assert sources.read(["my " + name], as_bytes=True).content == raw
     with pytest.raises(InputError) as caught:  # a prime
         files.read("my " + name)
-    assert what in str(caught.value) and "--bytes" not in str(caught.value)
+    assert what in str(caught.value) and "as_bytes" not in str(caught.value)
     assert files.read("my " + name, as_bytes=True) == raw
 
 
@@ -220,8 +220,8 @@ def test_other_encodings_of_what_is_read_once(here: Path, monkeypatch: pytest.Mo
 def test_nothing_converts_what_is_no_text(here: Path) -> None:
     put("raw.bin", b"\x7fELF\x02\0\0\xff\0")
     assert refusal("raw.bin") == (
-        "raw.bin is not UTF-8: byte 0xff at offset 7 (line 1); it has NUL bytes and is no text; "
-        "--bytes reads it as it is"
+        "raw.bin is not UTF-8: byte 0xff at offset 7 (line 1); it has NUL bytes and is not text; "
+        "`as_bytes` reads it as it is"
     )
 
 
@@ -244,7 +244,7 @@ def test_utf8_is_strict(here: Path, raw: bytes) -> None:
 def test_no_such_file(here: Path, word: str) -> None:
     put("notes.txt", "abc")
     message = refusal(word)
-    assert message.startswith(f'no file or folder "{word}"; --data takes play, shakespeare')
+    assert message.startswith(f'no file or folder "{word}"; `data` takes play, shakespeare')
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff"])
@@ -373,12 +373,12 @@ def test_broken_links_are_left_out_with_a_note(
     os.symlink("nowhere.txt", "texts/not-asked-for.md")
     broken = os.path.join("texts", "broken.txt")
     assert sources.read(["texts"]).content == "seen"
-    note = f"note: {broken} is a link that leads nowhere and is left out\n"
+    note = f"note: {broken} is a broken link and is left out\n"
     assert capsys.readouterr().err == note
     os.symlink("self.txt", "texts/self.txt")
     os.symlink("seen.txt/inside.txt", "texts/through-a-file.txt")
     assert sources.read(["texts"]).content == "seen"
-    assert f"{broken} (and 2 more such files) is a link" in capsys.readouterr().err
+    assert f"{broken} (and 2 more such files) is a broken link" in capsys.readouterr().err
     assert refusal(broken).startswith(f'no file or folder "{broken}"'), (
         "one that is named is missed"
     )
@@ -398,7 +398,7 @@ def test_empty_files_in_a_folder(here: Path) -> None:
 def test_folder_without_a_match(here: Path) -> None:
     put("linux/a.c", "int x;")
     assert refusal("linux") == (
-        'no file in linux matches "*.txt"; choose others with --glob "PATTERN"'
+        'no file in linux matches "*.txt"; choose others with `glob="PATTERN"`'
     )
     assert '"/*.c"' in refusal("linux", glob="/*.c")
     assert '"../*.c"' in refusal("linux", glob="../*.c")
@@ -407,14 +407,14 @@ def test_folder_without_a_match(here: Path) -> None:
 @pytest.mark.parametrize("glob", ["", ".", "**", "**/", "src/**/*.c", "**.c"])
 def test_glob_that_is_none(here: Path, glob: str) -> None:
     put("linux/src/a.c", "int x;")
-    assert refusal("linux", glob=glob).startswith(f'--glob "{glob}" is no pattern for files')
+    assert refusal("linux", glob=glob).startswith(f'`glob="{glob}"` is not a file pattern')
 
 
 def test_glob_without_a_folder(here: Path) -> None:
     put("notes.txt", "abc")
-    (here / "play").mkdir()  # not what --data play means
+    (here / "play").mkdir()  # not what the word play means
     message = refusal("notes.txt", "play", "-", glob="*.c")
-    assert message == '--glob "*.c" chooses files from a folder, but --data names no folder'
+    assert message == '`glob="*.c"` chooses files from a folder, but `data` names no folder'
 
 
 # Standard input
@@ -519,7 +519,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 BY_HAND = (
     "; put tinyshakespeare.txt into {} by hand, "
-    "or use it from anywhere: --data path/to/tinyshakespeare.txt"
+    "or name another copy: `data=path/to/tinyshakespeare.txt`"
 )
 
 

@@ -121,7 +121,7 @@ def test_characters_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"characters": "hello"}, r"no character twice; .* Vocabulary\.of\(text\)"),
+        ({"characters": "hello"}, r"contain each character once; .* Vocabulary\.of\(text\)"),
         ({"characters": ["a", "b"]}, "must be a str, not list"),
         ({"characters": b"ab"}, "must be a str, not bytes"),
         ({"characters": "ab", "by_bytes": True}, "has no characters"),

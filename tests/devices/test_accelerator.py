@@ -38,8 +38,8 @@ def test_what_is_not_there_is_told_with_what_to_install(wanted: Any, extra: str)
     with pytest.raises(InputError) as caught:
         accelerator.use(wanted)
     message = str(caught.value)
-    assert f"no {wanted} here: JAX sees cpu" in message
-    assert f'pip install "jaxrnn[{extra}]"' in message and "--accelerator auto" in message
+    assert f"no {wanted} found: JAX sees cpu" in message
+    assert f'pip install "jaxrnn[{extra}]"' in message and 'accelerator="auto"' in message
     assert "\n" not in message
 
 
@@ -87,7 +87,7 @@ def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_cpu_in_a_process_of_its_own() -> None:
     done = python(
-        "from jaxrnn import accelerator\n"
+        "from jaxrnn.devices import accelerator\n"
         "accelerator.use('cpu')\n"
         "import jax\n"
         "print(jax.numpy.zeros(1).devices(), jax.default_backend(), accelerator.describe())"
@@ -115,4 +115,4 @@ except errors.InputError as error:
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     assert line.startswith("JAX finds no device: ")
-    assert line.endswith(f"; JAX_PLATFORMS={platform} is set: unset it to take what is here")
+    assert line.endswith(f"; JAX_PLATFORMS={platform} is set: unset it to use any device")

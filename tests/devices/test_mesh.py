@@ -117,10 +117,13 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more, told",
     [
-        (["--mesh=data=3"], "3 x 1 = 3 devices, and there are 4; the sizes must multiply to that"),
+        (["--mesh=data=3"], "3 x 1 = 3 devices, and there are 4; choose sizes whose product is 4"),
         (["--batch=6"], "--batch 6 cannot be divided over 4 devices"),
         (["--mesh=data=1,model=4"], "--hidden-size 6 cannot be divided over 4 devices"),
-        (["--accumulate=4"], "--batch 8 cannot be divided in --accumulate 4 parts over 4 devices"),
+        (
+            ["--accumulate=4"],
+            "--batch 8 cannot be divided into --accumulate 4 parts over 4 devices",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(more: list[str], told: str, tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_what_does_not_fit_is_refused(more: list[str], told: str, tmp_path: Path
     "words", ["", "data", "data=0", "data=2,data=2", "rows=2", "data=2;model=1"]
 )
 def test_words_that_are_no_mesh(words: str) -> None:
-    with pytest.raises(InputError, match="--mesh must be as in data=8,model=2"):
+    with pytest.raises(InputError, match="`mesh` must be of the form data=8,model=2"):
         mesh.parse(words)
 
 

@@ -280,7 +280,7 @@ def test_processes_that_differ(
     "start, told",
     [
         ([1], "did not answer within 4 s"),
-        ([0], "process 1, 2 of 3 did not come within 4 s"),
+        ([0], "process 1, 2 of 3 did not connect within 4 s"),
         ([0, 1, 1], "two processes have --process-id 1"),
     ],
     ids=["no coordinator", "nobody else", "one number twice"],
@@ -300,7 +300,7 @@ def test_processes_that_do_not_meet(
 @several
 @pytest.mark.parametrize(
     "here, told",
-    [(1, "did not answer within 4 s"), (0, "process 1 of 2 did not come within 4 s")],
+    [(1, "did not answer within 4 s"), (0, "process 1 of 2 did not connect within 4 s")],
 )
 def test_a_cluster_whose_others_do_not_come(
     here: int, told: str, text: Path, tmp_path: Path
@@ -316,7 +316,9 @@ def test_processes_told_of_different_numbers(text: Path, tmp_path: Path) -> None
     changes = {1: ["--num-processes=3"]}
     statuses, _, errors = Job(text, tmp_path / "run", 2, changes=changes).end()
     assert statuses == [2, 2]
-    assert all("is told of 3 processes and process 0 of 2" in line for line in errors_of(errors))
+    assert all(
+        "--num-processes is 3 in process 1 and 2 in process 0" in line for line in errors_of(errors)
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,9 @@ def test_no_cluster_says_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR_")):
             monkeypatch.delenv(name)
-    with pytest.raises(InputError, match="no cluster says which process this is; outside of"):
+    with pytest.raises(
+        InputError, match="no cluster provides the number of this process; outside of"
+    ):
         processes.start(Processes(distributed=True, connect_timeout=2.0))
 
 
