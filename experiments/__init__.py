@@ -1,40 +1,51 @@
-"""The lecture's claims, one file each: `python -m experiments` lists them and runs them.
+"""The claims of the lecture, one experiment per file.
 
-A file here whose name does not begin with an underscore is an experiment. Its docstring begins with the
-claim; it says where in the lecture the claim stands and has one function:
+`python -m experiments` lists the experiments and runs them. Every module here whose name does not begin
+with an underscore is an experiment. Its docstring begins with the claim that it tests, and it defines:
 
-    ROW = 3                                  # of the lecture, which orders the list
+    # The row of the lecture, which orders the list.
+    ROW = 3
 
-    def run(quick: bool) -> Outcome: ...     # quick: fewer seeds and steps, to see that it runs
+    # With quick, few seeds and steps, to see that it runs.
+    def run(quick: bool) -> Outcome: ...
 
-That is all it takes to add one. The runner writes the files, from what `run` returns. What several
-experiments share is in the files that begin with an underscore; what anybody can use is in `jaxrnn`.
+    # The result in a few sentences.
+    def summary(numbers: dict, seeds: list[int]) -> str: ...
+
+To add an experiment, add such a file. The runner writes the result files from what `run` returns, and
+the gallery (README.md) from the result files. Code that several experiments share is in the modules
+whose names begin with an underscore; code that is useful elsewhere belongs in `jaxrnn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # the list of experiments is there without matplotlib
+if TYPE_CHECKING:
+    # Listing the experiments must work without matplotlib.
     from matplotlib.figure import Figure
 
 
 class Outcome(NamedTuple):
-    """What an experiment hands back.
+    """The results of one experiment.
 
-    sentence: what came out, made from the numbers. It may not say more than they do.
-    table: rows of columns, the first row the heads.
-    numbers: all that was measured, for result.json.
-    seeds: what every random number came from.
-    figure: the picture, readable without its caption.
-    pages: more files by name, as text: samples, a page for the browser.
+    table: rows of cells; the first row is the header.
+    numbers: everything that was measured, as JSON can hold it. `summary` reads nothing else, so that the
+      wording can be improved without running the experiment again.
+    seeds: the random seeds.
+    figure: the picture, which can be understood without a caption.
+    pages: further files by name, as text: samples, a page for the browser.
     """
 
-    sentence: str
     table: list[list[str]]
     numbers: dict[str, Any]
     seeds: list[int]
     figure: Figure
     pages: Mapping[str, str] = MappingProxyType({})
+
+
+def bullets(items: Iterable[str]) -> str:
+    """Return a Markdown list, which may follow a sentence."""
+    return "\n\n" + "\n".join(f"- {item}" for item in items)

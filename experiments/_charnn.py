@@ -1,8 +1,8 @@
-"""What the experiments on Shakespeare and on C share: three programs, each for about the same time.
+"""The common part of the experiments on Shakespeare and on C: three programs, trained for equal times.
 
-The lecture's linked code has two programs. Ours is a smaller network at a higher learning rate, which
-falls to 0 by a cosine within the time there is. All are trained by `jaxrnn.train` and write texts at
-temperature 1, which are measured as held-out text cut to the same length is.
+The code that the lecture links has two programs. Ours is a smaller network with a higher learning rate,
+which falls to 0 by a cosine within the given time. All are trained by `jaxrnn.train` and write texts at
+temperature 1. The same measures are taken of these texts and of held-out text of the same length.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import jaxrnn
-from experiments import Outcome, _drawing, _text
+from experiments import Outcome, _drawing, _text, bullets
 from jaxrnn import charlm, train
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.training.config import TrainingConfig
 
-Measure = Callable[[list[str]], dict[str, float]]  # shares of 0 to 1; NaN where there is none
+# The shares of correct items in some texts, 0 to 1, by name; NaN where there are no items.
+Measure = Callable[[list[str]], dict[str, float]]
 
-TEXTS, LENGTH = 5, 4000  # that each model writes, and characters of each
-HELD_OUT, UNTRAINED = "held-out text", "untrained"
+# Number of texts that each model writes, and characters of each.
+TEXTS = 5
+LENGTH = 4000
+HELD_OUT = "held-out text"
+UNTRAINED = "untrained"
 
 
 class Program(NamedTuple):
-    """Settings, their colour in the pictures, and the seconds of a step.
+    """A training program.
 
-    seconds: about, on two cores of an AMD EPYC with AVX-512; the time is shared out by them.
+    settings: what it trains and how.
+    colour: its colour in the pictures.
+    seconds: approximate time of a step on two cores of an AMD EPYC with AVX-512, from which the number
+      of steps follows.
     """
 
     settings: TrainingConfig
@@ -71,15 +78,16 @@ PROGRAMS = {
         1.0,
     ),
 }
-EPOCHS = {"lecture, older": 2, "lecture, newer": 10}  # of the lecture's programs
+# Epochs of the programs in the lecture.
+EPOCHS = {"lecture, older": 2, "lecture, newer": 10}
 
 
 class Writer(NamedTuple):
-    """What wrote texts: a program, or what it is held against.
+    """A source of texts: a program, or the text or model that it is compared with.
 
     texts: [seeds] lists of texts.
-    measures: by name, [seeds].
-    runs: [seeds]; none where nothing was trained.
+    measures: shares [seeds] by name.
+    runs: [seeds] trained models; empty where nothing was trained.
     """
 
     texts: list[list[str]]
@@ -88,7 +96,7 @@ class Writer(NamedTuple):
 
 
 class Study(NamedTuple):
-    """The writers by name, and what was trained: settings by program and the text."""
+    """The writers by name, the settings by program, and the text that was learnt."""
 
     writers: dict[str, Writer]
     settings: dict[str, TrainingConfig]
@@ -96,34 +104,34 @@ class Study(NamedTuple):
     seeds: list[int]
 
     def characters(self, name: str) -> np.ndarray:
-        """What a program had read at each of its validation losses."""
+        """Return the number of characters that a program had read at each validation loss."""
         settings = self.settings[name]
         return self.writers[name].runs[0].val_steps * settings.batch * settings.seq_len
 
     def seconds(self, name: str) -> np.ndarray:
-        """Of training, at each of its validation losses: the median over the seeds."""
+        """Return the seconds of training at each validation loss, median over the seeds."""
         runs = self.writers[name].runs
         return self.characters(name) / np.median([run.speed for run in runs])
 
     def losses(self, name: str) -> np.ndarray:
-        """Validation losses [seeds, points]."""
+        """Return the validation losses [seeds, points]."""
         return np.array([run.val_losses for run in self.writers[name].runs])
 
     def epochs(self, name: str) -> float:
-        """How many times a program read the training text."""
+        """Return how many times a program read the training text."""
         settings = self.settings[name]
         return float(settings.steps or 0) / settings.batches(self.corpus).per_epoch
 
 
 def study(source: _text.Text, seconds: float, quick: bool, mark: str, measure: Measure) -> Study:
-    """Train the programs, let them write, and measure that.
+    """Train the programs, let them write texts, and measure these.
 
     Args:
-      source: the text.
-      seconds: of training, for each program and seed.
-      quick: a few steps of tiny models.
-      mark: after which the texts begin, those that are held out too.
-      measure: of the texts of one seed.
+      source: the text to learn.
+      seconds: time to train each program and seed.
+      quick: whether to train tiny models for a few steps.
+      mark: the characters after which the texts begin, the held-out ones too.
+      measure: the measures of the texts of one seed.
     """
     seeds = [0] if quick else [0, 1, 2]
     corpus, _ = source.read()
@@ -144,26 +152,24 @@ def study(source: _text.Text, seconds: float, quick: bool, mark: str, measure: M
 
 
 def settings(program: Program, seconds: float, quick: bool) -> TrainingConfig:
-    """A program's settings, for a number of seconds."""
+    """Return a program's settings for a number of seconds."""
     given = dataclasses.replace(program.settings, sample_every=0)
     if not quick:
         each = given.log_every
         return dataclasses.replace(given, steps=each * round(seconds / program.seconds / each))
-    model, steps = (
-        charlm.ModelConfig(hidden_size=16, embedding_size=16),
-        {"steps": 4, "log_every": 1, "eval_every": 2},
-    )
+    model = charlm.ModelConfig(hidden_size=16, embedding_size=16)
+    steps = {"steps": 4, "log_every": 1, "eval_every": 2}
     return dataclasses.replace(given, model=model, batch=32, seq_len=50, **steps)
 
 
 def write(params: jaxrnn.Params, mark: str, seed: int) -> list[str]:
-    """TEXTS texts of a model, that begin after `mark`."""
-    texts = jaxrnn.sample(params, mark, LENGTH, seed=seed, count=TEXTS)
+    """Return TEXTS texts by a model, which begin after `mark`."""
+    texts = jaxrnn.sample_many(params, mark, LENGTH, seed=seed, count=TEXTS)
     return [whole_lines(each.removeprefix(mark)) for each in texts]
 
 
 def pieces(held_out: str, mark: str, seeds: int) -> list[list[str]]:
-    """TEXTS pieces for each seed, spread over a text, each from after a `mark` where there is one."""
+    """Return TEXTS pieces of a text for each seed, spread over it and beginning after a `mark`."""
     places = np.linspace(0, max(0, len(held_out) - 2 * LENGTH), seeds * TEXTS).astype(int)
     found = [max(at, held_out.find(mark, at) + len(mark)) for at in places.tolist()]
     cut = [whole_lines(held_out[at : at + LENGTH]) for at in found]
@@ -171,52 +177,53 @@ def pieces(held_out: str, mark: str, seeds: int) -> list[list[str]]:
 
 
 def whole_lines(piece: str) -> str:
-    """A text without its last line, which was cut off; all of it where it is one line."""
+    """Return a text without its last line, which was cut off; a single line is kept."""
     return piece[: piece.rfind("\n") + 1] or piece
 
 
 def measured(texts: list[list[str]], measure: Measure) -> dict[str, np.ndarray]:
-    """The measures by name, each [seeds]."""
+    """Return the measures by name, each [seeds]."""
     each = [measure(of_one_seed) for of_one_seed in texts]
     return {name: np.array([shares[name] for shares in each]) for name in each[0]}
 
 
 def percent(shares: np.ndarray) -> str:
-    """Median and range in percent, over the seeds that have any."""
+    """Return median and range in percent, over the seeds that have any items."""
     found = 100 * shares[~np.isnan(shares)]
     if not len(found):
         return "none"
     return f"{np.median(found):.0f}% ({found.min():.0f} to {found.max():.0f})"
 
 
-def sentence(study: Study, measures: list[str]) -> str:
-    """What came out: losses, how much of the lecture's epochs that is, and some of the measures."""
-    losses, shares = [], []
-    for name in PROGRAMS:
-        lasts, read = study.losses(name)[:, -1], f"{study.epochs(name):.2g} epochs"
+def summary(numbers: dict[str, Any], seeds: list[int], measures: list[str]) -> str:
+    """Return the losses, how many epochs were read, and some of the measures, in words."""
+    losses = []
+    for name, program in numbers["programs"].items():
+        last = np.array(program["validation_loss"])[:, -1]
+        seconds = program["characters"][-1] / np.median(program["characters_per_second"])
+        read = f"{program['epochs']:.2g} epochs"
         if name in EPOCHS:
-            read += f", where it has {EPOCHS[name]} in the lecture"
-        losses.append(
-            f"{name} {np.median(lasts):.3f} ({lasts.min():.3f} to {lasts.max():.3f}) after "
-            f"{study.seconds(name)[-1]:.0f} s ({read})"
-        )
+            read += f" (in the lecture {EPOCHS[name]})"
+        losses.append(f"{name}: {np.median(last):.3f} after {seconds:.0f} s and {read}")
+    writers = numbers["measures"]
+    shares = []
     for measure in measures:
-        told = [
-            f"{name} {percent(writer.measures[measure]).split(' (')[0]}"
-            for name, writer in study.writers.items()
+        medians = [
+            percent(np.array(shares_of[measure], float)).split(" (")[0]
+            for shares_of in writers.values()
         ]
-        shares.append(f"{measure}: {', '.join(told)}")
+        shares.append(f"{measure}: {' / '.join(medians)}")
     return (
-        f"Validation loss in nats per character, median and range of {len(study.seeds)} seeds: "
-        f"{'; '.join(losses)}. In the texts, {'; '.join(shares)}."
+        f"Validation loss in nats per character, median of {len(seeds)} seeds:"
+        f"{bullets(losses)}\n\nShares in the texts of {' / '.join(writers)}:{bullets(shares)}"
     )
 
 
-def outcome(study: Study, sentence: str, language: str, figure: Figure) -> Outcome:
-    """The table, the numbers and the samples of a study."""
+def outcome(study: Study, language: str, figure: Figure) -> Outcome:
+    """Return the table, the numbers and the samples of a study."""
     names = list(study.writers[HELD_OUT].measures)
     rows = [
-        ["who wrote", "parameters", "training, s", "epochs", "validation loss, nats", *names],
+        ["writer", "parameters", "training, s", "epochs", "validation loss, nats", *names],
     ]
     for name, writer in study.writers.items():
         shares = [percent(each) for each in writer.measures.values()]
@@ -250,12 +257,12 @@ def outcome(study: Study, sentence: str, language: str, figure: Figure) -> Outco
                 "seconds_with_validation": [round(run.seconds, 1) for run in writer.runs],
             }
     pages = {"samples.md": samples(study, language)}
-    return Outcome(sentence, rows, numbers, study.seeds, figure, pages)
+    return Outcome(rows, numbers, study.seeds, figure, pages)
 
 
 def samples(study: Study, language: str, length: int = 900) -> str:
-    """How the first text of each begins, as a page."""
-    parts = ["# What they wrote\n\nThe beginning of the first text of seed 0, temperature 1.\n"]
+    """Return a page with the beginning of the first text of each writer."""
+    parts = ["# Samples\n\nThe beginning of the first text of seed 0, at temperature 1.\n"]
     for name, writer in study.writers.items():
         shown = whole_lines(writer.texts[0][0][:length]).strip("\n")
         shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in shown)
@@ -264,9 +271,9 @@ def samples(study: Study, language: str, length: int = 900) -> str:
 
 
 def curves(study: Study, axes: Any, whole: Mapping[str, Any]) -> None:
-    """Validation loss against seconds and against characters read, side by side.
+    """Draw the validation loss against seconds and against characters read, side by side.
 
-    whole: by program, (characters, losses, label) of a longer run, for the right one.
+    whole: (characters, losses, label) of a longer run by program, drawn on the right.
     """
     by_time, by_characters = axes
     ends = []
@@ -278,7 +285,8 @@ def curves(study: Study, axes: Any, whole: Mapping[str, Any]) -> None:
         middle = _drawing.band(by_time, seconds, losses, colour, marker="o", markersize=3)
         ends.append((middle[-1], f"{name}  {middle[-1]:.2f}", colour))
         share = EPOCHS.get(name, np.inf) / study.epochs(name)
-        if share < 1:  # all that the lecture's program does is behind it
+        if share < 1:
+            # The program has done all its epochs in the lecture before the end.
             place = (share * seconds[-1], np.interp(share * seconds[-1], seconds, middle))
             by_time.plot(*place, "o", color=colour, markerfacecolor="white", markersize=8)
             by_time.annotate(
@@ -303,14 +311,14 @@ def curves(study: Study, axes: Any, whole: Mapping[str, Any]) -> None:
     by_characters.xaxis.set_minor_formatter(NullFormatter())
     _drawing.label_ends(by_time, ends)
     loss = "validation loss, nats per character"
-    title = f"Each for about the same time (median and range, {len(study.seeds)} seeds)"
+    title = f"By time of training (median and range of {len(study.seeds)} seeds)"
     _drawing.name_axes(by_time, title, "seconds of training", loss)
-    title = "The same against what was read" + ("; dotted: longer runs, one seed" * bool(whole))
+    title = "By characters read" + ("; dotted: longer runs, one seed" * bool(whole))
     _drawing.name_axes(by_characters, title, "characters read", loss)
 
 
 def shares(study: Study, axes: Any) -> None:
-    """A measure each: a dot for who wrote, a line from the least to the greatest of the seeds."""
+    """Draw each measure: a dot for the median of each writer and a line for the range of the seeds."""
     colours = {name: program.colour for name, program in PROGRAMS.items()}
     colours |= {HELD_OUT: _drawing.BLACK, UNTRAINED: _drawing.GREY}
     for each, measure in zip(axes, study.writers[HELD_OUT].measures, strict=True):
@@ -318,7 +326,7 @@ def shares(study: Study, axes: Any) -> None:
             found = 100 * writer.measures[measure][~np.isnan(writer.measures[measure])]
             how = {"color": colours[name]}
             if not len(found):
-                each.text(2, place, "none written", va="center", fontsize=9, **how)
+                each.text(2, place, "none", va="center", fontsize=9, **how)
                 continue
             if name == HELD_OUT:
                 each.axvline(np.median(found), linestyle="--", linewidth=1, color=_drawing.GREY)
@@ -339,7 +347,7 @@ def shares(study: Study, axes: Any) -> None:
 
 
 def picture(study: Study, whole: Mapping[str, Any]) -> Figure:
-    """Curves above, measures below."""
+    """Draw the curves above and the measures below."""
     figure = Figure(figsize=(13, 8.5), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1])
     upper = above.subplots(1, 2)

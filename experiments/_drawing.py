@@ -1,4 +1,4 @@
-"""What the pictures share: colours, axes, lines with a band over the seeds, labels at the ends."""
+"""Drawing for all experiments: colours, axes, medians with a band over the seeds, labels of lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's, told apart by the colour-blind too; the yellow is too pale for lines on white
+# The colours of Okabe and Ito, which colour-blind readers can distinguish as well. Their yellow is left
+# out, because it is too pale for lines on white.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#777777"
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
@@ -19,7 +20,7 @@ COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
 def figure(
     columns: int, width: float = 11, height: float = 4.5, rows: int = 1, **how: Any
 ) -> tuple[Figure, Any]:
-    """A figure and its axes, side by side, in rows."""
+    """Return a figure and its axes, `columns` side by side in each of `rows`."""
     made = Figure(figsize=(width, height), layout="constrained")
     axes = made.subplots(rows, columns, **how)
     for each in np.ravel(axes):
@@ -28,14 +29,14 @@ def figure(
 
 
 def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    """The title, flush left, and what the axes say, units included."""
+    """Set the title, flush left, and the labels of the axes, which include units."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
 def band(axes: Axes, x: Any, runs: Any, colour: str, **how: Any) -> Any:
-    """The median of runs [seeds, points] as a line, from the least to the greatest as a band."""
+    """Draw the median of runs [seeds, points] as a line and their range as a band; return the median."""
     runs = np.asarray(runs)
     axes.fill_between(x, runs.min(0), runs.max(0), color=colour, alpha=0.2, linewidth=0)
     middle = np.median(runs, axis=0)
@@ -44,18 +45,19 @@ def band(axes: Axes, x: Any, runs: Any, colour: str, **how: Any) -> Any:
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.058) -> None:
-    """Names at the right edge beside the ends of their lines, pushed apart where they would overlap.
+    """Write names at the right edge beside the ends of their lines, moved where they would overlap.
 
     Args:
-      axes: with its limits and scale set.
-      labels: (y, name, colour) of each line's end.
-      gap: least distance between two names, as a share of the height.
+      axes: the axes, with limits and scale set.
+      labels: (y, name, colour) of the end of each line.
+      gap: smallest distance between two names, as a share of the height.
     """
     height = axes.transAxes.inverted().transform
     ends = [height(axes.transData.transform((axes.get_xlim()[1], y)))[1] for y, _, _ in labels]
     places = np.clip(ends, 0, 1)
     order = np.argsort(places, kind="stable")
-    for _ in range(200):  # a little apart each time, until all have room
+    # Overlapping names move apart a little each time, until all have room.
+    for _ in range(200):
         for low, high in pairwise(order):
             missing = gap - (places[high] - places[low])
             if missing > 1e-6:
@@ -76,5 +78,5 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float 
 
 
 def decades(value: float) -> str:
-    """A number in three digits, in powers of ten where it is small."""
+    """Return a number with three digits, as a power of ten where it is small."""
     return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"

@@ -1,10 +1,10 @@
-"""What the experiments on text share: where the texts are, and char-RNNs that were trained on them.
+"""The texts of the experiments, and char-RNNs trained on them.
 
-    text = _text.find("shakespeare", quick)       # Tiny Shakespeare; quick: the play instead
-    run = _text.learn(text, settings)             # trained by jaxrnn.train, or found trained already
+    text = _text.find("shakespeare", quick)       # Tiny Shakespeare; with quick, the play instead
+    run = _text.learn(text, settings)             # trained by jaxrnn.train, or loaded if trained before
 
-A model is trained once: it stays in runs/experiments/, and the next experiment that asks for the same
-text and settings takes it from there. Delete the folder to train anew.
+A model is trained once and stays in runs/experiments/; the next experiment that asks for the same text
+and settings loads it. Delete the folder to train again.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from jaxrnn import console, train
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.devices import storage
-from jaxrnn.training import report, run_description
+from jaxrnn.training import metrics, run_description
 from jaxrnn.training.config import TrainingConfig
 
 MODELS = Path(__file__).parent.parent / "runs" / "experiments"
 LINUX_FILE = "linux-kernel.txt"
 LINUX_ADVICE = (
-    "there is no {file}, the C files of Linux' folder kernel/ in one; fetch them with: "
+    "{file} is missing: the C files of Linux's folder kernel/ in one file; fetch them with: "
     "mkdir -p {folder} && curl -L https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.6.tar.xz | "
     "tar -xJO --wildcards 'linux-6.6/kernel/*.c' > {path}"
 )
 
 
 class Text(NamedTuple):
-    """A text to learn from, as `jaxrnn.train` takes it.
+    """A text to learn, as `jaxrnn.train` takes it.
 
-    label: its name in tables and folders.
-    data, glob, bytes: settings of `jaxrnn.train`.
+    label: the name of the text in tables and folders.
+    data, glob, bytes: the settings of `jaxrnn.train`.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Text(NamedTuple):
     bytes: bool = False
 
     def read(self) -> tuple[Corpus, str]:
-        """The text in tokens, and as a string (a byte that is not UTF-8 as U+FFFD)."""
+        """Return the text in tokens, and as a string (with U+FFFD for bytes that are not UTF-8)."""
         source = sources.read(self.data, self.glob, self.bytes)
         content = source.content
         plain = content.decode(errors="replace") if isinstance(content, bytes) else content
@@ -56,11 +56,11 @@ class Text(NamedTuple):
 class Run(NamedTuple):
     """A trained char-RNN.
 
-    params: of the last step.
-    steps, losses: where the training loss was written down, and it, nats per character.
-    val_steps, val_losses: the same of the validation loss.
-    seconds: that training took.
-    speed: characters per second of training, without compiling and the validation.
+    params: the parameters after the last step.
+    steps, losses: the steps at which the training loss was reported, and the loss in nats per character.
+    val_steps, val_losses: the same for the validation loss.
+    seconds: duration of the training.
+    speed: characters per second of training, without compilation and validation.
     """
 
     params: jaxrnn.Params
@@ -73,13 +73,15 @@ class Run(NamedTuple):
 
 
 def find(name: str, quick: bool) -> Text:
-    """Tiny Shakespeare or Linux' source; where quick, texts that are always there in their place.
+    """Return Tiny Shakespeare or the source of Linux; with quick, a text that needs no download instead.
 
-    Raises InputError where it is missing: it says what to fetch, and where it was looked for.
+    Raises:
+      InputError: if the text is missing; the message says where it was expected and how to fetch it.
     """
     if name == "shakespeare":
         return Text("play", ("play",)) if quick else Text("shakespeare", ("shakespeare",))
-    if quick:  # XLA's headers, which come with JAX
+    if quick:
+        # The headers of XLA, which come with JAX.
         return Text("headers", (jax.ffi.include_dir(),), "*.h", bytes=True)
     path = storage.cache_folder() / LINUX_FILE
     if not path.is_file():
@@ -89,30 +91,31 @@ def find(name: str, quick: bool) -> Text:
 
 
 def beginning(text: Text, size: int) -> Text:
-    """The first `size` characters of a text (bytes, where it is read as bytes), kept in a file."""
-    content = sources.read(corpus.data, corpus.glob, corpus.bytes).content[:size]
-    path = MODELS / f"{corpus.label}-{size}.txt"
+    """Write the first `size` characters of a text (or bytes) to a file, and return that as a text."""
+    content = sources.read(text.data, text.glob, text.bytes).content[:size]
+    path = MODELS / f"{text.label}-{size}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Text(corpus.label, (str(path),), bytes=corpus.bytes)
+    return Text(text.label, (str(path),), bytes=text.bytes)
 
 
 def learn(text: Text, settings: TrainingConfig) -> Run:
-    """Train a char-RNN, or go on where that was stopped, or take it if it is done."""
+    """Train a char-RNN, resume it where it was stopped, or load it if it is trained already."""
     digest = hashlib.sha256(repr((text, settings)).encode()).hexdigest()[:8]
-    workdir = MODELS / f"{corpus.label}-{settings.model.cell}-{settings.seed}-{digest}"
+    workdir = MODELS / f"{text.label}-{settings.model.cell}-{settings.seed}-{digest}"
     status = train.run(
         train.TrainOptions(
-            data=corpus.data,
-            glob=corpus.glob,
-            bytes=corpus.bytes,
+            data=text.data,
+            glob=text.glob,
+            bytes=text.bytes,
             workdir=workdir,
             training=settings,
         )
     )
-    if status:  # Ctrl-C: the run is saved, and the experiment is not complete
+    if status:
+        # Ctrl-C: the run is saved, but the experiment is not complete.
         raise KeyboardInterrupt
-    lines = report.read_metrics(workdir / report.METRICS)
+    lines = metrics.read_metrics(workdir / metrics.METRICS)
     judged = [line for line in lines if "val_loss" in line]
     training_alone = [line for line in lines if "val_loss" not in line] or lines
     return Run(

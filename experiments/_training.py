@@ -1,4 +1,4 @@
-"""What the experiments on small tasks share: one training loop, the same for every seed."""
+"""The training loop of the experiments on small tasks, the same for every seed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def train(
     rate: float = 3e-3,
     clip: float = 1.0,
 ) -> tuple[Any, Any]:
-    """Train a network from each seed with Adam behind global-norm clipping.
+    """Train a network from each seed, with global-norm clipping and Adam.
 
     Args:
-      net: its parameters come from `net.init`.
-      loss: of (params, batch), a scalar.
-      task: makes a fresh batch from a key.
-      steps: updates.
-      seeds: of the first parameters and of the batches.
-      rate: Adam's.
-      clip: longest gradient, as the global norm.
+      net: the network, initialised by `net.init`.
+      loss: function of (params, batch) that returns a scalar.
+      task: function of a key that returns a new batch.
+      steps: number of updates.
+      seeds: random seeds of the initial parameters and the batches.
+      rate: learning rate of Adam.
+      clip: largest global norm of the gradient.
 
     Returns:
-      (params, losses): the parameters of every seed stacked [seeds, ...], and the loss before each step
-      [seeds, steps].
+      (params, losses): the final parameters of all seeds, stacked [seeds, ...], and the loss before each
+      step [seeds, steps].
     """
     optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
 

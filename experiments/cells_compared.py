@@ -1,29 +1,17 @@
-"""The LSTM predicts text best, the GRU is near it for less computation, the plain RNN is behind.
+"""The LSTM predicts text best, the GRU comes close with less computation, the plain RNN is behind.
 
-    numbers to learn        (G H + V) (E + H + 1)
-    operations a character  2 H (G H + V), and some for each unit       G = 1, 4, 3 for rnn, lstm, gru
+    parameters                 (G H + V) (E + H + 1)
+    operations per character   2 H (G H + V), and some for each unit       G = 1, 4, 3 for rnn, lstm, gru
 
-(H the width, V characters, E = 64 the width of their embedding.) Each cell learns Tiny Shakespeare and
-Linux' source at the LSTM's width, and rnn and gru once more at the width that gives them as many numbers
-to learn as the LSTM has. Steps, batch, clipping and schedule are the same for all. The learning rate is
-each cell's and width's own, of RATES the one with the least validation loss in a run of a third of the
-steps on that text, from a seed that is not used again. Operations are what XLA counts in one step
-forward; time is that of a whole step of training, measured in turns in one process.
+(H is the width, V the number of characters, E = 64 the width of their embedding.) Each cell learns Tiny
+Shakespeare and the source of Linux at the width of the LSTM; rnn and gru also learn them at the width
+that gives them as many parameters as the LSTM has. Steps, batch, clipping and schedule are the same for
+all. The learning rate is chosen for each cell, width and text: the one of RATES with the smallest
+validation loss after a third of the steps, from a seed that is not used again. Operations are what XLA
+counts for one step of the forward pass. Time is that of a whole training step, measured in turns in one
+process, which makes ratios reliable even on a machine with other work.
 
-    python -m experiments cells_compared      about 15 min on two CPU cores; 53 s with its models trained
-
-On 2026-11-24: Of 4 comparisons (median of 3 seeds after 1500 steps) the LSTM has the least loss in 0;
-the GRU is nearer to the LSTM than to the RNN in 2; the RNN has the greatest loss in 2. Validation loss,
-nats per character: shakespeare, equal width: rnn 1.783 (1.769 to 1.794), lstm 1.618 (1.613 to 1.623),
-gru 1.593 (1.591 to 1.599); shakespeare, equal parameters: rnn 1.611 (1.610 to 1.617), lstm 1.618 (1.613
-to 1.623), gru 1.556 (1.550 to 1.566); linux, equal width: rnn 1.688 (1.679 to 1.698), lstm 1.593 (1.575
-to 1.611), gru 1.472 (1.465 to 1.475); linux, equal parameters: rnn 1.573 (1.569 to 1.575), lstm 1.593
-(1.575 to 1.611), gru 1.443 (1.437 to 1.448). At equal width a GRU takes 78% and 83% of the LSTM's
-operations and 79% and 85% of its time.
-
-So in these short runs of small networks the lecture's order does not hold: the GRU has the least loss
-everywhere, and the plain RNN is behind at equal width but beside the LSTM at equal parameters. Times are
-from a machine that had other work too; they are ratios measured in turns.
+    python -m experiments cells_compared      about 15 min on two CPU cores, or 53 s with trained models
 """
 
 from __future__ import annotations
@@ -34,10 +22,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure
 import numpy as np
 
-from experiments import Outcome, _drawing, _text
+from benchmarks import measure
+from experiments import Outcome, _drawing, _text, bullets
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
@@ -47,11 +35,15 @@ from jaxrnn.training.config import TrainingConfig
 ROW = 8
 CELLS = ("rnn", "lstm", "gru")
 COLOURS = dict(zip(CELLS, (_drawing.RED, _drawing.BLUE, _drawing.GREEN), strict=True))
-HIDDEN, BATCH, LENGTH = 128, 32, 64
-RATES, SCAN_SEED = [3e-3, 1e-2, 3e-2, 1e-1], 99
+HIDDEN = 128
+BATCH = 32
+LENGTH = 64
+RATES = [3e-3, 1e-2, 3e-2, 1e-1]
+# The seed with which the learning rates are chosen.
+SCAN_SEED = 99
 MEASURES = {
-    "parameters": "numbers to learn",
-    "operations": "operations for a character, forward",
+    "parameters": "parameters",
+    "operations": "operations per character, forward pass",
     "milliseconds": f"time of a training step ({BATCH} × {LENGTH} characters), ms",
 }
 
@@ -62,14 +54,14 @@ def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> Trai
 
 
 def model(cell: str, hidden: int, vocabulary: Vocabulary) -> charlm.Params:
-    """A char-RNN's shapes without its numbers."""
+    """Return the shapes of a char-RNN's parameters."""
     return jax.eval_shape(
         lambda: charlm.init(charlm.ModelConfig(cell, hidden_size=hidden), vocabulary)
     )
 
 
 def width(cell: str, parameters: int, vocabulary: Vocabulary) -> int:
-    """Of a cell whose char-RNN has as nearly as can be this many parameters."""
+    """Return the width of a cell whose char-RNN has as nearly as possible this many parameters."""
 
     def count(hidden: int) -> int:
         return charlm.count(model(cell, hidden, vocabulary))
@@ -79,14 +71,17 @@ def width(cell: str, parameters: int, vocabulary: Vocabulary) -> int:
 
 
 def operations(params: charlm.Params) -> float:
-    """Of one step forward with one character, as XLA counts; tanh and sigmoid are not among them."""
+    """Return the operations of one forward step for one character as XLA counts them.
+
+    XLA does not count tanh and sigmoid.
+    """
     step = functools.partial(charlm.step, params.config)
-    given = jax.eval_shape(charlm.prepare, params), charlm.initial_carry(params.config, 1)
+    given = jax.eval_shape(charlm.step_params, params), charlm.initial_carry(params.config, 1)
     return jax.jit(step).lower(*given, jnp.zeros(1, jnp.int32)).cost_analysis()["flops"]
 
 
 def training_step(config: TrainingConfig, corpus: Corpus) -> Any:
-    """A call that takes one compiled step of training, always the same one."""
+    """Return a function that runs one compiled training step, always the same one."""
     optimizer = stepping.make_optimizer(config, config.steps)
     state = stepping.create(config, optimizer, corpus.vocabulary)
     starts = config.batches(corpus).starts(0)
@@ -98,7 +93,7 @@ def training_step(config: TrainingConfig, corpus: Corpus) -> Any:
 def compare(
     text: _text.Text, hidden: int, steps: int, scan_steps: int, rates: list[float], seeds: list[int]
 ) -> list[dict[str, Any]]:
-    """All about rnn, lstm and gru of this width, then rnn and gru of as many parameters as the lstm."""
+    """Measure rnn, lstm and gru of this width, then rnn and gru with as many parameters as the lstm."""
     corpus, _ = text.read()
     vocabulary = corpus.vocabulary
 
@@ -123,48 +118,55 @@ def compare(
 
 
 def claims(rnn: Any, lstm: Any, gru: Any) -> dict[str, bool]:
-    """The lecture's claims in one comparison, of the median losses."""
+    """Return which of the lecture's claims hold in one comparison of median losses."""
     rnn, lstm, gru = (float(np.median(each["losses"])) for each in (rnn, lstm, gru))
     return {
-        "the LSTM has the least loss": lstm < min(rnn, gru),
-        "the GRU is nearer to the LSTM than to the RNN": abs(gru - lstm) < abs(gru - rnn),
-        "the RNN has the greatest loss": rnn > max(lstm, gru),
+        "the LSTM has the smallest loss": lstm < min(rnn, gru),
+        "the GRU is closer to the LSTM than to the RNN": abs(gru - lstm) < abs(gru - rnn),
+        "the RNN has the largest loss": rnn > max(lstm, gru),
     }
 
 
 def run(quick: bool) -> Outcome:
     names, rates, seeds = ["shakespeare", "linux"], RATES, [0, 1, 2]
     hidden, steps, scan_steps = HIDDEN, 1500, 500
-    if quick:  # the scan's runs are also the ones that are compared
+    if quick:
+        # The runs that choose the learning rate are also the ones that are compared.
         names, rates, seeds = ["linux"], RATES[1:2], [SCAN_SEED]
         hidden, steps, scan_steps = 8, 10, 10
     texts = [_text.find(name, quick) for name in names]
     found = {t.label: compare(t, hidden, steps, scan_steps, rates, seeds) for t in texts}
 
     rows = [["text", "cell", "width", "learning rate", "validation loss, nats (range)", *MEASURES]]
-    held, told, shares = [], [], {"operations": [], "milliseconds": []}
-    for label, (rnn, lstm, gru, wide_rnn, wide_gru) in found.items():
-        for each in found[label]:
+    for label, records in found.items():
+        for each in records:
             rows.append([label, each["cell"], f"{each['hidden']}", f"{each['learning_rate']:g}"])
             rows[-1] += [span(each), f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
             rows[-1] += [f"{each['milliseconds']:.2f}"]
+    numbers = {"models": found, "rates": rates, "scan_seed": SCAN_SEED, "scan_steps": scan_steps}
+    numbers |= {"steps": steps, "batch": BATCH, "seq_len": LENGTH}
+    return Outcome(rows, numbers, seeds, draw(found))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    held, losses = [], []
+    shares: dict[str, list[str]] = {"operations": [], "milliseconds": []}
+    for label, (rnn, lstm, gru, wide_rnn, wide_gru) in numbers["models"].items():
         for what, seen in shares.items():
             seen.append(f"{gru[what] / lstm[what]:.0%}")
         trios = {"equal width": (rnn, lstm, gru), "equal parameters": (wide_rnn, lstm, wide_gru)}
         for footing, trio in trios.items():
             held.append(claims(*trio))
-            losses = ", ".join(f"{e['cell']} {np.median(e['losses']):.3f}" for e in trio)
-            told.append(f"{label}, {footing}: {losses}")
+            medians = ", ".join(f"{e['cell']} {np.median(e['losses']):.3f}" for e in trio)
+            losses.append(f"{label}, {footing}: {medians}")
     verdicts = "; ".join(f"{claim} in {sum(h[claim] for h in held)}" for claim in held[0])
-    sentence = (
-        f"Of {len(held)} comparisons (median of {len(seeds)} seeds after {steps} steps) {verdicts}. "
-        f"Validation loss, nats per character: {'; '.join(told)}. At equal width a GRU takes "
-        f"{' and '.join(shares['operations'])} of the LSTM's operations and "
-        f"{' and '.join(shares['milliseconds'])} of its time."
+    return (
+        f"Of {len(held)} comparisons (median of {len(seeds)} seeds after {numbers['steps']} "
+        f"steps), {verdicts}. At equal width, a GRU takes {' and '.join(shares['operations'])} of "
+        f"the LSTM's operations and {' and '.join(shares['milliseconds'])} of its time. Validation "
+        f"losses in nats per character:{bullets(losses)}"
     )
-    numbers = {"models": found, "rates": rates, "scan_seed": SCAN_SEED, "scan_steps": scan_steps}
-    numbers |= {"steps": steps, "batch": BATCH, "seq_len": LENGTH}
-    return Outcome(sentence, rows, numbers, seeds, draw(found))
 
 
 def span(record: Any) -> str:
@@ -194,8 +196,6 @@ def draw(found: Any) -> Any:
         _drawing.name_axes(
             row[0], label, row[0].get_xlabel(), "validation loss, nats per character"
         )
-    title = (
-        "Cell and width; filled: of equal width, hollow: with as many numbers to learn as the lstm"
-    )
+    title = "Cell and width; filled: equal width, hollow: as many parameters as the lstm"
     figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -2,17 +2,12 @@
 
     g <- g min(1, c / ||g||),   ||g|| the norm over all parameters together
 
-A plain ReLU RNN learns the play by plain gradient descent, with and without clipping to c, from the same
-weights on the same batches, at learning rates from small to too large. Beside it the lecture's linked
-example: the line y = 2x through (1,2) (2,4) (3,6) (4,8), one point a step in turn, 1000 steps of
-gradient descent at 0.01, clipped to 5.
+A plain RNN with ReLU learns the play by gradient descent, with and without clipping to c, from the
+same weights and on the same batches, at learning rates from small to too large. The second part is
+the example that the lecture links: the line y = 2x through (1,2) (2,4) (3,6) (4,8), one point per
+step in turn, 1000 steps of gradient descent at rate 0.01, clipped to 5.
 
     python -m experiments clipping      41 s on two CPU cores
-
-On 2026-11-24: Of the runs on the play (every rate, 3 seeds) 6 of 15 were lost without clipping and 0 of
-15 with it; the best losses after 600 steps were 1.445 at rate 3 clipped and 2.369 at rate 0.3 not
-clipped nats per character. The line's slope, 2, came out as 1.9920 clipped and 1.9936 not clipped:
-there at most 35 of 1000 steps were clipped.
 """
 
 from __future__ import annotations
@@ -32,19 +27,23 @@ from jaxrnn.data.corpus import Batches, make_corpus
 
 ROW = 14
 MODEL = charlm.ModelConfig(cell="rnn", activation="relu", hidden_size=64, embedding_size=0)
-BATCH, LENGTH = 16, 50
-CLIP, LINE_CLIP, LINE_RATE = 1.0, 5.0, 0.01
-FAILED = 10.0  # nats; a loss above it, or one that is no number, is drawn here
+BATCH = 16
+LENGTH = 50
+CLIP = 1.0
+LINE_CLIP = 5.0
+LINE_RATE = 0.01
+# A loss in nats above this, or one that is not finite, counts as lost and is drawn here.
+FAILED = 10.0
 
 
 def descend(rate: float, clip: float | None) -> optax.GradientTransformation:
-    """Gradient descent, behind clipping by the global norm or not."""
+    """Return gradient descent, with clipping by the global norm where `clip` is given."""
     step = optax.sgd(rate)
     return optax.chain(optax.clip_by_global_norm(clip), step) if clip else step
 
 
 def follow(loss: Any, params: Any, optimizer: Any, batches: Any) -> tuple[Any, Any, Any]:
-    """The parameters after a step on each of batches, and every step's loss and gradient norm."""
+    """Return the parameters after a step on each batch, and the loss and gradient norm of each step."""
 
     def step(state: Any, batch: Any) -> Any:
         params, memory = state
@@ -58,7 +57,7 @@ def follow(loss: Any, params: Any, optimizer: Any, batches: Any) -> tuple[Any, A
 
 @functools.partial(jax.jit, static_argnums=0)
 def read_play(clip: float | None, rates: Any, params: Any, batches: Any) -> tuple[Any, Any]:
-    """Losses and gradient norms [rates, steps] of the network on batches [steps, T + 1, B]."""
+    """Return losses and gradient norms [rates, steps] of the network on batches [steps, T + 1, B]."""
     carry = charlm.initial_carry(MODEL, BATCH)
 
     def run(rate: Any) -> Any:
@@ -72,14 +71,15 @@ def read_play(clip: float | None, rates: Any, params: Any, batches: Any) -> tupl
 
 
 def line(clip: float | None, steps: int, seeds: list[int]) -> tuple[Any, Any, Any]:
-    """Slope and offset [seeds, 2], losses and gradient norms [seeds, steps] of the linked example."""
+    """Return slope and offset [seeds, 2], losses and gradient norms [seeds, steps] of the example."""
     xs = jnp.tile(jnp.array([1.0, 2, 3, 4]), steps // 4)
 
     def loss(params: Any, x: Any) -> Any:
         return (params[0] * x + params[1] - 2 * x) ** 2
 
     def run(seed: Any) -> Any:
-        limit = 3**0.5  # Keras' first weight of a layer with one input and one output
+        # Keras's initial weight of a layer with one input and one output.
+        limit = 3**0.5
         slope = jax.random.uniform(jax.random.key(seed), minval=-limit, maxval=limit)
         return follow(loss, jnp.stack([slope, 0 * slope]), descend(LINE_RATE, clip), xs)
 
@@ -94,55 +94,66 @@ def run(quick: bool) -> Outcome:
     found: dict[str, Any] = {way: [] for way in ways}
     for seed in seeds:
         reads = Batches(corpus.train_size, BATCH, LENGTH, shuffle=True, seed=seed)
-        starts = np.stack([reads.starts(n) for n in range(steps)])  # [steps, B]
+        # [steps, B]
+        starts = np.stack([reads.starts(n) for n in range(steps)])
         windows = corpus.tokens[starts[:, None] + np.arange(LENGTH + 1)[None, :, None]]
         params = charlm.init(MODEL, corpus.vocabulary, seed)
         for way, clip in ways.items():
             found[way].append(read_play(clip, jnp.float32(rates), params, jnp.int32(windows)))
     losses = {way: np.array([run[0] for run in runs]) for way, runs in found.items()}
     norms = {way: np.array([run[1] for run in runs]) for way, runs in found.items()}
-    ends = {way: last(each) for way, each in losses.items()}  # [seeds, rates]
+    # [seeds, rates]
+    ends = {way: last(each) for way, each in losses.items()}
     lines = {way: line(clip and LINE_CLIP, 1000, seeds) for way, clip in ways.items()}
 
-    heads = [f"{way}: last loss (range)" for way in ways]
-    rows = [["learning rate", *heads, "unclipped runs lost"]]
+    heads = [f"{way}: final loss (range)" for way in ways]
+    rows = [["learning rate", *heads, "runs lost without clipping"]]
     for index, rate in enumerate(rates):
-        told = [f"{np.median(e[:, index]):.3f} ({span(e[:, index])})" for e in ends.values()]
+        cells = [f"{np.median(e[:, index]):.3f} ({span(e[:, index])})" for e in ends.values()]
         lost = (ends["not clipped"][:, index] >= FAILED).sum()
-        rows.append([f"{rate:g}", *told, f"{lost} of {len(seeds)}"])
-    best = {way: int(np.median(each, axis=0).argmin()) for way, each in ends.items()}
-    told = " and ".join(
-        f"{np.median(ends[way][:, at]):.3f} at rate {rates[at]:g} {way}" for way, at in best.items()
-    )
-    lost = {way: f"{(each >= FAILED).sum()} of {each.size}" for way, each in ends.items()}
-    slopes = " and ".join(f"{np.median(each[0][:, 0]):.4f} {way}" for way, each in lines.items())
-    cut = int((np.array(lines["clipped"][2]) > LINE_CLIP).sum(1).max())
-    sentence = (
-        f"Of the runs on the play (every rate, {len(seeds)} seeds) {lost['not clipped']} were lost "
-        f"without clipping and {lost['clipped']} with it; the best losses after {steps} steps were "
-        f"{told} nats per character. The line's slope, 2, came out as {slopes}: there at most {cut} "
-        f"of 1000 steps were clipped."
-    )
+        rows.append([f"{rate:g}", *cells, f"{lost} of {len(seeds)}"])
     numbers = {
         "rates": rates.tolist(),
         "last_loss": {way: plain(each) for way, each in ends.items()},
         "loss": {way: plain(each[..., :: max(1, steps // 100)]) for way, each in losses.items()},
         "norm": {way: plain(each[..., :: max(1, steps // 100)]) for way, each in norms.items()},
         "line": {way: np.array(each[0]).tolist() for way, each in lines.items()},
+        "line_steps_clipped": int((np.array(lines["clipped"][2]) > LINE_CLIP).sum(1).max()),
         "clip": CLIP,
         "steps": steps,
     }
-    return Outcome(sentence, rows, numbers, seeds, draw(rates, losses, norms, ends, lines))
+    return Outcome(rows, numbers, seeds, draw(rates, losses, norms, ends, lines))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    ends = {way: np.array(losses, float) for way, losses in numbers["last_loss"].items()}
+    lost = {way: f"{(each >= FAILED).sum()} of {each.size}" for way, each in ends.items()}
+    best = []
+    for way, each in ends.items():
+        medians = np.median(each, axis=0)
+        at = int(medians.argmin())
+        best.append(f"{medians[at]:.3f} {way} (at rate {numbers['rates'][at]:g})")
+    slopes = [
+        f"{np.median(np.array(runs)[:, 0]):.4f} {way}" for way, runs in numbers["line"].items()
+    ]
+    return (
+        f"Of the runs on the play (all learning rates, {len(seeds)} seeds), {lost['not clipped']} "
+        f"were lost without clipping and {lost['clipped']} with it. The smallest losses after "
+        f"{numbers['steps']} steps, in nats per character: {' and '.join(best)}. In the linked "
+        f"example the slope 2 is learnt as {' and '.join(slopes)}; at most "
+        f"{numbers['line_steps_clipped']} of its 1000 steps were clipped."
+    )
 
 
 def last(losses: Any) -> Any:
-    """The mean loss of the last twentieth, FAILED where it is more or not a number."""
+    """Return the mean loss of the last twentieth of the steps, at most FAILED."""
     tail = losses[..., -max(1, losses.shape[-1] // 20) :].mean(-1)
     return np.where(np.isfinite(tail), np.minimum(tail, FAILED), FAILED)
 
 
 def plain(values: Any) -> Any:
-    """Lists for JSON, None where a number is not finite."""
+    """Return lists for JSON, with None where a number is not finite."""
     return np.where(np.isfinite(values), np.round(values, 5), None).tolist()
 
 
@@ -154,7 +165,8 @@ def draw(rates: Any, losses: Any, norms: Any, ends: Any, lines: Any) -> Any:
     figure, ((loss, norm), (by_rate, fit)) = _drawing.figure(2, 12, 8, rows=2)
     colours = dict(zip(ends, (_drawing.BLUE, _drawing.RED), strict=True))
     lost = np.flatnonzero((ends["not clipped"] >= FAILED).any(0))
-    shown = int(lost[0]) if len(lost) else len(rates) - 1  # where the two begin to differ
+    # The rate at which the two begin to differ.
+    shown = int(lost[0]) if len(lost) else len(rates) - 1
     steps = losses["clipped"].shape[-1]
     window = max(1, steps // 60)
     x = window * (1 + np.arange(steps // window))
@@ -164,15 +176,16 @@ def draw(rates: Any, losses: Any, norms: Any, ends: Any, lines: Any) -> Any:
             runs = np.where(np.isfinite(each[:, shown]), np.minimum(each[:, shown], cap), cap)
             runs = gather(runs[:, : len(x) * window].reshape(len(runs), -1, window), axis=-1)
             labels.append((_drawing.band(axes, x, runs, colours[way])[-1], way, colours[way]))
-        low = 1.3 if axes is loss else None  # below every tick, or ticks would move the limits
+        # Below every tick, since ticks would move the limits.
+        low = 1.3 if axes is loss else None
         axes.set(yscale="log", ylim=(low, 1.1 * cap), xlim=(0, steps))
         _drawing.label_ends(axes, labels)
     norm.axhline(CLIP, color=_drawing.GREY, linestyle="--", linewidth=1)
     norm.annotate("c", (0, CLIP), (2, 2), textcoords="offset points", color=_drawing.GREY)
     title = f"The play at learning rate {rates[shown]:g}"
     _drawing.name_axes(loss, title, "step", "loss, nats per character (10: lost)")
-    title = f"Its gradient before clipping, largest of {window} steps"
-    _drawing.name_axes(norm, title, "step", "global norm (10⁴: more, or no number)")
+    title = f"The gradient before clipping, maximum of {window} steps"
+    _drawing.name_axes(norm, title, "step", "global norm (10⁴: more, or not finite)")
     labels = []
     for way, each in ends.items():
         middle = _drawing.band(by_rate, rates, each, colours[way], marker="o", markersize=5)
@@ -188,7 +201,8 @@ def draw(rates: Any, losses: Any, norms: Any, ends: Any, lines: Any) -> Any:
     _drawing.name_axes(by_rate, title, "learning rate", "loss, nats per character (10: lost)")
     labels = []
     for way, (_, _, each) in lines.items():
-        runs = np.asarray(each).reshape(len(each), -1, 4).max(-1)  # of each pass over the points
+        # The maximum of each pass over the four points.
+        runs = np.asarray(each).reshape(len(each), -1, 4).max(-1)
         middle = _drawing.band(fit, 1 + np.arange(runs.shape[1]), runs, colours[way])
         labels.append((middle[-1], way, colours[way]))
     fit.set(xscale="log", yscale="log", xlim=(1, runs.shape[1]))

@@ -1,18 +1,18 @@
 """Argmax sampling ends in loops; drawing from the softmax, or only after a space, does not.
 
     p(x^{t+1} | x^1 .. x^t) = softmax(logits / temperature)
-    argmax: the likeliest; softmax: a draw from p; top-k, top-p: a draw among the k likeliest, or among
-    the fewest that reach p; after-space: a draw for the first letter of a word, inside it the likeliest
+    argmax        the most likely character
+    softmax       a draw from p
+    top-k, top-p  a draw among the k most likely, or among the fewest whose probabilities reach p
+    after-space   a draw for the first letter of a word, the most likely character inside it
 
-Char-RNNs (LSTM 256) learn Tiny Shakespeare from three seeds and go on after the same held-out openings
-in every way. Measured of each text: whether it ends in a loop (a passage said three times or more, up to
-the last character), which of its pieces of 10 characters it has used before (the rest are distinct),
-which of them are not in the training text, and which words are not. The real text is the reference.
+Char-RNNs (LSTM of 256 units) learn Tiny Shakespeare from three seeds and continue the same held-out
+openings in every mode. Measured for each text: whether it ends in a loop (a passage repeated three
+times or more, up to the last character), which of its pieces of 10 characters it has used before,
+which of them are not in the training text, and which words are not. The real text is measured for
+comparison.
 
-    python -m experiments decoding      5 min on two CPU cores, of which the training takes 4.5
-
-On 2026-11-24 all of 30 texts by argmax ended in a loop (median: from character 30 on, 50 long), and no
-other text. Pieces used before: argmax 97.0%, after-space 3.9%, softmax 0.3%, the real text 3.5%.
+    python -m experiments decoding      5 min on two CPU cores, of which training takes 4.5
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from jaxrnn import charlm
 from jaxrnn.training.config import TrainingConfig
 
 ROW = 13
-PIECE, LOOP = 10, 50  # characters of a piece, and of the shortest loop
-OPENING, BEFORE = 100, "\n\n"  # characters read first, and what stands before them: a speech begins
+# Characters of a piece, and the smallest number of characters of a loop.
+PIECE = 10
+LOOP = 50
+# Characters of an opening, and what precedes it: a speech begins.
+OPENING = 100
+BEFORE = "\n\n"
 WAYS: dict[str, dict[str, Any]] = {
     "argmax": {"mode": "argmax"},
     "after-space": {"mode": "after-space"},
@@ -54,11 +58,12 @@ MEASURES = {
 
 
 def loop(text: str) -> tuple[int, int] | None:
-    """Where the loop begins that a text ends in, and its period; None where it ends in none."""
+    """Return the start and the period of the loop in which a text ends, or None if it does not."""
     points = np.array([ord(c) for c in text])
     for period in range(1, len(text) // 3 + 1):
         other = np.flatnonzero(points[period:] != points[:-period])
-        begin = int(other[-1]) + 1 if len(other) else 0  # from here on text[i] = text[i + period]
+        # From `begin` on, text[i] equals text[i + period].
+        begin = int(other[-1]) + 1 if len(other) else 0
         if len(text) - begin >= max(3 * period, LOOP):
             return begin, period
     return None
@@ -73,13 +78,16 @@ def words(text: str) -> list[str]:
 
 
 def used_before(text: str) -> Any:
-    """Of every piece of a text, whether the text has it earlier too."""
+    """Return for every piece of a text whether it occurs earlier in the text."""
     seen: set[str] = set()
     return np.array([piece in seen or bool(seen.add(piece)) for piece in pieces(text)])
 
 
 def measure(text: str, learnt_words: set[str], learnt_pieces: set[str]) -> list[float]:
-    """The MEASURES of a text, shares from 0 to 1, without its first and last word, which may be cut."""
+    """Return the MEASURES of a text, shares from 0 to 1.
+
+    The first and the last word are left out, since they may be cut.
+    """
     strange = [word not in learnt_words for word in words(text)[1:-1]]
     new = [piece not in learnt_pieces for piece in pieces(text)]
     return [float(used_before(text).mean()), float(np.mean(strange or 0)), float(np.mean(new))]
@@ -94,7 +102,7 @@ def settings(quick: bool, seed: int) -> TrainingConfig:
 
 
 def write(params: jaxrnn.Params, openings: list[str], length: int, how: dict[str, Any]) -> Any:
-    """How a model goes on after each opening."""
+    """Yield the continuation of each opening by a model."""
     for seed, opening in enumerate(openings):
         yield jaxrnn.sample(params, opening, length, seed=seed, **how)[len(opening) :]
 
@@ -108,29 +116,23 @@ def run(quick: bool) -> Outcome:
     starts = [held_out.index(BEFORE, place) + len(BEFORE) for place in places]
     openings = [held_out[start : start + OPENING] for start in starts]
     runs = [_text.learn(source, settings(quick, seed)) for seed in seeds]
-    texts = {  # by way: [seeds][openings]
+    # Texts [seeds][openings] by mode.
+    texts = {
         way: [list(write(run.params, openings, length, how)) for run in runs]
         for way, how in WAYS.items()
     }
     texts[REAL] = [[held_out[start + OPENING :][:length] for start in starts]]
     known = set(words(learnt)), set(pieces(learnt))
-    shares = {  # by way: [seeds, measures], the mean of the texts
+    # Mean shares [seeds, measures] by mode.
+    shares = {
         way: np.array([[measure(text, *known) for text in some] for some in each]).mean(1)
         for way, each in texts.items()
     }
     loops = {way: [[loop(text) for text in some] for some in each] for way, each in texts.items()}
     ended = {way: [sum(map(bool, some)) for some in each] for way, each in loops.items()}
-    rows = [["way", f"of {count} texts end in a loop", *MEASURES]]
+    rows = [["mode", f"of {count} texts, end in a loop", *MEASURES]]
     for way, each in shares.items():
         rows.append([way, span(ended[way], ".0f"), *[span(column, ".3f") for column in each.T]])
-    first, period = np.median([f for some in loops["argmax"] for f in some if f] or [(0, 0)], 0)
-    others = ", ".join(f"{way} {sum(ended[way])}" for way in [*SHOWN][1:3])
-    again = ", ".join(f"{way} {np.median(shares[way][:, 0]):.1%}" for way in SHOWN)
-    sentence = (
-        f"Of {count * len(seeds)} texts of {length} characters by {len(seeds)} models so many end in "
-        f"a loop: argmax {sum(ended['argmax'])} (median: from character {first:.0f} on, "
-        f"{period:.0f} long), {others}. Pieces of {PIECE} characters used before: {again}."
-    )
     numbers = {
         "measures": {
             way: dict(zip(MEASURES, e.T.tolist(), strict=True)) for way, e in shares.items()
@@ -141,18 +143,37 @@ def run(quick: bool) -> Outcome:
         "seconds_of_training": [run.seconds for run in runs],
     }
     figure = draw(texts, shares)
-    return Outcome(sentence, rows, numbers, seeds, figure, {"samples.md": samples(texts, openings)})
+    return Outcome(rows, numbers, seeds, figure, {"samples.md": samples(texts, openings)})
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    count, length = (numbers["texts"][name] for name in ("count", "length"))
+    loops = {
+        mode: [loop for texts in numbers["loops"][mode] for loop in texts if loop] for mode in SHOWN
+    }
+    start, period = np.median(loops["argmax"] or [(0, 0)], 0)
+    repeated = [
+        f"{mode} {np.median(numbers['measures'][mode]['pieces used before']):.1%}" for mode in SHOWN
+    ]
+    return (
+        f"Each of {len(seeds)} models continues {count} openings by {length} characters. With "
+        f"argmax, {len(loops['argmax'])} of {count * len(seeds)} texts end in a loop (in the "
+        f"median from character {start:.0f} on, with a period of {period:.0f}); with after-space "
+        f"{len(loops['after-space'])}, with softmax {len(loops['softmax'])}. Share of pieces of "
+        f"{PIECE} characters that the text has used before: {', '.join(repeated)}."
+    )
 
 
 def span(values: Any, form: str) -> str:
-    """The median, and the range of the seeds."""
-    told = [format(value, form) for value in (np.median(values), np.min(values), np.max(values))]
-    return told[0] if told[1] == told[2] else "{} ({} to {})".format(*told)
+    """Return the median and the range over the seeds."""
+    parts = [format(value, form) for value in (np.median(values), np.min(values), np.max(values))]
+    return parts[0] if parts[1] == parts[2] else "{} ({} to {})".format(*parts)
 
 
 def samples(texts: Any, openings: list[str]) -> str:
-    """A page of texts side by side, by the first model: how they begin and how they end."""
-    page = ["# The same openings, continued in every way, by one model\n"]
+    """Return a page with the beginnings and ends of texts by the first model, side by side."""
+    page = ["# The same openings, continued by one model in every mode\n"]
     ways = [*SHOWN, *[way for way in texts if way not in SHOWN]]
     for place in (0, len(openings) // 2):
         page.append(f"## After\n\n```text\n{openings[place]}\n```\n")
@@ -161,7 +182,8 @@ def samples(texts: Any, openings: list[str]) -> str:
             for way in ways[first : first + 4]:
                 text = texts[way][0][place]
                 text = html.escape(f"{text[:600]}\n\n[...]\n\n{text[-600:]}")
-                text = re.sub(r"\n(?=\n)", "\n&nbsp;", text)  # a blank line would end the table
+                # A blank line would end the table.
+                text = re.sub(r"\n(?=\n)", "\n&nbsp;", text)
                 cells += f"<td><b>{way}</b><pre>{text}</pre></td>\n"
             page.append(f'<table><tr valign="top">\n{cells}</tr></table>\n')
     return "\n".join(page)
@@ -192,7 +214,7 @@ def draw(texts: Any, shares: Any) -> Any:
         dots.text(1, 1 - 0.045 * index, name, color=colour, **place)
     dots.set_yticks(range(len(order)), order)
     dots.set(ylim=(-1, len(order) + 2), xlim=(-0.02, 1))
-    _drawing.name_axes(dots, "Every way; dashed: the real text", "share of pieces, of words", "")
+    _drawing.name_axes(dots, "Every mode; dashed: the real text", "share of pieces or words", "")
     for axes, way in zip([*below, real], SHOWN, strict=True):
         lines = [line[:52] for line in texts[way][0][0][-1500:].split("\n")][-26:]
         axes.axis("off")

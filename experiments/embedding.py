@@ -1,18 +1,14 @@
-"""An embedding is a one-hot vector times a matrix, done as a lookup; do related symbols come near?
+"""An embedding is a one-hot vector times a matrix, computed as a lookup; related symbols come close.
 
     x_emb = x_onehot W_emb,   W_emb [V, E]     (row v of W_emb, where v is the symbol)
 
-Both ways are compared in values and gradients, and measured in time (value and gradient) and in the
-memory that XLA sets aside, from a char-RNN's 65 x 64 over the lecture's 10,000 x 250 to 50,000 x 250.
-Then a char-RNN learns Linux' source, and each character's nearest neighbour by cosine is looked at: is
-it of the same kind (vowel, consonant, capital, digit, punctuation) more often than before training?
+The product and the lookup are compared in values, gradients, time (of value and gradient) and
+temporary memory, from a char-RNN's 65 x 64 over the lecture's 10,000 x 250 to 50,000 x 250. Then a
+char-RNN learns the source of Linux, and the nearest neighbour (by cosine) of each character is
+determined: is it of the same kind (vowel, consonant, capital, digit, punctuation) more often than
+before training?
 
-    python -m experiments embedding      about 3 min on two CPU cores; 39 s with its models trained
-
-On 2026-11-24: Product and lookup differ by at most 0.0e+00 of the largest value and 2.3e-07 of the
-largest gradient; at 10,000 x 250 and 1,024 symbols the product takes 250.5 ms and the lookup 1.89 ms.
-On C source, the share of characters whose nearest neighbour is of their own kind went from 0.20 to 0.39
-to 0.52 to 0.73 in 1000 steps (3 seeds; at random 0.25).
+    python -m experiments embedding      about 3 min on two CPU cores, or 39 s with trained models
 """
 
 from __future__ import annotations
@@ -21,18 +17,21 @@ import statistics
 from typing import Any
 
 import jax
-import measure
 import numpy as np
 
+from benchmarks import measure
 from experiments import Outcome, _drawing, _text
 from jaxrnn import charlm
 from jaxrnn.training.config import TrainingConfig
 
 ROW = 9
 SIZES = [(65, 64), (1_000, 100), (10_000, 250), (50_000, 250)]
-SYMBOLS = 1_024  # looked up at once
-OFTEN = 1_000  # times a character must occur to be looked at
-KINDS = {  # of characters: colour
+# Symbols that are looked up at once.
+SYMBOLS = 1_024
+# Occurrences that a character must have to be considered.
+OFTEN = 1_000
+# The colour of each kind of character.
+KINDS = {
     "vowel": _drawing.RED,
     "consonant": _drawing.BLUE,
     "capital": _drawing.GREEN,
@@ -46,7 +45,7 @@ WAYS = {
 
 
 def compare(size: tuple[int, int], seeds: list[int], repeats: int) -> dict[str, Any]:
-    """Both ways at one size: the product's error, the seconds of each, and its memory."""
+    """Compare lookup and product at one size: errors, seconds and temporary memory."""
     compiled: dict[str, Any] = {}
     errors = []
     for seed in seeds:
@@ -79,14 +78,14 @@ def compare(size: tuple[int, int], seeds: list[int], repeats: int) -> dict[str, 
 
 
 def settings(seed: int, quick: bool) -> TrainingConfig:
-    """Of the char-RNN: a narrow embedding, which has to make use of all its numbers."""
+    """Return the settings of the char-RNN, whose embedding is narrow so that it must use all of it."""
     model, steps = charlm.ModelConfig(hidden_size=128, embedding_size=16), 10 if quick else 1000
     how = {"learning_rate": 5e-3, "eval_every": steps, "sample_every": 0, "seed": seed}
     return TrainingConfig(model, batch=64, seq_len=64, steps=steps, **how)
 
 
 def kind(character: str) -> str:
-    """Which of KINDS."""
+    """Return the kind of a character, a key of KINDS."""
     if not character.isalnum():
         return "punctuation"
     if character.isdigit():
@@ -95,7 +94,7 @@ def kind(character: str) -> str:
 
 
 def neighbours(embedding: Any) -> Any:
-    """Each character's nearest other, by cosine."""
+    """Return the nearest other character of each character, by cosine."""
     rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     return (rows @ rows.T - 2 * np.eye(len(rows))).argmax(1)
 
@@ -107,7 +106,8 @@ def run(quick: bool) -> Outcome:
     corpus, _ = source.read()
     frequency = np.bincount(corpus.tokens, minlength=len(corpus.vocabulary))
     seen = np.flatnonzero(frequency >= OFTEN)
-    seen = seen[(seen > ord(" ")) & (seen < 127)]  # what can be shown: neither spaces nor halves
+    # Only characters that can be shown: no spaces, and no parts of a longer code.
+    seen = seen[(seen > ord(" ")) & (seen < 127)]
     characters = "".join(map(chr, seen))
     kinds = np.array([kind(c) for c in characters])
     losses, embeddings = [], []
@@ -129,33 +129,41 @@ def run(quick: bool) -> Outcome:
         rows.append(
             [size, *[f"{ms:.3f}" for ms in took], f"{took[1] / took[0]:.1f}", *scratch, *worst]
         )
-    worst = np.max([each["errors"] for each in sizes], axis=(0, 1))
-    at = sizes[min(2, len(sizes) - 1)]  # the lecture's size
-    look, multiply = (1e3 * statistics.median(s) for s in at["seconds"].values())
     before, after = np.transpose(same)
-    steps = settings(0, quick).steps
-    sentence = (
-        f"Product and lookup differ by at most {worst[0]:.1e} of the largest value and {worst[1]:.1e} "
-        f"of the largest gradient; at {at['size'][0]:,} x {at['size'][1]} and {SYMBOLS:,} symbols the "
-        f"product takes {multiply:.1f} ms and the lookup {look:.2f} ms. On C source, the share of "
-        f"characters whose nearest neighbour is of their own kind went from {span(before)} to "
-        f"{span(after)} in {steps} steps ({len(seeds)} seeds; at random {chance:.2f})."
-    )
     numbers: dict[str, Any] = {
         "symbols": SYMBOLS,
         "sizes": sizes,
         "same_kind": {"before": before.tolist(), "after": after.tolist(), "random": chance},
-        "training": {"steps": steps, "validation_loss": losses},
+        "steps": settings(0, quick).steps,
+        "validation_loss": losses,
         "nearest": [
             {c: characters[n] for c, n in zip(characters, neighbours(pair[1]), strict=True)}
             for pair in embeddings
         ],
     }
-    return Outcome(sentence, rows, numbers, seeds, draw(sizes, characters, embeddings[0][1]))
+    return Outcome(rows, numbers, seeds, draw(sizes, characters, embeddings[0][1]))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    sizes, kinds = numbers["sizes"], numbers["same_kind"]
+    values, gradients = np.max([each["errors"] for each in sizes], axis=(0, 1))
+    # The third size is the lecture's.
+    lecture = sizes[min(2, len(sizes) - 1)]
+    lookup, product = (1e3 * statistics.median(lecture["seconds"][way]) for way in WAYS)
+    return (
+        f"Product and lookup differ by at most {values:.1e} of the largest value and "
+        f"{gradients:.1e} of the largest gradient. At {lecture['size'][0]:,} x "
+        f"{lecture['size'][1]} and {numbers['symbols']:,} symbols, the product takes "
+        f"{product:.1f} ms and the lookup {lookup:.2f} ms. Characters of C source whose nearest "
+        f"neighbour is of their own kind: {span(kinds['before'])} before training, "
+        f"{span(kinds['after'])} after {numbers['steps']} steps (shares, range of {len(seeds)} "
+        f"seeds; by chance {kinds['random']:.2f})."
+    )
 
 
 def share(kinds: Any, embedding: Any) -> float:
-    """Of characters whose nearest neighbour is of their own kind."""
+    """Return the share of characters whose nearest neighbour is of their own kind."""
     return float((kinds == kinds[neighbours(embedding)]).mean())
 
 
@@ -180,7 +188,7 @@ def draw(sizes: Any, characters: str, embedding: Any) -> Any:
         _drawing.label_ends(axes, labels)
     title = f"Time, {SYMBOLS:,} symbols, value and gradient"
     _drawing.name_axes(panels[0], title, "V × E, entries of the matrix", "milliseconds")
-    _drawing.name_axes(panels[1], "Memory beside inputs and results", "V × E", "megabytes")
+    _drawing.name_axes(panels[1], "Memory besides inputs and results", "V × E", "megabytes")
     rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     u, widths, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
     places = u[:, :2] * widths[:2]

@@ -1,24 +1,19 @@
-"""Trained gates let a symbol in, keep it and let it out on cue, as in the lecture's open/closed figure.
+"""Trained gates let a symbol in, keep it and show it on cue, as in the lecture's figure of open gates.
 
     s^t = f^t s^{t-1} + i^t g^t,    h^t = o^t tanh(s^t),    y^t = h^t W_out + b_out
 
-Each step shows one of the symbols -1, -1/3, 1/3, 1; at one of the first four the flag "keep" is up, at
-two later ones the flag "tell". There the output has to be the symbol that was to be kept, at all other
-steps 0 (squared error). LSTMs of one, two and four units learn it from ten seeds.
+Each step shows one of the symbols -1, -1/3, 1/3, 1. The flag "keep" is set at one of the first four
+steps, the flag "tell" at two later ones. At "tell" the output has to be the symbol shown at "keep",
+at all other steps 0 (squared error). LSTMs of one, two and four units learn the task from ten seeds.
 
-The lecture's figure says five things of a unit, and each is taken as a mean over 500 sequences, open
-above 0.5: input gate open at the symbol and closed after it, forget gate open after it, output gate open
-at the cues and closed between. They are asked of the units that keep the symbol: whose cell, after the
-symbol, up to the last cue and not at a cue, correlates with it at r^2 > 0.9. A network has learnt the
-task when the last hundredth of its training has an error below 0.01 a cue (all zeros: 0.556).
+The lecture's figure says five things about a unit. Each is measured as the mean of a gate over 500
+sequences, where open means above 0.5: input gate open at the symbol and closed after it, forget gate
+open after it, output gate open at the cues and closed between them. They are measured for the units
+that keep the symbol: those whose cell, after the symbol, up to the last cue and not at a cue,
+correlates with it at r^2 > 0.9. A network has learnt the task when the error of the last hundredth of
+its training is below 0.01 per cue (always answering 0 gives 0.556).
 
     python -m experiments gates      46 s on two CPU cores
-
-On 2026-11-24: 1 unit: 3 of 10 networks learnt it; input and forget gate of a unit do as in the figure in
-3 of them, the output gate of a unit in 3, all three of one unit in 3. 2 units: 10 of 10 networks learnt
-it; input and forget gate of a unit do as in the figure in 9 of them, the output gate of a unit in 10,
-all three of one unit in 3. 4 units: 10 of 10 networks learnt it; input and forget gate of a unit do as
-in the figure in 3 of them, the output gate of a unit in 7, all three of one unit in 2.
 """
 
 from __future__ import annotations
@@ -33,14 +28,26 @@ import optax
 from matplotlib import colormaps
 
 import jaxrnn
-from experiments import Outcome, _drawing, _training
+from experiments import Outcome, _drawing, _training, bullets
 
 ROW = 5
-LEVELS = np.linspace(-1, 1, 4, dtype=np.float32)  # the symbols
-STEPS, EARLY, CUES = 16, 4, 2  # T, first steps of which one shows the symbol, times it is told
-BATCH, RATE, WATCHED = 32, 1e-2, 500
-LEARNT, KEEPS, OPEN = 0.01, 0.9, 0.5
-FIGURE = {  # the five means, and whether the lecture's figure has the gate open there
+# The symbols.
+LEVELS = np.linspace(-1, 1, 4, dtype=np.float32)
+# T, the first steps of which one shows the symbol, and the number of cues.
+STEPS = 16
+EARLY = 4
+CUES = 2
+BATCH = 32
+RATE = 1e-2
+# Sequences over which gates are averaged.
+WATCHED = 500
+# Largest error of a network that has learnt the task, smallest r^2 of a unit that keeps the symbol, and
+# the value above which a gate is open.
+LEARNT = 0.01
+KEEPS = 0.9
+OPEN = 0.5
+# The five means, and whether the gate is open there in the lecture's figure.
+FIGURE = {
     "input gate at the symbol": True,
     "input gate after it": False,
     "forget gate after it": True,
@@ -50,7 +57,7 @@ FIGURE = {  # the five means, and whether the lecture's figure has the gate open
 
 
 def task(key: Any, rows: int = BATCH) -> tuple[Any, Any]:
-    """Inputs [T, B, 3], that is symbol, keep and tell, and targets [T, B]."""
+    """Return inputs [T, B, 3] (symbol, keep, tell) and targets [T, B]."""
     keys = jax.random.split(key, 3)
     time = jnp.arange(STEPS)[:, None]
     shown = jnp.asarray(LEVELS)[jax.random.randint(keys[0], (STEPS, rows), 0, len(LEVELS))]
@@ -60,7 +67,7 @@ def task(key: Any, rows: int = BATCH) -> tuple[Any, Any]:
 
 
 def example() -> tuple[Any, Any]:
-    """One sequence for the picture: the symbol at the second step, the cues at the eighth and 13th."""
+    """Return a sequence for the picture: the symbol at step 2, cues at steps 8 and 13."""
     shown, time = task(jax.random.key(20_003), 1)[0][..., 0], jnp.arange(STEPS)[:, None]
     return sequences(shown, time == 1, (time == 7) | (time == 12))
 
@@ -72,7 +79,7 @@ def sequences(shown: Any, keep: Any, tell: Any) -> tuple[Any, Any]:
 
 
 def train(units: int, steps: int, seeds: list[int]) -> tuple[Any, Any, Any]:
-    """The network, its parameters of every seed, and the losses before each step [seeds, steps]."""
+    """Return the network, its parameters for every seed, and the loss of each step [seeds, steps]."""
     net = jaxrnn.network(jaxrnn.lstm(units), 3, 1)
 
     def loss(params: Any, batch: Any) -> Any:
@@ -85,17 +92,19 @@ def train(units: int, steps: int, seeds: list[int]) -> tuple[Any, Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def watch(net: Any, params: Any, inputs: Any) -> dict[str, Any]:
-    """The gates and cells [T, B, H] by name, and the outputs "y" [T, B]."""
-    _, outputs, inside = net.apply(params, inputs, record=["i", "f", "o", "cell"])
-    return inside | {"y": outputs[..., 0]}
+    """Return gates and cells [T, B, H] by name, and the outputs "y" [T, B]."""
+    names = ["i", "f", "o", "cell"]
+    _, hidden, inside = jaxrnn.record(net.cell, params.cell, inputs, names=names)
+    return inside | {"y": net.output(params, hidden)[..., 0]}
 
 
 def measure(inside: dict[str, Any], inputs: Any) -> tuple[Any, Any]:
-    """r^2 of each unit's cell with the symbol it should keep [H], and its means of FIGURE [5, H]."""
+    """Return r^2 of each unit's cell with the symbol to keep [H], and the means of FIGURE [5, H]."""
     inside, inputs = jax.device_get((inside, inputs))
     shown, keep, tell = inputs[..., 0], inputs[..., 1] > 0, inputs[..., 2] > 0
     after = np.maximum.accumulate(keep, axis=0) & ~keep
-    after &= np.maximum.accumulate(tell[::-1], axis=0)[::-1]  # up to the last cue
+    # Up to the last cue.
+    after &= np.maximum.accumulate(tell[::-1], axis=0)[::-1]
     between = after & ~tell
     places = (("i", keep), ("i", after), ("f", after), ("o", tell), ("o", between))
     means = np.stack([inside[gate][where].mean(0) for gate, where in places])
@@ -105,15 +114,15 @@ def measure(inside: dict[str, Any], inputs: Any) -> tuple[Any, Any]:
 
 
 def as_in_figure(means: Any) -> Any:
-    """Which of the means [5, N] are on the side of OPEN where the lecture's figure has them."""
+    """Return which of the means [5, N] are on the same side of OPEN as in the lecture's figure."""
     return (means > OPEN) == np.array(list(FIGURE.values()))[:, None]
 
 
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1], 20) if quick else (list(range(10)), 5000)
     seen, _ = task(jax.random.key(10_000), WATCHED)
-    rows = [["units", "networks that learnt it", "units that keep the symbol", *FIGURE]]
-    losses, keeping, drawn, told = {}, {}, {}, []
+    rows = [["units", "networks that learnt the task", "units that keep the symbol", *FIGURE]]
+    losses, keeping, drawn, counts = {}, {}, {}, {}
     for units in (1, 2) if quick else (1, 2, 4):
         net, every, each = train(units, steps, seeds)
         losses[units] = each[:, -max(1, steps // 100) :].mean(1)
@@ -121,7 +130,8 @@ def run(quick: bool) -> Outcome:
         networks = [jax.tree.map(lambda p, at=index: p[at], every) for index in learnt or [0]]
         drawn[units] = watch(net, networks[0], example()[0])
         found = [measure(watch(net, params, seen), seen) for params in networks[: len(learnt)]]
-        means = [means[:, squared > KEEPS] for squared, means in found]  # [5, keeping] by network
+        # Means [5, units that keep the symbol] by network.
+        means = [means[:, squared > KEEPS] for squared, means in found]
         keeping[units] = np.concatenate([np.zeros((len(FIGURE), 0)), *means], axis=1)
         right, of_seeds = as_in_figure(keeping[units]), f"{len(learnt)} of {len(seeds)}"
         pairs = zip(keeping[units], right, strict=True)
@@ -129,20 +139,35 @@ def run(quick: bool) -> Outcome:
         rows.append([f"{units}", of_seeds, f"{right.shape[1]}", *cells])
         stores = [as_in_figure(each)[:3].all(0) for each in means]
         tells = [as_in_figure(each)[3:].all(0) for each in means]
-        both = sum((a & b).any() for a, b in zip(stores, tells, strict=True))
-        told.append(
-            f"{plural(units)}: {of_seeds} networks learnt it; input and forget gate of a unit do as in "
-            f"the figure in {sum(map(np.any, stores))} of them, the output gate of a unit in "
-            f"{sum(map(np.any, tells))}, all three of one unit in {both}"
-        )
+        counts[units] = {
+            "learnt": len(learnt),
+            "input and forget": sum(int(np.any(each)) for each in stores),
+            "output": sum(int(np.any(each)) for each in tells),
+            "all": sum(int((a & b).any()) for a, b in zip(stores, tells, strict=True)),
+        }
     numbers = {
         "loss": {str(units): each.tolist() for units, each in losses.items()},
         "means_by_keeping_unit": {str(units): each.T.tolist() for units, each in keeping.items()},
         "means": list(FIGURE),
+        "networks": {str(units): each for units, each in counts.items()},
         "training_steps": steps,
         "learning_rate": RATE,
     }
-    return Outcome(f"{'. '.join(told)}.", rows, numbers, seeds, draw(drawn, keeping))
+    return Outcome(rows, numbers, seeds, draw(drawn, keeping))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    parts = [
+        f"{plural(int(units))}: {each['learnt']} of {len(seeds)} networks learnt the task; among "
+        f"these, input and forget gate behave as in the figure in {each['input and forget']}, the "
+        f"output gate in {each['output']}, and all three gates of one unit in {each['all']}"
+        for units, each in numbers["networks"].items()
+    ]
+    return (
+        "Networks that learnt the task, and those in which a unit that keeps the symbol behaves as "
+        f"in the figure:{bullets(parts)}"
+    )
 
 
 def span(values: Any) -> str:
@@ -169,13 +194,15 @@ def draw(drawn: Any, keeping: Any) -> Any:
             axes.text(place + shift, 1.04, plural(units), color=colour, ha="center", fontsize=9)
     axes.set(xlim=(-0.5, 4.5), ylim=(-0.02, 1.02))
     axes.set_xticks(range(len(FIGURE)), list(FIGURE))
-    title = "The units that keep the symbol, of networks that learnt it; grey: as in the lecture\n"
+    title = (
+        "Units that keep the symbol, in networks that learnt the task; grey: as in the lecture\n"
+    )
     _drawing.name_axes(axes, title, "", "gate, mean of 500 sequences")
     return figure
 
 
 def draw_units(axes: Any, inside: dict[str, Any]) -> None:
-    """As in the lecture: input gate below the cell, forget gate on its left, output gate above."""
+    """Draw units as the lecture does: input gate below the cell, forget gate left, output above."""
     units = inside["cell"].shape[-1]
     names = ["input gate", "forget gate and cell", "output gate"]
     largest = np.abs(inside["cell"]).max((0, 1))

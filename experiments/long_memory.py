@@ -1,25 +1,23 @@
-"""What must be remembered longer is learnt by fewer cells: adding, temporal order and copy at growing T.
+"""The longer something must be remembered, the fewer cells learn it: adding, temporal order, copying.
 
-The tasks of Hochreiter & Schmidhuber 1997, the copy task as it is posed since. A batch of each is fresh:
+The first two tasks are from Hochreiter & Schmidhuber (1997), the third in the form that is common
+since. Every batch is new:
 
-    adding   a number uniform in [0, 1] and a marker come in at each of T steps; two steps are marked,
-             one in each half; out after the last step is the sum of the two numbers. Squared error;
-             that of always answering 1 is 1/6.
-    order    one of four distractors comes in at each of T steps, but at one step of each half X or Y;
-             out after the last is which of XX, XY, YX, YY it was. Cross-entropy; a guess has ln 4.
-    copy     10 symbols of 8, T - 1 blanks, a cue and 10 blanks come in; out are T + 10 blanks and the
-             10 symbols. Mean cross-entropy of all steps; without a memory it is 10 ln 8 / (T + 20).
+    adding   A number uniform in [0, 1] and a marker come in at each of T steps; two steps are marked,
+             one in each half. The output after the last step is the sum of the two marked numbers.
+             Squared error; always answering 1 gives 1/6.
+    order    One of four distractors comes in at each of T steps, but X or Y at one step of each half.
+             The output after the last step is which of XX, XY, YX, YY it was. Cross-entropy; a guess
+             gives ln 4.
+    copy     10 symbols out of 8, T - 1 blanks, a cue and 10 blanks come in; the outputs are T + 10
+             blanks and the 10 symbols. Mean cross-entropy of all steps; without a memory it is
+             10 ln 8 / (T + 20).
 
-Width and batch are the same throughout, updates and rate for all cells of a task. It counts as solved
-where the mean loss of the last tenth of the updates is below a tenth of the loss without a memory.
+Width and batch are the same throughout; updates and learning rate are the same for all cells of a
+task. A task is solved where the mean loss of the last tenth of the updates is below a tenth of the
+loss without a memory.
 
     python -m experiments long_memory      14 min on two CPU cores
-
-On 2026-11-24: Up to which T a cell of width 32 solves a task in every one of 3 seeds. adding (T of 20,
-40, 80, 160; 2000 updates): 160 gru reset before, gru reset after; 80 lstm, lstm peepholes; 40 rnn relu;
-none rnn tanh. order (T of 20, 40, 80, 160; 2000 updates): 160 lstm, lstm peepholes, gru reset before,
-gru reset after; 80 rnn relu; 20 rnn tanh. copy (T of 5, 10, 20, 40; 4000 updates): none solves it,
-nearest is lstm peepholes with 0.33 of the baseline at T = 5.
 """
 
 from __future__ import annotations
@@ -35,14 +33,19 @@ import numpy as np
 import optax
 
 import jaxrnn
-from experiments import Outcome, _drawing, _training
+from experiments import Outcome, _drawing, _training, bullets
 
 ROW = 4
-HIDDEN, BATCH = 32, 32
-SYMBOLS, COPIED, SOLVED = 8, 10, 0.1
+HIDDEN = 32
+BATCH = 32
+# Different symbols of the copy task, and how many of them are copied.
+SYMBOLS = 8
+COPIED = 10
+# Share of the baseline below which a task is solved.
+SOLVED = 0.1
 CELLS = {
     "rnn tanh": jaxrnn.rnn(HIDDEN),
-    "rnn relu": jaxrnn.rnn(HIDDEN, "relu"),
+    "rnn relu": jaxrnn.rnn(HIDDEN, activation="relu"),
     "lstm": jaxrnn.lstm(HIDDEN),
     "lstm peepholes": jaxrnn.lstm(HIDDEN, peephole=True),
     "gru reset before": jaxrnn.gru(HIDDEN),
@@ -51,7 +54,7 @@ CELLS = {
 
 
 def two_steps(key: Any, length: int, rows: int) -> Any:
-    """[2, T, B] bool, true at a random step of the first half and at one of the second."""
+    """Return [2, T, B] bool, true at a random step of the first half and at one of the second."""
     keys = jax.random.split(key)
     first = jax.random.randint(keys[0], (rows,), 0, length // 2)
     second = jax.random.randint(keys[1], (rows,), length // 2, length)
@@ -59,7 +62,7 @@ def two_steps(key: Any, length: int, rows: int) -> Any:
 
 
 def adding(key: Any, length: int, rows: int) -> tuple[Any, Any]:
-    """Numbers and markers [T, B, 2], and the sum [B] of the two marked numbers."""
+    """Return numbers and markers [T, B, 2], and the sum [B] of the two marked numbers."""
     keys = jax.random.split(key)
     numbers = jax.random.uniform(keys[0], (length, rows))
     marks = two_steps(keys[1], length, rows).any(0).astype(numbers.dtype)
@@ -67,7 +70,7 @@ def adding(key: Any, length: int, rows: int) -> tuple[Any, Any]:
 
 
 def order(key: Any, length: int, rows: int) -> tuple[Any, Any]:
-    """One-hot X, Y and four distractors [T, B, 6], and which of XX, XY, YX, YY it was [B]."""
+    """Return one-hot X, Y and distractors [T, B, 6], and which of XX, XY, YX, YY it was [B]."""
     keys = jax.random.split(key, 3)
     noise = jax.random.randint(keys[0], (length, rows), 2, 6)
     shown = jax.random.randint(keys[1], (2, rows), 0, 2)
@@ -77,7 +80,7 @@ def order(key: Any, length: int, rows: int) -> tuple[Any, Any]:
 
 
 def copy(key: Any, length: int, rows: int) -> tuple[Any, Any]:
-    """One-hot 8 symbols, blank and cue [T + 20, B, 10], and what is to come out [T + 20, B]."""
+    """Return one-hot symbols, blank and cue [T + 20, B, 10], and the wanted outputs [T + 20, B]."""
     symbols = jax.random.randint(key, (COPIED, rows), 0, SYMBOLS)
     blanks = jnp.full((length + COPIED, rows), SYMBOLS)
     shown = jnp.concatenate([symbols, blanks.at[length - 1].set(SYMBOLS + 1)])
@@ -85,16 +88,25 @@ def copy(key: Any, length: int, rows: int) -> tuple[Any, Any]:
 
 
 class Task(NamedTuple):
-    """A task and the budget in which every cell is to learn it."""
+    """A task, and the number of updates in which every cell is to learn it.
 
-    make: Callable[..., tuple[Any, Any]]  # a batch, of (key, T, rows)
-    loss: Callable[[Any, Any], Any]  # of (outputs [T, B, K], targets), not yet averaged
+    make: function of (key, T, rows) that returns a batch.
+    loss: function of (outputs [T, B, K], targets) that returns losses, not yet averaged.
+    inputs, outputs: widths.
+    baseline: function of T that returns the loss without a memory.
+    lengths: the values of T.
+    updates: number of updates.
+    rate: learning rate of Adam.
+    """
+
+    make: Callable[..., tuple[Any, Any]]
+    loss: Callable[[Any, Any], Any]
     inputs: int
     outputs: int
-    baseline: Callable[[int], float]  # the loss without a memory, of T
-    lengths: list[int]  # T
+    baseline: Callable[[int], float]
+    lengths: list[int]
     updates: int
-    rate: float  # Adam's
+    rate: float
 
 
 def squares(outputs: Any, sums: Any) -> Any:
@@ -118,7 +130,7 @@ TASKS = {
 
 
 def learn(cell: Any, task: Task, length: int, updates: int, seeds: list[int]) -> Any:
-    """Mean loss of the last tenth of the updates, as a share of the baseline [seeds]."""
+    """Return the mean loss of the last tenth of the updates, as a share of the baseline [seeds]."""
     net = jaxrnn.network(cell, task.inputs, task.outputs)
 
     def loss(params: Any, batch: Any) -> Any:
@@ -133,11 +145,9 @@ def learn(cell: Any, task: Task, length: int, updates: int, seeds: list[int]) ->
 def run(quick: bool) -> Outcome:
     seeds = [0, 1] if quick else [0, 1, 2]
     kinds = dict(list(CELLS.items())[:: 3 if quick else 1])
-    shares: dict[str, Any] = {}  # of the baseline, by task and cell [T, seeds]
+    # Shares of the baseline by task and cell, [T, seeds].
+    shares: dict[str, Any] = {}
     rows = [["task", "cell", "T: share of the baseline (seeds in which it is solved)"]]
-    told = [
-        f"Up to which T a cell of width {HIDDEN} solves a task in every one of {len(seeds)} seeds"
-    ]
     numbers: dict[str, Any] = {"solved_below": SOLVED, "hidden": HIDDEN, "batch": BATCH}
     for name, task in TASKS.items():
         lengths = task.lengths[:1] if quick else task.lengths
@@ -148,39 +158,56 @@ def run(quick: bool) -> Outcome:
         }
         for kind, each in shares[name].items():
             by_length = zip(lengths, each, strict=True)
-            said = [f"{length}: {np.median(s):.3f} ({solved(s)})" for length, s in by_length]
-            rows.append([name, kind, ", ".join(said)])
-        tried = f"{name} (T of {', '.join(map(str, lengths))}; {updates} updates)"
-        told.append(f"{tried}: {reached(shares[name], lengths)}")
+            cells = [f"{length}: {np.median(s):.3f} ({solved(s)})" for length, s in by_length]
+            rows.append([name, kind, ", ".join(cells)])
         numbers[name] = {"T": lengths, "updates": updates, "learning_rate": task.rate}
         numbers[name]["share_of_baseline"] = {k: s.tolist() for k, s in shares[name].items()}
-    return Outcome(". ".join(told) + ".", rows, numbers, seeds, draw(shares))
+    return Outcome(rows, numbers, seeds, draw(shares))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    parts = []
+    for name in TASKS:
+        task = numbers[name]
+        shares = {kind: np.array(each, float) for kind, each in task["share_of_baseline"].items()}
+        lengths = ", ".join(map(str, task["T"]))
+        parts.append(
+            f"{name} (T = {lengths}; {task['updates']} updates): {reached(shares, task['T'])}"
+        )
+    return (
+        f"Largest T at which a cell of width {numbers['hidden']} solves the task in all of "
+        f"{len(seeds)} seeds:{bullets(parts)}"
+    )
 
 
 def solved(shares: Any) -> str:
-    """In how many of the seeds."""
+    """Return in how many of the seeds a task is solved."""
     return f"{(shares < SOLVED).sum()} of {len(shares)}"
 
 
 def reached(by_cell: Any, lengths: list[int]) -> str:
-    """Up to which T the task is solved in every seed, and by which cells; or who came nearest."""
+    """Return up to which T each cell solves the task in every seed, or which cell came closest."""
     cells: dict[int, list[str]] = {}
     for kind, shares in by_cell.items():
         count = int(np.cumprod((shares < SOLVED).all(1)).sum())
         cells.setdefault(count, []).append(kind)
     if any(cells):
-        told = [(lengths[n - 1] if n else "none", ", ".join(cells[n])) for n in sorted(cells)[::-1]]
-        return "; ".join(f"{length} {kinds}" for length, kinds in told)
+        best_first = sorted(cells, reverse=True)
+        return "; ".join(
+            f"{lengths[n - 1] if n else 'none'} for {', '.join(cells[n])}" for n in best_first
+        )
     least = {kind: np.median(shares[0]) for kind, shares in by_cell.items()}
     best = min(least, key=lambda kind: np.nan_to_num(least[kind], nan=np.inf))
     share = f"{least[best]:.2f} of the baseline at T = {lengths[0]}"
-    return f"none solves it, nearest is {best} with {share}"
+    return f"solved by no cell; {best} comes closest with {share}"
 
 
 def draw(shares: Any) -> Any:
     figure, panels = _drawing.figure(3, 13, 5, sharey=True)
     for axes, (name, by_cell) in zip(panels, shares.items(), strict=True):
-        every = np.array(list(by_cell.values()))  # [cells, T, seeds]
+        # [cells, T, seeds]
+        every = np.array(list(by_cell.values()))
         share = np.nan_to_num(np.median(every, axis=-1), nan=np.inf)
         shade = np.log10(np.clip(share, 0.01, 1))
         image = axes.imshow(shade, cmap="Blues_r", vmin=-2, vmax=0, aspect="auto")
@@ -195,6 +222,6 @@ def draw(shares: Any) -> Any:
         _drawing.name_axes(axes, name, "T, steps", "")
     bar = figure.colorbar(image, ax=panels, ticks=[-2, -1, 0], pad=0.01)
     bar.ax.set_yticklabels(["0.01 or less", "0.1: solved", "1: no memory"])
-    title = "Loss as a share of that without a memory (median); seeds in which it is below a tenth"
+    title = "Loss as a share of the loss without a memory (median); seeds that are below a tenth"
     figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -1,18 +1,15 @@
-"""A run that is killed and restored goes on as if nothing had happened, to the bit.
+"""A run that is killed and resumed is bit-identical to one that was not interrupted.
 
-    state = (params, Adam's memory, h^0 of the next batch, random key, step);   state_n+1 = f(state_n, n)
+    state = (params, Adam's moments, h^0 of the next batch, random key, step)
+    state_n+1 = f(state_n, n)
 
-A char-RNN with dropout learns the play by `python -m jaxrnn.train`, once undisturbed, and once killed
-with SIGKILL at random moments and started again by the same command. Held against each other: every
-line of metrics.jsonl, and the digests of the last checkpoint, of the parameters and of all the rest.
-And what the rest is for: the second half of the run once more, with less than everything restored.
+A char-RNN with dropout learns the play by `python -m jaxrnn.train`, once without interruption, and
+once killed by SIGKILL at random moments and restarted by the same command. Compared are every line of
+metrics.jsonl and the digests of the last checkpoint, both of the parameters and of the rest of the
+state. To show what the rest is for, the second half of the run is repeated with a part of the state
+left out.
 
     python -m experiments resume      2 min on two CPU cores
-
-On 2026-11-24: In 3 runs of 600 steps, killed 3 times each, 180 of 180 lines of losses and 3 of 3 last
-checkpoints are equal to the bit. With the recurrent state lost half-way the loss is up to 0.088 nats
-per character higher, 0.0001 in the mean of the 300 steps that follow; with Adam's memory lost up to
-0.027, 0.0019 in the mean.
 """
 
 from __future__ import annotations
@@ -36,21 +33,22 @@ from jaxrnn.data import play
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.training import checkpoint, run_description, stepping
 from jaxrnn.training.config import TrainingConfig
-from jaxrnn.training.feed import place
+from jaxrnn.training.feed import device_corpus
 
 ROW = 15
 ROOT = Path(__file__).parent.parent
-EVERY = 10  # steps to a line of metrics.jsonl
-LEFT_OUT = {  # what a restore may lose, so that it begins anew
+# Steps per line of metrics.jsonl.
+EVERY = 10
+# Parts of the state that are left out when the run is restored: they start from their initial values.
+LEFT_OUT = {
     "nothing": (),
     "the recurrent state": ("carry",),
     "Adam's memory": ("opt_state",),
 }
-LOST = list(LEFT_OUT)[1:]
 
 
 def settings(steps: int, seed: int) -> TrainingConfig:
-    """Of the run: small, with dropout, so that the random key counts too."""
+    """Return the settings of the run: small, and with dropout so that the random key matters."""
     model = charlm.ModelConfig(hidden_size=64, embedding_size=32, dropout=0.2)
     how: dict[str, Any] = {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0}
     how |= {"log_every": EVERY, "sample_every": 0}
@@ -60,8 +58,10 @@ def settings(steps: int, seed: int) -> TrainingConfig:
 
 
 def command(config: TrainingConfig, workdir: Path) -> list[str]:
-    """That run's command."""
-    flags = {name: getattr(config.model, name) for name in ("hidden", "embed", "dropout")}
+    """Return the command of the run."""
+    flags = {
+        name: getattr(config.model, name) for name in ("hidden_size", "embedding_size", "dropout")
+    }
     names = ("batch", "seq_len", "steps", "seed", "learning_rate", "schedule", "warmup")
     names += ("log_every", "eval_every", "sample_every")
     flags |= {name: getattr(config, name) for name in names}
@@ -70,7 +70,7 @@ def command(config: TrainingConfig, workdir: Path) -> list[str]:
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl, without what the clock says."""
+    """Return the complete lines of metrics.jsonl, without times and speeds."""
     path = workdir / "metrics.jsonl"
     written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [json.loads(line) for line in written if line.endswith("\n")]
@@ -79,9 +79,10 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def finish(config: TrainingConfig, workdir: Path, kills: list[int]) -> list[Any]:
-    """Run the command to its end, killed as soon as it has written down each of these steps.
+    """Run the command to its end, but kill and restart it as soon as it has reported each of `kills`.
 
-    Returns for each kill what stood in metrics.jsonl, and the step of the newest checkpoint.
+    Returns:
+      For each kill, the lines of metrics.jsonl and the step of the newest checkpoint at that moment.
     """
     left = []
     quietly = {"cwd": ROOT, "stdout": subprocess.DEVNULL}
@@ -99,7 +100,7 @@ def finish(config: TrainingConfig, workdir: Path, kills: list[int]) -> list[Any]
 
 
 def digests(workdir: Path) -> dict[str, str]:
-    """Of the last checkpoint: its parameters, and the rest of the state."""
+    """Return the digests of the last checkpoint: of its parameters and of the rest of the state."""
     described, vocabulary = run_description.read(workdir)
     model = charlm.ModelConfig(**described["training"]["model"])
     saved = checkpoint.Checkpoints(workdir, read_only=True)
@@ -109,8 +110,8 @@ def digests(workdir: Path) -> dict[str, str]:
 
 
 def go_on(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
-    """Losses of the second half by what was left out when it began, [steps / 2] each."""
-    batches, source = config.batches(corpus), place(corpus.tokens)
+    """Return the losses [steps / 2] of the second half, by the part that was left out at its start."""
+    batches, source = config.batches(corpus), device_corpus(corpus.tokens)
     half = config.total_steps(batches) // 2
     optimizer = stepping.make_optimizer(config, 2 * half)
 
@@ -118,7 +119,8 @@ def go_on(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
         ahead = range(first, first + half)
         starts = np.stack([batches.starts(n) for n in ahead])
         fresh = jnp.array([batches.resets_state(n) for n in ahead])
-        state = jax.tree.map(jnp.copy, state)  # what run_steps is given it may overwrite
+        # run_steps may overwrite its arguments.
+        state = jax.tree.map(jnp.copy, state)
         what = source.tokens, source.windows(starts, config.seq_len), fresh
         return stepping.run_steps(config, optimizer, source.devices, state, *what, jnp.int32(half))
 
@@ -135,7 +137,7 @@ def run(quick: bool) -> Outcome:
     seeds, steps, count = ([0], 60, 1) if quick else ([0, 1, 2], 600, 3)
     written = play.write()
     corpus = make_corpus(written.text, written.nats)
-    rows = [["seed", "killed at step", "went on from", "lines", "equal lines", "last checkpoints"]]
+    rows = [["seed", "killed at step", "resumed from", "lines", "equal lines", "last checkpoints"]]
     whole, again, killed, went_on, equal, checkpoints = [], [], [], [], 0, 0
     for seed in seeds:
         config, chance = settings(steps, seed), random.Random(seed)
@@ -150,27 +152,39 @@ def run(quick: bool) -> Outcome:
             same = bool(digests(disturbed)) and digests(undisturbed) == digests(disturbed)
         equal, checkpoints = equal + sum(pairs), checkpoints + same
         places = zip(*((there[-1]["step"], saved) for there, saved in killed[-1]), strict=True)
-        told = [", ".join(map(str, each)) for each in places]
+        steps_of = [", ".join(map(str, each)) for each in places]
         verdict = "equal" if same else "different"
-        rows.append([str(seed), *told, str(len(pairs)), str(sum(pairs)), verdict])
+        rows.append([str(seed), *steps_of, str(len(pairs)), str(sum(pairs)), verdict])
         went_on.append(go_on(config, corpus))
     off = {n: np.array([each[n] - each["nothing"] for each in went_on]) for n in LEFT_OUT}
-    most = [f"{each.max():.3f}" for each in off.values()]
-    means = [f"{each.mean():.4f}" for each in off.values()]
-    sentence = (
-        f"In {len(seeds)} runs of {steps} steps, killed {count} times each, {equal} of "
-        f"{sum(map(len, whole))} lines of losses and {checkpoints} of {len(seeds)} last checkpoints "
-        f"are equal to the bit. With {LOST[0]} lost half-way the loss is up to {most[1]} nats per "
-        f"character higher, {means[1]} in the mean of the {steps // 2} steps that follow; with "
-        f"{LOST[1]} lost up to {most[2]}, {means[2]} in the mean."
-    )
     numbers = {
         "steps": steps,
         "killed": [[[there[-1]["step"], saved] for there, saved in each] for each in killed],
         "undisturbed": whole,
+        "equal_lines": equal,
+        "equal_checkpoints": checkpoints,
         "second_half_without": {n: [e[n].tolist() for e in went_on] for n in LEFT_OUT},
     }
-    return Outcome(sentence, rows, numbers, seeds, draw(whole[0], again[0], killed[0], off))
+    return Outcome(rows, numbers, seeds, draw(whole[0], again[0], killed[0], off))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    lines_written = sum(map(len, numbers["undisturbed"]))
+    losses = {name: np.array(each) for name, each in numbers["second_half_without"].items()}
+    whole = losses.pop("nothing")
+    parts = [
+        f"without {name} by up to {(each - whole).max():.3f} ({(each - whole).mean():.4f} in the mean)"
+        for name, each in losses.items()
+    ]
+    return (
+        f"In {len(seeds)} runs of {numbers['steps']} steps, killed {len(numbers['killed'][0])} "
+        f"times each, {numbers['equal_lines']} of {lines_written} lines of losses and "
+        f"{numbers['equal_checkpoints']} of {len(seeds)} last checkpoints are bit-identical to "
+        "those of the uninterrupted run. Restored at half-time with a part left out, the loss of "
+        f"the following {numbers['steps'] // 2} steps is higher: {'; '.join(parts)}, in nats per "
+        "character."
+    )
 
 
 def draw(whole: Any, again: Any, killed: Any, off: Any) -> Any:
@@ -189,16 +203,18 @@ def draw(whole: Any, again: Any, killed: Any, off: Any) -> Any:
         begun = saved
     left.plot(*curve(again, begun), color=_drawing.BLACK, linewidth=1)
     note = {"xycoords": "axes fraction", "fontsize": 9}
-    left.annotate("broad: undisturbed", (0.5, 0.9), color=_drawing.SKY, **note)
-    left.annotate("thin: killed and restored", (0.5, 0.84), color=_drawing.BLACK, **note)
+    left.annotate("thick: uninterrupted", (0.5, 0.9), color=_drawing.SKY, **note)
+    left.annotate("thin: killed and resumed", (0.5, 0.84), color=_drawing.BLACK, **note)
     left.annotate("×  SIGKILL", (0.5, 0.78), color=_drawing.RED, **note)
-    title = "Killed and restored beside undisturbed, seed 0"
+    title = "Killed and resumed, compared with uninterrupted, seed 0"
     _drawing.name_axes(left, title, "step", "loss, nats per character")
     steps, ends = 1 + np.arange(off["nothing"].shape[1]), []
     for (name, each), colour in zip(off.items(), _drawing.COLOURS, strict=False):
         ends.append((_drawing.band(right, steps, each, colour)[-1], f"{name} lost", colour))
     right.set(xscale="log", xlim=(1, steps[-1]))
     _drawing.label_ends(right, ends)
-    title = f"Restored half-way without a part (median and range of {len(each)} seeds)"
-    _drawing.name_axes(right, title, "steps since", "loss minus the undisturbed run's, nats")
+    title = f"Restored at half-time without a part (median and range of {len(each)} seeds)"
+    _drawing.name_axes(
+        right, title, "steps since then", "loss minus that of the uninterrupted run, nats"
+    )
     return figure

@@ -2,23 +2,17 @@
 
     p(x^{t+1} | x^1 .. x^t) = softmax(h^t W_out + b_out),   x^{t+1} drawn from it, 4000 times
 
-Tiny Shakespeare, its last tenth held out. The two programs that the lecture links, with their settings,
-and ours are given about the same time; `_charnn.py` has the settings. In that time the older one reads
-the text several times as often as in its 2 epochs, and the newer one gets through a small part of its
-10: its whole run, and ours of 15 minutes, are in benchmarks/README.md and dotted in the picture.
+The text is Tiny Shakespeare, with the last tenth held out. The two programs that the lecture links,
+with their settings, and our own are trained for about the same time each; the settings are in
+`_charnn.py`. In that time the older program reads the text more often than in the lecture (2 epochs),
+and the newer one completes only a small part of its 10 epochs. Its complete run, and ours of 10
+minutes, are dotted in the picture and described in benchmarks/README.md.
 
-What they write is measured against the training text: which words occur there, which names above a
-speech are names there, and which lines do not. The held-out text is from other plays and has speakers
-of its own.
+The texts that they write are compared with the training text: which words occur in it, which names
+above a speech are names in it, and which lines do not occur in it. The held-out text is from other
+plays and has speakers of its own.
 
-    python -m experiments shakespeare      23 min on two CPU cores, with other work beside it
-
-On 2026-11-24: Validation loss in nats per character, median and range of 3 seeds: ours 1.512 (1.507 to
-1.516) after 116 s (6.5 epochs); lecture, older 1.563 (1.552 to 1.577) after 124 s (10 epochs, where it
-has 2 in the lecture); lecture, newer 1.859 (1.854 to 1.864) after 121 s (0.58 epochs, where it has 10 in
-the lecture). In the texts, words that are in the play: held-out text 96%, ours 83%, lecture, older 83%,
-lecture, newer 56%, untrained 8%; names that are speakers: held-out text 66%, ours 86%, lecture, older
-79%, lecture, newer 8%, untrained none.
+    python -m experiments shakespeare      23 min on two CPU cores that had other work too
 """
 
 from __future__ import annotations
@@ -30,14 +24,19 @@ from typing import Any
 import numpy as np
 
 from experiments import Outcome, _charnn, _text
-from jaxrnn.training import report
+from jaxrnn.training import metrics
 
 ROW = 11
-SECONDS = 90.0  # of training on a quiet machine, for each program and seed
-SPEECH = "\n\n"  # before a speaker's name
+# Seconds of training of each program and seed, on a machine without other work.
+SECONDS = 90.0
+# What precedes a speaker's name.
+SPEECH = "\n\n"
 SPEAKER = re.compile(r"(?:\A|(?<=\n\n))([^\n:]+):\n")
-LINE = re.compile(r"^.+[^:\n]$", re.MULTILINE)  # spoken: not empty and not a name
-WORDS, NAMES, NEW = "words that are in the play", "names that are speakers", "lines that are new"
+# A spoken line: not empty and not a name.
+LINE = re.compile(r"^.+[^:\n]$", re.MULTILINE)
+WORDS = "words that are in the play"
+NAMES = "names that are speakers"
+NEW = "lines that are new"
 RUNS = Path(__file__).parent.parent / "benchmarks" / "results"
 WHOLE = {
     "lecture, newer": ("shakespeare-lecture", "newer: 10 epochs"),
@@ -46,28 +45,28 @@ WHOLE = {
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in small letters; an apostrophe inside belongs to a word."""
+    """Return the words of a text in lower case; an apostrophe inside belongs to a word."""
     found = (word.strip("'") for word in re.findall(r"[a-z']+", text.lower()))
     return [word for word in found if word]
 
 
 def speakers(text: str) -> list[str]:
-    """The names above the speeches of a text that begins with one."""
+    """Return the names above the speeches of a text that begins with a speech."""
     return SPEAKER.findall(text)
 
 
 def lines(text: str) -> list[str]:
-    """The lines that are spoken."""
+    """Return the spoken lines."""
     return LINE.findall(text)
 
 
 def share(found: list[str], known: set[str]) -> float:
-    """The share of those found that are known; NaN for none."""
+    """Return the share of the items found that are known; NaN where nothing was found."""
     return float(np.mean([one in known for one in found])) if found else np.nan
 
 
 def against(learned: str) -> _charnn.Measure:
-    """The measures of texts, against the text learned from."""
+    """Return the measures of texts, compared with the text learned from."""
     known = [set(each(learned)) for each in (words, speakers, lines)]
 
     def measure(texts: list[str]) -> dict[str, float]:
@@ -79,11 +78,11 @@ def against(learned: str) -> _charnn.Measure:
 
 
 def whole_runs() -> dict[str, Any]:
-    """The long runs of benchmarks/: characters read, validation losses and a label, by program."""
+    """Return the long runs of benchmarks/: characters read, validation losses and label by program."""
     found = {}
     for name, (folder, label) in WHOLE.items():
         metrics = [
-            m for m in report.read_metrics(RUNS / folder / "metrics.jsonl") if "val_loss" in m
+            m for m in metrics.read_metrics(RUNS / folder / "metrics.jsonl") if "val_loss" in m
         ]
         characters = np.array([m["step"] for m in metrics]) * 64 * 100
         found[name] = (characters, np.array([m["val_loss"] for m in metrics]), label)
@@ -96,4 +95,9 @@ def run(quick: bool) -> Outcome:
     learned = corpus.vocabulary.decode(corpus.tokens[: corpus.split])
     study = _charnn.study(text, SECONDS, quick, SPEECH, against(learned))
     figure = _charnn.picture(study, {} if quick else whole_runs())
-    return _charnn.outcome(study, _charnn.sentence(study, [WORDS, NAMES]), "text", figure)
+    return _charnn.outcome(study, "text", figure)
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    return _charnn.summary(numbers, seeds, [WORDS, NAMES, NEW])

@@ -2,24 +2,18 @@
 
     x^{t+1} = network(x^1 .. x^t),    and further ahead from its own outputs
 
-Three series, made here. *Oscillator*: x' = x + v + dt mu (1 - min(x^2, 4)) v - dt^2 x + noise with v the
-last change (van der Pol). *Price*: x' = 0.99 x + noise, where the last value says nearly all. *Mackey-
-Glass*: dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x, chaotic, no noise, taken every 6 units.
+Three series are made here. *Oscillator*: x' = x + v + dt mu (1 - min(x^2, 4)) v - dt^2 x + noise with
+v the last change (van der Pol). *Price*: x' = 0.99 x + noise, where the last value says nearly
+everything. *Mackey-Glass*: dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x, chaotic, without
+noise, sampled every 6 units of time.
 
-LSTM and GRU learn one step ahead by squared error. Baselines: the last value, and a linear
-autoregression by least squares, its order chosen by the last quarter of the training part. All forecast
-the later validation part from 100 known values. The error is the root mean square, in standard
-deviations of the training part; the noise floor that of the best forecast there is, the mean of 200
-continuations by the series' own equation.
+LSTM and GRU learn to forecast one step ahead by squared error. The baselines are the last value and a
+linear autoregression by least squares, whose order is chosen on the last quarter of the training
+part. All forecast the validation part, which comes later, from 100 known values. The error is the
+root mean square, in standard deviations of the training part. The noise floor is the error of the
+best possible forecast: the mean of 200 continuations by the equation of the series.
 
     python -m experiments time_series      113 s on two CPU cores
-
-On 2026-11-24: RMS error 1 / 50 steps ahead, in standard deviations of the series, median of 3 seeds.
-oscillator, lstm below both baselines for 8 steps: lstm 0.046 / 1.065, gru 0.044 / 1.060, linear, order
-16 0.167 / 0.902, last value 0.359 / 1.676, noise floor 0.042 / 0.882. price, lstm below both baselines
-for 0 steps: lstm 0.141 / 1.016, gru 0.138 / 0.954, linear, order 1 0.137 / 0.891, last value 0.137 /
-1.017, noise floor 0.137 / 0.885. Mackey-Glass, lstm below both baselines for 50 steps: lstm 0.012 /
-0.179, gru 0.009 / 0.192, linear, order 64 0.271 / 0.714, last value 0.826 / 0.802.
 """
 
 from __future__ import annotations
@@ -32,24 +26,39 @@ import numpy as np
 import optax
 
 import jaxrnn
-from experiments import Outcome, _drawing, _training
+from experiments import Outcome, _drawing, _training, bullets
 
 ROW = 16
-TRAIN, VALIDATION, KNOWN, AHEAD, EVERY = 4000, 4000, 100, 50, 5  # EVERY: from origin to origin
-HIDDEN, BATCH, LENGTH, SETTLE = 32, 32, 60, 10  # SETTLE: first steps, which the loss leaves out
-ORDERS, PATHS, FLOOR = (1, 2, 4, 8, 16, 32, 64), 200, "noise floor"
-SHOWN = (1, 10, 50)  # horizons of the table
+TRAIN = 4000
+VALIDATION = 4000
+# A forecast knows this many values and goes this many steps ahead; forecasts start every EVERY steps.
+KNOWN = 100
+AHEAD = 50
+EVERY = 5
+HIDDEN = 32
+BATCH = 32
+# Steps of a training window, and the first of them, which the loss leaves out.
+LENGTH = 60
+SETTLE = 10
+# Orders of the autoregression.
+ORDERS = (1, 2, 4, 8, 16, 32, 64)
+# Continuations whose mean is the best forecast.
+PATHS = 200
+FLOOR = "noise floor"
+# Horizons of the table.
+SHOWN = (1, 10, 50)
 COLOURS = (_drawing.BLUE, _drawing.RED, _drawing.GREEN, _drawing.PINK, _drawing.GREY)
 MODELS = {"lstm": jaxrnn.lstm(HIDDEN), "gru": jaxrnn.gru(HIDDEN)}
 
 
 def oscillator(now: Any, before: Any) -> Any:
-    """The next value but for the noise: mu = 2, dt = 0.25, about 19 steps a turn."""
+    """Return the next value without noise: mu = 2, dt = 0.25, a period of about 19 steps."""
     change = now - before
     return now + change + 0.5 * (1 - np.minimum(now**2, 4)) * change - 0.0625 * now
 
 
-SERIES: dict[str, tuple[Any, float] | None] = {  # equation and deviation of the noise
+# The equation and the standard deviation of the noise.
+SERIES: dict[str, tuple[Any, float] | None] = {
     "oscillator": (oscillator, 0.05),
     "price": (lambda now, before: 0.99 * now, 0.1),
     "Mackey-Glass": None,
@@ -57,7 +66,7 @@ SERIES: dict[str, tuple[Any, float] | None] = {  # equation and deviation of the
 
 
 def go_on(step: Any, noise: float, before: Any, now: Any, steps: int, rng: Any) -> Any:
-    """[steps, ...]: what an equation with noise makes of two values [...]."""
+    """Return the continuation [steps, ...] of two values [...] by an equation with noise."""
     made = []
     for _ in range(steps):
         before, now = now, step(now, before) + noise * rng.normal(size=now.shape)
@@ -66,7 +75,7 @@ def go_on(step: Any, noise: float, before: Any, now: Any, steps: int, rng: Any) 
 
 
 def mackey_glass(count: int) -> Any:
-    """[count] values, by Euler steps of 0.1."""
+    """Return [count] values, by Euler steps of 0.1."""
     xs = [1.2] * 171
     for _ in range(60 * count):
         xs.append(xs[-1] + 0.1 * (0.2 * xs[-171] / (1 + xs[-171] ** 10) - 0.1 * xs[-1]))
@@ -74,7 +83,7 @@ def mackey_glass(count: int) -> Any:
 
 
 def series(name: str) -> Any:
-    """[TRAIN + VALIDATION] values, after 500 to settle."""
+    """Return [TRAIN + VALIDATION] values, after 500 that are left out."""
     count, known, start = 500 + TRAIN + VALIDATION, SERIES[name], np.zeros(1)
     if known is None:
         return mackey_glass(count)[500:]
@@ -82,24 +91,27 @@ def series(name: str) -> Any:
 
 
 def best_forecast(step: Any, noise: float, known: Any) -> Any:
-    """[AHEAD, B]: the mean of the continuations of known [T, B] that an equation with noise makes."""
+    """Return the mean [AHEAD, B] of the continuations of known [T, B] by an equation with noise."""
     start = np.broadcast_to(known[-2:, None], (2, PATHS, known.shape[1]))
     return go_on(step, noise, *start, AHEAD, np.random.default_rng(1)).mean(1)
 
 
 def lags(xs: Any, order: int) -> Any:
-    """The `order` values before each of xs[order:], latest first, and a one: [T - order, order + 1]."""
+    """Return the `order` values before each of xs[order:], latest first, and a one.
+
+    The result is [T - order, order + 1].
+    """
     columns = [xs[order - lag : len(xs) - lag] for lag in range(1, order + 1)]
     return np.stack([*columns, np.ones(len(xs) - order)], axis=1)
 
 
 def autoregression(xs: Any, order: int) -> Any:
-    """The least-squares weights of `lags`."""
+    """Return the least-squares weights of `lags`."""
     return np.linalg.lstsq(lags(xs, order), xs[order:], rcond=None)[0]
 
 
 def best_order(xs: Any) -> int:
-    """The order that fits the last quarter best, learnt from the quarters before."""
+    """Return the order that fits the last quarter best, with weights from the quarters before."""
     cut, errors = len(xs) * 3 // 4, {}
     for order in ORDERS:
         weights, last = autoregression(xs[:cut], order), xs[cut - order :]
@@ -108,7 +120,7 @@ def best_order(xs: Any) -> int:
 
 
 def linear(weights: Any, known: Any, ahead: int) -> Any:
-    """Forecast [ahead, B] of the autoregression after known [T, B]."""
+    """Return the forecast [ahead, B] of the autoregression after known [T, B]."""
     xs, order = list(known), len(weights) - 1
     for _ in range(ahead):
         xs.append(np.tensordot(weights[:-1], xs[: -order - 1 : -1], axes=1) + weights[-1])
@@ -116,7 +128,7 @@ def linear(weights: Any, known: Any, ahead: int) -> Any:
 
 
 def learn(net: Any, xs: Any, known: Any, steps: int, seeds: list[int]) -> Any:
-    """Forecasts [seeds, AHEAD, B] after known [T, B] of networks trained on windows of xs [T]."""
+    """Return forecasts [seeds, AHEAD, B] after known [T, B] by networks trained on windows of xs [T]."""
     xs, known = (jnp.asarray(values, jnp.float32)[..., None] for values in (xs, known))
 
     def task(key: Any) -> Any:
@@ -133,7 +145,7 @@ def learn(net: Any, xs: Any, known: Any, steps: int, seeds: list[int]) -> Any:
 
 
 def compare(name: str, steps: int, seeds: list[int]) -> tuple[Any, dict[str, Any]]:
-    """What was [KNOWN + AHEAD, B] and the forecasts by model [runs, AHEAD, B], scaled."""
+    """Return the true values [KNOWN + AHEAD, B] and forecasts [runs, AHEAD, B] by model, scaled."""
     raw = series(name)
     mean, scale = raw[:TRAIN].mean(), raw[:TRAIN].std()
     xs = (raw - mean) / scale
@@ -152,25 +164,39 @@ def compare(name: str, steps: int, seeds: list[int]) -> tuple[Any, dict[str, Any
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1], 3) if quick else ([0, 1, 2], 3000)
     found = {name: compare(name, steps, seeds) for name in list(SERIES)[: 1 if quick else None]}
-    rows, errors, told = [["series", "model", *(f"{n} ahead" for n in SHOWN)]], {}, []
+    rows: list[list[str]] = [["series", "model", *(f"{n} ahead" for n in SHOWN)]]
+    errors: dict[str, Any] = {}
     for name, (windows, made) in found.items():
-        truth, said = windows[KNOWN:], []
+        truth = windows[KNOWN:]
         errors[name] = {m: np.sqrt(((each - truth) ** 2).mean(2)) for m, each in made.items()}
         for model, error in errors[name].items():
-            cells = [span(error[:, n - 1]) for n in SHOWN]
-            rows.append([name, model, *cells])
-            said.append(f"{model} {' / '.join(cell.split()[0] for cell in cells[::2])}")
-        middle = {model: np.median(error, axis=0) for model, error in errors[name].items()}
-        simple = [error for model, error in middle.items() if model not in (*MODELS, FLOOR)]
-        below = np.append(middle["lstm"] < np.min(simple, axis=0), False).argmin()
-        told.append(f"{name}, lstm below both baselines for {below} steps: {', '.join(said)}")
-    sentence = (
-        f"RMS error {SHOWN[0]} / {SHOWN[2]} steps ahead, in standard deviations of the series, median "
-        f"of {len(seeds)} seeds. {'. '.join(told)}."
-    )
+            rows.append([name, model, *(span(error[:, n - 1]) for n in SHOWN)])
     plain = {n: {m: e.round(5).tolist() for m, e in each.items()} for n, each in errors.items()}
     numbers = {"error_by_horizon": plain, "training_steps": steps, "hidden": HIDDEN}
-    return Outcome(sentence, rows, numbers, seeds, draw(found, errors))
+    return Outcome(rows, numbers, seeds, draw(found, errors))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    parts = []
+    for name, errors in numbers["error_by_horizon"].items():
+        middle = {model: np.median(runs, axis=0) for model, runs in errors.items()}
+        simple = [error for model, error in middle.items() if model not in (*MODELS, FLOOR)]
+        below = np.append(middle["lstm"] < np.min(simple, axis=0), False).argmin()
+        values = [
+            f"{model} {error[SHOWN[0] - 1]:.3f} / {error[SHOWN[-1] - 1]:.3f}"
+            for model, error in middle.items()
+        ]
+        parts.append(
+            f"{name}: the lstm is better than both baselines up to {below} steps ahead: "
+            f"{', '.join(values)}"
+            if below
+            else f"{name}: the lstm is never better than both baselines: {', '.join(values)}"
+        )
+    return (
+        f"RMS error {SHOWN[0]} / {SHOWN[-1]} steps ahead, in standard deviations of the series, "
+        f"median of {len(seeds)} seeds:{bullets(parts)}"
+    )
 
 
 def span(runs: Any) -> str:

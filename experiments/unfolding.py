@@ -4,15 +4,12 @@
     dL/dW = dL/dW_1 + ... + dL/dW_T
 
 The lecture unfolds a sentence of five words into five layers. Here T layers, each with a copy of the
-weights of its own, are written out and differentiated copy by copy, in float64. Held against them: the
-same in float32, and every implementation of `jaxrnn.unroll` that this machine has. And the price of
-writing the layers out: the time to compile them, against that of the scan, as T grows.
+weights, are written out and differentiated copy by copy, in float64. The same network in float32 and
+every implementation of `jaxrnn.unroll` that this machine has are compared with it. The price of
+writing the layers out is the time to compile them; it is compared with the time to compile the scan,
+as T grows.
 
     python -m experiments unfolding      85 s on two CPU cores
-
-On 2026-11-24: Over 10 steps, 5 cells and 3 seeds, T layers, scan, xla, columns, native differ from the
-unfolded network in float64 by at most 6.0e-07 of the largest output and 7.6e-07 of the largest gradient
-(float32 rounds to 1.2e-07); 32 layers of an LSTM take 7.0 s to compile, the scan 0.5 s.
 """
 
 from __future__ import annotations
@@ -22,12 +19,12 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import measure
 import numpy as np
 
 import jaxrnn
+from benchmarks import measure
 from experiments import Outcome, _drawing
-from jaxrnn.recurrence.dispatch import Implementation
+from jaxrnn.recurrence.kernels import Implementation
 
 ROW = 3
 CELLS = {
@@ -37,12 +34,14 @@ CELLS = {
     "gru, reset before": jaxrnn.gru(32),
     "gru, reset after": jaxrnn.gru(32, reset="after"),
 }
-BATCH, INPUTS, STEPS = 8, 16, 10
+BATCH = 8
+INPUTS = 16
+STEPS = 10
 ROUNDING = float(np.finfo(np.float32).eps)
 
 
 def layers(cell: Any, copies: Any, state: Any, xs: Any) -> Any:
-    """The unfolded network: layer t has weights copies[t] and reads xs[t]."""
+    """Run the unfolded network: layer t has weights copies[t] and reads xs[t]."""
     ys = []
     for weights, x in zip(copies, xs, strict=True):
         state, y = cell.step(weights, state, cell.project(weights, x))
@@ -51,7 +50,7 @@ def layers(cell: Any, copies: Any, state: Any, xs: Any) -> Any:
 
 
 def unfolded(cell: Any, params: Any, state: Any, xs: Any, cotangents: Any) -> Any:
-    """Outputs, and gradients by (weights, first state, inputs), the weights' summed over the copies."""
+    """Return outputs and the gradients of (weights, first state, inputs), weights summed over copies."""
     copies = [params] * len(xs)
     outputs, back = jax.vjp(lambda *given: layers(cell, *given), copies, state, xs)
     by_copy, *others = back(cotangents)
@@ -59,7 +58,7 @@ def unfolded(cell: Any, params: Any, state: Any, xs: Any, cotangents: Any) -> An
 
 
 def recurrent(name: Any, cell: Any, params: Any, state: Any, xs: Any, cotangents: Any) -> Any:
-    """The same by `jaxrnn.unroll` with the implementation of this name."""
+    """Return the same from `jaxrnn.unroll` with the implementation of this name."""
 
     def run(params: Any, state: Any, xs: Any) -> Any:
         return jaxrnn.unroll(cell, params, xs, state, implementation=name)
@@ -69,7 +68,7 @@ def recurrent(name: Any, cell: Any, params: Any, state: Any, xs: Any, cotangents
 
 
 def inputs(cell: Any, seed: int, steps: int = STEPS) -> Any:
-    """Weights, first state, inputs and cotangents, all random: no zero hides an error."""
+    """Return weights, first state, inputs and cotangents, all random so that no zero hides an error."""
     keys = iter(jax.random.split(jax.random.key(seed), 99))
 
     def random(like: Any) -> Any:
@@ -82,7 +81,7 @@ def inputs(cell: Any, seed: int, steps: int = STEPS) -> Any:
 
 
 def compile_seconds(run: Any, cell: Any, steps: int) -> float:
-    """Time to trace and compile outputs and gradients over this many steps."""
+    """Return the seconds to trace and compile outputs and gradients over this many steps."""
     start = time.perf_counter()
     jax.jit(lambda *given: run(cell, *given)).lower(*inputs(cell, 0, steps)).compile()
     return time.perf_counter() - start
@@ -126,17 +125,26 @@ def run(quick: bool) -> Outcome:
     for way, by_cell in zip(ways, worst, strict=True):
         pairs = [f"{_drawing.decades(a)} / {_drawing.decades(b)}" for a, b in by_cell]
         rows.append([way, *pairs, *map(_drawing.decades, by_cell.max(0))])
-    layers_s, scan_s = (np.median(compiling[way], axis=0)[-1] for way in ("T layers", "scan"))
-    sentence = (
-        f"Over {STEPS} steps, {len(errors['scan'])} cells and {len(seeds)} seeds, {', '.join(ways)} "
-        f"differ from the unfolded network in float64 by at most {worst[..., 0].max():.1e} of the "
-        f"largest output and {worst[..., 1].max():.1e} of the largest gradient (float32 rounds to "
-        f"{ROUNDING:.1e}); {lengths[-1]} layers of an LSTM take {layers_s:.1f} s to compile, "
-        f"the scan {scan_s:.1f} s."
-    )
     numbers = {"errors": errors, "missing": missing, "lengths": lengths, "compile": compiling}
     numbers |= {"steps": STEPS, "batch": BATCH, "inputs": INPUTS, "hidden": 32}
-    return Outcome(sentence, rows, numbers, seeds, draw(errors, lengths, compiling))
+    return Outcome(rows, numbers, seeds, draw(errors, lengths, compiling))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    errors, compiling = numbers["errors"], numbers["compile"]
+    pairs = np.concatenate(
+        [np.array(runs) for by_cell in errors.values() for runs in by_cell.values()]
+    )
+    output, gradient = pairs.max(0)
+    layers_s, scan_s = (np.median(compiling[way], axis=0)[-1] for way in ("T layers", "scan"))
+    return (
+        f"Over {numbers['steps']} steps, {len(errors['scan'])} cells and {len(seeds)} seeds, "
+        f"{', '.join(errors)} differ from the unfolded network in float64 by at most {output:.1e} "
+        f"of the largest output and {gradient:.1e} of the largest gradient (float32 rounds to "
+        f"{ROUNDING:.1e}). {numbers['lengths'][-1]} layers of an LSTM take {layers_s:.1f} s to "
+        f"compile, the scan takes {scan_s:.1f} s."
+    )
 
 
 def draw(errors: Any, lengths: list[int], compiling: Any) -> Any:
@@ -171,7 +179,7 @@ def draw(errors: Any, lengths: list[int], compiling: Any) -> Any:
     _drawing.label_ends(right, ends)
     _drawing.name_axes(
         right,
-        "Written out, T layers take long to compile (LSTM)",
+        "T layers written out take long to compile (LSTM)",
         "T, steps",
         "compile time, seconds",
     )

@@ -1,19 +1,13 @@
-"""An input's influence fades with time, the vanishing gradient; gates that begin open keep it longer.
+"""The influence of an input fades with time, and gates that start open keep it longer.
 
     dh^T / dx^{T-k} = (dh^T / ds^{T-1}) (ds^{T-1} / ds^{T-2}) ... (ds^{T-k} / dx^{T-k})
 
-A product of k Jacobians: where they shrink a vector, the influence falls by a factor with every step of
-lag k. Shown is the Frobenius norm of it, at initialisation and after a short training on `recall`: at
-one random moment of T a symbol of four is shown, at all others distractors, and after the last step the
-network tells which symbol it was. Chance is ln 4 = 1.386 nats.
+This is a product of k Jacobians: where they shrink a vector, the influence falls by a factor with
+every step of lag k. Its Frobenius norm is measured at initialisation and after a short training on
+`recall`: one of four symbols is shown at one random step of T, distractors at all others, and after
+the last step the network has to say which symbol it was. Chance is ln 4 = 1.386 nats.
 
     python -m experiments vanishing_gradient      42 s on two CPU cores
-
-On 2026-11-24: Lag at which the influence has fallen below 1% of that at lag 0, at initialisation →
-after 600 steps of training (range of 3 seeds, sequences of 60): rnn tanh 38 to 43 → 21 to never; rnn
-relu 13 to 15 → 19 to 44; rnn sigmoid 4 → 4; lstm, forget bias 0 13 → 17 to 35; lstm, forget bias 1
-never → 41 to 47; lstm, peepholes never → 43 to never; gru 13 to 14 → 22 to never. Loss below 0.1 in
-every seed, where chance is 1.386: lstm, forget bias 0, lstm, forget bias 1, lstm, peepholes, gru.
 """
 
 from __future__ import annotations
@@ -26,16 +20,22 @@ import numpy as np
 import optax
 
 import jaxrnn
-from experiments import Outcome, _drawing
+from experiments import Outcome, _drawing, bullets
 from experiments._training import train
 
 ROW = 4
-SYMBOLS, DISTRACTORS, HIDDEN = 4, 4, 64
-STEPS, BATCH, RATE, MEASURED = 60, 32, 3e-3, 8  # T, rows of a batch, Adam's rate, rows measured
+SYMBOLS = 4
+DISTRACTORS = 4
+HIDDEN = 64
+STEPS = 60
+BATCH = 32
+RATE = 3e-3
+# Rows of a batch whose influence is measured.
+MEASURED = 8
 CELLS = {
     "rnn tanh": jaxrnn.rnn(HIDDEN),
-    "rnn relu": jaxrnn.rnn(HIDDEN, "relu"),
-    "rnn sigmoid": jaxrnn.rnn(HIDDEN, "sigmoid"),
+    "rnn relu": jaxrnn.rnn(HIDDEN, activation="relu"),
+    "rnn sigmoid": jaxrnn.rnn(HIDDEN, activation="sigmoid"),
     "lstm, forget bias 0": jaxrnn.lstm(HIDDEN, forget_bias=0.0),
     "lstm, forget bias 1": jaxrnn.lstm(HIDDEN),
     "lstm, peepholes": jaxrnn.lstm(HIDDEN, peephole=True),
@@ -44,7 +44,7 @@ CELLS = {
 
 
 def recall(key: Any, rows: int) -> tuple[Any, Any]:
-    """One-hot inputs [T, B, symbols + distractors] and the symbol [B] to be told at the end."""
+    """Return one-hot inputs [T, B, symbols + distractors] and the symbol [B] to name at the end."""
     keys = jax.random.split(key, 3)
     symbol = jax.random.randint(keys[0], (rows,), 0, SYMBOLS)
     when = jax.random.randint(keys[1], (rows,), 0, STEPS)
@@ -54,18 +54,18 @@ def recall(key: Any, rows: int) -> tuple[Any, Any]:
 
 
 def learn(cell: Any, steps: int, seeds: list[int]) -> Any:
-    """Influence by lag before and after training [seeds, 2, T], and the last tenth's loss [seeds]."""
+    """Return influence by lag before and after training [seeds, 2, T], and the final loss [seeds]."""
     net = jaxrnn.network(cell, SYMBOLS + DISTRACTORS, SYMBOLS)
 
     def loss(params: Any, batch: Any) -> Any:
         xs, symbol = batch
         _, ys = jaxrnn.unroll(cell, params.cell, xs)
-        told = net.output(params, ys[-1])
-        return optax.softmax_cross_entropy_with_integer_labels(told, symbol).mean()
+        logits = net.output(params, ys[-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, symbol).mean()
 
     @jax.jit
     def influence(params: Any, xs: Any) -> Any:
-        """log10 of the mean row's."""
+        """Return log10 of the influence by lag [T], mean over the rows."""
         return jaxrnn.gradient_flow(cell, params.cell, xs).mean(1) / np.log(10)
 
     params, losses = train(net, loss, lambda key: recall(key, BATCH), steps, seeds, RATE)
@@ -78,7 +78,7 @@ def learn(cell: Any, steps: int, seeds: list[int]) -> Any:
 
 
 def below(flow: Any) -> int | None:
-    """The first lag from which on the influence stays below 1% of that at lag 0; None: not by T - 1."""
+    """Return the first lag from which the influence stays below 1% of that at lag 0, or None."""
     above = np.flatnonzero(flow - flow[0] >= -2)
     return None if above[-1] == len(flow) - 1 else int(above[-1]) + 1
 
@@ -92,16 +92,9 @@ def run(quick: bool) -> Outcome:
     lags = {name: [[below(f) for f in pair] for pair in each] for name, each in flows.items()}
     rows = [["cell", "below 1% at initialisation", "after training", "loss after training, nats"]]
     for name, pairs in lags.items():
-        told = [span(when) for when in zip(*pairs, strict=True)]
         loss = losses[name]
-        rows.append([name, *told, f"{np.median(loss):.3f} ({loss.min():.3f} to {loss.max():.3f})"])
-    solved = [name for name, loss in losses.items() if loss.max() < 0.1]
-    told = "; ".join(f"{row[0]} {row[1]} → {row[2]}" for row in rows[1:])
-    sentence = (
-        f"Lag at which the influence has fallen below 1% of that at lag 0, at initialisation → after "
-        f"{steps} steps of training (range of {len(seeds)} seeds, sequences of {STEPS}): {told}. "
-        f"Loss below 0.1 in every seed, where chance is 1.386: {', '.join(solved) or 'none'}."
-    )
+        spread = f"{np.median(loss):.3f} ({loss.min():.3f} to {loss.max():.3f})"
+        rows.append([name, *(span(when) for when in zip(*pairs, strict=True)), spread])
     numbers = {
         "log10_influence": {name: each.tolist() for name, each in flows.items()},
         "below_1_percent": lags,
@@ -112,13 +105,28 @@ def run(quick: bool) -> Outcome:
         "training_steps": steps,
         "learning_rate": RATE,
     }
-    return Outcome(sentence, rows, numbers, seeds, draw(flows, losses))
+    return Outcome(rows, numbers, seeds, draw(flows, losses))
+
+
+def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
+    """Return the result in words."""
+    lags = []
+    for name, pairs in numbers["below_1_percent"].items():
+        before, after = (span(when) for when in zip(*pairs, strict=True))
+        lags.append(f"{name}: {before} → {after}")
+    solved = [name for name, loss in numbers["loss"].items() if max(loss) < 0.1]
+    return (
+        "Lag at which the influence has fallen below 1% of that at lag 0, at initialisation → "
+        f"after {numbers['training_steps']} training steps (range of {len(seeds)} seeds, "
+        f"sequences of {numbers['T']} steps):{bullets(lags)}\n\nCells with a final loss below 0.1 "
+        f"in every seed, where chance is 1.386: {', '.join(solved) or 'none'}."
+    )
 
 
 def span(lags: Any) -> str:
-    """The least and the greatest of some lags."""
-    told = sorted(STEPS if lag is None else lag for lag in lags)
-    words = [f"{lag}" if lag < STEPS else "never" for lag in (told[0], told[-1])]
+    """Return the range of some lags."""
+    ordered = sorted(STEPS if lag is None else lag for lag in lags)
+    words = [f"{lag}" if lag < STEPS else "never" for lag in (ordered[0], ordered[-1])]
     return words[0] if words[0] == words[1] else " to ".join(words)
 
 

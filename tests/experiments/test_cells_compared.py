@@ -1,10 +1,9 @@
-"""What experiments/cells_compared.py counts, against the equations of its docstring."""
+"""Test the counts of `cells_compared` against the equations in its docstring."""
 
 from typing import Any
 
 import pytest
 
-import experiments.__main__  # noqa: F401  (which puts benchmarks/ on the path)
 from experiments import cells_compared as compared
 from jaxrnn import Vocabulary, charlm
 
@@ -25,12 +24,12 @@ def test_parameters_and_operations_are_those_of_the_equations(cell: str) -> None
     assert charlm.count(shapes) == parameters(cell, 48)
     products = 2 * 48 * (GATES[cell] * 48 + len(BYTES))
     beside = compared.operations(shapes) - products
-    # each unit adds the input's share and passes through a few gates; each logit has a bias
+    # Each unit adds its projected input and passes through a few gates; each logit has a bias.
     assert len(BYTES) <= beside <= len(BYTES) + 20 * 48
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru"])
-def test_the_width_at_equal_parameters_is_the_nearest(cell: str) -> None:
+def test_the_width_at_equal_parameters_is_the_closest(cell: str) -> None:
     target = parameters("lstm", 48)
     nearest = min(range(1, 400), key=lambda hidden: abs(parameters(cell, hidden) - target))
     assert compared.width(cell, target, BYTES) == nearest
@@ -46,6 +45,7 @@ def test_the_width_at_equal_parameters_is_the_nearest(cell: str) -> None:
         ((1.5, 1.6, 1.65), [False, True, False]),
     ],
 )
-def test_the_claims_are_held_against_the_losses(losses: Any, held: list[bool]) -> None:
-    records = [{"losses": [9.0, loss, 0.0]} for loss in losses]  # of which the median counts
+def test_the_claims_are_compared_with_the_losses(losses: Any, held: list[bool]) -> None:
+    # The median of each record counts.
+    records = [{"losses": [9.0, loss, 0.0]} for loss in losses]
     assert list(compared.claims(*records).values()) == held

@@ -1,4 +1,4 @@
-"""The measures of the experiment on decoding, on texts whose loops and pieces are known."""
+"""Test the measures of `decoding` on texts whose loops and pieces are known."""
 
 import random
 
@@ -8,7 +8,8 @@ from experiments import decoding
 
 pytestmark = pytest.mark.once
 
-SENTENCE = "the state of the king is the state of the crown, "  # 49 characters
+# 49 characters.
+SENTENCE = "the state of the king is the state of the crown, "
 
 
 def noise(length: int, seed: int = 0) -> str:
@@ -29,13 +30,16 @@ def test_a_text_may_be_a_loop_from_its_first_character() -> None:
     "text",
     [
         noise(2000),
-        noise(200) + 2 * SENTENCE,  # said twice only
-        noise(200) + 3 * SENTENCE + "!",  # and then left
-        noise(200) + 20 * "\n",  # too short for a loop
+        # Repeated only twice.
+        noise(200) + 2 * SENTENCE,
+        # Repeated, and then left.
+        noise(200) + 3 * SENTENCE + "!",
+        # Too short for a loop.
+        noise(200) + 20 * "\n",
         "a",
     ],
 )
-def test_other_texts_end_in_none(text: str) -> None:
+def test_other_texts_end_in_no_loop(text: str) -> None:
     assert decoding.loop(text) is None
 
 
@@ -50,9 +54,11 @@ def test_the_measures_of_a_text() -> None:
     known = set(decoding.words(learnt)), set(decoding.pieces(learnt))
     assert decoding.measure(learnt, *known) == [0, 0, 0]
     again, strange, new = decoding.measure("xx be or nott to be or nott to zz", *known)
-    pieces = 24  # 33 characters
-    assert again == pytest.approx(6 / pieces)  # the second " be or nott to " has 15 characters
-    assert strange == pytest.approx(2 / 8)  # the first and the last word do not count
+    # The text has 33 characters, the second " be or nott to " has 15.
+    pieces = 24
+    assert again == pytest.approx(6 / pieces)
+    # The first and the last word do not count.
+    assert strange == pytest.approx(2 / 8)
     assert new == 1
 
 

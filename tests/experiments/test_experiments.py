@@ -1,5 +1,6 @@
-"""The experiments: that the runner lists and runs what is there, and keeps results whole. What the
-experiments show is in their results; here they run small."""
+"""Test the runner of the experiments: it lists them, runs them and replaces results as a whole.
+
+What the experiments show is in their results; here they run with few steps."""
 
 import dataclasses
 import io
@@ -20,15 +21,16 @@ from experiments import __main__ as runner
 from jaxrnn import charlm
 from jaxrnn.training.config import TrainingConfig
 
-pytestmark = [pytest.mark.once, pytest.mark.slow]
+pytestmark = pytest.mark.once
 
 NAMES = runner.names()
-FORMER = "of a former run"
+FORMER = "of an earlier run"
+PLACES = {name: getattr(runner, name) for name in ("RESULTS", "QUICK", "GALLERY")}
 
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of former runs and trained models, away from the repository's."""
+    """Put earlier results and trained models in a temporary folder."""
     monkeypatch.setattr(_text, "MODELS", tmp_path / "models")
     for place in "results", "quick":
         monkeypatch.setattr(runner, "RESULTS" if place == "results" else "QUICK", tmp_path / place)
@@ -39,8 +41,10 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    """Have `hello` do this instead."""
-    monkeypatch.setitem(sys.modules, "experiments.hello", SimpleNamespace(run=run))
+    """Replace `hello` by an experiment that runs this."""
+    summary = lambda numbers, seeds: f"a = {numbers['a']}, {len(seeds)} seeds"  # noqa: E731
+    module = SimpleNamespace(run=run, summary=summary)
+    monkeypatch.setitem(sys.modules, "experiments.hello", module)
 
 
 @contextmanager
@@ -52,12 +56,10 @@ def as_people_run_it() -> Iterator[None]:
 def outcome(quick: bool) -> Outcome:
     figure, _ = _drawing.figure(1)
     pages = {"samples.md": "What it wrote.\n"}
-    return Outcome(
-        "It came out.", [["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages
-    )
+    return Outcome([["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages)
 
 
-def test_the_list_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_every_experiment_with_its_claim(capsys: pytest.CaptureFixture[str]) -> None:
     assert runner.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
@@ -73,6 +75,7 @@ def test_the_list_on_a_screen_without_unicode(monkeypatch: pytest.MonkeyPatch) -
     assert len(screen.read().splitlines()) == len(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_writes_its_files_and_leaves_the_full_results(
     name: str, tmp_path: Path
@@ -83,7 +86,8 @@ def test_a_quick_run_writes_its_files_and_leaves_the_full_results(
     assert {"picture.png", "result.json", "table.md"} <= {path.name for path in folder.iterdir()}
     record = json.loads((folder / "result.json").read_text())
     assert record["quick"] and record["numbers"] and record["versions"]["jax"] and record["seeds"]
-    assert {"device", "commit", "date", "sentence"} <= record.keys()
+    assert {"device", "commit", "date"} <= record.keys()
+    assert len(runner.read(folder)["summary"]) > 40
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     head, *body = (folder / "table.md").read_text().splitlines()
     assert body and {line.count("|") for line in [head, *body]} == {head.count("|")}
@@ -101,14 +105,14 @@ def test_a_full_run_replaces_the_folder_and_writes_the_gallery(
     assert json.loads((folder / "result.json").read_text())["numbers"] == {"a": [1.5]}
     assert (folder / "samples.md").read_text() == "What it wrote.\n"
     gallery = (tmp_path / "README.md").read_text()
-    assert "It came out." in gallery and runner.claim("hello") in gallery
-    assert "[samples.md](results/hello/samples.md)" in gallery
+    assert "a = [1.5], 3 seeds" in gallery and runner.claim("hello") in gallery
+    assert "[samples](results/hello/samples.md)" in gallery
     assert (tmp_path / "quick" / "hello" / "table.md").read_text() == FORMER
     assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
 
 
 @pytest.mark.parametrize("moment", ["running", "drawing"])
-def test_a_run_that_is_stopped_leaves_the_former_results(
+def test_a_run_that_is_stopped_leaves_the_earlier_results(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> Any:
@@ -124,7 +128,7 @@ def test_a_run_that_is_stopped_leaves_the_former_results(
     assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
 
 
-def test_a_text_that_is_missing_is_one_line_and_stops_no_other(
+def test_a_missing_text_is_reported_in_one_line_and_stops_no_other_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lacking(quick: bool) -> Outcome:
@@ -138,21 +142,22 @@ def test_a_text_that_is_missing_is_one_line_and_stops_no_other(
     assert runner.main(["all"]) == 2
     said = capsys.readouterr().err
     missing = tmp_path / "cache" / "linux-kernel.txt"
-    assert said.startswith(f"error: there is no {missing}, ") and said.count("\n") == 1
+    assert said.startswith(f"error: {missing} is missing: ") and said.count("\n") == 1
     assert "curl -L https://" in said
     assert (tmp_path / "results" / "linux" / "table.md").read_text() == FORMER
     assert (tmp_path / "results" / "hello" / "table.md").read_text() != FORMER
 
 
 def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """The second time it comes from its folder, and is the same."""
+    """The second time, it is loaded from its folder and is the same."""
     model = charlm.ModelConfig(hidden_size=4, embedding_size=2)
     settings = TrainingConfig(model, 64, 64, 4, log_every=2, eval_every=2, sample_every=0)
     text = _text.find("shakespeare", quick=True)
     with as_people_run_it():
         first, again = _text.learn(text, settings), _text.learn(text, settings)
         other = _text.learn(text, dataclasses.replace(settings, seed=1))
-    assert capsys.readouterr().out.count("step 4/4") == 2  # one of each seed
+    # One training for each seed.
+    assert capsys.readouterr().out.count("step 4/4") == 2
     assert list(first.steps) == list(again.steps) == [2, 4]
     assert list(first.val_losses) == list(again.val_losses) and len(first.val_losses) == 2
     for a, b in zip(*map(jax.tree.leaves, (first.params, again.params)), strict=True):
@@ -160,12 +165,12 @@ def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert other.val_losses[-1] != first.val_losses[-1]
 
 
-def test_a_name_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         runner.main(["helo"])
     said = capsys.readouterr().err
     assert exit.value.code == 2 and said.count("\n") == 1
-    assert said.startswith("error: there is no experiment 'helo'; there are all, unfolding")
+    assert said.startswith("error: no experiment 'helo'; choose all or one of unfolding")
 
 
 def test_without_matplotlib(
@@ -176,3 +181,14 @@ def test_without_matplotlib(
         runner.main(["hello"])
     assert exit.value.code == 2
     assert capsys.readouterr().err.endswith('matplotlib: pip install "jaxrnn[plot]"\n')
+
+
+def test_the_gallery_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, path in PLACES.items():
+        monkeypatch.setattr(runner, name, path)
+    assert PLACES["GALLERY"].read_text(encoding="utf-8") == runner.gallery()
+
+
+def test_every_experiment_is_in_the_table_of_the_lecture() -> None:
+    introduction = runner.INTRODUCTION.read_text(encoding="utf-8")
+    assert all(f"[{name}](#{name})" in introduction for name in NAMES)

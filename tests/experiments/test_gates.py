@@ -1,4 +1,4 @@
-"""The experiment `gates`: its task, and its measure on gates that are known."""
+"""Test the task of `gates`, and its measure on known gates."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from experiments import gates
 pytestmark = pytest.mark.once
 
 
-def test_a_symbol_is_kept_early_and_told_at_later_cues() -> None:
+def test_the_symbol_is_shown_early_and_the_cues_come_later() -> None:
     inputs, target = jax.device_get(gates.task(jax.random.key(0), 300))
     shown, keep, tell = np.moveaxis(inputs, -1, 0)
     assert (keep.sum(0) == 1).all() and (keep[gates.EARLY :] == 0).all()
@@ -20,7 +20,7 @@ def test_a_symbol_is_kept_early_and_told_at_later_cues() -> None:
     assert {keep.argmax(0).min(), keep.argmax(0).max()} == {0, gates.EARLY - 1}
 
 
-def test_the_measure_tells_the_figures_gates_from_others() -> None:
+def test_the_measure_distinguishes_the_gates_of_the_figure_from_others() -> None:
     inputs = jax.device_get(gates.task(jax.random.key(0), 300)[0])
     shown, keep, tell = np.moveaxis(inputs, -1, 0)
     kept = np.cumsum(keep, axis=0) * (shown * keep).sum(0)

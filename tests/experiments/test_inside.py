@@ -1,5 +1,4 @@
-"""The experiment inside_the_network: what it reads off C code, its correlations, and its page
-in a browser, in light and dark."""
+"""Test `inside_the_network`: features of C code, correlations, and its page in a browser."""
 
 import html
 import json
@@ -23,43 +22,44 @@ VALUES = inside.units(PARAMS, inside.CODE)
 FOUND = {"column": inside.Found(1, 3, 0.5, 0.25), "in quotes": inside.Found(2, 8, -0.5, -0.75)}
 
 
-def test_quotes_comments_and_parentheses_are_told_apart() -> None:
+def test_quotes_comments_and_parentheses_are_distinguished() -> None:
     text = r"""f("a(\"b", '(', g(x)); /* " ( */ y = "/*"; // '"""
     rows = {
         "in quotes": "  iiiiiii  iii                       iiii",
         "in a comment": "                       iiiiiiiii           iiii",
         "in parentheses": " iiiiiiiiiiiiiiiiiii",
     }
-    told = inside.features(text)
+    found = inside.features(text)
     for name, marks in rows.items():
-        assert "".join(" i"[int(value)] for value in told[name]) == marks.ljust(len(text))
+        assert "".join(" i"[int(value)] for value in found[name]) == marks.ljust(len(text))
 
 
 def test_the_depth_of_braces_counts_those_of_code() -> None:
-    told = inside.features("}a{b{'{'/*}*/}c}d")
-    assert told["depth of {}"].tolist() == [0, 0, 1, 1] + 9 * [2] + [1, 1, 0, 0]
+    found = inside.features("}a{b{'{'/*}*/}c}d")
+    assert found["depth of {}"].tolist() == [0, 0, 1, 1] + 9 * [2] + [1, 1, 0, 0]
 
 
 def test_columns_and_indentation_count_a_tab_to_the_next_multiple_of_eight() -> None:
-    told = inside.features("ab\n\t x\ty\n\n z")
-    assert told["column"].tolist() == [0, 1, 2, 0, 8, 9, 10, 16, 17, 0, 0, 1]
-    assert told["indentation"].tolist() == [0, 0, 0, 8, 9, 9, 9, 9, 9, 0, 1, 1]
+    found = inside.features("ab\n\t x\ty\n\n z")
+    assert found["column"].tolist() == [0, 1, 2, 0, 8, 9, 10, 16, 17, 0, 0, 1]
+    assert found["indentation"].tolist() == [0, 0, 0, 8, 9, 9, 9, 9, 9, 0, 1, 1]
 
 
-def test_units_are_found_on_one_half_and_judged_on_the_other() -> None:
+def test_units_are_chosen_on_one_half_and_judged_on_the_other() -> None:
     text, half = inside.CODE, len(inside.CODE) // 2
-    values, told = VALUES.reshape(len(text), -1), inside.features(text)
+    values = VALUES.reshape(len(text), -1)
+    features = inside.features(text)
     for name, unit in inside.find(PARAMS, text).items():
         index = (unit.layer - 1) * 8 + unit.unit - 1
         first, second = (
-            [np.corrcoef(values[part, n], told[name][part])[0, 1] for n in range(16)]
+            [np.corrcoef(values[part, n], features[name][part])[0, 1] for n in range(16)]
             for part in (slice(None, half), slice(half, None))
         )
         assert index == np.argmax(np.abs(first))
         np.testing.assert_allclose([unit.r_found, unit.r], [first[index], second[index]], atol=1e-4)
 
 
-def test_what_does_not_change_goes_with_nothing() -> None:
+def test_constant_values_correlate_with_nothing() -> None:
     values = np.stack([np.ones(9), np.arange(9)], 1)[:, None]
     assert inside.correlation(values, np.zeros(9)).tolist() == [[0, 0]]
     assert inside.correlation(values, -np.arange(9)) == pytest.approx(np.array([[0, -1]]))
@@ -70,7 +70,8 @@ def test_what_does_not_change_goes_with_nothing() -> None:
 browser = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-PALETTE = {  # paper, minus, plus
+# The colours of paper, minus and plus.
+PALETTE = {
     "light": ("#ffffff", "#56b4e9", "#e69f00"),
     "dark": ("#161616", "#0072b2", "#a34700"),
 }
@@ -116,7 +117,7 @@ document.body.append(result);
 
 @pytest.fixture(scope="module", params=PALETTE)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a browser showed, and the colours that it should show, in light and in dark."""
+    """Return what a browser showed and the colours it should show, in light and in dark."""
     folder = tmp_path_factory.mktemp("page")
     r = {name: np.array([[0.5], [0.25]]) for name in FOUND}
     page = inside.page(VALUES, FOUND, r)
@@ -139,7 +140,7 @@ def rgb(colour: str) -> Any:
 
 
 def luminance(colour: Any) -> float:
-    """Of WCAG."""
+    """Return the relative luminance as WCAG defines it."""
     linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -150,7 +151,7 @@ class TestInABrowser:
     def test_nothing_fails_and_nothing_is_fetched(self, seen: Any) -> None:
         assert seen[0]["errors"] == [] and seen[0]["fetched"] == []
 
-    def test_the_text_is_whole_and_the_controls_are_named(self, seen: Any) -> None:
+    def test_the_text_is_complete_and_the_controls_are_named(self, seen: Any) -> None:
         assert seen[0]["text"].replace("↵", "") == inside.CODE
         assert seen[0]["named"] == [1, 1]
 
@@ -164,7 +165,7 @@ class TestInABrowser:
             ("beyond", 1, 8, None),
         ],
     )
-    def test_the_colours_are_the_picked_unit(
+    def test_the_colours_show_the_selected_unit(
         self, when: str, layer: int, unit: int, pressed: int | None, seen: Any
     ) -> None:
         shown, (paper, minus, plus) = seen[0][when], map(rgb, seen[1])
@@ -173,7 +174,8 @@ class TestInABrowser:
         values = VALUES[:, layer - 1, unit - 1, None]
         want = paper + np.abs(values) * (np.where(values < 0, minus, plus) - paper)
         got = [[float(n) for n in re.findall(r"[\d.]+", c)[-3:]] for c in shown["colours"]]
-        np.testing.assert_allclose(got, want, atol=0.01)  # of whole percents of 127 steps
+        # Colours are rounded to whole percents, values to 127 steps.
+        np.testing.assert_allclose(got, want, atol=0.01)
 
     @pytest.mark.parametrize(
         "when, place",
@@ -182,22 +184,23 @@ class TestInABrowser:
             ("hover", 100),
             ("Home", 0),
             ("ArrowRight", 1),
-            ("ArrowDown", 4),  # "/*\n *": the second character of the second line
+            # After "/*\n *": the second character of the second line.
+            ("ArrowDown", 4),
             ("End", len(inside.CODE) - 1),
             ("ArrowLeft", len(inside.CODE) - 2),
         ],
     )
-    def test_the_value_that_is_told(self, when: str, place: int, seen: Any) -> None:
+    def test_the_value_that_is_shown(self, when: str, place: int, seen: Any) -> None:
         unit = 3 if when == "first" else 8
         line, character = inside.CODE.count("\n", 0, place) + 1, inside.CODE[place]
-        name = {"\n": "the line's end", "\t": "a tab", " ": "a space"}.get(character, character)
+        name = {"\n": "end of line", "\t": "a tab", " ": "a space"}.get(character, character)
         said, number = seen[0][when]["value"].rsplit(": ", 1)
         assert said == f"Line {line}, {name}"
         assert float(number.replace("−", "-")) == pytest.approx(
             VALUES[place, 0, unit - 1], abs=0.0091
         )
 
-    def test_the_text_can_be_read_on_every_colour(self, seen: Any) -> None:
+    def test_the_text_is_readable_on_every_colour(self, seen: Any) -> None:
         ink = luminance(np.array([int(n) for n in re.findall(r"\d+", seen[0]["ink"])[:3]]) / 255)
         for colour in map(rgb, seen[1]):
             low, high = sorted([ink, luminance(colour)])

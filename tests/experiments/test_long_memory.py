@@ -1,4 +1,4 @@
-"""The tasks of experiments/long_memory.py, read back from their batches by hand."""
+"""Test the tasks of `long_memory`: their batches are decoded by hand."""
 
 import math
 
@@ -19,7 +19,7 @@ def batch(name: str, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def halves(steps: list[np.ndarray], length: int) -> bool:
-    """That the two steps of every row cover the first and the second half, and nothing else."""
+    """Return whether the two steps of all rows cover the first and the second half exactly."""
     first, second = np.array(steps).T
     return set(first) == set(range(length // 2)) and set(second) == set(range(length // 2, length))
 
@@ -40,8 +40,8 @@ def test_order(length: int) -> None:
     xs, targets = batch("order", length)
     assert xs.shape == (length, ROWS, 6) and (xs.sum(-1) == 1).all()
     symbols = np.array(list("XYabcd"))[xs.argmax(-1)]
-    told = ["".join(s for s in symbols[:, row] if s in "XY") for row in range(ROWS)]
-    assert told == [["XX", "XY", "YX", "YY"][target] for target in targets]
+    named = ["".join(s for s in symbols[:, row] if s in "XY") for row in range(ROWS)]
+    assert named == [["XX", "XY", "YX", "YY"][target] for target in targets]
     assert halves(
         [np.flatnonzero(np.isin(symbols[:, row], ["X", "Y"])) for row in range(ROWS)], length
     )
@@ -62,14 +62,15 @@ def test_copy(length: int) -> None:
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_the_baseline_is_the_least_loss_of_an_answer_that_does_not_look(name: str) -> None:
+def test_the_baseline_is_the_smallest_loss_without_looking_at_the_input(name: str) -> None:
     length = 6
     task = tasks.TASKS[name]
     _, targets = batch(name, length)
     if name == "adding":
         blind = np.full((length, ROWS, 1), targets.mean())
         assert abs(targets.mean() - 1) < 0.02
-    else:  # at each step the logarithm of how often each class is the target
+    else:
+        # At each step the logarithm of how often each class is the target.
         counts = (targets[..., None] == np.arange(task.outputs)).mean(-2, keepdims=True)
         blind = np.log(np.maximum(counts, 1e-30)) + np.zeros((*targets.shape, 1))
         blind = blind if name == "copy" else blind[None]
@@ -87,7 +88,7 @@ def test_a_task_counts_as_solved_below_a_tenth_of_the_baseline_in_every_seed() -
         "late": shares[[3, 0]],
         "bad": shares[2:],
     }
-    assert tasks.reached(by_cell, [10, 20]) == "20 good; 10 fair; none late, bad"
-    assert tasks.reached({"good": shares[:1]}, [10]) == "10 good"
-    nearest = "none solves it, nearest is bad with 0.08 of the baseline at T = 10"
+    assert tasks.reached(by_cell, [10, 20]) == "20 for good; 10 for fair; none for late, bad"
+    assert tasks.reached({"good": shares[:1]}, [10]) == "10 for good"
+    nearest = "solved by no cell; bad comes closest with 0.08 of the baseline at T = 10"
     assert tasks.reached({"late": shares[[3, 0]], "bad": shares[2:]}, [10, 20]) == nearest

@@ -1,4 +1,4 @@
-"""The experiment `lstm_limits`: gates that are held, the equation of the cell, the timing tasks."""
+"""Test `lstm_limits`: gates held at a value, the equation of the cell, the timing tasks."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.once
 
 @pytest.mark.parametrize(("gate", "name"), [(0, "i"), (1, "f")])
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
-def test_a_gate_that_is_held_stays_whatever_comes(gate: int, name: str, value: float) -> None:
+def test_a_gate_that_is_held_does_not_change(gate: int, name: str, value: float) -> None:
     cell = jaxrnn.lstm(5, peephole=True)
     keys = jax.random.split(jax.random.key(0), 3)
     params = cell.init(keys[0], 3)._replace(w_c=jax.random.normal(keys[1], (3, 5)))
     xs = 5 * jax.random.normal(keys[2], (20, 4, 3))
     state = cell.initial_state(4)._replace(cell=3 * jnp.ones((4, 5)))
     params = lstm_limits.hold(params, gate, value)
-    inside = jaxrnn.unroll(cell, params, xs, state, record=["i", "f"])[2]
+    _, _, inside = jaxrnn.record(cell, params, xs, state, names=["i", "f"])
     exactly = 0 if value in (0, 1) else 1e-7
     np.testing.assert_allclose(inside[name], value, rtol=0, atol=exactly)
     other = inside["f" if name == "i" else "i"]

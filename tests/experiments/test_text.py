@@ -1,4 +1,4 @@
-"""The measures of written text, on examples made by hand; and the texts they are held against."""
+"""Test the measures of texts on examples made by hand, and the texts that serve for comparison."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def test_speakers_are_the_first_lines_of_speeches() -> None:
     assert shakespeare.speakers("A:\n\nB:\n") == ["A", "B"]
 
 
-def test_lines_are_what_is_spoken() -> None:
+def test_lines_are_the_spoken_ones() -> None:
     assert shakespeare.lines(PLAY) == [
         "We know't, we know't; 'tis well.",
         "What work's, my countrymen, in hand?",
@@ -47,13 +47,13 @@ def test_lines_are_what_is_spoken() -> None:
 def test_shakespeare_against_what_was_learned() -> None:
     measure = shakespeare.against("ROMEO:\nO my love.\n\nNURSE:\nMy lord!\n")
     shares = measure(["ROMEO:\nMy love.\nMy lord!\n", "JULIA:\nO xyzzy.\n\nNURSE:\nMy lord!\n"])
-    # of romeo my love my lord, julia o xyzzy nurse my lord all but julia and xyzzy
+    # Of "romeo my love my lord julia o xyzzy nurse my lord", all but julia and xyzzy.
     assert shares[shakespeare.WORDS] == pytest.approx(9 / 11)
     assert shares[shakespeare.NAMES] == pytest.approx(2 / 3)
-    assert shares[shakespeare.NEW] == pytest.approx(2 / 4)  # My love. and O xyzzy.
+    assert shares[shakespeare.NEW] == pytest.approx(2 / 4)
 
 
-def test_no_speakers_are_no_share() -> None:
+def test_without_speakers_there_is_no_share() -> None:
     shares = shakespeare.against(PLAY)(["qq zz"])
     assert math.isnan(shares[shakespeare.NAMES]) and shares[shakespeare.WORDS] == 0
     assert _charnn.percent(np.array([np.nan])) == "none"
@@ -120,10 +120,11 @@ def test_names() -> None:
 
 
 def test_indentation() -> None:
-    assert list(linux.indentation(C)) == [True] * 6  # if, for, s++, }, return 0, }
+    assert list(linux.indentation(C)) == [True] * 6
     assert list(linux.indentation("{\n\ta;\n b;\n\t\tc;\n}\n")) == [True, False, False, True]
     assert list(linux.indentation("{\n\tf(a,\n      b);\n\tg;\n}\n")) == [True, True, True]
-    assert list(linux.indentation("a;\n\tb;\n")) == []  # not inside braces
+    # Not inside braces.
+    assert list(linux.indentation("a;\n\tb;\n")) == []
 
 
 def test_linux_against_what_was_learned() -> None:

@@ -1,4 +1,4 @@
-"""The experiment `time_series`: its noise floor and baselines on series whose best forecast is known."""
+"""Test the noise floor and the baselines of `time_series` on series with a known best forecast."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.once
 
 
 def error_of_the_best(step: Any, noise: float, rows: int) -> np.ndarray:
-    """Of forecasts after 200 steps of the series itself, by horizon."""
+    """Return the error of the best forecast by horizon, after 200 steps of the series itself."""
     start = np.random.default_rng(0).normal(size=(2, rows))
     truth = time_series.go_on(step, noise, *start, 200 + AHEAD, np.random.default_rng(5))
     best = time_series.best_forecast(step, noise, truth[:200])
@@ -20,7 +20,7 @@ def error_of_the_best(step: Any, noise: float, rows: int) -> np.ndarray:
 
 
 def test_the_floor_of_a_linear_series_is_the_known_one() -> None:
-    """x' = a x + noise: the best forecast is a^n x, its error noise sqrt((1 - a^2n) / (1 - a^2))."""
+    """The best forecast of x' = a x + noise is a^n x, with error noise sqrt((1 - a^2n) / (1 - a^2))."""
     ahead = np.arange(1, AHEAD + 1)
     exact = 0.1 * np.sqrt((1 - 0.99 ** (2 * ahead)) / (1 - 0.99**2))
     reached = error_of_the_best(*time_series.SERIES["price"], rows=4000)
@@ -31,7 +31,8 @@ def test_the_floor_one_step_ahead_is_the_noise() -> None:
     step, noise = time_series.SERIES["oscillator"]
     reached = error_of_the_best(step, noise, rows=4000)
     assert reached[0] == pytest.approx(noise, rel=0.04)
-    assert 5 * noise < reached[-1] < 1.2  # the deviation of the series
+    # Below the standard deviation of the series.
+    assert 5 * noise < reached[-1] < 1.2
 
 
 def test_the_linear_baseline_finds_a_linear_equation() -> None:
@@ -52,7 +53,7 @@ def test_the_order_is_not_below_that_of_the_equation() -> None:
 
 
 def test_mackey_glass_follows_its_delay_equation() -> None:
-    """Five times finer steps give the same values, as long as chaos has not parted the two."""
+    """Steps that are five times finer give the same values, before chaos separates the two."""
     xs = [1.2] * 851
     for _ in range(5 * 60 * 10):
         xs.append(xs[-1] + 0.02 * (0.2 * xs[-851] / (1 + xs[-851] ** 10) - 0.1 * xs[-1]))
