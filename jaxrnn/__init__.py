@@ -1,8 +1,8 @@
 """Recurrent networks in JAX: pure-function cells, a fast unroll, and a char-RNN.
 
-cell = jaxrnn.lstm(512)                                   one of rnn, lstm, gru
-state, ys = jaxrnn.unroll(cell, params, xs)               a cell over time, in anybody's own model
-jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   text from a trained run
+cell = jaxrnn.lstm(512)                                   # one of rnn, lstm, gru
+state, ys = jaxrnn.unroll(cell, params, xs)               # a cell over time, in any model
+jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   # text from a trained run
 """
 
 from jaxrnn import serialization
@@ -19,17 +19,20 @@ from jaxrnn.charlm.sampling import (
 )
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.recurrence.api import unroll, unroll_projected
+from jaxrnn.recurrence.api import record, record_projected, unroll, unroll_projected
 from jaxrnn.recurrence.cells import Cell, gru, lstm, rnn
 from jaxrnn.recurrence.dispatch import explain
 from jaxrnn.recurrence.inspection import gradient_flow
 from jaxrnn.recurrence.kernels.native.build import register_built
 from jaxrnn.recurrence.networks import Network, network
+from jaxrnn.recurrence.problem import Dense, Lookup
 from jaxrnn.training.run_description import load
 
 __all__ = [
     "Cell",
+    "Dense",
     "InputError",
+    "Lookup",
     "ModelConfig",
     "Network",
     "Params",
@@ -43,6 +46,8 @@ __all__ = [
     "load",
     "lstm",
     "network",
+    "record",
+    "record_projected",
     "rnn",
     "sample",
     "sample_bytes",
@@ -53,6 +58,8 @@ __all__ = [
     "unroll",
     "unroll_projected",
 ]
+
+__version__ = "0.1.0"
 
 serialization.register()
 register_built()

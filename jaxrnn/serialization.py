@@ -1,4 +1,4 @@
-"""Registers the pytrees of the library with `jax.export`, for exported functions to be serialized."""
+"""Register the library's pytrees with `jax.export`, so that exported functions can be serialized."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""What the letters in the shape annotations mean. Time comes first inside the library.
+"""The letters of the shape annotations. Time comes first inside the library.
 
     T  time steps            D  input features          V  tokens in the vocabulary
-    B  rows of the batch     H  hidden units            E  embedding width
+    B  rows of the batch     H  hidden size             E  embedding size
     G  gates times H: 4H for an LSTM, 3H for a GRU, H for a plain RNN
+    T1 T + 1                 K, N  any other width      P  tokens of a prime      L  layers
 
-Batches of text are [B, T] where people meet them (rows of characters) and [T, B] from the model
-inwards. The tests check every annotation at run time (jaxtyping with beartype); the library itself
-does not need jaxtyping, and without it the names below mean only "an array".
+Batches of text are [B, T] at the public functions (rows of characters) and [T, B] inside of the model.
+The tests check every annotation at run time (jaxtyping with beartype). The library itself does not need
+jaxtyping; without it the names below mean "an array".
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ else:
         Bool = Float = Int = Integer = UInt = _Unchecked
 
 Array = jax.Array
-Given = jax.Array | np.ndarray  # what callers of the library may give for an array
+# What callers of the library may pass for an array.
+Given = jax.Array | np.ndarray
 Scalar = Float[Array, ""]
 Key = jax.Array
 

@@ -20,6 +20,7 @@ import functools
 import json
 import math
 import warnings
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple, get_args
 
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import whole_number
 from jaxrnn.recurrence import kernels
-from jaxrnn.recurrence.cells import Cell, cell_name
+from jaxrnn.recurrence.cells import Cell, RNNParams, cell_name, is_builtin
 from jaxrnn.recurrence.kernels import Implementation, Missing
 from jaxrnn.recurrence.problem import Dense, Masks, Problem
 
@@ -82,17 +83,33 @@ def explain(
         whole_number(f"{axis} of shape", n, 0) for axis, n in zip("TBD", shape, strict=True)
     )
     check_dtype(dtype)
+    problem = abstract_problem(cell, (steps, batch, width), dtype, resets=resets, reverse=reverse)
+    return choose(problem, implementation)
 
-    def build() -> Problem:
-        # The recurrent parameters do not depend on D, and no cell draws weights for D = 0.
-        params = cell.init(jax.random.key(0), max(width, 1), dtype)
-        xs = jnp.zeros((steps, batch, params.w_x.shape[0]), dtype)
-        b = jnp.zeros(params.w_h.shape[1:], dtype)
-        masks = Masks(jnp.zeros((steps, batch), bool) if resets else None)
-        return Problem(cell, params, Dense(xs, params.w_x, b), None, masks)  # type: ignore[arg-type]
 
-    arrays = jax.eval_shape(lambda: build()._replace(cell=None, reverse=None))  # type: ignore[arg-type]
-    return choose(arrays._replace(cell=cell, reverse=reverse), implementation)
+def abstract_problem(
+    cell: Cell,
+    shape: tuple[int, int, int],
+    dtype: Any,
+    *,
+    resets: bool = False,
+    reverse: bool = False,
+) -> Problem:
+    """Return the problem of `unroll` for inputs of shape [T, B, D], with abstract arrays."""
+    steps, batch, width = shape
+    size = cell.hidden_size
+    if is_builtin(cell):
+        # No cell draws weights for D = 0, and w_h does not depend on D.
+        make = partial(cell.init, input_size=max(width, 1), dtype=dtype)
+        params = jax.eval_shape(make, jax.random.key(0))
+    else:
+        # The init of a user's own cell may need numbers, and only the dtype counts here.
+        params = RNNParams(None, jax.ShapeDtypeStruct((size, size), dtype), None)  # type: ignore[arg-type]
+    gates = params.w_h.shape[1]
+    array = partial(jax.ShapeDtypeStruct, dtype=dtype)
+    inputs: Any = Dense(array(shape), array((width, gates)), array((gates,)))  # type: ignore[arg-type]
+    mask: Any = jax.ShapeDtypeStruct((steps, batch), jnp.bool_) if resets else None
+    return Problem(cell, params, inputs, None, Masks(mask), reverse)
 
 
 def choose(

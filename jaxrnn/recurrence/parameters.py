@@ -22,12 +22,18 @@ def by_value(cell: Any) -> bool:
 def check_params(cell: Any, params: Any, *, builtin: bool, projected: bool = False) -> None:
     """Raise ValueError where parameters are not as `cell.init` makes them.
 
-    They must agree in structure, in the shape and dtype of each array, and in which are None. A cell
-    without an `init`, or with one that JAX cannot evaluate without numbers, is not checked, and neither
-    are parameters without a w_x [D, ...], which says for how many inputs they are.
+    They must agree in structure, in the shape and dtype of each array, and in which are None. The check
+    is left out for a cell without an `init` or with one that JAX cannot evaluate abstractly, and for
+    parameters without a w_x [D, ...], from which the number of inputs is known.
 
-    builtin: whether the cell is one of the library's, whose `init` may be relied on.
-    projected: whether the inputs are projected already; w_x and b of the library's cells may be None.
+    Args:
+      cell: the cell.
+      params: its parameters.
+      builtin: whether the cell is one of this library's, whose `init` can be evaluated abstractly.
+      projected: whether the inputs are projected already; then w_x and b may be None.
+
+    Raises:
+      ValueError: where they do not agree; the message names what is expected and what was given.
     """
     w_x: Any = getattr(params, "w_x", None)
     w_h: Any = getattr(params, "w_h", None)
@@ -68,7 +74,8 @@ def _shapes(cell: Any, input_size: int, dtype: Any, x64: bool, builtin: bool) ->
     """Return the shapes and dtypes of the parameters of `cell.init`, or None if it cannot be traced."""
     try:
         return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, dtype))
-    except Exception:  # an init of somebody's own may need numbers, or raise what it likes
+    except Exception:
+        # A user's own init may need numbers, or raise anything.
         if builtin:
             raise
         return None

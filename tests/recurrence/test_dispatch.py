@@ -1,5 +1,4 @@
-"""Which implementation is picked and why: by name, by what was measured, by what can serve; and what
-each one refuses."""
+"""Which implementation is chosen and why: by name, by measurement, by support; what each one refuses."""
 
 import dataclasses
 import subprocess
@@ -14,8 +13,9 @@ import pytest
 from jaxrnn import explain, gru, lstm, unroll
 from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence.api import unroll_projected
-from jaxrnn.recurrence.dispatch import Call, Implementation, choose, measured
-from jaxrnn.recurrence.problem import Lookup
+from jaxrnn.recurrence.dispatch import abstract_problem, choose, measured
+from jaxrnn.recurrence.kernels import Implementation
+from jaxrnn.recurrence.problem import Lookup, Problem
 from tests.support.oracle import unchecked
 from tests.support.problems import CELLS, HIDDEN, IMPLEMENTATIONS, USUAL, Leaky, problem
 
@@ -29,8 +29,8 @@ TABLE = [
 ]
 
 
-def float32_call(cell: Any, batch: int, **more: Any) -> Call:
-    return Call(cell, STEPS, batch, jnp.dtype("float32"), **more)
+def problem_of(cell: Any, batch: int, dtype: str = "float32") -> Problem:
+    return abstract_problem(cell, (STEPS, batch, 3), dtype)
 
 
 # --- by name ------------------------------------------------------------------------------------
@@ -47,16 +47,27 @@ def test_by_name(name: str, implementation: Any) -> None:
 @pytest.mark.parametrize(
     ("cell", "dtype", "implementation", "message"),
     [
-        (lstm(4), "float32", "pallas", "'pallas' .*: it runs on a TPU or a GPU and this is a CPU"),
+        (lstm(4), "float32", "tpu", "'tpu' .*: it runs on a TPU and this is a CPU"),
+        (lstm(4), "float32", "hopper", "'hopper' .*: it runs on a GPU and this is a CPU"),
         (lstm(4), "float32", "cudnn", "'cudnn' .*: it runs on a GPU and this is a CPU"),
-        (Leaky(4), "float32", "xla", r"'xla' .*: it has no backward pass for Leaky\(hidden=4\)"),
-        (Leaky(4), "float32", "columns", r"'columns' .*no backward pass for Leaky\(hidden=4\)"),
+        (
+            Leaky(4),
+            "float32",
+            "xla",
+            r"'xla' .*: it has no backward pass for Leaky\(hidden_size=4\)",
+        ),
+        (
+            Leaky(4),
+            "float32",
+            "columns",
+            r"'columns' .*no backward pass for Leaky\(hidden_size=4\)",
+        ),
         (lstm(4), "float32", "cuda", f"must be one of {', '.join(ALL)} or None, not 'cuda'"),
         (lstm(4), "float8_e5m2", None, "must be float32, bfloat16, float16, float64, not float8"),
         (lstm(4), "float8_e5m2", "scan", "must be float32, .*, float64, not float8_e5m2"),
     ],
 )
-def test_what_cannot_serve_is_refused_with_the_reason(
+def test_what_is_unsupported_is_refused_with_the_reason(
     cell: Any, dtype: str, implementation: Any, message: str
 ) -> None:
     """By `explain`, and in the same words by `unroll`, whether or not the inputs are projected."""
@@ -106,7 +117,7 @@ def test_explain_says_what_does_not_fit(shape: tuple[int, ...], message: str) ->
 )
 def test_the_nearest_measured_size_decides(batch: int, hidden: int, want: str, why: str) -> None:
     """Near as ratios go, and no farther than a factor of four; what cannot serve is passed over."""
-    choice = choose(float32_call(lstm(hidden), batch), None, TABLE)
+    choice = choose(problem_of(lstm(hidden), batch), table=TABLE)
     assert choice.implementation == want
     assert choice.why.startswith(why)
 
@@ -122,7 +133,7 @@ def test_the_nearest_measured_size_decides(batch: int, hidden: int, want: str, w
 def test_what_was_measured_of_others_does_not_count(
     cell: Any, batch: int, dtype: str, want: str
 ) -> None:
-    choice = choose(Call(cell, STEPS, batch, jnp.dtype(dtype)), None, TABLE)
+    choice = choose(problem_of(cell, batch, dtype), table=TABLE)
     assert choice.implementation == want
     assert choice.why.endswith("the usual choice on cpu, nothing near was measured")
 
@@ -160,7 +171,7 @@ def test_a_batch_without_rows_runs_by_scan() -> None:
 
 def test_a_cell_of_ones_own_runs_by_scan() -> None:
     assert explain(Leaky(HIDDEN), SHAPE).implementation == "scan"
-    assert "no backward pass for Leaky(hidden=4)" in str(explain(Leaky(HIDDEN), SHAPE))
+    assert "no backward pass for Leaky(hidden_size=4)" in str(explain(Leaky(HIDDEN), SHAPE))
 
 
 def test_the_table_of_the_package_is_followed() -> None:
@@ -172,8 +183,8 @@ def test_the_table_of_the_package_is_followed() -> None:
         assert row["implementation"] in ALL
         assert row["dtype"] in dispatch.DTYPES
         if row["platform"] == "cpu" and (row["implementation"] != "native" or USUAL == "native"):
-            call = Call(cell, STEPS, row["batch"], jnp.dtype(row["dtype"]))
-            assert choose(call).implementation == row["implementation"]
+            given = problem_of(cell, row["batch"], row["dtype"])
+            assert choose(given).implementation == row["implementation"]
 
 
 # --- that it is so ------------------------------------------------------------------------------

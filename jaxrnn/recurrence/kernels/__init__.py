@@ -1,4 +1,6 @@
-"""The implementations of a recurrence. Each is a module here with
+"""The implementations of a recurrence.
+
+Each is a module here with
 
     DERIVATIVES: Derivatives                                    which derivatives it has
     unsupported_reason(problem: Problem) -> str | None          why it cannot run a problem, or None

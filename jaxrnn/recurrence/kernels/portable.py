@@ -1,8 +1,8 @@
-"""A kernel of one platform, with plain JAX in its place wherever the kernel cannot run.
+"""A kernel for one platform, with plain JAX in its place wherever the kernel cannot run.
 
 A program may be lowered for another platform than that of the device at hand, as `jax.export` and
 `lower(lowering_platforms=...)` do, or be written to a file for a process that has not loaded the kernel.
-Which of the two runs is therefore decided when the program is lowered.
+Therefore lowering decides which of the two runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax.interpreters import batching, mlir
 
 
 def on_cpu(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> Any:
-    """Return kernel(*arguments) in programs that this process runs on a CPU; else plain(*arguments).
+    """Return kernel(*arguments) in programs that this process runs on a CPU, else plain(*arguments).
 
     Both return arrays of the same shapes and dtypes. Neither is differentiated.
     """

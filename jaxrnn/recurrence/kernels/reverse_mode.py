@@ -1,8 +1,8 @@
-"""A clear error where forward mode is applied to a backward pass written by hand.
+"""A clear error where forward mode is applied to a hand-written backward pass.
 
-JAX says then that it cannot apply forward mode to a custom_vjp function, and not what to do. Here the
-inputs of such a function pass through an identity whose tangent can be transposed, which is all that
-reverse mode does with it, and raises an error wherever it would be computed.
+JAX's own error says that forward mode cannot be applied to a custom_vjp function, and not what to do.
+Here the inputs of such a function pass through an identity. Its tangent can be transposed, which is all
+that reverse mode does with it, and raises an error wherever it would be computed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from jax.interpreters import ad, batching, mlir
 def reverse_mode_only(implementation: str, over_it: bool, tree: Any) -> Any:
     """Return the same arrays, with tangents that cannot be computed in forward mode.
 
-    implementation: its name, for the error.
-    over_it: whether forward mode runs over reverse mode, as in `jax.hessian`.
+    Args:
+      implementation: its name, for the error.
+      over_it: whether forward mode may run over reverse mode, as in `jax.hessian`.
+      tree: the arrays.
     """
 
     def marked(x: Any) -> Any:
@@ -31,7 +33,7 @@ def reverse_mode_only(implementation: str, over_it: bool, tree: Any) -> Any:
 
 
 def _differentiated(primals: Any, tangents: Any, over_it: bool, **params: Any) -> tuple[Any, Any]:
-    # In a second derivative x has a tangent itself: unless that may be computed, it is marked as well.
+    # In a second derivative x has a tangent of its own, which is marked too unless it may be computed.
     (x,), (tangent,) = primals, tangents
     x = x if over_it else _identity_p.bind(x, over_it=over_it, **params)
     return x, _tangent_p.bind(tangent, **params)

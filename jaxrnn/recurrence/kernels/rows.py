@@ -1,4 +1,4 @@
-"""Functions of arrays with rows, for which `jax.vmap` makes more rows.
+"""Functions of arrays with rows, which `jax.vmap` calls with more rows.
 
 A kernel is fast where many rows of the batch use the weights that it has just read. Mapped like any
 other function, it would run again for every element of the mapped axis. Here that axis becomes part of
@@ -23,7 +23,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks
 from jaxrnn.shapes import Array
 
-SHARED = -1  # in place of the axis of the rows: an array that all rows share
+# In place of the axis of the rows: an array that all rows share.
+SHARED = -1
 
 
 def by_rows(
@@ -33,12 +34,12 @@ def by_rows(
     rows: tuple[Any, ...],
     result_rows: Any,
 ) -> Any:
-    """Return function(*static, *arguments); `jax.vmap` over it makes more rows.
+    """Return function(*static, *arguments). `jax.vmap` over it calls the function with more rows.
 
     Args:
       function: computes every row independently of the others. Functions compare by identity, so pass
         one that is defined at the top level of a module.
-      static: its first arguments, hashable, known when it is traced.
+      static: its first arguments, hashable.
       arguments: pytrees of arrays.
       rows: for each array the axis of its rows, or SHARED.
       result_rows: the same for the results.
@@ -83,7 +84,7 @@ def unroll_by_rows(
     state: Any,
     masks: Masks,
 ) -> tuple[Any, Array]:
-    """`by_rows` for a recurrence: run(*static, weights, inputs, state, masks) -> (state, ys)."""
+    """Return `by_rows` of run(*static, weights, inputs, state, masks) -> (state, ys)."""
     arguments = weights, inputs, state, masks
     rows = shared(weights), of_inputs(inputs), of_state(state), of_steps(masks)
     return by_rows(run, static, arguments, rows, (of_state(state), 1))
@@ -94,7 +95,8 @@ class _Call(NamedTuple):
 
     function: Callable[..., Any]
     static: tuple[Any, ...]
-    tree: Any  # of the arguments
+    # The structure of the arguments.
+    tree: Any
     rows: tuple[int, ...]
     result_rows: tuple[int, ...]
 
@@ -107,7 +109,7 @@ _compiled = jax.jit(_apply, static_argnums=0)
 
 
 def _bind(leaves: Sequence[Any], call: _Call) -> list[Array]:
-    # JAX looks for what a program needs in the jaxprs of its primitives; so this one has its own too.
+    # JAX looks for what a program needs in the jaxprs of its primitives, so this primitive has one too.
     jaxpr = jax.make_jaxpr(partial(_apply, call))(*leaves)
     return _primitive.bind(*leaves, call=call, jaxpr=jaxpr)
 
@@ -122,7 +124,7 @@ def _differentiated(
 def _mapped(
     arguments: Sequence[Any], axes: Sequence[int | None], *, call: _Call, jaxpr: Any
 ) -> tuple[list[Array], list[int | None]]:
-    """Return the results for arguments with a mapped axis, and where that axis is in them."""
+    """Return the results for arguments with a mapped axis, and the place of that axis in each."""
     given = list(zip(arguments, axes, call.rows, strict=True))
     if any(axis is not None and row == SHARED for _, axis, row in given):
         found = jax.vmap(partial(_apply, call), tuple(axes))(*arguments)

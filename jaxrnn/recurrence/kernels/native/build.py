@@ -1,4 +1,4 @@
-"""Compiles the C++ of this folder on the machine that runs it, once, and registers it with XLA.
+"""Compile the C++ of this folder on the machine that runs it, once, and register it with XLA.
 
 Environment variables:
   CXX: the compiler, as a shell would read it, for example "clang++" or "ccache g++"; without it the
@@ -33,13 +33,15 @@ HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-DNDEBUG", "-w")
 CALLS = tuple(f"jaxrnn_{name}" for name in ("forward", "backward", "outer", "back", "sum_equal"))
-PATIENCE = 300  # seconds that a compiler may take
+# Seconds that a compiler may take.
+PATIENCE = 300
 
-_registered: list[Path] = []  # XLA takes one library in a process
+# XLA takes one library per process.
+_registered: list[Path] = []
 
 
 class NotBuilt(Exception):
-    """The C++ cannot run here; the message is the reason in a few words."""
+    """The C++ cannot run here, for the reason in the message."""
 
 
 @functools.cache
@@ -67,12 +69,12 @@ def register_built() -> None:
 
 
 def _library() -> Path:
-    """Return the path of the library, which is registered then."""
+    """Register the library if it is not registered yet, and return its path."""
     return next(iter(_registered), None) or _cached() or _build()
 
 
 def _cached() -> Path | None:
-    """Register the library of the cache and return its path; None where there is none."""
+    """Register the library in the cache and return its path, or None where there is none."""
     compiler = _compiler()
     for folder in storage.cache_folders():
         for path in folder.glob(f"{_prefix(compiler)}*.so"):
@@ -82,7 +84,7 @@ def _cached() -> Path | None:
 
 
 def _build() -> Path:
-    """Compile the library into the first folder of the cache that serves, and register it."""
+    """Compile the library into the first cache folder that can be written, and register it."""
     compiler = _compiler()
     if compiler is None:
         tried = os.environ.get("CXX", "").strip() or ", ".join(COMPILERS)
@@ -94,7 +96,8 @@ def _build() -> Path:
             path = _compile(compiler, folder)
             _register(path)
             return path
-        except OSError as problem:  # not writable, full, or mounted so that nothing in it may run
+        except OSError as problem:
+            # The folder is not writable, full, or mounted so that nothing in it may run.
             problems.append(f"its C++ could not be compiled: {problem}")
     raise NotBuilt(problems[0])
 
@@ -112,7 +115,7 @@ def _compiler() -> list[str] | None:
 
 
 def _loads(path: Path, folder: Path) -> bool:
-    """Register a library of the cache; remove it where it is damaged. Return whether it serves."""
+    """Register a library in the cache, or remove a damaged one. Return whether it was registered."""
     try:
         storage.make_cache_folder(folder)
         if _digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
@@ -154,7 +157,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
         with partial.open("rb") as file:
             content = file.read()
             os.fsync(file.fileno())
-        # Whole or not at all, whatever other process does the same.
+        # Another process may do the same at the same time: the file is replaced whole or not at all.
         return partial.replace(folder / f"{_prefix(compiler)}{_digest(content)}.so")
 
 

@@ -29,7 +29,8 @@ from jaxrnn.recurrence.kernels.xla.layouts import Rows
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Residuals, vary_like
 from jaxrnn.shapes import Array, Float, Int
 
-NONE = (0,)  # the shape of an array that is not there
+# The shape of an absent array.
+NONE = (0,)
 
 
 def forward(
@@ -225,9 +226,10 @@ def _sum_equal_call(size: int, tokens: Array, d: Array) -> Array:
 class Argument(NamedTuple):
     """An array that goes into a call.
 
-    array: None where it is not there.
-    rows: the axis of its rows; None where all rows share it.
-    dtype: what the call expects where it is not there.
+    Attributes:
+      array: the array; None where it is absent.
+      rows: the axis of its rows; None where all rows share it.
+      dtype: the dtype that the call expects where the array is absent.
     """
 
     array: Array | None
@@ -236,9 +238,11 @@ class Argument(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A float32 array that a call makes.
+    """A float32 array that a call returns.
 
-    rows: the axis of its rows; None for a sum over all rows.
+    Attributes:
+      shape: its shape.
+      rows: the axis of its rows; None for a sum over all rows.
     """
 
     shape: tuple[int, ...]
@@ -257,8 +261,7 @@ def _call(
     flat: bool = False,
     **attributes: Any,
 ) -> list[Array]:
-    """Make a call of the C++; with `flat`, it takes arrays [T, B, K] as [T B, K]."""
-
+    """Call the C++, with `flat` for arrays [T B, K] in place of [T, B, K]."""
     there = [a for a in arguments if a.array is not None]
 
     def call(*present: Array) -> list[Array]:

@@ -1,14 +1,15 @@
-"""How the numbers of one step lie in memory: rows of the batch, or columns.
+"""How the numbers of one step lie in memory: as rows of the batch, or as columns.
 
     Rows       state [B, H], gates [B, G]    h W         every platform
     Columns    state [H, B], gates [G, B]    W^T h       float32 on a CPU, large batches and widths
-    Units      as Rows, of a part of the units; the others are on other devices of a mesh
+    Units      as Rows, for a part of the units; the others are on other devices of a mesh
 
-Columns pay on a CPU because its matrix product packs the right-hand operand at every call. In h W that
-is the weights, again at every step; in W^T h it is the state, a few hundred rows of B numbers. Gates
-also come apart as whole blocks of memory, and dW is a product of two arrays laid out for it.
+Columns are faster on a CPU because its matrix product packs the right-hand operand at every call. In
+h W that is the weights, again at every step; in W^T h it is the state, a few hundred rows of B numbers.
+Gates are then also whole blocks of memory, and dW is a product of two arrays laid out for it.
 
-The classes have the same members, all static; the loops take the class itself as an argument.
+The classes have the same members, all static, whose docstrings are in `Rows`. The loops take the class
+itself as an argument.
 """
 
 from __future__ import annotations
@@ -24,74 +25,78 @@ from jaxrnn.recurrence.linalg import add, product, wide
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup
 from jaxrnn.shapes import Array, Float
 
-ONE_HOT_LIMIT = 1024  # tokens; beyond it a gather or scatter costs less than one-hot rows
+# Number of tokens beyond which a gather or scatter costs less than one-hot rows.
+ONE_HOT_LIMIT = 1024
 
 
 class Rows:
-    """[B, ...] at each step, [T, B, ...] over time."""
+    """Arrays [B, ...] at each step, [T, B, ...] over time."""
 
-    axis = -1  # of the features
-    time = 0  # of time, in the array of dgx
+    # The axis of the features.
+    axis = -1
+    # The axis of time in the array of dgx.
+    time = 0
 
     @staticmethod
     def transposed(w_h: Float[Array, "H G"]) -> Array:
-        """W_h^T as `times` wants it, laid out once or every step pays for it."""
+        """Return W_h^T as `times` takes it, laid out once, so that not every step pays for it."""
         return lax.optimization_barrier(w_h.T)
 
     @staticmethod
     def times(x: Array, w: Array) -> Array:
+        """Return the matrix product of a step's array and weights."""
         return product(x, w)
 
     @staticmethod
     def vector(v: Array) -> Array:
-        """One number per feature, to go with the states of a step."""
+        """Return a vector with one number per feature, broadcastable to the states of a step."""
         return v[None, :].astype(wide(v.dtype))
 
     @staticmethod
     def per_row(mask: Array) -> Array:
-        """One truth per row, to go with the states of a step."""
+        """Return a mask with one bool per row, broadcastable to the states of a step."""
         return mask[:, None]
 
     @staticmethod
     def join(parts: list[Array]) -> Array:
-        """Gates side by side."""
+        """Return gates side by side."""
         return jnp.concatenate(parts, axis=-1)
 
     @staticmethod
     def turn(x: Array) -> Array:
-        """A step's [B, H], or all steps' [T, B, H], to or from this layout."""
+        """Return a step's [B, H], or all steps' [T, B, H], converted to or from this layout."""
         return x
 
     @staticmethod
     def aligned(x: Array) -> Array:
-        """All steps' states, axes in the order of the array of dgx."""
+        """Return all steps' states with the axes in the order of the array of dgx."""
         return x
 
     @staticmethod
     def rows(x: Array) -> Float[Array, "T B H"]:
-        """The opposite of `aligned`, and from there to [T, B, H]."""
+        """Return an array with the axes of dgx as [T, B, H]."""
         return x
 
     @staticmethod
     def total(x: Array) -> Array:
-        """Sum over all but the features, in the order of the array of dgx."""
+        """Return the sum over all but the features, of an array with the axes of dgx."""
         return x.sum((0, 1))
 
     @staticmethod
     def outer(x: Float[Array, "T B K"], d_gx: Float[Array, "T B N"]) -> Float[Array, "K N"]:
-        """Sum over t, b of x dgx^T, operands in dgx' dtype, accumulated wide."""
+        """Return the sum of x^T dgx over t and b: operands in dgx's dtype, sum in the wide dtype."""
         return lax.platform_dependent(
             x.astype(d_gx.dtype), d_gx, cpu=_outer_cpu, default=_outer_anywhere
         )
 
     @staticmethod
     def back(d_gx: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
-        """dgx W^T for all steps."""
+        """Return dgx W^T for all steps."""
         return product(d_gx, lax.optimization_barrier(w.T))
 
     @staticmethod
     def sum_equal(lookup: Lookup, d_gx: Float[Array, "T B G"]) -> Float[Array, "V G"]:
-        """dgx summed over equal tokens."""
+        """Return dgx summed over equal tokens."""
         tokens, (size, _), dtype = lookup.tokens, lookup.table.shape, lookup.table.dtype
         if size > ONE_HOT_LIMIT:
             return jnp.zeros_like(lookup.table).at[tokens].add(d_gx.astype(dtype))
@@ -100,11 +105,11 @@ class Rows:
 
     @staticmethod
     def prepare(weights: Any, inputs: Inputs, joint: bool) -> tuple[Any, Array, Any]:
-        """The weights as `times` wants them, what the loop takes in, and what a step makes of that.
+        """Return the weights as `times` takes them, an array to loop over, and a step's projection.
 
-        The last is a function (before, part) -> (before, gx). Where the cell's gates are one `joint`
-        product of state and input, before.hidden may come back with the input attached, and gx
-        without.
+        The projection is a function (before, part) -> (before, gx) of the state and the step's part of
+        the array. Where the cell's gates are one `joint` product of state and input, it may return
+        before.hidden with the input attached, and gx without it.
         """
         if isinstance(inputs, Lookup):
             return weights, inputs.tokens, lambda before, t: (before, inputs.table[t])
@@ -115,7 +120,7 @@ class Rows:
 
 
 class Columns:
-    """[..., B] at each step, [T, ..., B] over time; dgx is [G, T, B]."""
+    """Arrays [..., B] at each step, [T, ..., B] over time; dgx is [G, T, B]."""
 
     axis = 0
     time = 1
@@ -138,7 +143,10 @@ class Columns:
 
     @staticmethod
     def join(parts: list[Array]) -> Array:
-        """Written part by part: XLA's CPU backend is slow to concatenate what it computes."""
+        """Return gates one below the other.
+
+        They are written one by one: XLA's CPU backend is slow to concatenate what it computes.
+        """
         height, batch = sum(part.shape[0] for part in parts), parts[0].shape[1]
         joined, at = jnp.zeros((height, batch), parts[0].dtype), 0
         for part in parts:
@@ -165,7 +173,8 @@ class Columns:
     @staticmethod
     def outer(x: Float[Array, "T B K"], d_gx: Float[Array, "N T B"]) -> Float[Array, "K N"]:
         found = _contract(d_gx, x.astype(d_gx.dtype), (1, 2), (0, 1))
-        return lax.optimization_barrier(found).T  # or XLA would transpose the operands instead
+        # Without the barrier XLA would transpose the operands instead.
+        return lax.optimization_barrier(found).T
 
     @staticmethod
     def back(d_gx: Float[Array, "G T B"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
@@ -182,7 +191,8 @@ class Columns:
     @staticmethod
     def prepare(weights: Any, inputs: Inputs, joint: bool) -> tuple[Any, Array, Any]:
         if isinstance(inputs, Lookup) and inputs.table.shape[0] <= ONE_HOT_LIMIT:
-            size, table = inputs.table.shape  # a product with one-hot tokens, the bias in the table
+            # A product with one-hot tokens; the table contains the bias.
+            size, table = inputs.table.shape
             zeros = jnp.zeros(table, inputs.dtype)
             one_hot = jax.nn.one_hot(inputs.tokens, size, axis=1, dtype=inputs.dtype)
             return Columns._prepare_dense(weights, one_hot, inputs.table, zeros, joint)
@@ -200,7 +210,7 @@ class Columns:
         weights: Any, xs: Float[Array, "T D B"], w_x: Array, b: Array, joint: bool
     ) -> tuple[Any, Array, Any]:
         b = Columns.vector(b)
-        # beside bfloat16 weights the state is wider than xs, and a table wider than w_h
+        # Beside bfloat16 weights the state is wider than xs, and a table wider than w_h.
         if joint and {xs.dtype, w_x.dtype} == {wide(weights.w_h.dtype), weights.w_h.dtype}:
             both = jnp.concatenate([weights.w_h, w_x]).T
             weights = weights._replace(w_h=lax.optimization_barrier(both))
@@ -217,9 +227,9 @@ class Columns:
 class Units(Rows):
     """A part of the units, with their gates: [B, H / m] and [B, G / m] on each of m devices.
 
-    A product with W_h first gathers the state, [B, H]; one with W_h^T is a part of a sum, of which each
-    device takes its own units'. Both inside `jax.shard_map`, over its axis `model`. The inputs come
-    projected: `back` and `sum_equal` are never asked for.
+    A product with W_h first gathers the state, [B, H]. A product with W_h^T is a part of a sum, of
+    which each device takes the units that it holds. Both run inside `jax.shard_map`, over its axis
+    `model`. The inputs come projected, so `back` and `sum_equal` are never called.
     """
 
     @staticmethod
@@ -242,10 +252,10 @@ Layout = type[Rows] | type[Columns]
 
 
 def _contract(x: Array, y: Array, of_x: tuple[int, ...], of_y: tuple[int, ...]) -> Array:
-    """The product of two arrays of one dtype over some axes of each, accumulated wide.
+    """Return the product of two arrays of one dtype over some axes of each, summed in the wide dtype.
 
-    Time and rows are summed over as the two axes that they are: flattened into one, the rows of an array
-    that is divided over devices would lie scattered along it, and XLA would gather them first.
+    Time and rows stay two axes. Flattened into one, the rows of an array that is divided over devices
+    would lie scattered along it, and XLA would gather them first.
     """
     return lax.dot_general(x, y, ((of_x, of_y), ((), ())), preferred_element_type=wide(x.dtype))
 
@@ -255,10 +265,11 @@ def _outer_anywhere(x: Array, y: Array) -> Array:
 
 
 def _outer_cpu(x: Array, y: Array) -> Array:
-    """The same with x^T laid out first: XLA's CPU product is slow to take its left side transposed.
+    """Return the result of `_outer_anywhere`, with x^T laid out in memory first.
 
-    In two steps for bfloat16, since one [T B, K] transpose strides through memory: first each step's
-    [B, K] in cache, then rows of B numbers.
+    XLA's CPU product is slow with a transposed left operand. bfloat16 is transposed in two steps, since
+    one transpose of [T B, K] strides through memory: first each step's [B, K] in cache, then rows of B
+    numbers.
     """
     if x.dtype == jnp.bfloat16:
         x = lax.optimization_barrier(x.swapaxes(1, 2))
