@@ -33,7 +33,8 @@ from rich.console import Console
 from jaxrnn.console import open_streams
 from jaxrnn.devices.storage import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 # Seconds of the pause before a turn.
 PAUSE = 0.02
 # Minimum seconds of a turn; shorter calls are repeated.
@@ -77,6 +78,13 @@ def sizes(letters: str) -> Callable[[str], tuple[int, ...]]:
         return tuple(positive(part) for part in parts)
 
     return parse
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Return this environment with more variables, and with the repository in PYTHONPATH."""
+    folders = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, folders))
+    return os.environ | {"PYTHONPATH": path} | variables
 
 
 def cores() -> int:

@@ -4,8 +4,9 @@
 
 The state is that of the preset small. Each way runs in a process of its own: as it is, without
 tensorstore's `experimental_collect_matching_metrics`, which orbax asks four times a save, and after
-`memory.limit_heap_growth`, which also gives back large buffers. Memory is the process' own (RssAnon), objects
-those that Python's collector knows; growth is a straight line through all but the first quarter.
+`memory.limit_heap_growth`, which also gives back large buffers. Memory is the process' own (RssAnon),
+objects those that Python's collector knows; growth is a straight line through all but the first
+quarter.
 """
 
 from __future__ import annotations

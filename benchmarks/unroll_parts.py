@@ -4,10 +4,10 @@
     python -m benchmarks.unroll_parts save-every        # memory and time of `save_every=k`
     python -m benchmarks.unroll_parts default-choice --output FILE
 
-native: an LSTM in float32 at the sizes of `cell_throughput.py`. `product` is one large matrix product by
-XLA, timed in turns with the calls; its rate is what the cores can do. A call's share of that rate says
-how much of its time is multiplication. The rest are gates, memory, packing of weights and waiting for the
-other core.
+native: an LSTM in float32 at the sizes of `cell_throughput.py`. `product` is one large matrix product
+  by XLA, timed in turns with the calls; its rate is what the cores can do. A call's share of that rate
+  says how much of its time is multiplication. The rest are gates, memory, packing of weights and
+  waiting for the other core.
 
 save-every: gradients of the weights and the inputs of an LSTM at (B, T, I, H) = (16, 1000, 64, 64), in
 float32. `temporary` are the bytes that the compiled program needs besides its arguments and results, as

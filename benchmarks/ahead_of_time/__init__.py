@@ -1,1 +1,1 @@
-"""Compile for TPUs and GPUs that are not present, and read operations, bytes and registers off the result."""
+"""Compilation for TPUs and GPUs that are not present, and the facts to be read off the result."""

@@ -1,15 +1,15 @@
-"""Ahead-of-time compilation for TPUs that are not there, and what can be read off the result.
+"""Ahead-of-time compilation for TPUs that are not present, and the facts to be read off the result.
 
-libtpu brings the real compiler, which needs no chip: `devices("v5e")` describes some, `compile` traces
-and compiles a function for them, and `Program` holds the memory it will take and the compiled text.
-Nothing here runs on a TPU, and no number here is a time.
+libtpu contains the real compiler, which needs no chip: `devices("v5e")` describes some chips, `compile`
+  traces and compiles a function for them, and `Program` holds the memory that it will take and the
+  compiled text. Nothing here runs on a TPU, and no number here is a time.
 
     program = compile(devices("v5e")[0], jax.jit(f), jax.ShapeDtypeStruct((8, 128), jnp.bfloat16))
     program.temporary, program.flops, [loop.trips for loop in program.loops]
 
-The text is XLA's, after its last pass: computations of scheduled operations, in which `while` is a loop
-(its body one computation, its trip count the constant that its condition compares with), and each
-array's layout ends in the memory it lives in: `S(1)` is the core's VMEM, none is HBM.
+The text is XLA's, after its last pass: computations of scheduled operations. In it `while` is a loop,
+whose body is one computation and whose trip count is the constant that its condition compares with. The
+layout of each array ends in the memory that it lies in: `S(1)` is the core's VMEM, no `S` is HBM.
 """
 
 from __future__ import annotations
@@ -28,61 +28,68 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
+# The smallest available topology of each kind of chip.
 CHIPS = {
     "v4": "v4:2x2x1",
     "v5e": "v5e:2x2",
     "v5p": "v5p:2x2x1",
     "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
-}  # the smallest topology of each that there is
+}
 
 _ENVIRONMENT = {
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any will do: asked for only to find a real chip
-    "TPU_WORKER_HOSTNAMES": "localhost",  # or libtpu asks the network who it is
+    # libtpu needs some type only to look for a real chip.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    # Otherwise libtpu asks the network which host this is.
+    "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_LOG_DIR": "disabled",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # or a second process dies on libtpu's lock file
+    # Otherwise a second process dies on libtpu's lock file.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 def missing() -> str | None:
-    """Why nothing can be compiled for TPUs here, with what to install; None where it can."""
+    """Return why nothing can be compiled for TPUs here, and what to install; None if it can."""
     if importlib.util.find_spec("libtpu") is None:
         return 'libtpu is missing: pip install "jaxrnn[tpu-aot]"'
     return None
 
 
-@functools.cache  # or a second call makes other devices, which JAX takes for another machine's
+# Cached because a second call makes other devices, which JAX takes for another machine's.
+@functools.cache
 def _described(named: str, **how: Any) -> list[jax.Device]:
     return list(topologies.get_topology_desc(named, platform="tpu", **how).devices)
 
 
 def devices(chip: str, shape: str | None = None) -> list[jax.Device]:
-    """The devices of a slice of this kind of chip, without any being there.
+    """Return the devices of a slice of this kind of chip, without any chip being present.
 
     Args:
-      chip: a name of CHIPS.
-      shape: chips along each axis of the slice, as in "4x4" or "2x2x4"; None for a small one.
+      chip: a name in CHIPS.
+      shape: chips along each axis of the slice, as in "4x4" or "2x2x4"; None for the smallest slice.
 
     Returns:
-      One for each chip; of a tpu7x two, its cores.
+      one device for each chip; for a tpu7x two, its cores.
 
     Raises:
       ValueError: for a name that is not in CHIPS.
-      RuntimeError: where libtpu is missing or does not know the slice.
+      RuntimeError: if libtpu is missing or does not know the slice.
     """
     if chip not in CHIPS:
         raise ValueError(f"chip must be one of {', '.join(CHIPS)}, not {chip!r}")
     for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)  # read once, when libtpu is loaded
-    of_a_host: dict[str, Any] = {}
+        # libtpu reads these once, when it is loaded.
+        os.environ.setdefault(name, value)
+    host: dict[str, Any] = {}
     if shape and set(shape.split("x")) == {"1"}:
-        of_a_host = {"chips_per_host_bounds": (1, 1, 1)}  # or a host has four
+        # Otherwise a host has four chips.
+        host = {"chips_per_host_bounds": (1, 1, 1)}
     named = f"{chip}:{shape}" if shape else CHIPS[chip]
-    return list(_described(named, **of_a_host))
+    return list(_described(named, **host))
 
 
 class Buffer(NamedTuple):
-    """An array in the compiled text: as in `bf16[512,2048]`, and whether it lies in HBM."""
+    """An array in the compiled text, such as `bf16[512,2048]`, and whether it lies in HBM."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -96,11 +103,12 @@ class Buffer(NamedTuple):
 class Operation(NamedTuple):
     """A line of the compiled text.
 
-    kind: XLA's name for what it does: "fusion", "copy-start", "custom-call", "all-reduce" ...
-    results: the arrays it makes, more than one for a tuple.
-    operands: the arrays it is given.
-    rest: all that follows the kind: operands by name, attributes, the compiler's notes.
-    given: the operands' names.
+    name: the name of its result.
+    kind: XLA's name of the operation: "fusion", "copy-start", "custom-call", "all-reduce" ...
+    results: arrays that it makes, more than one for a tuple.
+    operands: arrays that it reads.
+    rest: all text after the kind: operands by name, attributes, the compiler's notes.
+    given: names of the operands.
     """
 
     name: str
@@ -112,7 +120,7 @@ class Operation(NamedTuple):
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate; it has none for a kernel."""
+        """Cycles by the compiler's estimate; None for a kernel."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found[1]) if found else None
 
@@ -122,27 +130,29 @@ class Operation(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A loop of the compiled program, and the operations of one turn, without those of inner loops.
+    """A loop of the compiled program.
 
-    trips: how often it turns, None where the program finds out.
+    trips: number of iterations; None if it is known only at run time.
+    operations: operations of one iteration, without those of inner loops.
     """
 
     trips: int | None
     operations: list[Operation]
 
     def fetches(self, sizes: set[int]) -> list[Operation]:
-        """The operations that read an array of one of these sizes (in elements) from HBM."""
+        """Return the operations that read an array of one of these sizes (in elements) from HBM."""
         return [
             operation
             for operation in self.operations
             if operation.kind not in _NO_READ
-            and not operation.kind.endswith("-done")  # what its "-start" has read
+            # The "-start" of a pair has read already.
+            and not operation.kind.endswith("-done")
             and any(a.in_hbm and a.size in sizes for a in operation.operands)
         ]
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate for one turn: the sum over its operations that have one."""
+        """Cycles of one iteration by the compiler's estimate: the sum over operations that have one."""
         return sum(operation.cycles or 0 for operation in self.operations)
 
 
@@ -152,15 +162,16 @@ _NO_READ = {"get-tuple-element", "tuple", "bitcast", "parameter", "while"}
 class Program:
     """A compiled program.
 
-    seconds: of CPU time that tracing, lowering and compiling took.
-    text: of the compiled program.
-    computations: its operations, in lists that they call one another by.
-    arguments, temporary: bytes on the device for its inputs, and beside inputs and outputs.
-    memory: bytes on the device for all three, of which outputs may take the inputs' place.
-    loops: all of its loops, the outer before the inner.
-    operations: those outside of every loop.
-    flops: of its matrix products and kernels, each as often as it runs; an inner loop whose trip
-      count is found out at run time counts once.
+    seconds: CPU time that tracing, lowering and compiling took.
+    text: the compiled program as text.
+    computations: lists of operations, by the names under which operations call them.
+    arguments: bytes on the device for the inputs.
+    temporary: bytes on the device besides inputs and outputs.
+    memory: bytes on the device for inputs, outputs and temporary arrays; outputs may reuse inputs.
+    loops: all loops, outer loops before inner ones.
+    operations: the operations outside of every loop.
+    flops: floating-point operations of matrix products and kernels, each counted as often as it runs;
+      an inner loop whose trip count is known only at run time counts once.
     """
 
     def __init__(self, compiled: Any, seconds: float) -> None:
@@ -175,7 +186,7 @@ class Program:
         self.flops = flops(self.computations, self.operations)
 
     def every(self, kind: str) -> list[Operation]:
-        """The operations of this kind outside of loops."""
+        """Return the operations of this kind outside of loops."""
         return [operation for operation in self.operations if operation.kind == kind]
 
     @property
@@ -188,9 +199,9 @@ def compile(device: jax.Device, function: Any, *args: Any, **kwargs: Any) -> Pro
     """Compile a jitted function for one device.
 
     Args:
-      device: of `devices`.
-      function: made by `jax.jit`.
-      args, kwargs: its arguments; arrays may be `jax.ShapeDtypeStruct`s, static ones are as they are.
+      device: one of `devices`.
+      function: the result of `jax.jit`.
+      args, kwargs: its arguments; arrays may be `jax.ShapeDtypeStruct`s.
     """
     placed, named = placed_on(SingleDeviceSharding(device), (args, kwargs))
     return compile_placed(device, function, *placed, **named)
@@ -201,7 +212,11 @@ def compile_sharded(
 ) -> Program:
     """Compile a function of (mesh, *args) for several devices along one mesh axis, `data`.
 
-    specs: for each argument, the `PartitionSpec` of its arrays.
+    Args:
+      cores: the devices.
+      function: takes a mesh and `args`.
+      specs: the `PartitionSpec` of the arrays of each argument.
+      args: the arguments; arrays may be `jax.ShapeDtypeStruct`s.
     """
     mesh = Mesh(np.array(cores), ("data",))
     placed = [placed_on(NamedSharding(mesh, s), a) for s, a in zip(specs, args, strict=True)]
@@ -209,7 +224,7 @@ def compile_sharded(
 
 
 def placed_on(sharding: Any, tree: Any) -> Any:
-    """The tree with a placed `jax.ShapeDtypeStruct` for every array; other leaves as they are."""
+    """Replace every array of a tree by a placed `jax.ShapeDtypeStruct`."""
 
     def place(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
@@ -220,9 +235,10 @@ def placed_on(sharding: Any, tree: Any) -> Any:
 
 
 def compile_placed(device: jax.Device, function: Any, *args: Any, **kwargs: Any) -> Program:
-    """Compile a jitted function for the devices that its arguments lie on, `device` among them."""
+    """Compile a jitted function for the devices that its arguments lie on, which include `device`."""
     begin = time.process_time()
-    with jax.default_device(device):  # what is traced can ask where it will run
+    # Traced code can ask on which device it will run.
+    with jax.default_device(device):
         compiled = function.lower(*args, **kwargs).compile()
     return Program(compiled, time.process_time() - begin)
 
@@ -231,7 +247,7 @@ def compile_placed(device: jax.Device, function: Any, *args: Any, **kwargs: Any)
 
 
 def parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
-    """The name of the program's first computation, and the operations of each by its name."""
+    """Return the name of the program's entry computation, and the operations of all by name."""
     entry, computations = "", {}
     operations: list[Operation] = []
     buffers: dict[str, list[Buffer]] = {}
@@ -251,13 +267,12 @@ def parse(text: str) -> tuple[str, dict[str, list[Operation]]]:
                 Operation(found[1], kind.strip(), buffers[found[1]], arrays, rest, given)
             )
     if not entry:
-        raise ValueError("the compiled text has no entry computation in the form known here")
+        raise ValueError("the compiled text has no entry computation")
     return entry, computations
 
 
-_BUFFER = (
-    r"\b[a-z]+\d*(?:e\d\w+)?\[[\d,]*\](?:\{[^}]*\})?"  # as in bf16[512,2048]{1,0:T(8,128)S(1)}
-)
+# For example bf16[512,2048]{1,0:T(8,128)S(1)}
+_BUFFER = r"\b[a-z]+\d*(?:e\d\w+)?\[[\d,]*\](?:\{[^}]*\})?"
 
 
 def _buffer(text: str) -> Buffer:
@@ -267,7 +282,7 @@ def _buffer(text: str) -> Buffer:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """What stands before the first space outside of parentheses, and the rest."""
+    """Split a line at the first space or comma outside of parentheses."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter in "({[") - (letter in ")}]")
@@ -277,13 +292,13 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def attribute(operation: Operation, name: str) -> str | None:
-    """The computation that an operation names: its "body", or what it "calls"."""
+    """Return the computation that an operation names in an attribute such as "body" or "calls"."""
     found = re.search(rf"\b{name}=%([\w.\-]+)", operation.rest)
     return found[1] if found else None
 
 
 def trips(computations: dict[str, list[Operation]], loop: Operation) -> int | None:
-    """The constant that a loop from 0 counts up to."""
+    """Return the constant up to which a loop counts from 0; None if there is no such constant."""
     condition = attribute(loop, "condition")
     assert condition is not None
     root = computations[condition][-1]
@@ -304,11 +319,11 @@ def _loops(computations: dict[str, list[Operation]], name: str) -> Any:
 
 
 def flops(computations: dict[str, list[Operation]], operations: list[Operation]) -> int:
-    """Of the matrix products and kernels among these operations, and in what they call."""
+    """Return the floating-point operations of products and kernels here and in called computations."""
     total = 0
     for operation in operations:
         if operation.kind == "convolution":
-            # every entry of the result sums over all of the kernel's axes but its output's
+            # Every entry of the result is a sum over all axes of the kernel except its output's.
             order = re.search(r"dim_labels=\w+_(\w+)->", operation.rest)
             assert order is not None
             kernel = operation.operands[1]
@@ -326,6 +341,6 @@ def flops(computations: dict[str, list[Operation]], operations: list[Operation])
 
 
 def estimate(kernel: Operation, what: str) -> int | None:
-    """A number of a kernel's own `pl.CostEstimate`, None where it has none."""
+    """Return a number of the kernel's `pl.CostEstimate`; None if it has none."""
     cost = re.search(r'"cost_estimate":(\{[^}]*\})', kernel.rest)
     return int(json.loads(cost[1])[what]) if cost else None

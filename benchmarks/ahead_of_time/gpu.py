@@ -1,18 +1,20 @@
-"""Kernel launches per step of time on a GPU that is not here, read from the compiled program.
+"""Kernel launches per step of time on a GPU that is not present, read from the compiled program.
 
-    python benchmarks/gpu_static.py            # every cell and size, some minutes; writes the JSON
-    python benchmarks/gpu_static.py --quick    # an LSTM in bfloat16, half a minute; writes nothing
+    python -m benchmarks.ahead_of_time --target gpu            # every cell and size, some minutes
+    python -m benchmarks.ahead_of_time --target gpu --quick    # an LSTM in bfloat16, half a minute
 
 XLA compiles forward and backward for an H100 ahead of time (`pip install "jaxrnn[gpu-aot]"`) and lists
-what its runtime will do, the "thunks", with those of a loop's body under the loop. Counted is what one
-turn of each loop over time puts on the device's stream, kernels and copies, and how many of these are
-in command buffers: CUDA graphs, which the host launches with one call. Counts, not times. On a card that
-is there XLA measures which kernel multiplies fastest, which it cannot here; another one may count
-differently, and so may another card.
+the actions of its runtime, the "thunks", with those of a loop's body under the loop. The table counts
+the kernels and copies that one iteration of each loop over time launches, and how many of them are in
+command
+buffers: CUDA graphs, which the host launches with one call. These are counts and not times. On a real
+  GPU XLA measures which kernel multiplies fastest; another kernel, or another GPU, may change a count.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import re
 import tempfile
@@ -22,32 +24,34 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.ahead_of_time import compiler
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
-from jaxrnn.recurrence.problem import Dense, Masks
+from benchmarks import measure, tables
+from benchmarks.ahead_of_time import compiler
+from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.problem import Dense, Masks
 
-CELLS = {
-    "lstm": lambda hidden: jaxrnn.lstm(hidden),
-    "gru-before": lambda hidden: jaxrnn.gru(hidden, reset="before"),
-    "gru-after": lambda hidden: jaxrnn.gru(hidden, reset="after"),
-}
+CELL_NAMES = ("lstm", "gru-before", "gru-after")
 DTYPES = ("bfloat16", "float32")
-SIZES = ((64, 512), (1, 256))  # B, H
-UNROLLS = (1, 2, 4, 8, 16)  # steps in a turn
+# Batch and hidden size.
+SIZES = ((64, 512), (1, 256))
+# Steps of time in one iteration of a loop.
+UNROLLS = (1, 2, 4, 8, 16)
 FEATURES = 64
-STEPS = 80  # of time; every one of UNROLLS divides it, so that nothing of a loop stands outside
-# XLA's own choice of what goes into command buffers, and WHILE
+# Every one of UNROLLS divides this number of steps, so no step is outside of a loop.
+STEPS = 80
+# XLA's default choice for command buffers, and WHILE.
 WITH_LOOPS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE"
 PASSES = ("forward", "backward")
 OUTPUT = measure.RESULTS / "gpu_static.json"
+PACKAGES = ["jax-cuda13-pjrt", "nvidia-cuda-nvcc"]
 
 H100 = """
 gpu_device_info {
@@ -63,7 +67,8 @@ dnn_version_info { major: 9 minor: 8 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-_LAUNCHES = {  # the kinds of thunks that put something on the device's stream
+# The kinds of thunks that launch something on the device.
+_LAUNCHES = {
     "kCustomKernel": "kernels",
     "kKernel": "kernels",
     "kGemm": "kernels",
@@ -76,12 +81,13 @@ _NO_LAUNCH = {"kCommandBuffer", "kSequential", "kDynamicSliceFusion", "kAsyncSta
 
 
 class Loop(NamedTuple):
-    """A loop as the runtime runs it, and what one turn of it launches.
+    """A loop as the runtime runs it, and the launches of one iteration.
 
-    trips: how often it turns. Where XLA knows, the host launches no condition and waits for no answer.
-    kernels, copies: how many of these.
-    in_buffers: how many of both are in command buffers.
-    whole: whether the loop itself is in one, so that the host launches it with all its turns.
+    trips: number of iterations. Since XLA knows it, the host launches no condition and waits for none.
+    kernels, copies: launches of each kind.
+    in_buffers: number of both that are in command buffers.
+    whole: whether the loop itself is in a command buffer, so that the host launches all iterations at
+      once.
     """
 
     trips: int
@@ -92,11 +98,12 @@ class Loop(NamedTuple):
 
     @property
     def launches(self) -> int:
+        """Kernels and copies together."""
         return self.kernels + self.copies
 
 
 def missing() -> str | None:
-    """Why nothing can be compiled for GPUs here, with what to install; None where it can."""
+    """Return why nothing can be compiled for GPUs here, and what to install; None if it can."""
     for name in ("jax_cuda13_plugin", "nvidia"):
         if find_spec(name) is None:
             return f'{name} is missing: pip install "jaxrnn[gpu-aot]"'
@@ -104,8 +111,8 @@ def missing() -> str | None:
 
 
 def h100() -> jax.Device:
-    """An H100 to compile for, without any being there."""
-    # of the versions of libraries that take part only where a program runs
+    """Return an H100 to compile for, without one being present."""
+    # The check is about libraries that only a running program needs.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     described = topologies.get_topology_desc(
         platform="cuda", topology_name="h100", topology="1x1x1", target_config=H100
@@ -114,23 +121,26 @@ def h100() -> jax.Device:
 
 
 def compiled(function: Any, *args: Any, **options: Any) -> list[Loop]:
-    """The loops of a jitted function, compiled for an H100.
+    """Return the loops of a jitted function, compiled for an H100.
 
-    args: its arguments; arrays may be `jax.ShapeDtypeStruct`s.
-    options: XLA's, by name.
+    Args:
+      function: the jitted function.
+      args: its arguments; arrays may be `jax.ShapeDtypeStruct`s.
+      options: XLA's options, by name.
     """
     device = h100()
     with tempfile.TemporaryDirectory() as folder, jax.default_device(device):
         lowered = function.lower(*compiler.placed_on(SingleDeviceSharding(device), args))
         program = lowered.compile({"xla_dump_to": folder, **options})
-        *_, listing = sorted(Path(folder).glob("*.thunk_sequence*.txt"))  # after the last pass
+        # The last listing is that after the last pass.
+        *_, listing = sorted(Path(folder).glob("*.thunk_sequence*.txt"))
         return loops(listing.read_text(encoding="utf-8"), program.as_text())
 
 
 def loops(listing: str, program: str) -> list[Loop]:
-    """The loops in a listing of thunks, with their trip counts from the compiled program's text.
+    """Return the loops in a listing of thunks, with trip counts from the compiled program's text.
 
-    Of the listing's lines, `indent number: kind [...] what`, deeper ones belong to the one above them.
+    The listing has lines `indent number: kind [...] what`; deeper lines belong to the line above them.
 
     Raises:
       ValueError: for a listing of another form.
@@ -145,11 +155,13 @@ def loops(listing: str, program: str) -> list[Loop]:
 
 
 def _loop(trips: int, lines: list[tuple[int, str]]) -> Loop:
-    """lines: the loop's own (how deep it stands, its kind), and all that follow it."""
+    """Read a loop from its line (indent, kind) and all lines that follow it."""
     outer = lines[0][0]
     start = [kind for _, kind in lines].index("body") + 1
     launches: Counter[str] = Counter()
-    in_buffers, buffer = 0, None  # how deep the command buffer stands that lines belong to
+    in_buffers = 0
+    # The indent of the command buffer that lines belong to.
+    buffer: int | None = None
     for depth, kind in lines[start:]:
         if depth <= outer:
             break
@@ -161,16 +173,16 @@ def _loop(trips: int, lines: list[tuple[int, str]]) -> Loop:
             launches[_LAUNCHES[kind]] += 1
             in_buffers += buffer is not None or outer > 0
         elif kind not in _NO_LAUNCH:
-            raise ValueError(f"a kind of thunk that is not known here: {kind}")
+            raise ValueError(f"an unknown kind of thunk: {kind}")
     return Loop(trips, launches["kernels"], launches["copies"], in_buffers, outer > 0)
 
 
 def counted(
     name: str, implementation: str, dtype: str, size: tuple[int, int], unroll: int, **options: Any
 ) -> dict[str, Any]:
-    """Launches of both passes for xs [T, B, D]: outputs, and the gradients of params and xs.
+    """Count the launches of both passes for xs [T, B, D]: outputs, and gradients of params and xs.
 
-    unroll: of "xla", the steps in a turn of its loops.
+    unroll: steps in an iteration of the loops of "xla".
     """
     batch, hidden = size
     cell = CELLS[name](hidden)
@@ -199,7 +211,7 @@ def counted(
 
 
 def shown(row: dict[str, Any]) -> str:
-    """Forward + backward, a star where not everything is in command buffers."""
+    """Return launches of forward + backward, with a star if not all are in command buffers."""
     passes = [row[what] for what in PASSES]
     outside = [p["in_buffers"] < p["kernels"] + p["copies"] for p in passes]
     return " + ".join(
@@ -208,55 +220,36 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """A line for each cell, dtype and size, a column for each implementation and unroll."""
-    made = Table(
-        title="Launches per step of time, forward + backward, compiled for an H100. Not times.",
-        caption="* some of them outside of command buffers",
-    )
+    """Return a table with a row for each cell, dtype and size, a column for each implementation."""
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in results:
         line = tuple(str(row[key]) for key in ("cell", "dtype", "batch", "hidden"))
-        steps = f", {row['unroll']} a turn" if row["implementation"] == "xla" else ""
+        steps = f", {row['unroll']} steps" if row["implementation"] == "xla" else ""
         lines.setdefault(line, {})[row["implementation"] + steps] = shown(row)
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
-    for heading in ("cell", "dtype", "B", "H", *columns):
-        made.add_column(heading)
-    for line, cells in lines.items():
-        made.add_row(*line, *(cells.get(column, "") for column in columns))
-    return made
+    return tables.table(
+        "Launches per step of time, forward + backward, compiled for an H100. Not times.",
+        ("cell", "dtype", "B", "H", *columns),
+        [(*line, *(cells.get(column, "") for column in columns)) for line, cells in lines.items()],
+        left=4 + len(columns),
+        caption="xla, N steps: N steps of time in an iteration. * some are outside of command buffers",
+    )
 
 
-def main() -> None:
-    parser = measure.Parser(description="launches per step of the recurrence on a GPU")
-    parser.add_argument("--cells", choices=CELLS, nargs="+", default=list(CELLS))
-    parser.add_argument("--size", type=measure.sizes("B,H"), nargs="+", default=SIZES)
-    parser.add_argument("--quick", action="store_true", help="one cell and size, nothing written")
-    parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
-    flags = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
-    if reason := missing():
-        parser.error(reason)
-    console = measure.screen()
+def run(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compile every cell, dtype and size that was asked for, print the tables, return the record."""
     usual = [("scan", 1), ("xla", 1), ("xla", xla.GPU_UNROLL)]
+    cells = ["lstm"] if flags.quick else flags.cells or list(CELL_NAMES)
+    dtypes = DTYPES[:1] if flags.quick else flags.dtypes or DTYPES
+    sizes = flags.size or SIZES
     results = []
-    for name in ["lstm"] if flags.quick else flags.cells:
-        for dtype in DTYPES[:1] if flags.quick else DTYPES:
-            for size in flags.size[:1] if flags.quick else flags.size:
-                console.print(f"{name}, {dtype}, B, H = {size} ...")
-                results += [counted(name, how, dtype, size, unroll) for how, unroll in usual]
+    for name, dtype, size in itertools.product(cells, dtypes, sizes[:1] if flags.quick else sizes):
+        console.print(f"{name}, {dtype}, B, H = {tables.joined(size)} ...")
+        results += [counted(name, how, dtype, size, unroll) for how, unroll in usual]
     console.print(table(results))
-    first = results[0]["cell"], "xla", DTYPES[0], flags.size[0]
+    first = results[0]["cell"], "xla", dtypes[0], sizes[0]
     unrolls = [counted(*first, unroll) for unroll in UNROLLS]
     console.print(table(unrolls))
     whole = counted(*first, xla.GPU_UNROLL, xla_gpu_enable_command_buffer=WITH_LOOPS)
-    output = flags.output or (None if flags.quick else OUTPUT)
-    if output:
-        packages = ["jax-cuda13-pjrt", "nvidia-cuda-nvcc"]
-        record = measure.surroundings(packages) | {"compiled_for": "H100", "steps": STEPS}
-        record |= {"results": results, "unrolls": unrolls, "with_while_in_command_buffer": whole}
-        measure.write(record, output)
-        console.print(f"written to {output}")
-
-
-if __name__ == "__main__":
-    main()
+    record = {"compiled_for": "H100", "steps": STEPS, "results": results, "unrolls": unrolls}
+    return record | {"with_while_in_command_buffer": whole}

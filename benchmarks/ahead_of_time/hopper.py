@@ -1,20 +1,21 @@
-"""ptxas' word on the Hopper kernels, from a machine without a GPU: registers, spills, shared memory.
+"""Registers, spills and shared memory of the Hopper kernels, from a machine without a GPU.
 
-    python benchmarks/hopper_static.py                  # five minutes, writes the JSON:
-        every cell and dtype at B, H = 64, 512, and the first of them at every size; several layers at
-        once; sampling
-    python benchmarks/hopper_static.py --size 16,2048   # every cell and dtype at this size
-    python benchmarks/hopper_static.py --quick          # one of each, some seconds; writes nothing
+    python -m benchmarks.ahead_of_time --target hopper                  # five minutes
+    python -m benchmarks.ahead_of_time --target hopper --size 16,2048   # every cell and dtype at a size
+    python -m benchmarks.ahead_of_time --target hopper --quick          # one program, some seconds
 
-The kernels are compiled forward and backward for an H100 ahead of time (`pip install
-"jaxrnn[gpu-aot]"`), down to NVIDIA's own assembler. Nothing here runs on a GPU, and no number is a time.
-So can be any function that calls Pallas kernels of Mosaic GPU:
+Without flags these are compiled: every cell and dtype at B, H = 64, 512, all but float16 also at every
+other size; several layers in one launch; sampling. Forward and backward kernels are compiled for an H100
+ahead of time (`pip install "jaxrnn[gpu-aot]"`), including NVIDIA's assembler ptxas, whose statistics are
+read. Nothing here runs on a GPU, and no number is a time. Any function that calls Pallas kernels of
+Mosaic GPU can be compiled in this way:
 
     reports(f, jax.ShapeDtypeStruct((8, 64, 512), jnp.float32))[0].spill_stores
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import os
@@ -24,20 +25,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.ahead_of_time import compiler
-from benchmarks.ahead_of_time import gpu
 import jax
-from benchmarks import measure
-from benchmarks.ahead_of_time.programs import CELLS, STEPS, Program, Size, at_once, layer, sampler
 from jax.sharding import SingleDeviceSharding
 from jaxlib.mlir import ir
+from rich.console import Console
 from rich.table import Table
 
+from benchmarks import measure, tables
+from benchmarks.ahead_of_time import compiler, gpu
+from benchmarks.ahead_of_time.programs import (
+    CELL_NAMES,
+    STEPS,
+    Program,
+    Size,
+    at_once,
+    layer,
+    sampler,
+)
+
 DTYPES = ("bfloat16", "float32", "float16")
-USUAL = (64, 512)  # B, H
+# Batch and hidden size.
+USUAL = (64, 512)
 SIZES = tuple(itertools.product((16, 64, 128), (256, 512, 1024, 2048)))
 AT_ONCE = (
     *(Size(cell, "bfloat16", *USUAL, 2) for cell in ("rnn", "lstm", "lstm-peephole", "gru-after")),
@@ -45,17 +55,19 @@ AT_ONCE = (
     Size("gru-after", "bfloat16", 16, 512, 4),
     Size("lstm-peephole", "float32", 16, 128, 2),
 )
-SAMPLED = (
-    *(Size(cell, "bfloat16", 1, 512) for cell in CELLS),
-    *(Size(cell, "bfloat16", 64, 256, 2) for cell in CELLS),
+SAMPLERS = (
+    *(Size(cell, "bfloat16", 1, 512) for cell in CELL_NAMES),
+    *(Size(cell, "bfloat16", 64, 256, 2) for cell in CELL_NAMES),
     Size("lstm", "bfloat16", 8, 1024),
     Size("lstm", "float32", 1, 512),
 )
 OUTPUT = measure.RESULTS / "hopper_static.json"
+PACKAGES = ["jax-cuda13-plugin", "nvidia-cuda-nvcc"]
 
 _KERNEL = r".*?entry function '(?P<name>\w+?)(?:_mosaic_gpu_kernel)?'.*?Used [^\n]*"
 _LOSS = r"Performance Loss: (.*?) in (?:the )?function"
-_SAID = {  # ptxas prints of a kernel, by field of `Report`; it leaves out some that are 0
+# What ptxas prints about a kernel, by field of `Report`. It leaves out some numbers that are 0.
+_PRINTED = {
     "registers": r"Used (\d+) registers",
     "spill_stores": r"(\d+) bytes spill stores",
     "spill_loads": r"(\d+) bytes spill loads",
@@ -66,15 +78,17 @@ _SAID = {  # ptxas prints of a kernel, by field of `Report`; it leaves out some 
 
 
 class Report(NamedTuple):
-    """What ptxas says of a Mosaic kernel, and how that is launched.
+    """Statistics of a Mosaic kernel by ptxas, and its launch.
 
-    registers: of a thread; there are 255 at most.
-    spill_stores, spill_loads: bytes that a thread puts into local memory for want of registers, and
-      takes back; an instruction in a loop counts once.
-    stack: bytes of a thread's frame in local memory.
-    barriers: hardware barriers of a block, of 16.
-    static_shared: bytes of shared memory of a block that the code declares.
-    losses: what ptxas warns may cost time, as that products cannot overlap ("serialized").
+    kernel: its name.
+    registers: registers of a thread, at most 255.
+    spill_stores, spill_loads: bytes that a thread stores in local memory for lack of registers, and
+      loads again; an instruction in a loop counts once.
+    stack: bytes of a thread's stack frame in local memory.
+    barriers: hardware barriers of a block, at most 16.
+    static_shared: bytes of shared memory that the code of a block declares.
+    losses: warnings of ptxas that time may be lost, for example since products cannot overlap
+      ("serialized").
     blocks, cluster, threads: blocks of the grid, blocks of a cluster, threads of a block.
     shared: bytes of shared memory of a block that the launch asks for.
     """
@@ -94,19 +108,22 @@ class Report(NamedTuple):
 
 
 def reports(function: Callable[..., Any], *args: Any) -> list[Report]:
-    """One for each Mosaic kernel that a function calls, compiled for an H100, in the program's order.
+    """Compile a function for an H100 and return a report for each Mosaic kernel, in program order.
 
-    args: the function's; arrays may be `jax.ShapeDtypeStruct`s.
+    Args:
+      function: the function.
+      args: its arguments; arrays may be `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: where ptxas did not report on every kernel.
+      ValueError: if ptxas did not report on every kernel.
     """
     device = gpu.h100()
-    fresh = jax.jit(lambda *args: function(*args))  # of another JAX keeps what it compiled before
+    # A new function, since JAX keeps what it has compiled before.
+    fresh = jax.jit(lambda *args: function(*args))
     with jax.default_device(device):
         lowered = fresh.lower(*compiler.placed_on(SingleDeviceSharding(device), args))
         launches = _launches(lowered.compiler_ir())
-        found = said(_printed(lowered.compile))
+        found = parse(_printed(lowered.compile))
     expected, got = (sorted(each["kernel"] for each in some) for some in (launches, found))
     if expected != got:
         raise ValueError(f"kernels {expected} were compiled, ptxas reported on {got}")
@@ -114,13 +131,13 @@ def reports(function: Callable[..., Any], *args: Any) -> list[Report]:
     return [Report(**launch | of_name[launch["kernel"]].pop(0)) for launch in launches]
 
 
-def said(text: str) -> list[dict[str, Any]]:
-    """The fields of a `Report` that ptxas prints, for each kernel in its text."""
+def parse(text: str) -> list[dict[str, Any]]:
+    """Return the fields of a `Report` that ptxas prints, for each kernel in its text."""
     return [
         {
             "kernel": found["name"],
             "losses": sorted(set(re.findall(_LOSS, found[0]))),
-            **{field: _number(pattern, found[0]) for field, pattern in _SAID.items()},
+            **{field: _number(pattern, found[0]) for field, pattern in _PRINTED.items()},
         }
         for found in re.finditer(_KERNEL, text, re.DOTALL)
     ]
@@ -132,10 +149,10 @@ def _number(pattern: str, text: str) -> int:
 
 
 def _launches(program: ir.Module) -> list[dict[str, Any]]:
-    """The other fields of each kernel, read from its call in the lowered program.
+    """Return the other fields of a `Report`, read from each kernel's call in the lowered program.
 
-    Each call also gets a hash of its own: in one process the plugin compiles only the first kernel of a
-    hash, and ptxas would be silent on the others.
+    Each call also gets a new hash: in one process the plugin compiles only the first kernel of a hash,
+    and ptxas would not report on the others.
     """
     found = []
     with program.context as context:
@@ -151,21 +168,23 @@ def _launches(program: ir.Module) -> list[dict[str, Any]]:
 
 
 def _launch(module: ir.Module) -> dict[str, Any]:
-    """Of Mosaic's module of one kernel."""
+    """Return the fields that describe the launch in Mosaic's module of one kernel."""
     found = (o for o in _operations(module.operation) if o.name.endswith("gpu.launch"))
-    _, *operands = next(found).operands  # all but a token are constants
+    # The first operand is a token, the others are constants.
+    _, *operands = next(found).operands
     values = [operand.owner.attributes["value"].value for operand in operands]
     return {
         "kernel": module.operation.attributes["sym_name"].value,
         "blocks": math.prod(values[:3]),
         "threads": math.prod(values[3:6]),
-        "cluster": math.prod(values[6:-1]),  # of no numbers where there are no clusters
+        # Without clusters there are no such values, and their product is 1.
+        "cluster": math.prod(values[6:-1]),
         "shared": values[-1],
     }
 
 
 def _operations(operation: Any) -> Iterator[Any]:
-    """All inside an operation, in the program's order."""
+    """Yield all operations inside of one, in program order."""
     for region in operation.regions:
         for block in region:
             for inner in block:
@@ -174,7 +193,7 @@ def _operations(operation: Any) -> Iterator[Any]:
 
 
 def _printed(run: Callable[[], Any]) -> str:
-    """What ptxas prints, by way of the process's own standard output, while this runs."""
+    """Run a function and return what ptxas prints meanwhile to the standard output of this process."""
     sys.stdout.flush()
     standard = os.dup(1)
     with tempfile.TemporaryFile() as file:
@@ -191,7 +210,7 @@ def _printed(run: Callable[[], Any]) -> str:
 
 
 def compiled(what: str, size: Size, make: Callable[[], Program]) -> dict[str, Any]:
-    """What ptxas says of a program's kernels.
+    """Return a row of the JSON file about a program's kernels.
 
     what: "layer", "layers at once" or "sampling".
     """
@@ -209,33 +228,24 @@ def compiled(what: str, size: Size, make: Callable[[], Program]) -> dict[str, An
 
 
 def _asdict(numbers: Any) -> Any:
-    """A `NamedTuple` and those in it."""
+    """Return a `NamedTuple`, and those in it, as dicts."""
     if not hasattr(numbers, "_asdict"):
         return numbers
     return {name: _asdict(value) for name, value in numbers._asdict().items()}
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """A line for each kernel."""
-    made = Table(
-        title="What ptxas says of the kernels, compiled for an H100. Not times.",
-        caption="spilled: bytes stored + loaded. blocks: of the grid, in clusters of how many. "
-        "* ptxas warns that time may be lost: why is in the JSON",
-    )
-    for heading in ("cell", "dtype", "B", "H", "kernel"):
-        made.add_column(heading)
-    for heading in ("registers", "spilled", "stack", "KiB shared", "blocks", "threads"):
-        made.add_column(heading, justify="right")
+    """Return a table with a row for each kernel."""
+    rows = []
     for row in results:
         line = [str(row[key]) for key in ("cell", "dtype", "batch", "hidden")]
         if row["layers"] > 1:
             line[0] = f"{row['layers']} x {line[0]}"
         if "failed" in row:
-            made.add_row(*line, row["failed"])
+            rows.append([*line, row["failed"]])
             continue
         for kernel in (Report(**each) for each in row["kernels"]):
-            made.add_row(
-                *line,
+            numbers = (
                 kernel.kernel + "*" * bool(kernel.losses),
                 str(kernel.registers),
                 f"{kernel.spill_stores} + {kernel.spill_loads}",
@@ -244,49 +254,38 @@ def table(results: list[dict[str, Any]]) -> Table:
                 f"{kernel.blocks} / {kernel.cluster}",
                 str(kernel.threads),
             )
-    return made
-
-
-def main() -> None:
-    parser = measure.Parser(description="registers and spills of the Hopper kernels")
-    parser.add_argument("--cells", choices=CELLS, nargs="+", default=list(CELLS))
-    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES))
-    parser.add_argument(
-        "--size", type=measure.sizes("B,H"), nargs="+", help="of all (default: as above)"
+            rows.append([*line, *numbers])
+    headings = ("cell", "dtype", "B", "H", "kernel", "registers", "spilled", "stack", "KiB shared")
+    return tables.table(
+        "Statistics of the kernels by ptxas, compiled for an H100. Not times.",
+        (*headings, "blocks", "threads"),
+        rows,
+        left=5,
+        caption="spilled: bytes stored + loaded. blocks: blocks of the grid / blocks of a cluster. "
+        "* ptxas warns that time may be lost; the JSON file says why",
     )
-    parser.add_argument("--masked", action="store_true", help="with resets and lengths")
-    parser.add_argument("--quick", action="store_true", help="one cell and size, nothing written")
-    parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
-    flags = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
-    if reason := gpu.missing():
-        parser.error(reason)
-    console = measure.screen()
+
+
+def run(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compile every program that was asked for, print the table, and return the record."""
+    cells, dtypes = flags.cells or CELL_NAMES, flags.dtypes or DTYPES
+    # All sizes without float16, and the usual size with it.
     sizes = [
         Size(cell, dtype, *size)
         for cell, dtype, size in (
-            *itertools.product(flags.cells, flags.dtypes[:2], flags.size or SIZES),
-            *itertools.product(flags.cells, flags.dtypes, flags.size or [USUAL]),
+            *itertools.product(cells, dtypes[:2], flags.size or SIZES),
+            *itertools.product(cells, dtypes, flags.size or [USUAL]),
         )
     ]
-    asked: list[tuple[str, Size, Callable[[], Program]]] = [
+    programs: list[tuple[str, Size, Callable[[], Program]]] = [
         ("layer", size, partial(layer, size, flags.masked)) for size in dict.fromkeys(sizes)
     ]
     if not flags.size:
-        asked += [("layers at once", size, partial(at_once, size)) for size in AT_ONCE]
-        asked += [("sampling", size, partial(sampler, size)) for size in SAMPLED]
+        programs += [("layers at once", size, partial(at_once, size)) for size in AT_ONCE]
+        programs += [("sampling", size, partial(sampler, size)) for size in SAMPLERS]
     results = []
-    for what, size, make in asked[:1] if flags.quick else asked:
+    for what, size, make in programs[:1] if flags.quick else programs:
         console.print(f"{what}: {', '.join(map(str, size))} ...")
         results.append(compiled(what, size, make))
     console.print(table(results))
-    output = flags.output or (None if flags.quick else OUTPUT)
-    if output:
-        packages = ["jax-cuda13-plugin", "nvidia-cuda-nvcc"]
-        record = measure.surroundings(packages) | {"compiled_for": "H100", "steps": STEPS}
-        measure.write(record | {"results": results}, output)
-        console.print(f"written to {output}")
-
-
-if __name__ == "__main__":
-    main()
+    return {"compiled_for": "H100", "steps": STEPS, "results": results}

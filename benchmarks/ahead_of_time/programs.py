@@ -1,4 +1,4 @@
-"""The Hopper kernels as functions that call them, with the shapes of what they are given: to compile."""
+"""Functions that call the Hopper kernels, with the shapes of their arguments, to be compiled."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import jaxrnn
+from benchmarks.problems import CELLS, VOCABULARY
 from jaxrnn import charlm
 from jaxrnn.charlm import decoding
-from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.kernels import hopper
 from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
 from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
 from jaxrnn.recurrence.kernels.hopper.search import tiles_for
+from jaxrnn.recurrence.problem import Masks
 
-CELLS = {
-    "lstm": lambda hidden: jaxrnn.lstm(hidden),
-    "lstm-peephole": lambda hidden: jaxrnn.lstm(hidden, peephole=True),
-    "gru-before": lambda hidden: jaxrnn.gru(hidden, reset="before"),
-    "gru-after": lambda hidden: jaxrnn.gru(hidden, reset="after"),
-    "rnn": lambda hidden: jaxrnn.rnn(hidden),
-}
+# Names in `problems.CELLS`; the first one is compiled with --quick.
+CELL_NAMES = ("lstm", "lstm-peephole", "gru-before", "gru-after", "rnn")
+# Steps of time of a layer, and characters that a sampler draws.
 STEPS = 80
-VOCABULARY = jaxrnn.Vocabulary.of("".join(map(chr, range(32, 97))))  # 65, as Tiny Shakespeare's
 CHARACTERS = 256
 
 
 class Size(NamedTuple):
-    """Of a problem."""
+    """The cell, by its name in `problems.CELLS`, and the size of a problem."""
 
-    cell: str  # of CELLS
+    cell: str
     dtype: str
     batch: int
     hidden: int
@@ -40,7 +35,7 @@ class Size(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A function, its arguments as `jax.ShapeDtypeStruct`s, and how its kernels are cut."""
+    """A function, its arguments as `jax.ShapeDtypeStruct`s, and the tiling of its kernels."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -48,7 +43,7 @@ class Program(NamedTuple):
 
 
 def layer(size: Size, masked: bool = False) -> Program:
-    """One layer over time and back; masked: with resets and rows that stand still."""
+    """Return forward and backward pass of one layer; masked: with resets and inactive rows."""
     cell, params, gx, state, ys = _described(size)
     mask = jax.ShapeDtypeStruct((STEPS, size.batch), bool) if masked else None
 
@@ -61,7 +56,7 @@ def layer(size: Size, masked: bool = False) -> Program:
 
 
 def at_once(size: Size) -> Program:
-    """All layers at once, and back."""
+    """Return forward and backward pass of all layers in one launch."""
     cell, params, gx, state, ys = _described(size)
 
     def both(params: Any, gx: Any, states: Any, d_results: Any) -> Any:
@@ -77,7 +72,7 @@ def at_once(size: Size) -> Program:
 
 
 def sampler(size: Size) -> Program:
-    """A char-RNN that draws characters for all rows."""
+    """Return a char-RNN that draws characters for all rows."""
     kind, _, variant = size.cell.partition("-")
     how = {"peephole": True} if variant == "peephole" else {"reset": variant} if variant else {}
     config = charlm.ModelConfig(kind, size.layers, size.hidden, dtype=size.dtype, **how)
@@ -100,7 +95,7 @@ def sampler(size: Size) -> Program:
 
 
 def _described(size: Size) -> tuple[Any, ...]:
-    """The cell and the shapes of a layer's parameters, inputs, state and outputs."""
+    """Return the cell and the shapes of a layer's parameters, inputs, state and outputs."""
     cell = CELLS[size.cell](size.hidden)
     gx, ys = (
         jax.ShapeDtypeStruct((STEPS, size.batch, n), jnp.float32)

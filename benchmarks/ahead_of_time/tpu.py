@@ -1,27 +1,27 @@
-"""Static bounds for the recurrence on TPUs that are not here, per chip and size. No number is a time.
+"""Static bounds for the recurrence on TPUs that are not present, for each chip and size.
 
-    python benchmarks/tpu_static.py            # every chip and size, some minutes; writes the JSON
-    python benchmarks/tpu_static.py --quick    # v5e at H = 512, under a minute; writes nothing
+    python -m benchmarks.ahead_of_time --target tpu            # every chip and size, some minutes
+    python -m benchmarks.ahead_of_time --target tpu --quick    # v5e at H = 512, under a minute
 
-An LSTM in bfloat16, forward and backward, compiled ahead of time by libtpu. Side by side, for one step
-of time:
+An LSTM in bfloat16, forward and backward, is compiled ahead of time by libtpu. No number is a time. For
+one step of time the table shows
 
-- bundles of the Pallas kernels: instruction words in their loop over time, each at least one cycle. A
-  lower bound: waits for memory and for the matrix unit are not in it. Where w_h does not fit the core
-  and is streamed from HBM at every step, waits for it may well be the larger part.
-- estimated cycles of "xla" and "scan": XLA's own model, added up over the operations in the body of
-  their loop over time. No bound to either side, and it knows of no operations that overlap.
+- bundles of the Pallas kernels: instruction words in their loop over time, each at least one cycle. This
+  is a lower bound, since waits for memory and for the matrix unit are not included. If w_h does not fit
+  the core and is streamed from HBM at every step, these waits may be the larger part.
+- estimated cycles of "xla" and "scan": XLA's own model, summed over the operations in the body of their
+  loop over time. This is a bound on neither side, and the model knows of no operations that overlap.
 
-A bundle is not a cycle of that model, so their ratio is no speed-up. dw_h is inside scan's backward
-loop and after the loop in the two others, and is not counted there. The weights are float32, cast in
-the program as in training. Raw numbers, with what reads w_h from HBM in a loop's body, are in the JSON.
+A bundle is not a cycle of that model, so their ratio is no speed-up. dw_h is computed inside scan's
+backward loop, and after the loop in the two others, where it is not counted. The weights are float32,
+cast in the program as in training. The JSON file has the raw numbers, and the operations in a loop's
+body that read w_h from HBM.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import subprocess
 import sys
@@ -29,25 +29,30 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ahead_of_time import compiler
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
+from rich.console import Console
 from rich.table import Table
 
 import jaxrnn
+from benchmarks import measure, tables
+from benchmarks.ahead_of_time import compiler
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.kernels.tpu.tiles import tiles_for
 
-SIZES = (256, 512, 1024, 2048)
-STEPS = 40  # of time; every block of a kernel divides it, and no array of them has a weight's size
-SWEEPS = {"forward": 1, "backward": 2}  # of an LSTM's step over the tiles of its units
+HIDDEN_SIZES = (256, 512, 1024, 2048)
+BATCH = 128
+# Steps of time: every block of a kernel divides them, and no array of them has the size of a weight.
+STEPS = 40
+# Sweeps of an LSTM's step over the tiles of its units.
+SWEEPS = {"forward": 1, "backward": 2}
 PASSES = tuple(SWEEPS)
+PACKAGES = ["libtpu"]
 OUTPUT = measure.RESULTS / "tpu_static.json"
 
 
 def compiled(chip: str, hidden: int, batch: int, implementation: str) -> compiler.Program:
-    """The recurrence and its gradients for gx [T, B, 4H], w_h and the outputs' gradients."""
+    """Compile the recurrence and its gradients, for gx [T, B, 4H]."""
     cell = jaxrnn.lstm(hidden)
 
     def both(params: Any, gx: Any, d_ys: Any) -> Any:
@@ -66,7 +71,7 @@ def compiled(chip: str, hidden: int, batch: int, implementation: str) -> compile
 
 
 def estimate(chip: str, hidden: int, batch: int, implementation: str) -> dict[str, Any]:
-    """XLA's estimate for one step of each pass, and what there reads w_h from HBM."""
+    """Return XLA's estimate for a step of each pass, and the operations that read w_h from HBM."""
     program = compiled(chip, hidden, batch, implementation)
     loops = [loop for loop in program.loops if loop.trips == STEPS]
     if len(loops) != len(PASSES):
@@ -79,13 +84,13 @@ def estimate(chip: str, hidden: int, batch: int, implementation: str) -> dict[st
 
 
 def bundles(chip: str, hidden: int, batch: int) -> dict[str, float]:
-    """Bundles per step of each kernel, from what the compiler of a process of its own dumps."""
+    """Return the bundles per step of each kernel, from the compiler's dump in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
-        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"  # read when libtpu loads
-        size = f"{chip},{hidden},{batch}"
+        # libtpu reads these flags when it is loaded.
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         subprocess.run(
-            [sys.executable, __file__, "--kernels-only", size],
-            env=os.environ | {"LIBTPU_INIT_ARGS": dump},
+            [sys.executable, "-m", "benchmarks.ahead_of_time.tpu", chip, str(hidden), str(batch)],
+            env=measure.child_environment(LIBTPU_INIT_ARGS=dump),
             check=True,
         )
         found = {}
@@ -96,27 +101,31 @@ def bundles(chip: str, hidden: int, batch: int) -> dict[str, float]:
 
 
 def bundles_per_step(text: str, hidden: int, sweeps: int) -> float:
-    """Bundles that a kernel runs for one step of all rows, from its `final_bundles` text.
+    """Return the bundles that a kernel runs for one step of all rows, from its `final_bundles` text.
 
-    A bundle is a line `address mark: >> { instructions }` with one `>` for each loop around it, and
-    the mark LB where the innermost of them begins (a few, moved there by the scheduler, show fewer
-    loops than are around them, and count as they show). The first loop is Pallas' own, over the turns
-    of the grid: a block of steps, or where w_h is streamed a tile of one of a step's sweeps.
+    A bundle is a line `address mark: >> { instructions }` with one `>` for each loop around it, and the
+    mark LB where the innermost loop begins. (The scheduler moves a few bundles, which then show fewer
+    loops than are around them; they count as they show.) The outermost loop is that of Pallas over the
+    grid. One iteration of it is a block of steps, or if w_h is streamed a tile of one of a step's
+    sweeps.
 
-    Counted is what every turn runs, and of the stretches that a turn may jump over the sweeps, which
-    are the last to store vectors: each runs for its own tiles. The others (the state at its first and
-    last step, what enters a step) run once a step or less.
+    The count has the bundles that every iteration runs, and among the stretches that an iteration may
+    jump over the sweeps, which are the last ones that store vectors; each sweep runs for its own tiles.
+    The other stretches (the state at its first and last step, what enters a step) run at most once a
+    step and are not counted.
 
     Raises:
       ValueError: for a text of another form.
     """
     shapes = re.findall(r"window shape is \w+\[(.*?)\], while the full shape is \w+\[(.*?)\]", text)
     pairs = [[list(map(int, shape.split(","))) for shape in pair] for pair in shapes]
-    by_step = [(block, whole) for block, whole in pairs if len(block) == 3]  # [T, B, N]
+    # Arrays [T, B, N].
+    by_step = [(block, whole) for block, whole in pairs if len(block) == 3]
     if not by_step:
         raise ValueError("no array with an axis of time in the kernel's bundles")
     (steps, rows, columns), (_, batch, whole) = by_step[0]
-    tiles = hidden // columns if columns < whole else 1  # of a sweep, each in its own turn
+    # Tiles of a sweep, each in an iteration of its own.
+    tiles = hidden // columns if columns < whole else 1
     lines = re.findall(r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2}|) *: (>*) *\{(.*)", text, re.MULTILINE)
     weights = _times_a_turn(text, lines)
     jumps = _stretches(lines)
@@ -132,12 +141,13 @@ def bundles_per_step(text: str, hidden: int, sweeps: int) -> float:
 
 
 def _times_a_turn(text: str, lines: list[tuple[str, str, str]]) -> list[int]:
-    """How often each bundle runs in a turn of the grid that comes by it; 0 for those around the grid."""
+    """Return how often each bundle runs in an iteration that reaches it; 0 outside of the grid."""
     ends = re.findall(
         r"scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?(%\w+), (\d+) /\* loop exit test", text
     )
     bounds = {counter: int(bound) for counter, bound in ends}
-    trips: list[int] = []  # of the loops around a bundle, the outermost first
+    # Trip counts of the loops around a bundle, the outermost first.
+    trips: list[int] = []
     times = []
     for mark, arrows, code in lines:
         depth = len(arrows)
@@ -153,8 +163,10 @@ def _times_a_turn(text: str, lines: list[tuple[str, str, str]]) -> list[int]:
 
 
 def _stretches(lines: list[tuple[str, str, str]]) -> list[tuple[int, int]]:
-    """The bundles that a branch in the grid's loop jumps over, as ranges, where no other is inside:
-    what has others inside is a turn's work as a whole."""
+    """Return the ranges of bundles that branches in the grid's loop jump over.
+
+    A range with other ranges inside is left out: it is the work of a whole iteration.
+    """
     labels = {
         region: place
         for place, (mark, _, code) in enumerate(lines)
@@ -175,17 +187,18 @@ def _stretches(lines: list[tuple[str, str, str]]) -> list[tuple[int, int]]:
 
 
 def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
-    """Everything about one chip and size."""
+    """Return everything about one chip and size."""
     cell = jaxrnn.lstm(hidden)
     with jax.default_device(compiler.devices(chip)[0]):
         choice = jaxrnn.explain(cell, (STEPS, batch, 64), jnp.bfloat16)
-        tiles = tiles_for(cell, STEPS, batch, jnp.bfloat16)
-    serves = choice.implementation == "pallas"
+        serves = choice.implementation == "tpu"
+        tiles = tiles_for(cell, STEPS, batch, jnp.bfloat16) if serves else None
     counted, unread = None, None
     if serves:
         try:
             counted = bundles(chip, hidden, batch)
-        except ValueError as other_form:  # each chip's compiler writes its own
+        except ValueError as other_form:
+            # The compiler of each chip writes its own form.
             unread = str(other_form)[:100]
     return {
         "chip": chip,
@@ -201,13 +214,8 @@ def static(chip: str, hidden: int, batch: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    made = Table(
-        title="LSTM, bfloat16, one step of all rows: forward + backward. Not times.",
-        caption="* reads w_h (or, in scan's backward pass, dw_h) from HBM at every step: once, or a "
-        "kernel once for every block of rows",
-    )
-    for heading in ("chip", "H", "B", "Pallas: bundles", "xla: est. cycles", "scan: est. cycles"):
-        made.add_column(heading, justify="right")
+    """Return a table with a row for each chip and size."""
+    rows = []
     for result in results:
         cells = [result["chip"], str(result["hidden"]), str(result["batch"])]
         kernel, missing = result["bundles"], "not read" if result["unread"] else "no kernel"
@@ -216,44 +224,34 @@ def table(results: list[dict[str, Any]]) -> Table:
         for estimated in result["estimated"].values():
             passes = [estimated[p] for p in PASSES]
             cells.append(" + ".join(f"{p['cycles']:,}" + "*" * bool(p["fetches"]) for p in passes))
-        made.add_row(*cells)
-    return made
+        rows.append(cells)
+    return tables.table(
+        "LSTM, bfloat16, one step of all rows: forward + backward. Not times.",
+        ("chip", "H", "B", "tpu: bundles", "xla: est. cycles", "scan: est. cycles"),
+        rows,
+        caption="* reads w_h (or, in scan's backward pass, dw_h) from HBM at every step: once, or a "
+        "kernel once for every block of rows",
+    )
 
 
-def chip_name(text: str) -> str:
-    if text not in compiler.CHIPS:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(compiler.CHIPS)}, not {text!r}")
-    return text
-
-
-def main() -> None:
-    parser = measure.Parser(description="static bounds for the recurrence on TPUs")
-    parser.add_argument("--chips", type=chip_name, nargs="+", default=list(compiler.CHIPS))
-    parser.add_argument("--hidden-size", type=measure.positive, nargs="+", default=SIZES, metavar="H")
-    parser.add_argument("--batch", type=measure.positive, default=128, metavar="B")
-    parser.add_argument("--quick", action="store_true", help="one chip and size, nothing written")
-    parser.add_argument("--output", type=Path, help=f"of the JSON (default {OUTPUT.name})")
-    parser.add_argument("--kernels-only", help=argparse.SUPPRESS)  # see `bundles`
-    flags = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # whatever is here takes no part
-    if reason := compiler.missing():
-        parser.error(reason)
-    if flags.kernels_only:
-        chip, hidden, batch = flags.kernels_only.split(",")
-        compiled(chip, int(hidden), int(batch), "pallas")
-        return
-    console = measure.screen()
-    chips, sizes = (["v5e"], [512]) if flags.quick else (flags.chips, flags.hidden_size)
+def run(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compile every chip and size that was asked for, print the table, and return the record."""
+    chips = ["v5e"] if flags.quick else flags.chips or list(compiler.CHIPS)
+    sizes = [512] if flags.quick else flags.hidden_size or HIDDEN_SIZES
     results = []
     for chip in chips:
         for hidden in sizes:
             console.print(f"{chip}, H = {hidden} ...")
-            results.append(static(chip, hidden, flags.batch))
+            results.append(static(chip, hidden, flags.batch or BATCH))
     console.print(table(results))
-    output = flags.output or (None if flags.quick else OUTPUT)
-    if output:
-        measure.write(measure.surroundings(["libtpu"]) | {"results": results}, output)
-        console.print(f"written to {output}")
+    return {"results": results}
+
+
+def main() -> None:
+    """Compile the kernels of one size, given as CHIP H B, for `bundles` in another process."""
+    jax.config.update("jax_platforms", "cpu")
+    chip, hidden, batch = sys.argv[1:]
+    compiled(chip, int(hidden), int(batch), "tpu")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What a compiled TPU program moves: bytes between HBM and the core, and between chips.
+"""Bytes that a compiled TPU program moves between HBM and the core, and between chips.
 
     moved = hbm_bytes(program.computations, program.loops[0].operations)
     sent = collectives(program.computations, program.loops[0].operations, devices=4)
 
-Read from the compiled text (`aot`). Bytes of HBM are an estimate: every array that an operation reads or
-writes and that lies in HBM, once each time the operation runs. A fusion that takes only a slice of an
-array reads the slice, one that writes a slice into an array writes the slice. What a product reads more
-than once, since its tiles do not fit the core together, is not seen; a kernel that does so says it in
-its own `pl.CostEstimate`.
+Both are read from the compiled text (`compiler`). The bytes of HBM are an estimate: every array that an
+operation reads or writes and that lies in HBM counts once each time the operation runs. A fusion that
+takes only a slice of an array reads the slice, and one that writes a slice into an array writes the
+slice. A product whose tiles do not fit the core together reads some arrays more than once, which is not
+seen; a kernel that does so declares it in its `pl.CostEstimate`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-from benchmarks.ahead_of_time import compiler
 import numpy as np
+
+from benchmarks.ahead_of_time import compiler
 from benchmarks.ahead_of_time.compiler import Buffer, Operation
 
 Computations = dict[str, list[Operation]]
 
-_BITS = {"token": 0, "pred": 8, "bf16": 16}  # else what the name ends in
+# Other dtypes end in their number of bits.
+_BITS = {"token": 0, "pred": 8, "bf16": 16}
 
 
 def bytes_of(array: Buffer) -> int:
-    """Without the padding of its tiles."""
+    """Return the bytes of an array without the padding of its tiles."""
     bits = _BITS.get(array.dtype)
     if bits is None:
         bits = int(re.sub(r"^[a-z]+(\d+).*", r"\1", array.dtype))
@@ -35,7 +37,7 @@ def bytes_of(array: Buffer) -> int:
 
 
 def _called(operation: Operation) -> str | None:
-    """The computation that an operation runs once, or that is given to another core to run."""
+    """Return the computation that an operation runs once, here or on another core."""
     if operation.kind in ("call", "call-start"):
         return compiler.attribute(operation, "to_apply")
     return compiler.attribute(operation, "calls")
@@ -56,7 +58,10 @@ _MOVES_NOTHING = {
 
 
 def hbm_bytes(computations: Computations, operations: list[Operation]) -> int:
-    """Bytes read from and written to HBM; a loop counts as often as it turns, or once if unknown."""
+    """Return the bytes read from and written to HBM.
+
+    A loop counts as often as it runs, or once if its trip count is unknown.
+    """
     total = 0
     for operation in operations:
         if operation.kind == "while":
@@ -69,9 +74,11 @@ def hbm_bytes(computations: Computations, operations: list[Operation]) -> int:
 
 def _moved(computations: Computations, operation: Operation) -> int:
     kind = operation.kind
-    if kind in _MOVES_NOTHING or kind.endswith("-done"):  # its "-start" has moved all
+    # The "-start" of a pair has moved everything already.
+    if kind in _MOVES_NOTHING or kind.endswith("-done"):
         return 0
-    if kind in ("copy-start", "slice-start"):  # results: both ends of the way, and a flag
+    if kind in ("copy-start", "slice-start"):
+        # The results are source, destination and a flag.
         ends = operation.results[:2]
         return min(map(bytes_of, ends)) * sum(a.in_hbm for a in ends)
     if operation.is_kernel:
@@ -80,7 +87,8 @@ def _moved(computations: Computations, operation: Operation) -> int:
         if stated is None:
             return _in_hbm(arrays)
         return max(0, stated - sum(bytes_of(a) for a in arrays if not a.in_hbm))
-    if kind == "custom-call":  # notes to the compiler, and buffers put together in place
+    if kind == "custom-call":
+        # Other custom calls are notes to the compiler, and buffers joined in place.
         return 0
     called = _called(operation)
     if kind.endswith("-start"):
@@ -120,7 +128,7 @@ def _fused(computations: Computations, inside: list[Operation], call: Operation)
 
 
 def _reads(computations: Computations, inside: list[Operation], call: Operation) -> int:
-    """Bytes of HBM that a called computation reads."""
+    """Return the bytes of HBM that a called computation reads."""
     return sum(
         _read(computations, inside, place)
         for place, array in enumerate(call.operands)
@@ -129,7 +137,7 @@ def _reads(computations: Computations, inside: list[Operation], call: Operation)
 
 
 def _read(computations: Computations, inside: list[Operation], place: int) -> int:
-    """Bytes that a called computation reads of its operand at this place."""
+    """Return the bytes that a called computation reads of its operand at this place."""
     (parameter,) = (
         o for o in inside if o.kind == "parameter" and o.rest.partition(")")[0] == str(place)
     )
@@ -149,7 +157,8 @@ def _read(computations: Computations, inside: list[Operation], place: int) -> in
             or (user.kind == "custom-call" and not user.is_kernel)
             or ("chain_id=" in user.rest and not _starts(inside))
         ):
-            continue  # handed on, or written in place, or read where its exchange began
+            # Handed on, written in place, or read where its exchange began.
+            continue
         elif called is not None:
             total += sum(_read(computations, computations[called], n) for n in places)
         else:
@@ -158,16 +167,18 @@ def _read(computations: Computations, inside: list[Operation], place: int) -> in
 
 
 def _written(by_name: dict[str, Operation], name: str) -> int:
-    """Bytes of HBM that a fusion writes for one of its results."""
+    """Return the bytes of HBM that a fusion writes for one of its results."""
     operation = by_name[name]
     while operation.kind == "bitcast":
         operation = by_name[operation.given[0]]
     if operation.kind == "dynamic-update-slice":
         return bytes_of(operation.operands[1])
-    if operation.kind == "parameter" or (operation.kind == "custom-call"):
-        return 0  # handed on
+    if operation.kind in ("parameter", "custom-call"):
+        # The result is handed on.
+        return 0
     if "chain_id=" in operation.rest:
-        return 0  # an exchange, which counts where it begins
+        # An exchange counts where it begins.
+        return 0
     return bytes_of(operation.results[0])
 
 
@@ -179,11 +190,11 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 class Collective(NamedTuple):
     """An exchange between devices.
 
-    kind: of KINDS.
-    bytes: of the whole array that is summed, gathered or scattered, of all-to-all and permute what each
-      device gives; several arrays together where the compiler put them in one.
-    group: places in the mesh of the devices that exchange with the first one, itself among them.
-    turns: how often the loop around it turns, 1 outside of loops.
+    kind: one of KINDS.
+    bytes: bytes of the whole array that is summed, gathered or scattered; for all-to-all and permute,
+      bytes that each device gives. Arrays that the compiler joined count together.
+    group: positions in the mesh of the devices that exchange with the first one, which is included.
+    turns: number of iterations of the loop around it, 1 outside of loops.
     """
 
     kind: str
@@ -195,9 +206,9 @@ class Collective(NamedTuple):
 def collectives(
     computations: Computations, operations: list[Operation], devices: int, turns: int = 1
 ) -> Counter[Collective]:
-    """How many of each there are among the operations and in what they call, loops' bodies once.
+    """Count the collectives among the operations and in called computations, loop bodies once.
 
-    An exchange that the compiler splits, to do something else while it runs, counts where it begins.
+    An exchange that the compiler splits, to run something else meanwhile, counts where it begins.
     """
     found: Counter[Collective] = Counter()
     for operation in operations:
@@ -215,7 +226,8 @@ def collectives(
             found += collectives(computations, body, devices, times)
         elif called is not None and not kind.endswith("-done"):
             inside = collectives(computations, computations[called], devices, turns)
-            if called.startswith("all-reduce-scatter"):  # the sum's slice is all that anyone keeps
+            if called.startswith("all-reduce-scatter"):
+                # Each device keeps only a slice of the sum.
                 inside = Counter({c._replace(kind="reduce-scatter"): n for c, n in inside.items()})
             found += inside
     return found
@@ -232,16 +244,16 @@ def _whole(kind: str, operation: Operation) -> int:
 
 
 def _made(operation: Operation) -> list[Buffer]:
-    """The results, without the operands that a "-start" hands on before them."""
+    """Return the results, without the operands that a "-start" hands on before them."""
     given = len(operation.operands)
     return operation.results[given if len(operation.results) > given else 0 :]
 
 
 def _group(text: str, devices: int) -> tuple[int, ...]:
-    """The devices that the first one exchanges with, in any of the ways in which XLA writes groups.
+    """Return the devices that the first one exchanges with, from any of XLA's notations for groups.
 
     Raises:
-      ValueError: for another way.
+      ValueError: for another notation.
     """
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
         return tuple(map(int, found.groups()))
@@ -258,11 +270,11 @@ def _group(text: str, devices: int) -> tuple[int, ...]:
         axes = [names.index(axis) for axis in re.findall(r"'([^']+)'", found[4])]
         rest = [axis for axis in range(ids.ndim) if axis not in axes]
         return tuple(ids.transpose(rest + axes).reshape(-1, _count(ids, axes))[0].tolist())
-    raise ValueError(f"devices in groups of a form not known here: {text[:200]}")
+    raise ValueError(f"groups of devices in an unknown notation: {text[:200]}")
 
 
 def _ids(sizes: str, order: str | None) -> np.ndarray:
-    """Of the devices: counted up along axes of these sizes, which then change places."""
+    """Return device ids: counted along axes of these sizes, whose order is then changed."""
     ids = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
     return ids.transpose(_numbers(order)) if order else ids
 
@@ -276,7 +288,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def as_rows(found: Counter[Collective]) -> list[dict[str, Any]]:
-    """For a JSON file, the largest first."""
+    """Return the collectives as rows of a JSON file, the largest first."""
     rows = [
         {"kind": c.kind, "bytes": c.bytes, "devices": len(c.group), "turns": c.turns, "count": n}
         for c, n in found.items()

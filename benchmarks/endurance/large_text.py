@@ -37,7 +37,7 @@ from rich.table import Table
 
 from jaxrnn.data import token_files
 from jaxrnn.train import PRESETS
-from jaxrnn.training.feed import place
+from jaxrnn.training.feed import device_corpus
 
 SMALL = 1_000_000  # bytes of the text that the large one is held against
 SAMPLE = 0.05  # seconds between two looks at a process's memory
@@ -149,7 +149,7 @@ def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dic
     corpus = token_files.load_corpus(folder / "big")
     config = dataclasses.replace(CONFIG, shuffle=shuffled)
     batches = config.batches(corpus)
-    source = place(corpus.tokens)
+    source = device_corpus(corpus.tokens)
     order, _ = measure.timed(lambda: batches.starts(0))  # shuffled, it makes the order of the pass
 
     def plan(step: int) -> np.ndarray:
@@ -175,7 +175,7 @@ def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dic
 def whole_pass(folder: Path) -> dict[str, Any]:
     """All windows of a pass over the text, and the most memory that the process had more than before."""
     corpus = token_files.load_corpus(folder / "big")
-    batches, source = CONFIG.batches(corpus), place(corpus.tokens)
+    batches, source = CONFIG.batches(corpus), device_corpus(corpus.tokens)
     before, most = memory_of("self"), dict.fromkeys(("RssAnon", "RssFile"), 0)
     began = time.perf_counter()
     for step in range(0, batches.per_epoch, CONFIG.log_every):

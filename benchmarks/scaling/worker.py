@@ -51,14 +51,14 @@ def trainer(count: int, hidden: int, rows: int) -> Any:
 
     from jaxrnn.devices import mesh
     from jaxrnn.training import stepping
-    from jaxrnn.training.feed import place
+    from jaxrnn.training.feed import device_corpus
 
     devices = mesh.make(devices=jax.devices()[:count])
     config = configured(hidden, rows * count, dtype="auto")
     optimizer = stepping.make_optimizer(config, 2**31 - 1)
     length = config.seq_len + 1
     text = np.random.default_rng(0).integers(len(VOCABULARY), size=length * config.batch)
-    source = place(text.astype(np.uint8), "never", devices=devices)
+    source = device_corpus(text.astype(np.uint8), "never", devices=devices)
     state = stepping.begin(config, optimizer, VOCABULARY, devices)
     starts = length * np.arange(config.batch, dtype=np.int32)[None]
     windows, fresh = source.windows(starts, config.seq_len), np.array([True])
