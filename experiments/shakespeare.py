@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiments import Outcome, _charnn, _text
-from jaxrnn.training import metrics
+from jaxrnn.training.metrics import read_metrics
 
 ROW = 11
 # Seconds of training of each program and seed, on a machine without other work.
@@ -82,7 +82,7 @@ def whole_runs() -> dict[str, Any]:
     found = {}
     for name, (folder, label) in WHOLE.items():
         metrics = [
-            m for m in metrics.read_metrics(RUNS / folder / "metrics.jsonl") if "val_loss" in m
+            m for m in read_metrics(RUNS / folder / "metrics.jsonl") if "val_loss" in m
         ]
         characters = np.array([m["step"] for m in metrics]) * 64 * 100
         found[name] = (characters, np.array([m["val_loss"] for m in metrics]), label)

@@ -1,4 +1,4 @@
-"""The commands' arguments: a dataclass read from a command line by tyro."""
+"""The arguments of the commands: command line to dataclass by tyro, and back in error messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from jaxrnn.errors import InputError
 
 T = TypeVar("T")
 
-TEXTS = (str, Path, str | None, Path | None, tuple[str, ...])  # types whose values are any words
+# Types whose values may be any words.
+TEXTS = (str, Path, str | None, Path | None, tuple[str, ...])
+
+# Arguments of the library that the options call something else.
+_SYNONYMS = {"as_bytes": "bytes"}
 
 _registry = ConstructorRegistry()
 
@@ -46,51 +50,48 @@ def parse(
     default: T | None = None,
     markers: tuple[Any, ...] = (),
 ) -> T:
-    """Read a dataclass from a command line. Exits as tyro does for `--help` and for bad flags.
+    """Read a dataclass from a command line. `--help` and bad flags exit as tyro does.
 
     Args:
       kind: the dataclass.
       prog: the command, for the help text.
-      argv: its arguments; None for those of this process.
-      default: the values of flags that are not given; None for the dataclass' own.
-      markers: of tyro.
+      argv: the arguments; None for those of this process.
+      default: the values of flags that are not given; None for the defaults of the dataclass.
+      markers: markers of `tyro.conf`.
 
     Raises:
-      InputError: for a flag whose value begins with "-", which looks like another flag.
+      InputError: for a flag followed by a value that begins with "-", which looks like another flag.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     texts = _text_flags(kind)
     for flag, value in pairwise(argv):
         if flag.replace("_", "-") in texts and value.startswith("-") and value != "-":
-            raise InputError(
-                f"{flag} needs a value; one that begins with - follows an equals sign: {flag}=VALUE"
-            )
+            raise InputError(f"{flag} needs a value; write one that begins with - as {flag}=VALUE")
     more = {} if default is None else {"default": default}
     with _registry:
         return tyro.cli(kind, prog=prog, args=argv, config=markers, **more)  # type: ignore[call-overload]
 
 
-def _text_flags(kind: Any) -> set[str]:
+def _text_flags(kind: type[Any]) -> set[str]:
     """Return the flags whose value may be any word, those of nested dataclasses included."""
-    hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
-    found = set()
-    for name, hint in hints.items():
-        if dataclasses.is_dataclass(hint):
-            found |= _text_flags(hint)
-        elif hint in TEXTS:
-            found.add("--" + name.replace("_", "-"))
-    return found
+    return {_flag(name) for name, hint in _fields_of(kind).items() if hint in TEXTS}
 
 
 def prime(flag: str, typed: str, by_bytes: bool) -> str | bytes:
-    """Return the prime given by a flag: text, or for a model of bytes the bytes as they were typed.
+    """Return the prime that a flag gave: text, or for a model of bytes the bytes as they were typed.
+
+    Args:
+      flag: the flag, for the message.
+      typed: its value, as Python decoded it from the command line.
+      by_bytes: whether the tokens of the model are bytes.
 
     Raises:
-      InputError: for bytes that are not UTF-8 where characters are needed.
+      InputError: if the model needs characters and the bytes are not UTF-8.
     """
     try:
         raw = os.fsencode(typed)
-    except UnicodeEncodeError:  # no command line of this system can hold it
+    except UnicodeEncodeError:
+        # No command line of this system can hold it, so the caller is Python code.
         return typed
     if by_bytes:
         return raw
@@ -101,14 +102,45 @@ def prime(flag: str, typed: str, by_bytes: bool) -> str | bytes:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{flag} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; "
-            "the model's text is made of characters, not of bytes"
+            "this model was trained on characters, not on bytes"
         ) from None
 
 
-def in_flags(message: str, kind: Any) -> str:
-    """Return an error message of the library with the names of arguments replaced by flags."""
-    names = "|".join(field.name for field in dataclasses.fields(kind))
-    message = re.sub(
-        rf"^({names})(?= must )", lambda found: "--" + found[1].replace("_", "-"), message
-    )
-    return re.sub(rf'\b({names})="([\w-]+)"', r"--\1 \2", message)
+def in_flags(message: object, kind: type[Any]) -> str:
+    """Return an error message of the library with the names of settings replaced by flags.
+
+    The library does not know the command line, so its messages name settings as Python does. These
+    forms are replaced, where NAME is a field of the options or of a dataclass in there:
+
+        NAME must be ...      (at the start of the message)  --NAME must be ...
+        `NAME`                                               --NAME
+        `NAME=VALUE`                                         --NAME VALUE
+        NAME="VALUE"                                         --NAME VALUE
+
+    Args:
+      message: the message, or the error that has it.
+      kind: the dataclass of the command's options.
+    """
+    names = "|".join(sorted({*_fields_of(kind), *_SYNONYMS}, key=len, reverse=True))
+
+    def flag(found: re.Match[str]) -> str:
+        name, *value = found.groups()
+        return " ".join([_flag(_SYNONYMS.get(name, name)), *filter(None, value)])
+
+    text = re.sub(rf"^({names})(?= must )", flag, str(message))
+    text = re.sub(rf"`({names})(?:=([^`]*))?`", flag, text)
+    return re.sub(rf'\b({names})="([\w-]+)"', flag, text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name, those of nested dataclasses included."""
+    hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        found |= _fields_of(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
+    return found

@@ -1,12 +1,12 @@
-"""Where the commands write: a terminal, a file or a pipe, of any encoding, that may end at any time.
+"""The streams of the commands: terminals, files or pipes of any encoding, which may end at any time.
 
     console.open_streams()               # first of all: from here on any text can be printed
-    with console.lasting_output():       # in a command whose work matters more than its words
+    with console.lasting_output():       # for commands whose work must survive a failing output
         ...
     console.error("what was wrong; what to do")
 
 A command whose standard output has lost its reader ends with the status PIPE_CLOSED, as SIGPIPE would
-end it; before that, what trains or prepares saves its work.
+end it; `train` and `prepare` save their work first.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-PIPE_CLOSED = 128 + 13  # the exit status of a command that SIGPIPE ended
+# The exit status of a command that SIGPIPE ended.
+PIPE_CLOSED = 128 + 13
 
 
 def open_streams() -> None:
-    """Let standard output and standard error take any text, whatever their encoding.
+    """Let standard output and standard error accept any text, whatever their encoding.
 
-    Characters that standard output cannot encode become "?", and standard error escapes them. A stream
-    that was closed when the process started is opened to the null device. Warnings of the library are
-    printed as `note` prints, without the place in the code.
+    Standard output replaces characters that it cannot encode by "?", and standard error escapes them. A
+    stream that was closed when the process started is opened to the null device. RuntimeWarnings of the
+    library are printed as `note` prints, without the place in the code.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Else the next file that is opened gets this number, and whatever prints writes into it.
+            # Otherwise the next file to be opened would get this number, and prints would go into it.
             with contextlib.suppress(OSError):
                 while os.open(os.devnull, os.O_RDWR) < number:
                     pass
@@ -61,15 +62,15 @@ def _show_warning(
 
 
 class _Lasting(io.FileIO):
-    """A file that accepts all that is written to it, whatever becomes of it.
+    """A file that ignores errors of writes.
 
-    pipe_closed: whether it was a pipe that lost its reader.
+    pipe_closed: whether it was a pipe that has lost its reader.
     """
 
     pipe_closed = False
 
     def write(self, data: Any) -> int:
-        # None is what a terminal that does not block returns when it is full.
+        # A non-blocking terminal that is full returns None.
         with contextlib.suppress(OSError):
             try:
                 return super().write(data) or len(data)
@@ -82,8 +83,8 @@ class _Lasting(io.FileIO):
 def lasting_output() -> Iterator[None]:
     """Ignore errors of standard output until the end of the block.
 
-    The terminal may have gone, the disk may be full, the reader of the pipe may have left
-    (`pipe_closed`): the work goes on, or stops in order.
+    The terminal may be gone, the disk full, or the pipe without a reader (`pipe_closed`): the work
+    continues, or saves and stops.
     """
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper) or type(_raw(stream)) is not io.FileIO:
@@ -101,19 +102,19 @@ def lasting_output() -> Iterator[None]:
 
 
 def pipe_closed() -> bool:
-    """Whether standard output is a pipe that has lost its reader, as seen inside `lasting_output`."""
+    """Return whether standard output is a pipe without a reader; known only in `lasting_output`."""
     raw = _raw(sys.stdout)
     return isinstance(raw, _Lasting) and raw.pipe_closed
 
 
 def _raw(stream: Any) -> Any:
-    """Return the raw file of a stream. With `python -u` the stream has no buffer in between."""
+    """Return the raw file of a stream, which has no buffer in between under `python -u`."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
 
 def abandon_output() -> None:
-    """Drop what standard output still holds, so that the interpreter does not fail to write it."""
+    """Drop what standard output has buffered, so that the interpreter does not fail to write it."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -121,12 +122,12 @@ def abandon_output() -> None:
 
 
 def error(message: object) -> None:
-    """Print the one line about what was wrong, to standard error."""
+    """Print an error message as one line to standard error."""
     _to_stderr(f"error: {shown(str(message))}")
 
 
 def note(message: str) -> None:
-    """Print a line about something that the user may want to know, to standard error."""
+    """Print a note for the user as one line to standard error."""
     _to_stderr(f"note: {shown(message)}")
 
 
@@ -137,12 +138,12 @@ def _to_stderr(line: str) -> None:
 
 
 def shown(text: str) -> str:
-    """Return a text for one line of a screen, with line breaks and control characters escaped."""
+    """Return a text as one line for a screen, with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown_lines(text: str) -> str:
-    """Return a text of many lines for a screen, with control characters escaped."""
+    """Return a text of several lines for a screen, with control characters escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else shown(c) for c in text)
 
 
@@ -170,7 +171,8 @@ def _escaped(character: str) -> str:
         return character
     try:
         raw = os.fsencode(character)
-    except UnicodeEncodeError:  # the file system's encoding is narrower than Unicode
+    except UnicodeEncodeError:
+        # The encoding of file names cannot express it.
         raw = character.encode(errors="surrogatepass")
     return "".join(f"\\x{byte:02x}" for byte in raw)
 

@@ -1,4 +1,4 @@
-"""Errors of the user, each reported in one line, and checks of single values."""
+"""The error for bad input, and checks of single values."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 
 
 class InputError(Exception):
-    """Bad input: the message says what was wrong and what to do. The commands print it and stop.
+    """Bad input: the message says in one line what is wrong and what to do about it.
 
-    It is no ValueError, because tyro reports the ValueErrors that are raised while it parses a
-    command line in its own words.
+    Messages name settings as Python does; the commands print them with flags instead
+    (`arguments.in_flags`) and exit with status 2. The class is not a ValueError, because tyro would
+    reword a ValueError that is raised while it parses a command line.
     """
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> int:
-    """Return `value` as an int; it may be of any integer type, numpy's and JAX's included.
+    """Return `value` as an int; it may be of any integer type, those of numpy and JAX included.
 
     Raises:
-      ValueError: for anything else (True and 2.0 too), and for a number below `least`; the message
-        begins with `name`.
+      ValueError: for anything else, True and 2.0 included, and for a number below `least`; the
+        message begins with `name`.
     """
     try:
         if isinstance(value, bool):
@@ -37,7 +38,10 @@ def whole_number(name: str, value: object, least: int | None = None) -> int:
 
 
 def one_of(choices: Any) -> Callable[[str, Any], str]:
-    """Return a check, called with a name and a value, that the value is in a `Literal` of strings."""
+    """Return a check that a value is one of the strings of a `Literal`.
+
+    The check is called with the name and the value; it returns the value or raises ValueError.
+    """
 
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in get_args(choices):

@@ -23,7 +23,7 @@ from jaxrnn.data import files
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
 from jaxrnn.errors import InputError
-from jaxrnn.training import run_directory
+from jaxrnn.training import orbax_errors, run_directory
 from jaxrnn.training.checkpoint import Which
 from jaxrnn.training.run_description import load
 
@@ -204,4 +204,5 @@ def _save(pieces: Iterable[str | bytes], output: str) -> None:
 
 
 if __name__ == "__main__":
+    orbax_errors.quieten()
     sys.exit(main())

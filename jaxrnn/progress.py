@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from rich import filesize, progress
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.text import Text
 PLAIN_EVERY = 10.0  # seconds between plain lines, besides the important ones
 
 
+@runtime_checkable
 class Display(Protocol):
     """What a command calls while it works."""
 

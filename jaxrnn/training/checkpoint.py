@@ -1,9 +1,9 @@
 """Checkpoints of a training: pytrees of arrays on disk, each with a digest, written by orbax.
 
-Nothing that is loaded can run code: JSON, and arrays by name. A checkpoint is damaged where its content
-differs from its digest or is half-written; the newest good one is read in its place. A checkpoint that
-cannot be read for another reason (permissions, a failing disk, too little memory, parameters of another
-model) raises an error with that reason.
+Reading a checkpoint never runs code: it holds JSON, and arrays by name. A checkpoint is damaged if its
+content differs from its digest or is incomplete; the newest good one is then read instead. A checkpoint
+that cannot be read for another reason (permissions, a failing disk, too little memory, parameters of
+another model) raises an error with that reason.
 """
 
 from __future__ import annotations
@@ -24,17 +24,27 @@ import orbax.checkpoint as ocp
 
 from jaxrnn.devices import accelerator, mesh, processes
 from jaxrnn.errors import InputError
-from jaxrnn.training.orbax_errors import Damaged, quieten_orbax, reading, writing
+from jaxrnn.training.orbax_errors import Damaged, reading, writing
 
 Which = Literal["best", "latest"]
+# Arrays, or descriptions of arrays, in any nest of containers.
+PyTree = Any
+# JSON that is saved beside the arrays.
+Notes = dict[str, Any]
+Arrays = dict[str, jax.Array | np.ndarray]
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back: the tree, the step it was saved at, and what was noted beside it."""
+    """A checkpoint that was read.
 
-    tree: Any
+    tree: (params, rest), where rest is None if it was not asked for.
+    step: the number of steps taken when it was saved.
+    notes: the JSON that was saved beside the arrays.
+    """
+
+    tree: PyTree
     step: int
-    notes: dict[str, Any]
+    notes: Notes
 
 
 class Checkpoints:
@@ -42,11 +52,11 @@ class Checkpoints:
 
     Args:
       run: the run directory.
-      warn: called with one line for every damaged checkpoint that is passed over.
-      read_only: leave the folder as it is; a training may be running there.
+      warn: called with one line for every damaged checkpoint that is skipped.
+      read_only: change nothing in the folder; a training may be running there.
 
     Raises:
-      InputError: where the folder or the notes of a checkpoint cannot be read.
+      InputError: if the folder or the notes of a checkpoint cannot be read.
     """
 
     def __init__(
@@ -59,7 +69,6 @@ class Checkpoints:
         self.directory = run.absolute() / "checkpoints"
         self._warn = warn
         _check_readable(self.directory)
-        quieten_orbax()
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -68,19 +77,20 @@ class Checkpoints:
             with writing(self.directory):
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
         steps = self._manager.all_steps()
+        # The validation losses of the checkpoints that are kept, by step; infinite if there is none.
         self._losses = processes.run_on_all(lambda: {step: self._loss(step) for step in steps})
 
-    def save(self, step: int, params: Any, rest: Any, notes: dict[str, Any]) -> None:
-        """Start to save; returns once the arrays are copied and may be overwritten.
+    def save(self, step: int, params: PyTree, rest: PyTree, notes: Notes) -> None:
+        """Begin to save; return once the arrays are copied and may be overwritten.
 
         Args:
           step: the number of steps taken.
-          params: all that sampling needs; any pytree of arrays.
-          rest: the rest of the training state; any pytree of arrays.
-          notes: JSON, with the "validation" loss if there is one.
+          params: a pytree of all arrays that sampling needs.
+          rest: a pytree of the other arrays of the training state.
+          notes: JSON, with the loss under "validation" if there is one.
 
         Raises:
-          OSError: where the disk is full or the folder cannot be written (also for the save before).
+          OSError: if the disk is full or the folder cannot be written, now or in the save before.
         """
         items = {"params": _named(params), "rest": _named(rest)}
         digest = {name: _digest(arrays) for name, arrays in items.items()}
@@ -89,13 +99,17 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     notes=ocp.args.JsonSave(notes | {"digest": digest}),
-                    # copies: the originals are donated to the next step while these are written
+                    # These are copies, because the originals are donated to the next step while
+                    # orbax writes in the background.
                     **{
-                        n: ocp.args.StandardSave(jax.tree.map(jnp.copy, a))
-                        for n, a in items.items()
+                        name: ocp.args.StandardSave(jax.tree.map(jnp.copy, arrays))
+                        for name, arrays in items.items()
                     },
                 ),
             )
+            # A preservation policy of orbax would keep the same checkpoints, but orbax ranks them by
+            # metrics files of its own, which the checkpoints of existing runs do not have, and damaged
+            # files must not decide what is deleted. The losses are needed here for `restore` anyway.
             self._losses[step] = _loss(notes)
             kept = {*self.steps("latest")[:2], self.steps("best")[0]}
             for old in set(self._losses) - kept:
@@ -103,62 +117,66 @@ class Checkpoints:
                 del self._losses[old]
 
     def preempted(self, steps: range) -> bool:
-        """Whether a process was told to end, and all are to save after these steps, the last taken.
+        """Return whether a process was asked to stop, so that all are to save after these steps.
 
-        JAX spreads the news and chooses one step for all. It must be asked about each, in order.
+        JAX informs all processes and chooses one step for all of them.
+
+        Args:
+          steps: the steps of the last device call; JAX must be asked about each of them, in order.
         """
         return any([self._manager.reached_preemption(step) for step in steps])
 
     def wait(self) -> None:
-        """Until everything is on the disk. Raises OSError as `save` does."""
+        """Wait until everything is on the disk. Raises OSError as `save` does."""
         with writing(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """As `wait`, and no more after it."""
+        """Wait until everything is on the disk and close. Raises OSError as `save` does."""
         with writing(self.directory):
             self._manager.close()
 
     def steps(self, which: Which = "latest") -> list[int]:
-        """The steps saved, from the one asked for down: newest first, or best first."""
+        """Return the steps of the checkpoints, newest first or best first."""
         steps = sorted(self._losses, reverse=True)
         return sorted(steps, key=self._losses.__getitem__) if which == "best" else steps
 
     def restore(
         self,
-        params: Any,
-        rest: Any = None,
+        params: PyTree,
+        rest: PyTree | None = None,
         which: Which = "latest",
-        accept: Callable[[dict[str, Any]], bool] = lambda notes: True,
+        accept: Callable[[Notes], bool] = lambda notes: True,
         ignore: Collection[str] = (),
     ) -> Restored | None:
-        """Read the newest (or best) good checkpoint; None if there is none at all.
+        """Read the newest (or best) good checkpoint.
 
-        Damaged ones are passed over, and `warn` is called for each of them.
+        Damaged checkpoints are skipped, and `warn` is called for each of them.
 
         Args:
-          params, rest: pytrees of arrays or ShapeDtypeStructs of the shapes saved; `rest=None` leaves
-            it on the disk.
+          params: pytree of arrays or ShapeDtypeStructs with the shapes of the saved ones.
+          rest: the same for the rest of the training state; None does not read it.
           which: "latest" or "best".
-          accept: passes over checkpoints by their notes.
+          accept: called with the notes of a checkpoint; on False the checkpoint is skipped.
           ignore: names of saved arrays that `params` and `rest` need not have.
 
         Returns:
-          tree = (params, rest), each array where the one given lies, or on the default device, in the
-          dtype given, whatever dtype it was saved in.
+          The checkpoint, or None if there is none at all. Each array has the dtype and the sharding of
+          the given one, whatever dtype it was saved in; without a sharding, it is on the default device.
 
         Raises:
-          InputError: where one that is not damaged cannot be read or is of another model, and where
-            there are checkpoints and all that would be accepted are damaged.
+          InputError: if a checkpoint that is not damaged cannot be read or is of another model, and if
+            all checkpoints that would be accepted are damaged.
         """
         trees = {"params": params} if rest is None else {"params": params, "rest": rest}
         damaged: list[str] = []
 
-        def read(step: int) -> tuple[Any, str | None]:
+        def read(step: int) -> tuple[tuple[dict[str, Arrays], Notes] | None, str | None]:
             try:
                 return self._read_good(step, trees, accept, ignore), None
             except Damaged as why:
-                if not (self.directory / str(step)).exists():  # a training has deleted it meanwhile
+                if not (self.directory / str(step)).exists():
+                    # A running training has deleted it meanwhile.
                     return None, None
                 return None, f"checkpoint {step} in {self.directory} is damaged ({why})"
 
@@ -169,9 +187,10 @@ class Checkpoints:
                 damaged.append(lines[0])
             elif found is not None:
                 for why in damaged:
-                    self._warn(f"{why}; it is passed over for checkpoint {step}")
-                built = {name: _rebuilt(tree, found[name]) for name, tree in trees.items()}
-                return Restored((built["params"], built.get("rest")), step, found["notes"])
+                    self._warn(f"{why}; checkpoint {step} is read instead")
+                arrays, notes = found
+                built = {name: _rebuilt(tree, arrays[name]) for name, tree in trees.items()}
+                return Restored((built["params"], built.get("rest")), step, notes)
         if damaged:
             raise InputError(f"no checkpoint is good: {'; '.join(damaged)}")
         return None
@@ -179,15 +198,15 @@ class Checkpoints:
     def _read_good(
         self,
         step: int,
-        trees: dict[str, Any],
-        accept: Callable[[dict[str, Any]], bool],
+        trees: dict[str, PyTree],
+        accept: Callable[[Notes], bool],
         ignore: Collection[str],
-    ) -> Any:
-        """Read a checkpoint's items; None where it is not accepted.
+    ) -> tuple[dict[str, Arrays], Notes] | None:
+        """Return the arrays and notes of a checkpoint; None if it is not accepted.
 
         Raises:
-          Damaged: where its content is not what was written.
-          InputError: where it cannot be read or is of another model.
+          Damaged: if its content is not what was written.
+          InputError: if it cannot be read or is of another model.
         """
         folder = self.directory / str(step)
         with reading(folder):
@@ -200,9 +219,9 @@ class Checkpoints:
             if _digest(found[name]) != digest[name]:
                 raise Damaged(f"the {name} differ from their digest")
         fitted = {name: _fitted(folder, found[name], tree, ignore) for name, tree in trees.items()}
-        return {"notes": notes, **fitted}
+        return fitted, notes
 
-    def _arrays(self, step: int, item: str, tree: Any) -> dict[str, Any]:
+    def _arrays(self, step: int, item: str, tree: PyTree) -> Arrays:
         """Return an item's arrays by name, as they were saved.
 
         An array that has the shape and dtype of the tree's array is placed where that array is. The
@@ -211,12 +230,13 @@ class Checkpoints:
         wanted = _abstract(tree)
         saved = ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / item).tree
 
-        def template(name: str) -> Any:
+        def template(name: str) -> np.ndarray | jax.ShapeDtypeStruct:
             shape, dtype = tuple(saved[name].shape), np.dtype(saved[name].dtype)
             here = wanted.get(name)
             if here is not None and (here.shape, here.dtype) == (shape, dtype):
                 return here
-            return np.broadcast_to(np.empty((), dtype), shape)  # takes no memory
+            # This takes no memory.
+            return np.broadcast_to(np.empty((), dtype), shape)
 
         templates = {name: template(name) for name in saved}
         return self._read(step, **{item: ocp.args.StandardRestore(templates)})[item]
@@ -224,8 +244,8 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Move every checkpoint later than `step` to the run's folder `set-aside`, deleting nothing.
 
-        They are damaged, or ahead of a state that the run went back to; their steps come again.
-        Raises OSError as `save` does.
+        They are damaged, or later than a state that the run returned to, and their steps will be saved
+        again. Raises OSError as `save` does.
         """
         with writing(self.directory):
             self._manager.wait_until_finished()
@@ -234,36 +254,38 @@ class Checkpoints:
                     target = self.directory.parent / "set-aside" / str(later)
                     shutil.rmtree(target, ignore_errors=True)
                     target.parent.mkdir(exist_ok=True)
-                    # the checkpoints may be a link to another disk
+                    # The folder of the checkpoints may be a link to another disk.
                     shutil.move(self.directory / str(later), target)
                 del self._losses[later]
-            processes.allgather_json(None)  # no process looks before they are gone
+            # No process looks at the folder before the checkpoints are gone.
+            processes.allgather_json(None)
             self._manager.reload()
 
     def _loss(self, step: int) -> float:
         try:
             with reading(self.directory / str(step)):
                 return _loss(self._read(step, notes=ocp.args.JsonRestore())["notes"])
-        except Damaged:  # which `restore` reports
+        except Damaged:
+            # `restore` will report it.
             return math.inf
 
     def _read(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
 
-def _loss(notes: dict[str, Any]) -> float:
-    """The validation loss beside a checkpoint; infinite where none was made."""
+def _loss(notes: Notes) -> float:
+    """Return the validation loss in the notes of a checkpoint; infinite if there is none."""
     value = notes.get("validation")
     return math.inf if value is None else float(value)
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """A pytree as a flat dict of arrays, named by their paths: nothing to import when it is read."""
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Return the arrays of a pytree, named by their paths, so that reading imports no classes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _abstract(tree: Any) -> dict[str, Any]:
+def _abstract(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
     here = jax.sharding.SingleDeviceSharding(accelerator.device())
     return {
         name: jax.ShapeDtypeStruct(
@@ -273,12 +295,10 @@ def _abstract(tree: Any) -> dict[str, Any]:
     }
 
 
-def _fitted(
-    folder: Path, found: dict[str, Any], tree: Any, ignore: Collection[str]
-) -> dict[str, Any]:
+def _fitted(folder: Path, found: Arrays, tree: PyTree, ignore: Collection[str]) -> Arrays:
     """Return the arrays of a checkpoint with the dtypes and devices of the tree's arrays.
 
-    Raises InputError where they are not the tree's arrays: the checkpoint is of another model.
+    Raises InputError if names or shapes differ, since the checkpoint is then of another model.
     """
     wanted = _abstract(tree)
     shapes = {name: tuple(array.shape) for name, array in found.items()}
@@ -290,7 +310,7 @@ def _fitted(
                 f"and {expected} by config.json and vocab.json, which belong to another run"
             )
 
-    def fitted(array: Any, like: jax.ShapeDtypeStruct) -> Any:
+    def fitted(array: jax.Array | np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
         if isinstance(array, jax.Array):
             return array
         return jax.device_put(array.astype(like.dtype), like.sharding)
@@ -298,11 +318,11 @@ def _fitted(
     return {name: fitted(found[name], like) for name, like in wanted.items()}
 
 
-def _rebuilt(tree: Any, named: dict[str, Any]) -> Any:
+def _rebuilt(tree: PyTree, named: Arrays) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in _named(tree)])
 
 
-def _digest(named: dict[str, Any]) -> str:
+def _digest(named: Arrays) -> str:
     digest = hashlib.sha256()
     for name in sorted(named):
         array = np.asarray(mesh.gather_full(named[name]))
@@ -312,7 +332,7 @@ def _digest(named: dict[str, Any]) -> str:
 
 
 def check_name(run: Path) -> None:
-    """Raise InputError for a folder whose path is not UTF-8, because orbax would use another folder."""
+    """Raise InputError for a path that is not UTF-8, because orbax would use another folder."""
     path = str(run.absolute())
     try:
         same = path.encode() == os.fsencode(path)
@@ -326,11 +346,11 @@ def check_name(run: Path) -> None:
 
 
 def _check_readable(directory: Path) -> None:
-    """Raise InputError where the checkpoints of a run cannot be listed."""
+    """Raise InputError if the checkpoints of a run cannot be listed."""
     try:
         os.listdir(directory)
     except FileNotFoundError:
         if directory.is_symlink():
-            raise InputError(f"{directory} is a link to a folder that is not there") from None
+            raise InputError(f"{directory} is a link to a folder that does not exist") from None
     except OSError as error:
         raise InputError(f"cannot read {directory}: {error.strerror}") from None

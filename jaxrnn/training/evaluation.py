@@ -1,9 +1,9 @@
-"""How well a char-RNN predicts a text it did not learn from: mean loss over all of it, nothing twice."""
+"""The validation loss: how well a char-RNN predicts text that it was not trained on."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,28 @@ from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import mesh, modes
 from jaxrnn.shapes import Array, Bool, Scalar
-from jaxrnn.training.feed import Feed, gather
+from jaxrnn.training.feed import DeviceCorpus, gather
 
-WARM_UP = 256  # characters that each part of the validation text is read in with, not counted
+# Characters that are read before each part of the validation text, for the state; they do not count.
+WARM_UP = 256
 
 
 @modes.fixed()
 def evaluate(
-    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
+    params: charlm.Params, source: DeviceCorpus, corpus: Corpus, batch: int, seq_len: int
 ) -> float:
-    """Mean loss over the whole validation text, nats per character, the state carried through.
+    """Return the mean loss over the whole validation text, in nats per character.
 
-    The text is read in up to `batch` parts side by side, each from WARM_UP characters before its
-    begin, so every character is predicted once, with a state that knows what came before. The parts
-    are the same however many devices read them; those without a part read what is not counted.
+    The text is read in up to `batch` parts side by side. Reading starts WARM_UP characters before each
+    part, so every character is predicted once, with a state that knows what came before. The parts are
+    the same for any number of devices; a row without a part reads characters that do not count.
+
+    Args:
+      params: the model.
+      source: the text on the devices.
+      corpus: the same text, with its split.
+      batch: most rows at a time.
+      seq_len: characters of each row per device call.
     """
     devices = source.devices
     parts = _parts(corpus, batch, devices)
@@ -42,9 +50,20 @@ def evaluate(
 
 
 def compile_ahead(
-    params: charlm.Params, source: Feed, corpus: Corpus, batch: int, seq_len: int
-) -> Any:
-    """Compile the program of `evaluate` from the shapes and dtypes of its arrays."""
+    params: charlm.Params, source: DeviceCorpus, corpus: Corpus, batch: int, seq_len: int
+) -> jax.stages.Compiled:
+    """Compile the program of `evaluate` from the shapes and dtypes of its arrays.
+
+    Args:
+      params: the model, or ShapeDtypeStructs.
+      source: from `device_corpus` or `abstract_corpus`.
+      corpus: as in `evaluate`.
+      batch: as in `evaluate`.
+      seq_len: as in `evaluate`.
+
+    Returns:
+      The compiled program, a `jax.stages.Compiled`.
+    """
     devices, parts = source.devices, _parts(corpus, batch, source.devices)
     rows = len(parts.read)
     carry = mesh.abstract(devices, lambda: charlm.initial_carry(params.config, rows))
@@ -53,15 +72,19 @@ def compile_ahead(
 
 
 class _Parts(NamedTuple):
-    """Where the rows that are read side by side begin and end in the text; the tokens [rows] of each
-    from begin to end - 1 are counted, and reading starts at read."""
+    """The parts of the text that are read side by side, as indices [rows] of tokens.
+
+    read: where reading starts.
+    begin: the first token that counts.
+    end: the token after the last one that counts.
+    """
 
     read: np.ndarray
     begin: np.ndarray
     end: np.ndarray
 
     def counted(self, offset: int, seq_len: int) -> np.ndarray:
-        """Return which targets count, [T, rows] bool, beginning `offset` tokens after `read`."""
+        """Return which targets count, [T, rows] bool, if reading is `offset` tokens after `read`."""
         target = self.read + offset + 1 + np.arange(seq_len)[:, None]
         return (self.begin <= target) & (target < self.end)
 

@@ -1,4 +1,9 @@
-"""The text as the training steps read it: on the devices, or from a file that the hosts read."""
+"""The text as the training steps read it: on the devices, or in a file that the hosts read.
+
+corpus = device_corpus(tokens, devices=mesh)
+windows = corpus.windows(starts, seq_len)              # on the host, for each device call
+batch = gather(corpus.tokens, windows[i], seq_len)     # inside of jit
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,23 @@ from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Int, UInt
 
 MemoryMap = Literal["auto", "always", "never"]
-FILE = "tokens.npy"  # of a run directory, where the text is memory-mapped
+
+# Name of the file in a run directory that holds a memory-mapped text.
+FILE = "tokens.npy"
+# Most tokens on a device, where int32 counts them; a row that begins at the last one still fits.
+LONGEST = 2**31 - 2**20
+# Bytes of memory that are assumed if the device does not say what it has.
+HOST_ROOM = 4 << 30
+# Rows read from a file at a time; each makes some 64 kB of the file resident.
+ROWS = 1024
 
 
-class Feed(NamedTuple):
-    """The text as the devices read it: windows gathered there, or here from a file, by their starts.
+class DeviceCorpus(NamedTuple):
+    """A text as the training steps read it: on the devices, or in a file that the hosts read.
 
-    tokens: [N] on each device, or in a plan only their description; None where the hosts read the text.
+    tokens: [N] on each device, or only its shape and dtype; None if the hosts read the text.
     text: [N] on the host.
-    devices: the mesh that the rows are divided over.
+    devices: the mesh that the rows of a batch are divided over.
     """
 
     tokens: UInt[Array, "N"] | None
@@ -31,10 +44,16 @@ class Feed(NamedTuple):
     devices: mesh.Mesh
 
     def windows(self, starts: np.ndarray, seq_len: int) -> Array:
-        """What the compiled step is given for rows that begin at starts [..., B].
+        """Return the argument of a compiled step for rows of the text, from which `gather` makes tokens.
 
-        The starts themselves where the devices hold the text, else the tokens [..., T + 1, B]; rows
-        divided over the mesh. Each process reads those of its own devices and no others.
+        Args:
+          starts: [..., B], the index in the text of each row's first token.
+          seq_len: T, the number of tokens that a row is trained on.
+
+        Returns:
+          The starts themselves, int32, if the devices hold the text, and otherwise the tokens
+          [..., T + 1, B]. The rows are divided over the mesh, and each process reads only those of its
+          own devices.
         """
         *before, rows = starts.shape
 
@@ -49,56 +68,57 @@ class Feed(NamedTuple):
         return mesh.from_local_rows(self.devices, shape, len(shape) - 1, read)
 
 
-def plan(
+def abstract_corpus(
     tokens: np.ndarray, memory_map: MemoryMap = "auto", devices: mesh.Mesh | None = None
-) -> Feed:
-    """Return what `place` would return, with shapes and dtypes for arrays on devices. Moves no data.
+) -> DeviceCorpus:
+    """Return what `device_corpus` would return, but only the shape and dtype of an array on devices.
 
-    Arguments and errors are those of `place`.
+    No data is moved. Arguments and errors are those of `device_corpus`.
     """
     devices = mesh.single() if devices is None else devices
-    mapped, countable = isinstance(tokens, np.memmap), len(tokens) <= LONGEST
+    is_mapped = isinstance(tokens, np.memmap)
+    is_countable = len(tokens) <= LONGEST
     room = accelerator.memory_limit()
     if room is None:
-        room = 0 if mapped else HOST_ROOM
-    if memory_map == "never" and not countable:
+        room = 0 if is_mapped else HOST_ROOM
+    if memory_map == "never" and not is_countable:
         raise InputError(
-            f"a text of {len(tokens):,} tokens is too long for --memory-map never, which counts "
-            f"to {LONGEST:,}; use auto"
+            f'memory_map="never" holds at most {LONGEST:,} tokens, and the text has {len(tokens):,}; '
+            "use auto"
         )
-    fits = countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
+    fits = is_countable and tokens.nbytes <= room // 4 and not devices.is_multi_process
     if memory_map == "never" or (memory_map == "auto" and fits):
-        where = mesh.replicated(devices)
-        there: Any = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=where)
-        return Feed(there, tokens, devices)
-    return Feed(None, tokens, devices)
+        sharding = mesh.replicated(devices)
+        shape: Any = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=sharding)
+        return DeviceCorpus(shape, tokens, devices)
+    return DeviceCorpus(None, tokens, devices)
 
 
-def place(
+def device_corpus(
     tokens: np.ndarray,
     memory_map: MemoryMap = "auto",
     run: Path | None = None,
     devices: mesh.Mesh | None = None,
-) -> Feed:
-    """Put a text where the steps will read it.
+) -> DeviceCorpus:
+    """Put a text where the training steps will read it.
 
     Args:
-      tokens: [N] unsigned integers, in memory or memory-mapped. Those mapped already are read where
-        they are, if they are not to be on the devices.
-      memory_map: "auto" keeps the text on each device where it takes no more than a quarter of the
-        memory there and all are this process', else in a file; "always" and "never" say so. Where the
-        devices share the host's memory, "auto" leaves a text that is mapped already as it is.
-      run: the folder for that file, FILE.
+      tokens: [N] unsigned integers, in memory or memory-mapped. Mapped tokens that are not to be on the
+        devices are read where they are.
+      memory_map: "auto" puts the text on each device if it takes at most a quarter of the memory there
+        and all devices belong to this process, and otherwise in a file; "always" uses a file and "never"
+        the devices. If the devices share the memory of the host, "auto" leaves a mapped text as it is.
+      run: the folder for the file FILE; None makes no file.
       devices: the mesh that the rows are divided over; None for one device.
 
     Raises:
-      InputError: "never" for a text longer than the devices can count.
+      InputError: for "never" and a text longer than LONGEST.
     """
-    planned = plan(tokens, memory_map, devices)
+    planned = abstract_corpus(tokens, memory_map, devices)
     if planned.tokens is not None:
-        there = jax.device_put(tokens, planned.tokens.sharding).block_until_ready()
-        _let_go(tokens)
-        return planned._replace(tokens=there)
+        placed = jax.device_put(tokens, planned.tokens.sharding).block_until_ready()
+        _release_pages(tokens)
+        return planned._replace(tokens=placed)
     if run is None or isinstance(tokens, np.memmap) or planned.devices.is_multi_process:
         return planned
     path = run / FILE
@@ -106,27 +126,24 @@ def place(
     return planned._replace(text=np.load(path, mmap_mode="r"))
 
 
-LONGEST = 2**31 - 2**20  # tokens on the device, whose places are int32, with room for a row beyond
-HOST_ROOM = 4 << 30  # bytes, where the device does not say what it has
-ROWS = 1024  # read from a file at a time; each makes some 64 kB of it resident
-
-
 def _read(text: np.ndarray, starts: np.ndarray, seq_len: int) -> np.ndarray:
-    """The tokens [..., T + 1, B] of rows that begin at starts [..., B]."""
+    """Return the tokens [..., T + 1, B] of rows that begin at starts [..., B]."""
     _announce(text, starts, seq_len)
-    plain, rows = np.asarray(text), starts.reshape(-1)
+    plain = np.asarray(text)
+    rows = starts.reshape(-1)
     windows = np.empty((len(rows), seq_len + 1), text.dtype)
     for at in range(0, len(rows), ROWS):
         places = rows[at : at + ROWS, None] + np.arange(seq_len + 1)
         windows[at : at + ROWS] = plain[np.minimum(places, len(text) - 1)]
-        _let_go(text)
+        _release_pages(text)
     return np.moveaxis(windows.reshape(*starts.shape, seq_len + 1), -1, -2)
 
 
 def _announce(text: np.ndarray, starts: np.ndarray, seq_len: int) -> None:
-    """Let the system read the rows of a memory-mapped text all at once, not each when it is needed.
+    """Let the system read all rows of a memory-mapped text at once, not each when it is needed.
 
-    Rows that go on from those before them in starts [..., B] it foresees by itself.
+    Rows of starts [..., B] that continue the rows before them are left out, since the system reads
+    ahead on its own.
     """
     file = text.base
     if not (isinstance(file, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")):
@@ -135,15 +152,16 @@ def _announce(text: np.ndarray, starts: np.ndarray, seq_len: int) -> None:
     if starts.ndim > 1:
         jumps[1:] = starts[1:] != starts[:-1] + seq_len
     first = np.minimum(starts[jumps], len(text) - 1) * text.itemsize
-    header = len(file) - text.nbytes  # of an .npy file
+    # An .npy file begins with a header.
+    header = len(file) - text.nbytes
     for begin in (header + first).tolist():
         page = begin - begin % mmap.PAGESIZE
         size = begin - page + (seq_len + 1) * text.itemsize
         file.madvise(mmap.MADV_WILLNEED, page, size)
 
 
-def _let_go(text: np.ndarray) -> None:
-    """Let go of the pages of a memory-mapped text, which else count as this process's memory.
+def _release_pages(text: np.ndarray) -> None:
+    """Release the pages of a memory-mapped text, which would count as memory of this process.
 
     They stay in the system's cache for the next time.
     """
@@ -152,7 +170,13 @@ def _let_go(text: np.ndarray) -> None:
 
 
 def gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 B"]:
-    """tokens [T + 1, B] from the starts [B] of rows on the device, or as they came."""
+    """Return the tokens [T + 1, B] of one batch; for use inside of jit.
+
+    Args:
+      tokens: `DeviceCorpus.tokens`.
+      window: one step of `DeviceCorpus.windows`: [B] starts, or [T + 1, B] tokens.
+      seq_len: T.
+    """
     if tokens is None:
         return window.astype(jnp.int32)
     places = window[None, :] + jnp.arange(seq_len + 1, dtype=jnp.int32)[:, None]

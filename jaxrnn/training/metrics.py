@@ -1,25 +1,99 @@
-"""The curve of a run: a bounded number of points, however long the run, and the picture of them."""
+"""The metrics of a run: metrics.jsonl, the curves of the losses, and loss.png."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-LIMIT = 4000  # points, more than a picture has columns
+import numpy as np
+
+METRICS, PICTURE = "metrics.jsonl", "loss.png"
+
+# Most points of a curve; a picture has fewer columns.
+LIMIT = 4000
+
+# Colours that colour-blind people can distinguish, too.
+BLUE, ORANGE, GREY = "#4a90c2", "#d95f02", "#444444"
 
 Points = list[tuple[float, float]]
+Number = TypeVar("Number", float, np.ndarray)
+
+
+class Metric(NamedTuple):
+    """A line of metrics.jsonl.
+
+    step: the number of training steps taken.
+    loss: mean training loss since the line before, in nats per character.
+    val_loss: loss on the validation text, in nats per character; None if it was not computed here.
+    grad_norm: mean global norm of the gradient before clipping, since the line before.
+    chars_per_second: training speed since the line before, evaluations and samples included.
+    seconds: time that the run has taken so far, in all processes that it was resumed in.
+    """
+
+    step: int
+    loss: float
+    val_loss: float | None
+    grad_norm: float
+    chars_per_second: float
+    seconds: float
+
+    def as_line(self) -> str:
+        """Return the line of metrics.jsonl, which leaves out what is None."""
+        values = {name: value for name, value in self._asdict().items() if value is not None}
+        return json.dumps(values) + "\n"
+
+
+class MetricLines(NamedTuple):
+    """The content of a metrics.jsonl: its good lines, and the number of damaged ones."""
+
+    lines: list[dict[str, Any]]
+    damaged: int
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl, without damaged ones; none if there is no such file."""
+    return check_metrics(path).lines
+
+
+def check_metrics(path: Path) -> MetricLines:
+    """Return the lines of a metrics.jsonl that are as they were written, and count the others."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    good = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if line.endswith(b"\n") and _is_metric(values):
+                good.append(values)
+    return MetricLines(good, len(lines) - len(good))
+
+
+def _is_metric(line: Any) -> bool:
+    if not isinstance(line, dict):
+        return False
+    losses = [line.get("loss"), line.get("val_loss", 0.0)]
+    return isinstance(line.get("step"), int) and all(
+        isinstance(loss, int | float) and math.isfinite(loss) for loss in losses
+    )
 
 
 class Curve:
-    """Points of a line, at most LIMIT of them: where there would be more, each two become their mean."""
+    """The points of a curve, at most LIMIT of them.
+
+    When there would be more, each pair of neighbours is replaced by its mean, and from then on each new
+    point is the mean of twice as many added ones.
+    """
 
     def __init__(self) -> None:
         self._points: Points = []
-        self._part: Points = []  # those that are to become the next point
-        self._size = 1  # of a part
+        # The points that the next one is the mean of, and how many there will be.
+        self._part: Points = []
+        self._size = 1
 
     def add(self, x: float, y: float) -> None:
+        """Add a point; x is larger than before."""
         self._part.append((x, y))
         if len(self._part) < self._size:
             return
@@ -31,7 +105,7 @@ class Curve:
 
     @property
     def points(self) -> Points:
-        """(x, y) each, in the order in which they were added."""
+        """The points (x, y), in the order in which they were added."""
         return [*self._points, _mean(self._part)] if self._part else self._points
 
 
@@ -40,15 +114,17 @@ def _mean(points: Points) -> tuple[float, float]:
     return sum(xs) / len(xs), sum(ys) / len(ys)
 
 
-def draw_losses(losses: Points, judged: Points, floor: float | None, path: Path) -> None:
-    """Training and validation loss against the step, with the floor where it is known, as a PNG.
+def draw_losses(losses: Points, val_losses: Points, floor: float | None, path: Path) -> None:
+    """Draw training and validation loss against the step as a PNG.
 
     Args:
-      losses, judged: (step, nats per character); there is a loss, and perhaps no validation loss.
-      floor: the validation loss that no model can beat.
-      path: of the picture.
+      losses: training losses (step, nats per character), at least one.
+      val_losses: validation losses, perhaps none.
+      floor: the validation loss that no model can beat, if it is known.
+      path: path of the picture.
 
-    Raises ImportError without matplotlib.
+    Raises:
+      ImportError: if matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
@@ -57,17 +133,19 @@ def draw_losses(losses: Points, judged: Points, floor: float | None, path: Path)
     values = [loss for _, loss in losses]
     axes.plot(*zip(*losses, strict=True), color=BLUE, linewidth=1)
     names = [(f"training {values[-1]:.3f}", BLUE)]
-    if judged:
-        axes.plot(*zip(*judged, strict=True), color=ORANGE, marker="o", markersize=3)
-        names.insert(0, (f"validation {judged[-1][1]:.3f}", ORANGE))
+    if val_losses:
+        axes.plot(*zip(*val_losses, strict=True), color=ORANGE, marker="o", markersize=3)
+        names.insert(0, (f"validation {val_losses[-1][1]:.3f}", ORANGE))
     if floor is not None:
         axes.axhline(floor, color=GREY, linestyle="--", linewidth=1)
         names.append((f"entropy of the text {floor:.3f}", GREY))
     lowest = min([*values, *([] if floor is None else [floor])])
-    highest = min(max(values), 1.5 + 1.5 * lowest)  # the first steps would flatten the rest
+    # The losses of the first steps, drawn in full, would flatten all others.
+    highest = min(max(values), 1.5 + 1.5 * lowest)
     margin = 0.1 * (highest - lowest) + 1e-3
     axes.set_ylim(lowest - margin, highest + margin)
-    for line, (name, color) in enumerate(names):  # where falling losses leave room
+    # Losses fall, so the upper right corner is free.
+    for line, (name, color) in enumerate(names):
         axes.annotate(
             name,
             (1, 1),
@@ -80,18 +158,17 @@ def draw_losses(losses: Points, judged: Points, floor: float | None, path: Path)
         )
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per character")
-    axes.secondary_yaxis("right", (bits, nats)).set_ylabel("bits per character")
+    conversions: Any = (bits, nats)
+    axes.secondary_yaxis("right", conversions).set_ylabel("bits per character")
     axes.spines["top"].set_visible(False)
     figure.savefig(path, dpi=120)
 
 
-BLUE, ORANGE, GREY = "#4a90c2", "#d95f02", "#444444"  # told apart by the colour-blind too
-
-
-def bits(nats: Any) -> Any:
-    """Of information, from nats; a number or an array."""
+def bits(nats: Number) -> Number:
+    """Return an amount of information in bits, given in nats."""
     return nats / math.log(2)
 
 
-def nats(bits: Any) -> Any:
+def nats(bits: Number) -> Number:
+    """Return an amount of information in nats, given in bits."""
     return bits * math.log(2)

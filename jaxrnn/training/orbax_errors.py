@@ -1,4 +1,4 @@
-"""The errors of orbax and tensorstore, turned into errors that say in one line what was wrong."""
+"""The errors of orbax and tensorstore, turned into errors that say in one line what is wrong."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from jaxrnn.devices import processes
 from jaxrnn.errors import InputError
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of its own there
-
 
 class Damaged(Exception):
     """The content of a checkpoint differs from what was written; the message says how, in one line."""
 
 
-# What tensorstore's errors begin with where the content of a file is not to blame.
+# Beginnings of tensorstore's errors that do not mean that the content of a file is wrong.
 _CIRCUMSTANCES = (
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED",
     "CANCELLED", "UNIMPLEMENTED",
@@ -35,9 +32,12 @@ _CIRCUMSTANCES = (
 def reading(folder: Path) -> Iterator[None]:
     """Turn errors that orbax raises while it reads a checkpoint into Damaged or InputError.
 
+    Args:
+      folder: the folder of the checkpoint.
+
     Raises:
-      Damaged: where the content is to blame: it is missing, too short or not what it should be.
-      InputError: where something else is: the system does not let us read it, or memory is short.
+      Damaged: if the content is missing, too short or not what it should be.
+      InputError: if there is another reason, such as permissions or too little memory.
     """
     try:
         yield
@@ -57,9 +57,9 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _unreadable(folder: Path) -> str | None:
-    """Return why the system does not let us read a file in a folder; None where all can be read.
+    """Return why a file in a folder cannot be read; None if all files can be read.
 
-    orbax reports many such files as missing, and those that are missing really are damage.
+    orbax reports many unreadable files as missing, and files that really are missing mean damage.
     """
 
     def stop(error: OSError) -> None:
@@ -78,46 +78,76 @@ def _unreadable(folder: Path) -> str | None:
     return None
 
 
-class writing:
-    """Turns what orbax and tensorstore raise for a failed write into one OSError with one line."""
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn errors that orbax and tensorstore raise for a failed write into an OSError of one line.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Args:
+      directory: the folder of all checkpoints.
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not processes.is_peer_failure(error):
-            raise OSError(
-                f"could not save to {self._directory}: {first_line(error)}; "
-                "the checkpoints before it are intact"
-            ) from error
-
-
-def quieten_orbax() -> None:
-    """Keep off the screen what becomes of orbax's other tasks after one of them met a bad file.
-
-    They end in threads of their own, some after their event loop was closed; the error that matters
-    was raised in `save`, `wait` or `restore` already.
+    Raises:
+      OSError: for every error but the loss of contact with another process.
     """
-    logging.getLogger("asyncio").addFilter(_told_already)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    before = sys.unraisablehook
-    if getattr(before, "__name__", "") == "drop_abandoned_tasks":
-        return
+    try:
+        yield
+    except Exception as error:
+        if processes.is_peer_failure(error):
+            raise
+        raise OSError(
+            f"could not save to {directory}: {first_line(error)}; the earlier checkpoints are intact"
+        ) from error
 
-    def drop_abandoned_tasks(unraisable: Any) -> None:
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep orbax's messages off the screen until the end of the block, as `quieten` does."""
+    restore = quieten()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def quieten() -> Callable[[], None]:
+    """Keep orbax's messages off the screen.
+
+    orbax logs every step of its own. When one of its tasks meets a bad file, the other tasks end in
+    threads of their own, some after their event loop was closed, and Python reports each of them; the
+    error that matters was raised by `save`, `wait` or `restore` already.
+
+    Returns:
+      A function that restores what was changed: the level of absl's logger, a filter of asyncio's
+      logger, the warnings filters and `sys.unraisablehook`. A command need not call it.
+    """
+    absl = logging.getLogger("absl")
+    asyncio = logging.getLogger("asyncio")
+    level = absl.level
+    hook = sys.unraisablehook
+
+    def drop_abandoned_tasks(unraisable: sys.UnraisableHookArgs) -> None:
         frames = traceback.extract_tb(unraisable.exc_traceback)
         if not any("asyncio" in frame.filename or "orbax" in frame.filename for frame in frames):
-            before(unraisable)
+            hook(unraisable)
 
+    def is_news(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    absl.setLevel(logging.CRITICAL)
+    asyncio.addFilter(is_news)
+    filters = warnings.catch_warnings()
+    filters.__enter__()
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = drop_abandoned_tasks
 
+    def restore() -> None:
+        absl.setLevel(level)
+        asyncio.removeFilter(is_news)
+        filters.__exit__(None, None, None)
+        sys.unraisablehook = hook
 
-def _told_already(record: logging.LogRecord) -> bool:
-    return "exception was never retrieved" not in record.getMessage()
+    return restore
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, shortened, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,48 +1,119 @@
 """What a training run shows and writes: progress, metrics.jsonl, samples.txt, loss.png, TensorBoard.
 
-The files can be wound back to where a checkpoint was saved, so that a resumed run leaves the same
-lines as one that was never stopped.
+The files can be cut back to where a checkpoint was saved, so that a resumed run leaves the same lines as
+an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
-from jaxrnn import charlm, console
+from jaxrnn import charlm, console, progress
 from jaxrnn.charlm import sampling
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
-from jaxrnn.training.curves import Curve, bits, draw_losses
+from jaxrnn.training.metrics import (
+    METRICS,
+    PICTURE,
+    Curve,
+    Metric,
+    bits,
+    check_metrics,
+    draw_losses,
+)
 
-SAMPLE_LENGTH = 300  # characters of the samples written while training
-METRICS, SAMPLES, PICTURE, BOARD = "metrics.jsonl", "samples.txt", "loss.png", "tensorboard"
+# Length in characters of the samples that are written while training.
+SAMPLE_LENGTH = 300
+SAMPLES, BOARD = "samples.txt", "tensorboard"
 
 
-class Metric(NamedTuple):
-    """A line of metrics.jsonl. Losses in nats per character."""
+@runtime_checkable
+class Reporter(Protocol):
+    """What `fit` calls as a run happens."""
 
-    step: int
-    loss: float
-    val_loss: float | None
-    grad_norm: float
-    chars_per_second: float
-    seconds: float
+    def note(self, line: str) -> None:
+        """Show a line of its own."""
+
+    def begin(self, step: int, total: int) -> None:
+        """Begin, or begin again, at `step` of `total`."""
+
+    def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None:
+        """Report a device call.
+
+        Args:
+          step: the number of steps taken.
+          loss: mean loss of the steps since the last call, in nats per character.
+          grad_norm: mean gradient norm of these steps.
+          val_loss: validation loss after them, if there was an evaluation.
+        """
+
+    def sample(self, step: int, params: charlm.Params) -> bytes:
+        """Draw a sample from the model as it is now and keep it; return it for `show`."""
+
+    def show(self, step: int, sample: bytes) -> None:
+        """Show a sample on the screen."""
+
+    def position(self) -> dict[str, Any]:
+        """Return the position in the files, as JSON, for a checkpoint."""
+
+    def rewind(self, position: dict[str, Any]) -> None:
+        """Cut the files back to a position; {} stands for the very beginning."""
+
+    def end(self) -> None:
+        """End the report. Raises nothing, so that an error that ended the loop is not hidden."""
+
+
+class NullReport:
+    """The report of the processes that leave showing and writing to the primary process.
+
+    Args:
+      prime: the beginning of the samples, as in the primary process. If the model is divided over
+        several processes, all of them must take part in drawing a sample.
+    """
+
+    def __init__(self, prime: str | bytes) -> None:
+        self._prime = prime
+
+    def note(self, line: str) -> None:
+        """Show nothing."""
+
+    def begin(self, step: int, total: int) -> None:
+        """Show nothing."""
+
+    def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None:
+        """Write nothing."""
+
+    def sample(self, step: int, params: charlm.Params) -> bytes:
+        """Take part in drawing a sample."""
+        return _draw_sample(params, self._prime)
+
+    def show(self, step: int, sample: bytes) -> None:
+        """Show nothing."""
+
+    def position(self) -> dict[str, Any]:
+        """Return the position in no files."""
+        return {}
+
+    def rewind(self, position: dict[str, Any]) -> None:
+        """Change nothing."""
+
+    def end(self) -> None:
+        """End."""
 
 
 class Report:
-    """Tells a run as it happens.
+    """The report of a run on the screen and in its run directory.
 
     Args:
       run: the run directory.
-      characters: per step, for the speed.
-      floor: the validation loss that no model can beat, where it is known.
-      prime: how the samples begin.
+      characters: characters per training step, for the speed.
+      floor: the validation loss that no model can beat, if it is known; in nats per character.
+      prime: the beginning of the samples.
       tensorboard: also write event files for TensorBoard into the run directory.
       quiet: show nothing on the screen.
     """
@@ -56,39 +127,49 @@ class Report:
         tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
-        self._metrics, self._samples = run / METRICS, run / SAMPLES
+        self._metrics = run / METRICS
+        self._samples = run / SAMPLES
         self._picture = run / PICTURE
-        self._characters, self._floor, self._prime = characters, floor, prime
-        self._seconds = 0.0  # of the run so far, whatever process they passed in
+        self._characters = characters
+        self._floor = floor
+        self._prime = prime
+        # Time that the run has taken so far, earlier processes included.
+        self._seconds = 0.0
         self._clock = time.perf_counter()
-        self._last_step, self._total = 0, 0
+        self._last_step = 0
         self._val_loss: float | None = None
-        self._losses, self._val_losses = Curve(), Curve()
+        self._losses = Curve()
+        self._val_losses = Curve()
         self._missed_picture = False
-        self._screen = _screen(quiet)
+        self._display: progress.Display
+        self._display = progress.Silent() if quiet else progress.show(progress.STEPS)
         if tensorboard:
             require_tensorboard()
-        self._wants_board, self._board_folder = tensorboard, run / BOARD
+        self._wants_board = tensorboard
+        self._board_folder = run / BOARD
+        # tensorboardX's SummaryWriter, an optional package.
         self._board: Any = None
 
-    # --- told by `fit` ---
+    # --- called by `fit` ---
 
     def note(self, line: str) -> None:
-        """Something worth a line of its own."""
-        self._screen.line(line)
+        """Show a line of its own."""
+        self._display.line(line)
 
     def begin(self, step: int, total: int) -> None:
-        """The loop starts (again) at `step` of `total`."""
-        self._last_step, self._total = step, total
+        """Begin, or begin again, at `step` of `total`."""
+        self._last_step = step
         if self._wants_board and self._board is None:
-            self._board = require_tensorboard()(str(self._board_folder))  # makes the folder
+            # The writer makes the folder, so it waits until the run may write.
+            self._board = require_tensorboard()(str(self._board_folder))
         self._clock = time.perf_counter()
-        self._screen.begin(step, total)
+        self._display.begin("compiling", step, total)
 
     def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None:
-        """The mean loss and gradient norm since the last call, and a validation loss if just made."""
+        """Write a line of metrics.jsonl, as `Reporter.steps` describes, and show it."""
         now = time.perf_counter()
-        passed, self._clock = max(now - self._clock, 1e-9), now
+        passed = max(now - self._clock, 1e-9)
+        self._clock = now
         self._seconds += passed
         speed = (step - self._last_step) * self._characters / passed
         self._last_step = step
@@ -96,47 +177,38 @@ class Report:
         if val_loss is not None:
             self._val_loss = val_loss
         self._remember(metric.step, metric.loss, val_loss)
-        line = {name: value for name, value in metric._asdict().items() if value is not None}
-        _append(self._metrics, json.dumps(line).encode() + b"\n")
+        _append(self._metrics, metric.as_line().encode())
         if self._board is not None:
             for name, value in metric._asdict().items():
                 if value is not None and name not in ("step", "seconds"):
                     self._board.add_scalar(name, value, step)
-        self._screen.steps(metric, self._describe(metric), val_loss is not None)
+        self._display.reach(step, self._describe(metric), important=val_loss is not None)
         if val_loss is not None:
             self.draw()
 
     def sample(self, step: int, params: charlm.Params) -> bytes:
-        """Draw a sample of the model as it is now and append it to samples.txt; bytes as they are.
-
-        Returns it for `show`.
-        """
-        raw = self._sampled(params)
+        """Draw a sample from the model as it is now, append it to samples.txt and return it."""
+        raw = _draw_sample(params, self._prime)
         _append(self._samples, f"--- step {step} ---\n".encode() + raw + b"\n\n")
         return raw
 
     def show(self, step: int, sample: bytes) -> None:
-        """Show a sample on the screen."""
-        self._screen.sample(step, console.shown_lines(sample.decode(errors="replace")))
-
-    def _sampled(self, params: charlm.Params) -> bytes:
-        how = params, self._prime, SAMPLE_LENGTH
-        if params.vocabulary.by_bytes:
-            return cast(bytes, sampling.sample_bytes(*how))
-        return str(sampling.sample(*how)).encode(errors="replace")
+        """Show a sample on the screen, with control characters escaped."""
+        text = console.shown_lines(sample.decode(errors="replace"))
+        self._display.block(f"a sample at step {step}", text)
 
     def end(self) -> None:
         """End the report. Raises nothing, so that an error that ended the loop is not hidden."""
         with contextlib.suppress(Exception):
             self.draw()
-        self._screen.end()
+        self._display.end()
         if self._board is not None:
             self._board.close()
 
     # --- where a resumed run starts ---
 
     def position(self) -> dict[str, Any]:
-        """Return the lengths of the files, for a checkpoint. They are synced to the disk first."""
+        """Return the lengths of the files, for a checkpoint. The files are synced to the disk first."""
         files = {}
         for path in self._files():
             if path.exists():
@@ -146,24 +218,26 @@ class Report:
         return {"files": files, "seconds": self._seconds, "step": self._last_step}
 
     def rewind(self, position: dict[str, Any]) -> None:
-        """Cut the files back to a position; {} for the very beginning.
+        """Cut the files back to a position; {} stands for the very beginning.
 
-        A file may be shorter than it was, or end in a part of a line, as after a power cut: what is
-        left of it is kept, and a note says what is missing.
+        A file may be shorter than it was, or end in the middle of a line, for example after a power cut:
+        its good lines are kept, and a note says what is missing.
         """
         sizes = position.get("files", {})
         for path in self._files():
-            size, there = sizes.get(path.name, 0), path.stat().st_size if path.exists() else 0
-            if there > size:
+            size = sizes.get(path.name, 0)
+            found = path.stat().st_size if path.exists() else 0
+            if found > size:
                 with path.open("r+b") as file:
                     file.truncate(size)
-            if there < size:
-                self.note(f"{path} has lost {size - there:,} bytes since the checkpoint was saved")
-        metrics, torn = _metrics(self._metrics)
-        if torn:
-            self.note(f"{self._metrics}: {torn} damaged line{'s' * (torn > 1)} dropped")
+            if found < size:
+                self.note(f"{path} has lost {size - found:,} bytes since the checkpoint was saved")
+        metrics, damaged = check_metrics(self._metrics)
+        if damaged:
+            self.note(f"{self._metrics}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
             atomic_write(self._metrics, "".join(json.dumps(line) + "\n" for line in metrics))
-        self._losses, self._val_losses = Curve(), Curve()
+        self._losses = Curve()
+        self._val_losses = Curve()
         for line in metrics:
             self._remember(line["step"], line["loss"], line.get("val_loss"))
         self._seconds = position.get("seconds", 0.0)
@@ -181,7 +255,7 @@ class Report:
     # --- drawing ---
 
     def draw(self) -> None:
-        """Draw loss.png. Where that fails, report it once; the training continues."""
+        """Draw loss.png. If that fails, a note says so once, and the training continues."""
         if not self._losses.points:
             return
         try:
@@ -205,28 +279,15 @@ class Report:
         return "  ".join([*parts, f"{metric.chars_per_second:,.0f} chars/s"])
 
 
-class Unheard(Report):
-    """Of the processes that leave telling and writing to the first.
+def _draw_sample(params: charlm.Params, prime: str | bytes) -> bytes:
+    """Return a sample of the model, text as UTF-8."""
+    if params.vocabulary.by_bytes:
+        return cast(bytes, sampling.sample_bytes(params, prime, SAMPLE_LENGTH))
+    return str(sampling.sample(params, prime, SAMPLE_LENGTH)).encode(errors="replace")
 
-    prime: as of the first; samples of a model that is divided over processes are drawn by all of them.
-    """
 
-    def __init__(self, prime: str | bytes) -> None:
-        self._prime = prime
-
-    def note(self, line: str) -> None: ...
-    def begin(self, step: int, total: int) -> None: ...
-    def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None: ...
-    def end(self) -> None: ...
-    def rewind(self, position: dict[str, Any]) -> None: ...
-
-    def show(self, step: int, sample: bytes) -> None: ...
-
-    def sample(self, step: int, params: charlm.Params) -> bytes:
-        return self._sampled(params)
-
-    def position(self) -> dict[str, Any]:
-        return {}
+def _both(nats: float) -> str:
+    return f"{nats:.3f} nats ({bits(nats):.3f} bits)"
 
 
 class NotWritten(OSError):
@@ -239,126 +300,14 @@ def _append(path: Path, raw: bytes) -> None:
             file.write(raw)
     except OSError as error:
         raise NotWritten(
-            f"could not save to {path}: {error.strerror}; the checkpoints before it are intact"
+            f"could not save to {path}: {error.strerror}; the earlier checkpoints are intact"
         ) from error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl, without damaged ones."""
-    return _metrics(path)[0]
-
-
-def _metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of a metrics.jsonl that are as they were written, and how many are not."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    good = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if line.endswith(b"\n") and _is_metric(found):
-                good.append(found)
-    return good, len(lines) - len(good)
-
-
-def _is_metric(line: Any) -> bool:
-    if not isinstance(line, dict):
-        return False
-    step, losses = line.get("step"), [line.get("loss"), line.get("val_loss", 0.0)]
-    return isinstance(step, int) and all(
-        isinstance(loss, int | float) and math.isfinite(loss) for loss in losses
-    )
-
-
-def _both(nats: float) -> str:
-    return f"{nats:.3f} nats ({bits(nats):.3f} bits)"
-
-
-# --- the screen: a progress bar on a terminal, plain lines elsewhere ---
-
-PLAIN_EVERY = 10.0  # seconds between plain lines, besides those with a validation loss
-
-
-class _Silent:
-    """Shows nothing; what the screens have in common."""
-
-    def line(self, text: str) -> None: ...
-    def begin(self, step: int, total: int) -> None: ...
-    def steps(self, metric: Metric, text: str, judged: bool) -> None: ...
-    def sample(self, step: int, text: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class _Plain(_Silent):
-    """Lines for a file or a pipe."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._told = -math.inf
-
-    def line(self, text: str) -> None:
-        print(text, flush=True)
-
-    def begin(self, step: int, total: int) -> None:
-        self._total = total
-
-    def steps(self, metric: Metric, text: str, judged: bool) -> None:
-        if judged or time.monotonic() - self._told >= PLAIN_EVERY:
-            self._told = time.monotonic()
-            self.line(f"step {metric.step}/{self._total}  {text}")
-
-    def sample(self, step: int, text: str) -> None:
-        self.line(f"--- a sample at step {step} ---\n{text}\n---")
-
-
-class _Bar(_Silent):
-    """A rich progress bar with the losses, the speed and the time left."""
-
-    def __init__(self, console: Any) -> None:
-        from rich import progress
-
-        self._console = console
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.completed}/{task.total}"),
-            progress.BarColumn(bar_width=24),
-            progress.TextColumn("{task.description}"),
-            progress.TimeRemainingColumn(),
-            console=console,
-        )
-        self._task: Any = None
-
-    def line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def begin(self, step: int, total: int) -> None:
-        self._task = self._progress.add_task("compiling", completed=step, total=total)
-        self._progress.start()
-
-    def steps(self, metric: Metric, text: str, judged: bool) -> None:
-        self._progress.update(self._task, completed=metric.step, description=text)
-
-    def sample(self, step: int, text: str) -> None:
-        from rich.panel import Panel
-        from rich.text import Text
-
-        self._console.print(Panel(Text(text), title=f"step {step}", title_align="left"))
-
-    def end(self) -> None:
-        self._progress.stop()
-
-
-def _screen(quiet: bool) -> _Silent:
-    if quiet:
-        return _Silent()
-    from rich.console import Console
-
-    console = Console()
-    return _Bar(console) if console.is_terminal else _Plain()
-
-
 def require_tensorboard() -> Any:
-    """Return tensorboardX's SummaryWriter. Raises InputError where it is not installed."""
+    """Return tensorboardX's SummaryWriter. Raises InputError if it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise InputError('--tensorboard needs: pip install "jaxrnn[tensorboard]"') from None
+        raise InputError('`tensorboard` needs: pip install "jaxrnn[tensorboard]"') from None
     return SummaryWriter

@@ -1,7 +1,7 @@
-"""The description of a run, config.json and vocab.json, and the model that a run directory holds.
+"""The description of a run, config.json and vocab.json, and the model in a run directory.
 
 config.json     all settings of the training, and the name and sha256 of its text
-vocab.json      what the tokens mean
+vocab.json      the meaning of the tokens
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,13 +21,51 @@ from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import memory, modes
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
+from jaxrnn.settings import Rules, rules_of, setting
+from jaxrnn.training import orbax_errors
 from jaxrnn.training.checkpoint import Checkpoints, Which
 
 DESCRIPTION, VOCABULARY = "config.json", "vocab.json"
 
-# Version of config.json. Format 1, which has no "format", named the two widths otherwise.
+# Version of config.json. Format 1, which has no "format", had other names for two settings.
 FORMAT = 2
 _RENAMED_IN_2 = {"hidden": "hidden_size", "embed": "embedding_size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The text of a run, as config.json describes it.
+
+    name: its short name, as `sources.name` gives it.
+    sha256: the hash of its content.
+    """
+
+    name: str = setting("", may_change=True, per_process=True)
+    sha256: str = ""
+
+
+class Description(NamedTuple):
+    """The description of a new run.
+
+    values: the content of config.json, except for the format.
+    rules: the rules of all settings in there, by name.
+    """
+
+    values: dict[str, Any]
+    rules: dict[str, Rules]
+
+
+def describe(options: Any, text: Text) -> Description:
+    """Return the description of a run.
+
+    Args:
+      options: the dataclass of the command's options.
+      text: the text.
+    """
+    values = {**dataclasses.asdict(options), "text": dataclasses.asdict(text)}
+    # The folder may be moved.
+    values["workdir"] = None
+    return Description(values, rules_of(options) | rules_of(text))
 
 
 @modes.fixed()
@@ -36,40 +74,42 @@ def load(
     which: Which = "best",
     warn: Callable[[str], None] | None = None,
 ) -> charlm.Params:
-    """Read the model of a run directory, onto whatever device there is here.
+    """Read the model of a run directory onto the default device.
 
     Args:
       run: the folder that `python -m jaxrnn.train` wrote.
       which: "best" (lowest validation loss) or "latest".
-      warn: called with one line for every damaged checkpoint that is passed over for the next best
-        (or latest) one; None issues a RuntimeWarning.
+      warn: called with one line for every damaged checkpoint that is skipped for the next best (or
+        latest) one; None issues a RuntimeWarning.
 
     Returns:
-      The model, its parameters float32, whatever JAX' modes are here or were when it was trained.
+      The model. Its parameters are float32, whatever modes of JAX are on here or were in training.
 
     Raises:
-      InputError: for a folder that is none, is no run, holds no good checkpoint or cannot be read,
-        and for a model that is larger than the memory here.
+      InputError: if the folder does not exist, is not a run, holds no good checkpoint or cannot be
+        read, or if the model is larger than the memory of this machine.
     """
     path = Path(run)
     config, vocabulary = read(path)
     model = model_of(path, config)
     shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
     memory.check(memory.bytes_per_device(shapes), f"the model of {run}", "use a machine with more")
-    checkpoints = Checkpoints(path, _issue if warn is None else warn, read_only=True)
-    restored = checkpoints.restore(shapes, which=which)
-    checkpoints.close()
+    with orbax_errors.quiet():
+        checkpoints = Checkpoints(path, _issue if warn is None else warn, read_only=True)
+        restored = checkpoints.restore(shapes, which=which)
+        checkpoints.close()
     if restored is None:
         raise InputError(f"{run} holds no good checkpoint yet")
     return restored.tree[0]
 
 
 def _issue(line: str) -> None:
-    warnings.warn(line, RuntimeWarning, stacklevel=5)  # that many calls below the caller of `load`
+    # The caller of `load` is five calls up.
+    warnings.warn(line, RuntimeWarning, stacklevel=5)
 
 
 def write(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Write config.json and vocab.json, each whole or not at all; config.json makes it a run."""
+    """Write config.json and vocab.json, each whole or not at all; config.json makes the folder a run."""
     atomic_write(run / VOCABULARY, vocabulary_text(vocabulary))
     atomic_write(run / DESCRIPTION, json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
 
@@ -80,16 +120,20 @@ def vocabulary_text(vocabulary: Vocabulary) -> str:
 
 
 def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
-    """Read config.json and vocab.json of a run.
+    """Read config.json, without the format, and vocab.json of a run.
 
     Raises:
-      InputError: for a folder that is no run, and for a file that is damaged or cannot be read.
+      InputError: if the folder is not a run, or a file is damaged or cannot be read.
     """
     if not os.path.isdir(run):
-        raise InputError(f"{run} is no folder; train first, or name the folder of a run")
+        raise InputError(
+            f"{run} is not a folder; train first, or give the run directory of a training"
+        )
     config = _read_json(run, DESCRIPTION)
     if not describes_run(config):
-        raise InputError(f"{run} is no run of jaxrnn: its {DESCRIPTION} describes something else")
+        raise InputError(
+            f"{run} is not a run of jaxrnn: its {DESCRIPTION} describes something else"
+        )
     config = _upgraded(run, config)
     try:
         vocabulary = Vocabulary(**_read_json(run, VOCABULARY))
@@ -101,15 +145,15 @@ def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
 
 
 def _upgraded(run: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a config.json of any format in today's, without the number of the format.
+    """Return the content of a config.json of any format in the current format, without its number.
 
-    Raises InputError for a format that is newer than this version of jaxrnn.
+    Raises InputError if the format is newer than this version of jaxrnn.
     """
     found = config.get("format", 1)
     if not isinstance(found, int) or found > FORMAT:
         raise InputError(
             f"{run} was written by a newer jaxrnn: its {DESCRIPTION} has format {found}, and this "
-            f"version reads 1 to {FORMAT}; update jaxrnn"
+            f"version reads formats 1 to {FORMAT}; update jaxrnn"
         )
     config = {name: value for name, value in config.items() if name != "format"}
     if found == 1:
@@ -120,7 +164,7 @@ def _upgraded(run: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def describes_run(config: Any) -> bool:
-    """Return whether `write` wrote this content of a config.json."""
+    """Return whether the content of a config.json is one that `write` wrote."""
     try:
         return isinstance(config["training"]["model"], dict)
     except (KeyError, TypeError):
@@ -131,7 +175,7 @@ def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run, which its config.json shows.
 
     Raises:
-      InputError: where config.json is damaged or cannot be read, so that it does not say.
+      InputError: if config.json is damaged or cannot be read.
     """
     try:
         (folder / DESCRIPTION).stat()
@@ -143,7 +187,7 @@ def is_run(folder: Path) -> bool:
 
 
 def model_of(run: Path, config: dict[str, Any]) -> charlm.ModelConfig:
-    """Return the model configuration in a run's config.json. Raises InputError where it is invalid."""
+    """Return the model configuration in a run's config.json. Raises InputError if it is invalid."""
     try:
         model = charlm.ModelConfig(**config["training"]["model"])
         model.make_cell()
@@ -156,7 +200,7 @@ def _read_json(run: Path, name: str) -> Any:
     try:
         return json.loads((run / name).read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{run} is no run of jaxrnn: it has no {name}") from None
+        raise InputError(f"{run} is not a run of jaxrnn: it has no {name}") from None
     except OSError as error:
         raise InputError(f"cannot read {run / name}: {error.strerror}") from None
     except ValueError as error:

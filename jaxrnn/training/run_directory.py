@@ -1,65 +1,69 @@
-"""The run's folder before and around a training: made, held by one training, and of one run."""
+"""The run directory around a training: what may be in it, its lock, and whether it is the same run."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 
+from jaxrnn import settings
 from jaxrnn.data import sources
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.devices import processes
+from jaxrnn.devices import locks, processes
 from jaxrnn.errors import InputError
-from jaxrnn.training import checkpoint, feed, report, run_description
+from jaxrnn.training import checkpoint, feed, metrics, report, run_description
+from jaxrnn.training.run_description import Description
 
-CHECKPOINTS, ASIDE, LOCK = "checkpoints", "set-aside", "lock"
+CHECKPOINTS, ASIDE = "checkpoints", "set-aside"
 FOLDERS = (CHECKPOINTS, ASIDE, report.BOARD)
-FILES = (run_description.VOCABULARY, report.METRICS, report.SAMPLES, report.PICTURE, feed.FILE)
-# All that a training writes into its folder.
+FILES = (
+    run_description.VOCABULARY,
+    metrics.METRICS,
+    report.SAMPLES,
+    metrics.PICTURE,
+    feed.FILE,
+)
+# Everything that a training writes into its folder, except for the lock.
 OWNED = (run_description.DESCRIPTION, *FILES, *FOLDERS)
 
-# What may differ when a run is continued: how long, how and where it goes on, not what it is.
-FREE = {
-    "name", "data", "glob", "preset", "workdir", "overwrite", "accelerator", "sample_prime",
-    "tensorboard", "mesh", "distributed", "coordinator", "process_id", "num_processes",
-    "connect_timeout",
-    "steps", "epochs", "learning_rate", "schedule", "warmup", "beta2", "clip_norm", "accumulate",
-    "log_every", "eval_every", "sample_every", "memory_map", "implementation",
-    "dropout", "weight_dropout",
-}  # fmt: skip
-# What differs from process to process of one training.
-OWN = {"process_id", "workdir", "data", "name"}
+
+def require_equal_settings(new: Description) -> None:
+    """Raise InputError if the processes of one training have different settings or texts."""
+    common = {
+        name: value
+        for name, value in flatten(new.values).items()
+        if not new.rules.get(name, settings.DEFAULTS).per_process
+    }
+    common["jax"] = jax.__version__
+    processes.require_equal(common, "start all with the same command and text")
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Make the folder if need be and keep every other training out of it.
+def lock(workdir: Path) -> Iterator[None]:
+    """Make the run directory if need be, and keep every other training out of it.
 
     Raises:
-      InputError: where it cannot be written, another training is running there, or the processes of
-        one training do not see the same folder.
+      InputError: if it cannot be written, another training is running there, or the processes of one
+        training do not see the same folder.
     """
-    busy = f"another training is running in {workdir}; wait for it or choose another --workdir"
+    busy = f"another training is running in {workdir}; wait for it or choose another `workdir`"
 
     def take(stack: contextlib.ExitStack) -> str:
         if not processes.is_primary():
             return ""
-        make(workdir, "--workdir")
-        stack.enter_context(locked(workdir, "--workdir", busy))
+        locks.make_folder(workdir, "workdir")
+        stack.enter_context(locks.lock_folder(workdir, "workdir", busy))
         _check_writable(workdir)
         if jax.process_count() == 1:
             return ""
-        mark = _mark()
-        (workdir / LOCK).write_text(mark)
+        mark = locks.random_mark()
+        (workdir / locks.LOCK).write_text(mark)
         return mark
 
     with contextlib.ExitStack() as stack:
@@ -71,46 +75,15 @@ def held(workdir: Path) -> Iterator[None]:
             if error.errno == errno.ENOSPC:
                 raise OSError(
                     f"could not save to {workdir}: {error.strerror}; "
-                    "the checkpoints before it are intact"
+                    "the earlier checkpoints are intact"
                 ) from error
             raise
-
-
-@contextlib.contextmanager
-def locked(folder: Path, flag: str, busy: str) -> Iterator[None]:
-    """Hold the lock file of a folder.
-
-    Args:
-      folder: it exists.
-      flag: that names it.
-      busy: what to say where another process holds it.
-
-    Raises:
-      InputError: where another process holds it, or it cannot be written.
-    """
-    lock = filelock.FileLock(folder / LOCK, timeout=0, mode=0o666)  # less the user's umask
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise InputError(busy) from None
-    except OSError as error:
-        raise _not_writable(folder / LOCK, flag, error) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_foreign_lock(folder: Path) -> bool:
-    """Return whether the file named like our lock is not a lock, so the folder holds something else."""
-    lock = folder / LOCK
-    return lock.exists() and (not lock.is_file() or lock.stat().st_size > len(_mark()))
 
 
 def clear(workdir: Path) -> None:
     """Remove the files that a run wrote. Other files beside them and the targets of links are kept.
 
-    What says that the folder holds a run is removed last, so that after a crash it still says so.
+    The file that shows that the folder holds a run is removed last, so that it is there after a crash.
     """
     if not run_description.is_run(workdir):
         return
@@ -134,19 +107,18 @@ def _written(folder: str, path: Path) -> bool:
     return path.is_dir() and (path.name.isdecimal() or ".orbax-checkpoint-tmp" in path.name)
 
 
-def check(workdir: Path, new: dict[str, Any], vocabulary: Vocabulary, overwrite: bool) -> None:
+def check(workdir: Path, new: Description, vocabulary: Vocabulary, overwrite: bool) -> None:
     """Refuse a folder in which a training would overwrite something. Changes nothing.
 
     Args:
       workdir: the folder; it need not exist.
       new: the description of the training.
-      vocabulary: of its text.
-      overwrite: a run that is there is to be thrown away.
+      vocabulary: the vocabulary of its text.
+      overwrite: whether a run in the folder is to be replaced.
 
     Raises:
-      InputError: where the folder's name is not UTF-8; where it holds no run of jaxrnn but files of
-        the names that a training writes; and, unless `overwrite`, where its run is of another model
-        or another text.
+      InputError: if the name of the folder is not UTF-8; if it holds no run of jaxrnn, but files with
+        names that a training writes; and, unless `overwrite`, if its run has another model or text.
     """
     checkpoint.check_name(workdir)
     if not os.path.isdir(workdir):
@@ -158,57 +130,60 @@ def check(workdir: Path, new: dict[str, Any], vocabulary: Vocabulary, overwrite:
 
 
 def _check_free(workdir: Path, vocabulary: Vocabulary) -> None:
-    """Raise InputError where a training would overwrite files that it did not write."""
-    others = [name for name in OWNED if _occupied(workdir / name)]
-    if is_foreign_lock(workdir):
-        others.append(LOCK)
-    if others == [
-        run_description.VOCABULARY
-    ]:  # a training that was killed between its first two files
+    """Raise InputError if a training would overwrite files that it did not write."""
+    others = [name for name in OWNED if _is_occupied(workdir / name)]
+    if locks.is_foreign_lock(workdir):
+        others.append(locks.LOCK)
+    if others == [run_description.VOCABULARY]:
+        # Perhaps a training was killed between its first two files.
+        ours = run_description.vocabulary_text(vocabulary).encode()
         with contextlib.suppress(OSError):
-            if (workdir / others[0]).read_bytes() == run_description.vocabulary_text(
-                vocabulary
-            ).encode():
+            if (workdir / others[0]).read_bytes() == ours:
                 return
     if others:
         raise InputError(
-            f"{workdir} holds no run of jaxrnn, and a training would write over its "
-            f"{', '.join(others)}; choose another --workdir"
+            f"{workdir} holds no run of jaxrnn, and a training would overwrite its "
+            f"{', '.join(others)}; choose another `workdir`"
         )
 
 
-def _occupied(path: Path) -> bool:
+def _is_occupied(path: Path) -> bool:
     """Return whether a training would overwrite what is at this path."""
-    if path.name in FOLDERS and path.is_dir():  # perhaps a link to a larger disk, made before
+    if path.name in FOLDERS and path.is_dir():
+        # It may be a link to a larger disk, made before the training.
         return any(_written(path.name, inside) for inside in path.iterdir())
     return path.exists() or path.is_symlink()
 
 
-def _check_same(workdir: Path, new: dict[str, Any]) -> None:
-    """Raise InputError where the folder holds a run of another model or another text."""
-    old, _ = run_description.read(workdir)
-    before, after = flat(old), flat(new)
-    names = sorted((before.keys() | after.keys()) - FREE)
-    differing = [n for n in names if before.get(n) != after.get(n)]
+def _check_same(workdir: Path, new: Description) -> None:
+    """Raise InputError if the folder holds a run of another model or another text."""
+    absent = {name: rules.absent for name, rules in new.rules.items()}
+    before = absent | flatten(run_description.read(workdir)[0])
+    after = flatten(new.values)
+    fixed = (
+        name
+        for name in before.keys() | after.keys()
+        if not new.rules.get(name, settings.DEFAULTS).may_change
+    )
+    differing = sorted(name for name in fixed if before.get(name) != after.get(name))
     if differing == ["sha256"]:
         then, now = (str(side.get("sha256"))[:12] for side in (before, after))
         raise InputError(
             f"the text has changed since the run in {workdir} began (sha256 {then}... then and "
-            f"{now}... now), and a run resumes with its own text alone: give that one, choose "
-            "another --workdir, or --overwrite the run"
+            f"{now}... now), and a run can only be resumed with the same text: give that text, choose "
+            "another `workdir`, or `overwrite` the run"
         )
     if differing:
-        settings = [
-            f"--{n.replace('_', '-')} is {before.get(n)} there and {after.get(n)} here"
-            for n in differing
-            if n != "sha256"
+        differences = [
+            f"`{name}` is {before.get(name)} there and {after.get(name)} here"
+            for name in differing
+            if name != "sha256"
         ]
         if "sha256" in differing:
-            settings.append("its text is another")
-        differences = "; ".join(settings)
+            differences.append("its text is another")
         raise InputError(
-            f"{workdir} holds a different run: {differences}; give its settings to resume it, "
-            "another --workdir, or --overwrite it"
+            f"{workdir} holds a different run: {'; '.join(differences)}; give the settings of that run "
+            "to resume it, choose another `workdir`, or `overwrite` it"
         )
 
 
@@ -216,87 +191,64 @@ def check_data(workdir: Path, data: Sequence[str], glob: str | None, samples: bo
     """Refuse training data that includes files which the training itself writes.
 
     Args:
-      workdir: the run's folder.
-      data, glob: as for `sources.read`.
-      samples: the training writes samples.
+      workdir: the run directory.
+      data: as for `sources.read`.
+      glob: as for `sources.read`.
+      samples: whether the training writes samples.
 
     Raises:
-      InputError: where `data` names a file that a training writes into `workdir`, or a folder from
-        which it would take one in, now or when the same command is given again.
+      InputError: if `data` names a file that a training writes into `workdir`, or a folder from which
+        such a file would be read, now or when the same command is given again.
     """
-    for name in (run_description.DESCRIPTION, *FILES, LOCK):
+    for name in (run_description.DESCRIPTION, *FILES, locks.LOCK):
         if name == report.SAMPLES and not samples and not os.path.exists(workdir / name):
             continue
         word = sources.word_including(data, glob, workdir / name)
         if word is not None:
             raise InputError(
-                f"--data {word} takes in {workdir / name}, which the training itself writes: choose "
-                "another --workdir, or other files"
+                f"`data` {word} includes {workdir / name}, which the training itself writes: choose "
+                "another `workdir`, or other files"
             )
 
 
 def check_output(output: Path, run: Path) -> None:
-    """Raise InputError where `output` is one of the files of a run."""
+    """Raise InputError if `output` is one of the files of a run."""
     try:
         inside = output.resolve().relative_to(run.resolve())
     except ValueError:
         return
-    if inside.parts and inside.parts[0] in (*OWNED, LOCK):
-        raise InputError(f"--output {output} is a file of the run in {run}; choose another")
+    if inside.parts and inside.parts[0] in (*OWNED, locks.LOCK):
+        raise InputError(f"`output` {output} is a file of the run in {run}; choose another")
 
 
-def flat(description: dict[str, Any]) -> dict[str, Any]:
-    """The settings by their own names, whatever they are grouped in."""
+def flatten(description: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a description by name, without the groups that they are in."""
     found = {}
     for name, value in description.items():
-        found.update(flat(value) if isinstance(value, dict) else {name: value})
+        found.update(flatten(value) if isinstance(value, dict) else {name: value})
     return found
 
 
-def make(folder: Path, flag: str) -> None:
-    """Make a folder that a flag names. Raises InputError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _not_writable(folder, flag, error) from None
-
-
 def _check_writable(workdir: Path) -> None:
-    """Raise InputError where a training could not write all of its files in the run directory."""
+    """Raise InputError if a training could not write all of its files in the run directory."""
     for folder in (workdir / name for name in FOLDERS if (workdir / name).is_dir()):
-        make(folder, "--workdir")
+        locks.make_folder(folder, "workdir")
         for path in folder.iterdir():
             if path.is_dir() and _written(folder.name, path):
-                make(path, "--workdir")
-    for path in (workdir / report.METRICS, workdir / report.SAMPLES):
+                locks.make_folder(path, "workdir")
+    for path in (workdir / metrics.METRICS, workdir / report.SAMPLES):
         try:
             if path.exists():
                 path.open("r+b").close()
         except OSError as error:
-            raise _not_writable(path, "--workdir", error) from None
-
-
-def _not_writable(path: Path, flag: str, error: OSError) -> InputError:
-    """Return the error for a path that cannot be written; it names the owner where access is denied."""
-    owner = ""
-    with contextlib.suppress(OSError, KeyError, NotImplementedError):
-        if error.errno in (errno.EACCES, errno.EPERM):
-            owner = f" (it belongs to {path.owner()})"
-    return InputError(
-        f"cannot write to {path}: {error.strerror}{owner}; choose another {flag}, or make it writable"
-    )
-
-
-def _mark() -> str:
-    return secrets.token_hex(8)
+            raise locks.not_writable(path, "workdir", error) from None
 
 
 def _check_shared(workdir: Path, mark: str) -> None:
-    lock = workdir / LOCK
-    if mark and (not lock.exists() or lock.read_text() != mark):
+    """Raise InputError if the lock file here does not hold the mark that the primary process wrote."""
+    file = workdir / locks.LOCK
+    if mark and (not file.exists() or file.read_text() != mark):
         raise InputError(
-            f"{workdir.absolute()} is not the folder that process 0 sees; give a --workdir on a file "
-            "system that all hosts share"
+            f"{workdir.absolute()} is not the folder that process 0 sees; choose a `workdir` on a "
+            "file system that all hosts share"
         )

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, SIGTERM and SIGHUP save and leave, in all processes at the same step."""
+"""Requests to stop: Ctrl-C, SIGTERM and SIGHUP, and an output pipe that has lost its reader."""
 
 from __future__ import annotations
 
@@ -6,72 +6,88 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import jax
 
 from jaxrnn import console
 from jaxrnn.devices import processes
 
-NAMES = "SIGINT", "SIGTERM", "SIGHUP"  # of Ctrl-C, of `kill`, and of a terminal that goes away
+# Sent by Ctrl-C, by `kill`, and when the terminal is closed.
+NAMES = "SIGINT", "SIGTERM", "SIGHUP"
 
 
-def handle(handler: Callable[[int, Any], None], leave: tuple[str, ...] = ()) -> dict[int, Any]:
-    """Let a function handle the signals that ask a program to stop. Returns the handlers before.
+@contextlib.contextmanager
+def catching(react: Callable[[int], None], leave: tuple[str, ...] = ()) -> Iterator[None]:
+    """Call a function when a signal asks the program to stop; a second signal ends it at once.
 
-    A signal that came ignored stays ignored: nohup ignores SIGHUP so that a program outlives its
-    terminal, and a shell ignores SIGINT in what a script starts in the background.
+    A signal that is ignored when the block begins stays ignored: nohup ignores SIGHUP so that a program
+    outlives its terminal, and a shell ignores SIGINT in what a script starts in the background. When
+    the block ends, the handlers are again those from before.
 
     Args:
-      handler: as for `signal.signal`.
+      react: called with the exit status that the signal stands for, 128 + its number. It may raise.
       leave: names of signals to leave alone.
     """
-    numbers = [
-        getattr(signal, name) for name in NAMES if name not in leave and hasattr(signal, name)
-    ]
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        react(128 + number)
+
+    names = [name for name in NAMES if name not in leave and hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in heard}
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stop:
-    """Between enter and exit, the signals only leave a mark; the second one is final.
+    """Whether the training was asked to stop.
 
-    Where there are several processes, SIGTERM is left to JAX, which informs all of them
-    (`Checkpoints.preempted`). Standard output that has lost its reader counts as asking, too.
+    Inside `with Stop() as stop`, the first signal is only noted, and the training saves and stops where
+    it asks `stop.asked()`. With several processes, SIGTERM is left to JAX, which informs all of them
+    (`Checkpoints.preempted`). Standard output that has lost its reader counts as a request, too.
     """
 
     def __init__(self) -> None:
         self._status = 0
+        leave = ("SIGTERM",) if jax.process_count() > 1 else ()
+        self._catching = catching(self._note, leave)
 
     @property
     def status(self) -> int:
-        """The exit status: 128 + the signal's number; SIGTERM's where JAX took it."""
+        """The exit status: 128 + the signal's number; SIGTERM's if JAX took the signal."""
         return self._status or 128 + signal.SIGTERM
 
     def asked(self) -> bool:
-        """Whether this or another process was asked to stop. All must call it."""
+        """Return whether this or another process was asked to stop. All processes must call it."""
         if console.pipe_closed():
             self._status = self._status or console.PIPE_CLOSED
         self._status = max(processes.allgather_json(self._status))
         return self._status != 0
 
     def __enter__(self) -> Stop:
-        self._before = handle(self._mark, leave=("SIGTERM",) if jax.process_count() > 1 else ())
+        self._catching.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: object) -> None:
+        self._catching.__exit__(None, None, None)
 
-    def _mark(self, number: int, frame: Any) -> None:
-        if self._status:
-            os._exit(128 + number)
-        self._status = 128 + number
-        _say("\nstopping after this call of the device; once more to leave at once\n")
+    def _note(self, status: int) -> None:
+        self._status = self._status or status
+        _print("\nstopping after this device call; repeat the signal to stop at once\n")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     """Write to standard output from a signal handler."""
     # The pipe may have lost its reader (OSError), or the stream may be closed (ValueError).
     with contextlib.suppress(OSError, ValueError):

@@ -1,7 +1,7 @@
-"""One step of training, and many steps in one device call.
+"""One training step, and many steps in one device call.
 
-The state of a run is (params, optimizer state, recurrent carry, PRNG key, step, rate); the dropout of
-step n follows from the key and n.
+The state of a run is (parameters, optimizer state, recurrent carry, PRNG key, step, rate). The dropout
+of step n follows from the key and n.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jax import lax
 from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import mesh, modes
+from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.shapes import Array, Bool, Int, Scalar
 from jaxrnn.training import feed
 from jaxrnn.training.config import TrainingConfig
@@ -28,13 +29,14 @@ class TrainState:
     """All that a run remembers.
 
     params: the model, float32.
-    opt_state: optax's.
-    carry: the recurrent state at the end of each row's last characters, one per layer.
-    key: of the dropout, folded with the step; raw, as uint32.
-    step: steps taken, int32.
+    opt_state: the state of optax's optimizer.
+    carry: the recurrent state after each row's last character, one per layer.
+    key: PRNG key of the dropout, raw as uint32; step n folds n into it.
+    step: the number of steps taken, int32.
     rate: factor on the learning rate, halved by each recovery from a loss that was not finite.
     """
 
+    # The leaves have no array types: transformations put other objects in their place.
     params: charlm.Params
     opt_state: Any
     carry: charlm.Carry
@@ -44,16 +46,27 @@ class TrainState:
 
 
 class Metrics(NamedTuple):
-    """Of one step: mean loss in nats per character, global norm of the gradient before clipping."""
+    """The metrics of one step, or arrays of those of many.
+
+    loss: mean loss in nats per character.
+    grad_norm: global norm of the gradient before clipping.
+    """
 
     loss: Scalar
     grad_norm: Scalar
 
 
-@functools.cache  # equal settings are one optimizer, and so one compiled step
+# Cached, because equal settings must give the same object, or each would compile its own step.
+@functools.cache
 def make_optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransformation:
-    """Adam behind global-norm clipping (lecture row 14), warm-up and cosine or constant rate."""
-    peak, warmup = config.learning_rate, min(config.warmup, steps - 1)
+    """Return Adam with gradient clipping (lecture row 14), warm-up and cosine or constant rate.
+
+    Args:
+      config: the settings.
+      steps: length of the run, for the cosine.
+    """
+    peak = config.learning_rate
+    warmup = min(config.warmup, steps - 1)
     if config.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
     else:
@@ -63,53 +76,63 @@ def make_optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransfor
 
 
 @modes.fixed()
-def create(config: TrainingConfig, optimizer: Any, vocabulary: Vocabulary) -> TrainState:
-    """The state before the first step."""
+def create(
+    config: TrainingConfig, optimizer: optax.GradientTransformation, vocabulary: Vocabulary
+) -> TrainState:
+    """Return the state before the first step."""
     params = charlm.init(config.model, vocabulary, config.seed)
     return TrainState(
-        params,
-        optimizer.init(params),
-        charlm.initial_carry(config.model, config.batch),
-        dropout_key_of(config),
-        jnp.int32(0),
-        jnp.float32(1),
+        params=params,
+        opt_state=optimizer.init(params),
+        carry=charlm.initial_carry(config.model, config.batch),
+        key=dropout_key_of(config),
+        step=jnp.int32(0),
+        rate=jnp.float32(1),
     )
 
 
 def dropout_key_of(config: TrainingConfig) -> Array:
+    """Return the raw PRNG key of a run's dropout, which follows from the seed."""
     return jax.random.key_data(jax.random.fold_in(jax.random.key(config.seed), 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def begin(
-    config: TrainingConfig, optimizer: Any, vocabulary: Vocabulary, devices: mesh.Mesh
+    config: TrainingConfig,
+    optimizer: optax.GradientTransformation,
+    vocabulary: Vocabulary,
+    devices: mesh.Mesh,
 ) -> TrainState:
-    """`create`, made on the mesh: no device holds what is another's."""
+    """Return the state before the first step, made on the mesh: no device holds another's part."""
     return mesh.constrain(devices, create(config, optimizer, vocabulary))
 
 
 def train_step(
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     state: TrainState,
     tokens: Int[Array, "T1 B"],
-    fresh: Bool[Array, ""],
+    reset: Bool[Array, ""],
     accumulate: int = 1,
-    **how: Any,
+    *,
+    implementation: Implementation | None = None,
+    devices: mesh.Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update.
+    """Return the state after one update, and the metrics of the step.
 
     Args:
-      optimizer: from `make_optimizer`.
-      state: before the step.
-      tokens: [T + 1, B], characters and their successors.
-      fresh: start from the zero state instead of the carry.
-      accumulate: parts of the batch, computed one after the other.
-      how: as for `charlm.forward`: implementation, devices.
+      optimizer: the optimizer from `make_optimizer`.
+      state: the state before the step.
+      tokens: [T + 1, B], the characters and their successors.
+      reset: start from the zero state instead of the carry.
+      accumulate: number of parts of the batch, which are computed one after another.
+      implementation: what runs the recurrence; None takes the fastest that is known here.
+      devices: the mesh that rows and units are divided over; None for one device.
     """
     params = state.params
-    carry = jax.tree.map(lambda s: jnp.where(fresh, 0, s), state.carry)
+    carry = jax.tree.map(lambda s: jnp.where(reset, 0, s), state.carry)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=modes.KEYS), state.step)
-    value_and_grad = jax.value_and_grad(functools.partial(charlm.loss, **how), has_aux=True)
+    loss_of = functools.partial(charlm.loss, implementation=implementation, devices=devices)
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
         index, tokens, carry = slices
@@ -131,7 +154,7 @@ def train_step(
         (loss, gradient), carries = lax.scan(part, zero, slices)
         carry = jax.tree.map(lambda c: c.swapaxes(0, 1).reshape(-1, *c.shape[2:]), carries)
 
-    # optax adds integers to floats, which a program may forbid
+    # optax adds integers to floats, which the caller's program may forbid.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     updates = jax.tree.map(lambda u: u * state.rate, updates)
@@ -145,8 +168,10 @@ def train_step(
 
 
 def _split_rows(x: Array, axis: int, parts: int) -> Array:
-    """[..., B, ...] → [parts, ..., B / parts, ...]; rows side by side go to different parts, so that
-    each of several devices has some of every part."""
+    """Return x [..., B, ...] as [parts, ..., B / parts, ...].
+
+    Neighbouring rows go to different parts, so that each of several devices has some rows of every part.
+    """
     x = x.reshape(*x.shape[:axis], -1, parts, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis + 1, 0)
 
@@ -154,27 +179,47 @@ def _split_rows(x: Array, axis: int, parts: int) -> Array:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def run_steps(
     config: TrainingConfig,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     devices: mesh.Mesh,
     state: TrainState,
     tokens: Array | None,
     windows: Array,
-    fresh: Bool[Array, "K"],
+    resets: Bool[Array, "K"],
     count: Int[Array, ""],
 ) -> tuple[TrainState, Metrics]:
-    """The first `count` of K steps in one call of the device.
+    """Run the first `count` of K steps in one device call.
 
-    The loop's trip count is an argument: a run cut off in the middle and resumed there goes through
-    the same program, whatever the number of steps to the next line of the log. The state lies on the
-    mesh `devices` as `mesh.shardings` says, and stays there.
+    The number of steps is an argument of the compiled program: a run that was stopped in the middle of
+    its K steps and resumed there goes through the same program. The state lies on the mesh as
+    `mesh.shardings` says, and stays there.
+
+    Args:
+      config: the settings.
+      optimizer: the optimizer from `make_optimizer`.
+      devices: the mesh that rows and units are divided over.
+      state: the state before the first step; its memory is reused.
+      tokens: `DeviceCorpus.tokens`.
+      windows: [K, ...], `DeviceCorpus.windows` of the K steps.
+      resets: [K], whether a step starts from the zero state.
+      count: the number of steps to run.
+
+    Returns:
+      The state after the steps, and arrays [K] of their metrics, zero from `count` on.
     """
-    how = {"implementation": config.implementation, "devices": devices}
-    nothing = jnp.zeros(fresh.shape[0], jnp.float32)
+    nothing = jnp.zeros(resets.shape[0], jnp.float32)
 
-    def body(i: Array, loop: Any) -> Any:
+    def body(i: Array, loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = loop
         batch = feed.gather(tokens, windows[i], config.seq_len)
-        state, now = train_step(optimizer, state, batch, fresh[i], config.accumulate, **how)
+        state, now = train_step(
+            optimizer,
+            state,
+            batch,
+            resets[i],
+            config.accumulate,
+            implementation=config.implementation,
+            devices=devices,
+        )
         metrics = jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
         return mesh.constrain(devices, (state, metrics))
 

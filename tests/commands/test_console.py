@@ -125,13 +125,13 @@ def test_a_signal_that_came_ignored_stays_ignored(name: str) -> None:
     number, heard = getattr(signal, name), []
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        replaced = signals.handle(lambda number, frame: heard.append(number))
-        signal.raise_signal(number)
-        assert heard == [] and number not in replaced
-        for other, handler in replaced.items():
-            signal.raise_signal(other)
-            signal.signal(other, handler)
-        assert heard == list(replaced) and len(heard) == len(signals.NAMES) - 1
+        with signals.catching(heard.append):
+            signal.raise_signal(number)
+        assert heard == [] and signal.getsignal(number) is signal.SIG_IGN
+        for other in {*signals.NAMES} - {name}:
+            with signals.catching(heard.append):
+                signal.raise_signal(getattr(signal, other))
+            assert heard.pop() == 128 + getattr(signal, other)
     finally:
         signal.signal(number, before)
 
@@ -142,8 +142,8 @@ def test_signals_ask_to_stop(name: str, capsys: pytest.CaptureFixture[str]) -> N
         assert not stop.asked()
         signal.raise_signal(getattr(signal, name))
         assert stop.asked() and stop.status == 128 + getattr(signal, name)
-    assert "stopping after this call" in capsys.readouterr().out
-    with pytest.raises(prepare.Stopped) as stopped, prepare._Signals() as _:
+    assert "stopping after this device call" in capsys.readouterr().out
+    with pytest.raises(prepare.Stopped) as stopped, signals.catching(prepare._stop):
         signal.raise_signal(getattr(signal, name))
     assert stopped.value.args == (128 + getattr(signal, name),)
 
@@ -177,7 +177,7 @@ def test_a_signal_in_the_middle_of_a_print_is_answered(monkeypatch: pytest.Monke
     os.close(writer)
     with open(reader) as written:
         text = written.read()
-    assert "stopping after this call" in text and "step 2\n" in text
+    assert "stopping after this device call" in text and "step 2\n" in text
 
 
 # --- arguments ---

@@ -135,8 +135,8 @@ def test_bad_input_to_generate(
 
 
 def test_folders_that_are_no_run(place: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    assert "is no folder" in refusal(generate.main, [str(tmp_path / "nowhere")])
-    assert "is no run of jaxrnn" in refusal(generate.main, [str(tmp_path)])
+    assert "is not a folder" in refusal(generate.main, [str(tmp_path / "nowhere")])
+    assert "is not a run of jaxrnn" in refusal(generate.main, [str(tmp_path)])
     for name in ("config.json", "vocab.json"):
         shutil.copy(place / "run" / name, tmp_path)
     assert "no good checkpoint yet" in refusal(generate.main, [str(tmp_path)])
@@ -227,7 +227,7 @@ def test_files_whose_names_are_not_utf8(
     Path("caf\udce9.txt").write_text(TEXT)
     no_workdir = [word for word in flags("caf\udce9.txt", "") if word not in ("--workdir", "")]
     assert train.main([*no_workdir, "--overwrite"]) == 0
-    assert "run folder runs/caf_-small\n" in capsys.readouterr().out
+    assert "run directory runs/caf_-small\n" in capsys.readouterr().out
     for workdir in "w\udce9", "w\udce9/run":
         message = refusal(train.main, flags("caf\udce9.txt", workdir))
         assert f"{tmp_path}/w\\udce9" in message and "is not UTF-8" in message

@@ -63,7 +63,7 @@ def test_a_training_from_start_to_end(
     )
     count = charlm.count(load(run))
     assert lines[1].startswith(f"1 x rnn of 6, {count:,} parameters, float32; 8 steps on cpu")
-    assert lines[1].endswith(f"run folder {run}")
+    assert lines[1].endswith(f"run directory {run}")
     assert any(line.startswith("step 8/8  loss ") for line in lines)
     command = "done. Now: python -m jaxrnn.generate "
     assert lines[-1].startswith(command)
@@ -83,7 +83,7 @@ def test_a_pass_that_reads_a_part_of_the_text_is_reported(
     size = len(TEXT) * 9 // 10
     rows = size // 4 * 6 // 10
     assert train.main(flags(place / "text.txt", tmp_path / "run", steps=1, seq_len=rows)) == 0
-    line = f"a pass reads {4 * rows / size:.0%} of the training text, "
+    line = f"each epoch reads {4 * rows / size:.0%} of the training text, "
     assert capsys.readouterr().out.splitlines()[1].startswith(line)
 
 
@@ -132,7 +132,8 @@ def test_the_folder_without_workdir() -> None:
 @pytest.mark.parametrize("preset", train.PRESETS)
 def test_presets_parse_and_flags_change_them(preset: Any) -> None:
     plain = train.parse(["--preset", preset])
-    assert plain == train.PRESETS[preset] and plain.preset == preset
+    assert plain.training == train.PRESETS[preset].training
+    assert plain.data == train.PRESETS[preset].data and plain.preset == preset
     for arguments in (
         ["--preset", preset, "--hidden-size", "77"],
         ["--hidden-size", "77", f"--preset={preset}"],

@@ -29,7 +29,7 @@ def test_pages_are_let_go(tmp_path: Path) -> None:
     size, path = 64 << 20, tmp_path / "tokens.bin"
     path.write_bytes(np.random.default_rng(0).bytes(1 << 20) * (size >> 20))
     mapped = np.memmap(path, np.uint8, "r")
-    source = feed.place(mapped, "always", tmp_path)
+    source = feed.device_corpus(mapped, "always", tmp_path)
     assert source.text is mapped and source.tokens is None
     starts = np.linspace(0, size - 101, 5000, dtype=np.int64).reshape(5, -1)
     before = resident()
@@ -45,18 +45,18 @@ def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     plain = np.arange(100, dtype=np.uint8)
     plain.tofile(tmp_path / "tokens.bin")
     mapped = np.memmap(tmp_path / "tokens.bin", np.uint8, "r")
-    assert feed.place(mapped, "auto", tmp_path).text is mapped  # a CPU's memory is the host's
-    assert feed.place(mapped, "auto", tmp_path).tokens is None
+    assert feed.device_corpus(mapped, "auto", tmp_path).text is mapped  # a CPU's memory is the host's
+    assert feed.device_corpus(mapped, "auto", tmp_path).tokens is None
     for held, where in (plain, "auto"), (mapped, "never"):
-        there = feed.place(held, where, tmp_path).tokens
+        there = feed.device_corpus(held, where, tmp_path).tokens
         assert there is not None
         np.testing.assert_array_equal(there, plain)
     monkeypatch.setattr(feed.accelerator, "memory_limit", lambda: 10_000)
-    assert feed.place(mapped, "auto", tmp_path).tokens is not None
+    assert feed.device_corpus(mapped, "auto", tmp_path).tokens is not None
     monkeypatch.setattr(feed, "LONGEST", 99)  # int32 places would wrap around in silence
-    assert feed.place(mapped, "auto", tmp_path).tokens is None
+    assert feed.device_corpus(mapped, "auto", tmp_path).tokens is None
     with pytest.raises(InputError, match="100 tokens is too long for --memory-map never"):
-        feed.place(mapped, "never", tmp_path)
+        feed.device_corpus(mapped, "never", tmp_path)
     assert not (tmp_path / "tokens.npy").exists()
 
 
@@ -70,7 +70,7 @@ def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
         np.memmap(tmp_path / "tokens.bin", dtype, "r"),
         np.load(tmp_path / "tokens.npy", mmap_mode="r"),
     ):
-        source = feed.place(mapped, "always", tmp_path)
+        source = feed.device_corpus(mapped, "always", tmp_path)
         for starts in (
             np.array([0, 19_000, 19_999, 25_000]),
             np.array([[5, 9000], [15, 9010], [70, 3]]),

@@ -255,7 +255,7 @@ def test_memory_that_runs_out_nevertheless(
 
     monkeypatch.setattr(train, "make_corpus", short)
     message = refusal(train.main, flags(place / "text.txt", tmp_path / "run"), status=1)
-    assert message.startswith("the memory ran out (MemoryError); ") and "--batch" in message
+    assert message.startswith("out of memory (MemoryError); ") and "--batch" in message
 
 
 def test_size_of_arrays() -> None:

@@ -18,7 +18,8 @@ from jaxrnn import charlm, console
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.training import checkpoint, loop, stepping
 from jaxrnn.training.config import TrainingConfig
-from jaxrnn.training.report import Report, read_metrics
+from jaxrnn.training.metrics import read_metrics
+from jaxrnn.training.report import Report
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
 CORPUS = make_corpus(TEXT)

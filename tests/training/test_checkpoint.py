@@ -223,7 +223,7 @@ DAMAGES = [cut, empty, overwrite, flip, Path.unlink]
 def assert_passed_over(lines: list[str]) -> None:
     [line] = lines
     assert line.startswith("checkpoint 8 in ") and "is damaged (" in line
-    assert line.endswith("; it is passed over for checkpoint 4")
+    assert line.endswith("; checkpoint 4 is read instead")
     assert "\n" not in line
 
 
@@ -347,7 +347,7 @@ def dangling(run: Path) -> None:
     ("spoil_run", "told"),
     [
         (damage_all, "no checkpoint is good: checkpoint 8 in .* is damaged .*; checkpoint 4 in "),
-        (dangling, "checkpoints is a link to a folder that is not there"),
+        (dangling, "checkpoints is a link to a folder that does not exist"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -484,13 +484,13 @@ def test_a_damaged_description_is_told(name: str, content: bytes | None, copy: P
 
 
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         load(tmp_path / "nowhere")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         load(file)
-    with pytest.raises(InputError, match=r"is no run of jaxrnn: it has no config\.json"):
+    with pytest.raises(InputError, match=r"is not a run of jaxrnn: it has no config\.json"):
         load(tmp_path)
 
 
@@ -545,7 +545,7 @@ def assert_one_line(error: BaseException, run: Path) -> None:
     message = str(error)
     assert "\n" not in message and len(message) < 1000
     assert f"could not save to {run / 'checkpoints'}: " in message
-    assert message.endswith("; the checkpoints before it are intact")
+    assert message.endswith("; the earlier checkpoints are intact")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.training import evaluation
 from jaxrnn.training.config import TrainingConfig
-from jaxrnn.training.feed import place
+from jaxrnn.training.feed import device_corpus
 from tests.support.runs import CONFIG, CORPUS, TINY, change, fit, run_of
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -35,7 +35,7 @@ def corpus_of(length: int, seed: int = 0) -> Corpus:
 
 
 def evaluate(params: charlm.Params, corpus: Corpus, config: TrainingConfig) -> float:
-    source = place(corpus.tokens, config.memory_map)
+    source = device_corpus(corpus.tokens, config.memory_map)
     return evaluation.evaluate(params, source, corpus, config.batch, config.seq_len)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrnn.devices import accelerator
 from jaxrnn.training import loop, stepping
-from jaxrnn.training.feed import place
+from jaxrnn.training.feed import device_corpus
 from tests.support.runs import CONFIG, CORPUS, assert_same_bits, change, fit, run_of
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -69,7 +69,7 @@ def test_auto_maps_a_text_that_the_device_has_no_room_for(
     room: int | None, mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerator, "memory_limit", lambda: room)
-    source = place(CORPUS.tokens, run=tmp_path)
+    source = device_corpus(CORPUS.tokens, run=tmp_path)
     assert (source.tokens is None) is mapped
     assert isinstance(source.text, np.memmap) is mapped
     np.testing.assert_array_equal(source.text, CORPUS.tokens)

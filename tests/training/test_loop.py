@@ -13,7 +13,7 @@ import pytest
 from jaxrnn import charlm
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.training import evaluation, loop, stepping
-from jaxrnn.training.report import read_metrics
+from jaxrnn.training.metrics import read_metrics
 from tests.support.runs import (
     CONFIG,
     CORPUS,
@@ -75,7 +75,9 @@ def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
     _, step = loop.fit(change(CONFIG, steps=6), CORPUS, run, report)
     assert step == 12
     [line] = report.lines
-    assert "the run has 12 steps already, more than the 6 asked for" in line and "--steps" in line
+    assert (
+        "the run has 12 steps already, more than the 6 asked for" in line and "more steps" in line
+    )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -218,7 +220,7 @@ def test_it_gives_up_and_leaves_the_good_checkpoint(
     report = Notes(run)
     with pytest.raises(loop.Diverged) as caught:
         loop.fit(config, CORPUS, run, report)
-    assert "\n" not in str(caught.value) and "--learning-rate" in str(caught.value)
+    assert "\n" not in str(caught.value) and "`learning_rate`" in str(caught.value)
     assert len(report.lines) == loop.RECOVERIES
     assert_same_bits(good, latest(run, good))
 

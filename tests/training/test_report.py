@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jaxrnn.training.curves import LIMIT, Curve, draw_losses
 
 from jaxrnn import charlm, sample_bytes
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.training.report import SAMPLE_LENGTH, Report, read_metrics
+from jaxrnn.training.metrics import LIMIT, Curve, draw_losses, read_metrics
+from jaxrnn.training.report import SAMPLE_LENGTH, Report
 
 pytestmark = pytest.mark.once
 
@@ -359,5 +359,5 @@ def test_tensorboard_only_where_asked(tmp_path: Path) -> None:
 
 def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match=r'--tensorboard needs: pip install "jaxrnn\[tensorb'):
+    with pytest.raises(InputError, match=r'`tensorboard` needs: pip install "jaxrnn\[tensorb'):
         Report(tmp_path, 40, tensorboard=True, quiet=True)

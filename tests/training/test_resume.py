@@ -213,7 +213,7 @@ def test_stopped_by_a_signal(
     assert first.send(number)
     returned, out, err = first.end()
     assert returned == status and err == ""
-    assert "\nstopping after this call of the device" in out
+    assert "\nstopping after this device call" in out
     last = out.splitlines()[-1]
     step = metrics_of(run)[-1]["step"]
     assert last == f"stopped and saved at step {step}; the same command resumes from there"

@@ -13,7 +13,7 @@ import pytest
 from jaxrnn import charlm
 from jaxrnn.training import stepping
 from jaxrnn.training.config import TrainingConfig
-from jaxrnn.training.feed import place
+from jaxrnn.training.feed import device_corpus
 from tests.support.runs import CONFIG, CORPUS, assert_same_bits, change, relaxed, start, tokens_of
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -206,7 +206,7 @@ def test_learning_rate(changes: dict[str, Any], total: int) -> None:
 def dispatch(config: TrainingConfig, calls: list[int]) -> tuple[stepping.TrainState, np.ndarray]:
     """Train by calls of so many steps each. Returns the state and the metrics [2, N]."""
     optimizer, state = start(config)
-    source = place(CORPUS.tokens, config.memory_map)
+    source = device_corpus(CORPUS.tokens, config.memory_map)
     batches = config.batches(CORPUS)
     done, metrics = 0, []
     for count in calls:
@@ -232,7 +232,7 @@ def test_dispatch_changes_no_bit() -> None:
 
 def test_state_is_donated() -> None:
     optimizer, state = start(CONFIG)
-    source = place(CORPUS.tokens)
+    source = device_corpus(CORPUS.tokens)
     windows = np.zeros((2, 4), np.int32)
     after, _ = stepping.run_steps(
         CONFIG, optimizer, source.devices, state, source.tokens, windows, np.zeros(2, bool), 2

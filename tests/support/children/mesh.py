@@ -21,7 +21,7 @@ from jaxrnn.devices import mesh
 from jaxrnn.training import stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.evaluation import evaluate
-from jaxrnn.training.feed import place
+from jaxrnn.training.feed import device_corpus
 
 TEXT = "".join(f"{n} green bottles hanging on the wall, {n * n}\n" for n in range(80))
 CORPUS = make_corpus(TEXT)
@@ -79,7 +79,7 @@ def samples(model: charlm.ModelConfig, sizes: dict[str, int]) -> dict[str, Any]:
 def train(config: TrainingConfig, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
     """Losses, gradient norms, the validation loss and the weights after STEPS steps."""
     optimizer = stepping.make_optimizer(config, STEPS)
-    source, batches = place(CORPUS.tokens, memory_map, devices=devices), config.batches(CORPUS)
+    source, batches = device_corpus(CORPUS.tokens, memory_map, devices=devices), config.batches(CORPUS)
     state = begun(config, optimizer)  # compiled once, not for every mesh
     state = jax.device_put(state, mesh.shardings(devices, state))
     curves = []
