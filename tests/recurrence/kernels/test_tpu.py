@@ -1,7 +1,10 @@
-"""The TPU kernels, interpreted on the CPU: values and gradients against the scan's automatic
-derivatives and the numpy oracle, under every mask and direction, padded, tiled, sharded, with the
-recurrent weights resident and streamed; how they are tiled, and what they refuse. That they compile
-for real TPUs is shown in `test_tpu_compile.py`."""
+"""The TPU kernels, interpreted on the CPU.
+
+Values and gradients are compared with the scan's automatic derivatives and with the numpy oracle, under
+every mask and in both directions, padded, tiled and sharded, with the recurrent weights resident and
+streamed. Other tests check the tiling and what the kernels refuse. `test_tpu_compile.py` shows that they
+compile for real TPUs.
+"""
 
 import dataclasses
 import os
@@ -25,9 +28,10 @@ from jax.sharding import PartitionSpec as P
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.kernels import tpu
-from jaxrnn.recurrence.kernels.tpu import tiles as tpu_tiles
+from jaxrnn.recurrence.kernels.tpu import tiles
 from jaxrnn.recurrence.kernels.tpu.tiles import Tiles
 from jaxrnn.recurrence.problem import Lookup, Masks
+from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.oracle import TOLERANCES, assert_close, reference, unchecked
 from tests.support.problems import (
     BATCH,
@@ -37,6 +41,7 @@ from tests.support.problems import (
     MASKS,
     RESETS,
     STEPS,
+    Leaky,
     Problem,
     as_masks,
     both_ways,
@@ -50,15 +55,28 @@ PRODUCT = [(n, m) for n in CELLS for m in MASKS if m == "both" or n == "lstm-pee
 both_kinds = pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
 
 
+def run(
+    cell: Any,
+    params: Any,
+    gx: Any,
+    state: Any,
+    masks: Masks,
+    reverse: bool = False,
+    interpret: Any = True,
+) -> tuple[Any, Any]:
+    """Return the final state and the outputs of the TPU kernels."""
+    return tpu.run(Recurrence(cell, params, gx, state, masks, reverse), interpret=interpret)
+
+
 @contextmanager
 def tiled(streamed: bool) -> Iterator[None]:
-    """What is traced here takes small blocks of rows and of time, the weights resident or streamed."""
+    """Trace with small blocks of rows and of time, with resident or streamed weights."""
 
-    def tiles_for(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles:
+    def small(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles:
         return Tiles(min(batch, 16), 1 if streamed else min(steps, 2), 128, streamed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tpu, "tiles_for", tiles_for)
+        patch.setattr(tpu, "tiles_for", small)
         yield
 
 
@@ -73,16 +91,24 @@ def kernel(
     check: bool = True,
     streamed: bool | None = None,
 ) -> tuple[Any, Any]:
-    """`oracle.library` by the TPU kernels; over the rows of a mesh where one is given.
+    """Return what `problems.library` returns, computed by the TPU kernels.
 
-    streamed: as for `tiled`; None for the blocks that a chip would get.
+    Args:
+      cell: the cell.
+      given: the problem.
+      masks: the masks.
+      reverse: whether to run from the last step to the first.
+      interpret: how to interpret the kernels.
+      mesh: a mesh over which to divide the rows, or None.
+      check: whether `shard_map` checks over which axes arrays vary.
+      streamed: as for `tiled`; None for the blocks that a chip would get.
     """
-    run = partial(tpu.run, cell, reverse=reverse, interpret=interpret)
+    kernels: Any = partial(run, cell, reverse=reverse, interpret=interpret)
     if mesh is not None:
         rows = jax.tree.map(lambda _: P("data"), given.state)
-        run = jax.shard_map(
-            lambda params, gx, state, masks: tpu.run(
-                cell, params, gx, state, masks, reverse, interpret=interpret
+        kernels = jax.shard_map(
+            lambda params, gx, state, masks: run(
+                cell, params, gx, state, masks, reverse, interpret
             ),
             mesh=mesh,
             in_specs=(P(), P(None, "data"), rows, P(None, "data")),
@@ -91,7 +117,7 @@ def kernel(
         )
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
-        final, ys = run(params, cell.project(params, xs), state, masks)
+        final, ys = kernels(params, cell.project(params, xs), state, masks)
         results = final, ys.astype(xs.dtype)
         products = jax.tree.map(lambda w, r: (w * r.astype(w.dtype)).sum(), given.weights, results)
         return sum(jax.tree.leaves(products)), results
@@ -113,7 +139,7 @@ def scan(cell: Any, given: Problem, reverse: bool = False, **masks: Any) -> tupl
 @both_ways
 @pytest.mark.parametrize(("name", "mask"), PRODUCT)
 def test_kernel_is_scan_is_numpy(name: str, mask: str, reverse: bool, streamed: bool) -> None:
-    """H = 4 is padded to 128; gradients against finite differences of the numpy oracle too."""
+    """H = 4 is padded to 128. Gradients are also compared with finite differences of the oracle."""
     cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast("float32")
     got = kernel(cell, given, as_masks(STEPS, **MASKS[mask]), reverse, streamed=streamed)
     assert_close(got, scan(cell, given, reverse, **MASKS[mask]), TOLERANCES["float32"])
@@ -122,11 +148,12 @@ def test_kernel_is_scan_is_numpy(name: str, mask: str, reverse: bool, streamed: 
 
 
 EVERY_STEP = ["rnn-relu", "lstm", "lstm-peephole", "gru-before", "gru-after"]
-TURNS = [(name, number % 2 == 1) for number, name in enumerate(EVERY_STEP)]  # a direction for each
+# Each cell with one of the directions.
+CELL_AND_DIRECTION = [(name, number % 2 == 1) for number, name in enumerate(EVERY_STEP)]
 
 
 def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, np.ndarray]]:
-    """In float32, and some masks."""
+    """Return a problem in float32, and masks for it."""
     rng = np.random.default_rng(0)
     given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("float32")
     return given, {
@@ -136,9 +163,9 @@ def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, 
 
 
 @both_kinds
-@pytest.mark.parametrize("name, reverse", TURNS)
+@pytest.mark.parametrize("name, reverse", CELL_AND_DIRECTION)
 def test_several_tiles_in_either_direction(name: str, reverse: bool, streamed: bool) -> None:
-    """Small blocks of rows and of time, the last ones not full, three tiles of a padded H."""
+    """The blocks of rows and of time are small, the last ones not full; a padded H has three tiles."""
     cell, steps, batch = dataclasses.replace(CELLS[name], hidden_size=260), 5, 37
     given, masks = wide_problem(cell, steps, batch)
     got = kernel(cell, given, as_masks(steps, **masks), reverse, streamed=streamed)
@@ -147,11 +174,12 @@ def test_several_tiles_in_either_direction(name: str, reverse: bool, streamed: b
 
 @both_kinds
 @pytest.mark.parametrize("name", ["rnn-relu", "lstm-peephole", "gru-before"])
-def test_as_the_chips_memory_would_have_it(name: str, streamed: bool) -> None:
-    """In Pallas' TPU interpret mode, which gives out memory full of nan and moves blocks by hand.
+def test_as_in_the_chips_memory(name: str, streamed: bool) -> None:
+    """Pallas's TPU interpret mode fills new memory with nan and copies blocks as a chip does.
 
-    Two tiles, several blocks; full ones where gx is overwritten, since it takes no others there. What
-    moves differs by cell only here: a peephole's row, and the second product of reset="before".
+    There are two tiles and several blocks. Where gx is overwritten the blocks are full ones, since the
+    interpreter takes no others there. The cells are those that copy something of their own: peepholes,
+    and what the second product of reset="before" takes.
     """
     cell = dataclasses.replace(CELLS[name], hidden_size=130)
     steps, batch = (3, 19) if streamed else (4, 32)
@@ -166,26 +194,27 @@ def test_as_the_chips_memory_would_have_it(name: str, streamed: bool) -> None:
 def test_odd_sizes(steps: int, batch: int, hidden: int, streamed: bool) -> None:
     cell = gru(hidden, reset="after")
     given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("float32")
-    got = kernel(cell, given, Masks(None, None), streamed=streamed)
+    got = kernel(cell, given, Masks(), streamed=streamed)
     assert_close(got, scan(cell, given), TOLERANCES["float32"])
 
 
 def test_no_step() -> None:
     cell = lstm(4)
     given = problem(cell, 0, BATCH, FEATURES).cast("float32")
-    assert_close(kernel(cell, given, Masks(None, None)), scan(cell, given), 0)
+    assert_close(kernel(cell, given, Masks()), scan(cell, given), 0)
 
 
 @both_kinds
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16(name: str, streamed: bool) -> None:
-    """Operands in bfloat16, state and sums in float32: as scan, and near the exact numbers."""
+    """Operands are bfloat16, states and sums float32: as in scan, and near the exact numbers."""
     cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast("bfloat16")
     masks = as_masks(STEPS, **MASKS["both"])
     (final, ys), gradients = kernel(cell, given, masks, streamed=streamed)
-    want, slopes = scan(cell, given, **MASKS["both"])
-    assert_close((final, ys), want, 2.0**-8)  # ys are rounded; the states are those of scan
-    assert_close(gradients, slopes, TOLERANCES["bfloat16"])
+    want, want_gradients = scan(cell, given, **MASKS["both"])
+    # The outputs are rounded to bfloat16; the states are those of scan.
+    assert_close((final, ys), want, 2.0**-8)
+    assert_close(gradients, want_gradients, TOLERANCES["bfloat16"])
     exact = reference(cell, *given.exact().inputs, **MASKS["both"])
     assert_close((final, ys), exact, TOLERANCES["bfloat16"])
     assert {s.dtype for s in final} == {jnp.dtype("float32")}
@@ -194,9 +223,8 @@ def test_bfloat16(name: str, streamed: bool) -> None:
 
 @both_kinds
 @both_ways
-def test_rows_that_stand_still(reverse: bool, streamed: bool) -> None:
-    """Their outputs are zeros, their state is kept, and what lies in the padding, even nan, is not
-    seen, neither in the values nor in the gradients."""
+def test_inactive_rows(reverse: bool, streamed: bool) -> None:
+    """In the padding outputs are zeros, the state is kept, and inputs, even nan, change no result."""
     cell = lstm(4, peephole=True)
     given = problem(cell, STEPS, BATCH, FEATURES).cast("float32")
     masks = as_masks(STEPS, lengths=LENGTHS)
@@ -205,9 +233,11 @@ def test_rows_that_stand_still(reverse: bool, streamed: bool) -> None:
 
     @jax.jit
     def pulled(gx: Any) -> Any:
-        run = partial(tpu.run, cell, given.params, reverse=reverse, interpret=True)
+        def values(gx: Any, state: Any) -> Any:
+            return run(cell, given.params, gx, state, masks, reverse)
+
         with tiled(streamed):
-            results, back = jax.vjp(lambda g, s: run(gx=g, state=s, masks=masks), gx, given.state)
+            results, back = jax.vjp(values, gx, given.state)
             return results, back(given.weights)
 
     (final, ys), (d_gx, d_state) = got = pulled(gx)
@@ -221,35 +251,37 @@ def test_rows_that_stand_still(reverse: bool, streamed: bool) -> None:
 @both_kinds
 @pytest.mark.parametrize(("name", "dtype"), [("lstm", "float32"), ("gru-before", "bfloat16")])
 def test_looked_up_inputs(name: str, dtype: str, streamed: bool) -> None:
-    """Rows of a table, by token: as the scan looks them up, and so is the table's gradient."""
+    """Inputs that are rows of a table give the results and the table's gradient of the scan."""
     cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast(dtype)
     table = cell.project(given.params, given.xs[:, 0])
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 4, (STEPS, BATCH), np.int32))
     cotangents = jax.tree.map(lambda w: w.astype(jnp.float32), given.weights)
 
     @partial(jax.jit, static_argnums=0)
-    def pulled(run: Any) -> Any:
+    def pulled(unroll: Any) -> Any:
         with tiled(streamed):
             results, back = jax.vjp(
-                lambda p, table, state: run(p, Lookup(table, tokens), state),
+                lambda p, table, state: unroll(p, Lookup(table, tokens), state),
                 *(given.params, table, given.state),
             )
             return results, back(cotangents)
 
     resets, lengths = jnp.asarray(RESETS), jnp.asarray(LENGTHS)
     masks = as_masks(STEPS, **MASKS["both"])
-    got = pulled(partial(tpu.run, cell, masks=masks, reverse=True, interpret=True))
+    got = pulled(partial(run, cell, masks=masks, reverse=True))
     want = pulled(
-        lambda *given: unroll_projected(cell, *given, resets, lengths, True, implementation="scan")
+        lambda *given: unroll_projected(
+            cell, *given, resets=resets, lengths=lengths, reverse=True, implementation="scan"
+        )
     )
     assert_close(got, want, TOLERANCES[dtype])
 
 
 @both_kinds
 def test_these_are_two_kernels(streamed: bool) -> None:
-    """Or the tests above would compare one kernel twice."""
+    """Otherwise the tests above would check one kernel twice."""
     given = problem(lstm(4), STEPS, BATCH, FEATURES).cast("float32")
-    traced = kernel.trace(lstm(4), given, Masks(None, None), streamed=streamed)
+    traced = kernel.trace(lstm(4), given, Masks(), streamed=streamed)
     end = "_streamed" if streamed else ""
     found = re.findall(r"name=(lstm_\w+)", str(traced.jaxpr))
     assert set(found) == {f"lstm_forward{end}", f"lstm_backward{end}"}
@@ -269,9 +301,9 @@ def test_vmap_is_a_loop() -> None:
 
 
 def compare_sharded(devices: int) -> None:
-    """Rows of the batch over a mesh, the weights everywhere: values, and their summed gradient.
+    """Compare values and gradients with rows divided over a mesh and weights on every device.
 
-    In 9 steps, for two blocks the last of which is not full: only then does Pallas' interpreter take
+    The 9 steps make two blocks, of which the last is not full: only then does Pallas's interpreter take
     a loop inside a checked `shard_map`. Compiled kernels take any (`test_tpu_compile.py`).
     """
     cell, steps, batch = CELLS["lstm-peephole"], 9, 8
@@ -293,7 +325,7 @@ def test_sharded_over_one_device() -> None:
 
 
 def test_sharded_over_four_devices() -> None:
-    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    """Runs in a process of its own, since the number of devices is fixed when JAX starts."""
     code = "import jax; from tests import conftest; from tests.recurrence.kernels import test_tpu; "
     code += "assert len(jax.devices()) == 4; test_tpu.compare_sharded(4)"
     environment = os.environ | {
@@ -311,7 +343,7 @@ def test_sharded_over_four_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vmem", "cell", "batch", "dtype", "tiles"),
+    ("vmem_mib", "cell", "batch", "dtype", "expected_tiles"),
     [
         (16, lstm(512), 160, "bfloat16", Tiles(160, 1, 512)),
         (16, lstm(1024), 160, "bfloat16", Tiles(32, 1, 1024)),
@@ -319,7 +351,7 @@ def test_sharded_over_four_devices() -> None:
         (16, lstm(2048), 160, "bfloat16", Tiles(160, 1, 128, streamed=True)),
         (16, lstm(2048), 1000, "bfloat16", Tiles(128, 1, 128, streamed=True)),
         (16, gru(2048), 160, "bfloat16", Tiles(160, 1, 128, streamed=True)),
-        (16, gru(1500), 64, "float32", Tiles(64, 1, 256, streamed=True)),  # 1536 of them
+        (16, gru(1500), 64, "float32", Tiles(64, 1, 256, streamed=True)),
         (64, lstm(2048), 160, "bfloat16", Tiles(80, 1, 1024)),
         (64, lstm(2048), 160, "float32", Tiles(160, 1, 512, streamed=True)),
         (64, lstm(4096), 160, "bfloat16", Tiles(160, 1, 512, streamed=True)),
@@ -329,10 +361,26 @@ def test_sharded_over_four_devices() -> None:
     ],
 )
 def test_weights_are_streamed_where_they_do_not_fit(
-    vmem: int, cell: Any, batch: int, dtype: str, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+    vmem_mib: int,
+    cell: Any,
+    batch: int,
+    dtype: str,
+    expected_tiles: Tiles,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tpu_tiles, "vmem", lambda: vmem)
-    assert tpu_tiles.tiles_for(cell, 40, batch, jnp.dtype(dtype)) == tiles
+    monkeypatch.setattr(tiles, "vmem_mib", lambda: vmem_mib)
+    assert tiles.tiles_for(cell, 40, batch, jnp.dtype(dtype)) == expected_tiles
+
+
+def abstract(cell: Any, batch: int, dtype: str) -> Recurrence:
+    """Return a problem of shapes alone."""
+    with unchecked():
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+        state = jax.eval_shape(lambda: cell.initial_state(batch))
+    # float64 exists only where it is switched on, which `eval_shape` would need.
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.dtype(dtype)), params)
+    gx: Any = jax.ShapeDtypeStruct((2, batch, len(cell.GATES) * cell.hidden_size), jnp.float32)
+    return Recurrence(cell, params, gx, state)
 
 
 @pytest.mark.parametrize(
@@ -349,18 +397,26 @@ def test_weights_are_streamed_where_they_do_not_fit(
     ],
 )
 def test_what_does_not_fit_is_named(cell: Any, batch: int, dtype: str, message: Any) -> None:
-    """On the CPU, which counts as the TPU with the least memory."""
-    reason = tpu.unsupported_reason(cell, batch, jnp.dtype(dtype))
+    """A CPU counts as the TPU with the least memory."""
+    reason = tpu.unsupported_reason(abstract(cell, batch, dtype))
     if message is None:
         assert reason is None
         return
     assert reason is not None and re.search(message, reason), reason
 
 
+def test_what_does_not_fit_has_no_tiles() -> None:
+    with pytest.raises(ValueError, match=r"w_h of H = 8192"):
+        tiles.tiles_for(lstm(8192), 2, 64, jnp.bfloat16)
+
+
+def test_other_cells_are_refused() -> None:
+    given = abstract(rnn(4), 3, "float32")
+    reason = tpu.unsupported_reason(given._replace(cell=Leaky(4)))
+    assert reason is not None and "no backward pass for Leaky" in reason
+
+
 def test_by_name_what_does_not_fit_is_refused() -> None:
-    cell = lstm(8192)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
-    gx, state = jax.ShapeDtypeStruct((2, 64, 4 * 8192), jnp.float32), cell.initial_state(64)
-    run = partial(tpu.run, cell, masks=Masks(None, None), reverse=False)
+    given = abstract(lstm(8192), 64, "float32")
     with unchecked(), pytest.raises(ValueError, match=r"cannot run this: w_h of H = 8192"):
-        jax.eval_shape(run, params, gx, state)
+        jax.eval_shape(partial(run, given.cell, masks=Masks()), *given[1:4])

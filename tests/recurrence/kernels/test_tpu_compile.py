@@ -151,7 +151,7 @@ def test_unroll_in_float32(chip: str, hidden: int) -> None:
     """Streamed on v4 at H = 1024."""
     cell = jaxrnn.lstm(hidden)
     args = unroll_arguments(cell, "float32")
-    program = compiled(chip, value_and_gradient, cell, "pallas", *args)
+    program = compiled(chip, value_and_gradient, cell, "tpu", *args)
     check_kernels(program, cell, memory=most_memory(cell, "float32", arrays=10))
 
 
@@ -161,7 +161,7 @@ def fetches_of_kernels(chip: str, cell: Any) -> tuple[list[float], list[int]]:
     Pallas copies a block whenever its place in the array is another than in the turn before.
     """
     with jax.default_device(aot.devices(chip)[0]):
-        traced = value_and_gradient.trace(cell, "pallas", *unroll_arguments(cell))
+        traced = value_and_gradient.trace(cell, "tpu", *unroll_arguments(cell))
     times, blocks_of_rows = [], []
     for call in pallas_calls(traced.jaxpr.jaxpr):
         mapping = call.params["grid_mapping"]
@@ -215,7 +215,7 @@ def test_a_weight_fetched_at_every_step_is_seen(chip: str) -> None:
 
     gx = abstract((T, B, 4 * cell.hidden_size), jnp.float32)
     assert len(fetches(compiled(chip, run, "scan", params, gx), cell.hidden_size)) == 1
-    assert fetches(compiled(chip, run, "pallas", params, gx), cell.hidden_size) == []
+    assert fetches(compiled(chip, run, "tpu", params, gx), cell.hidden_size) == []
 
 
 def test_what_autodiff_of_the_scan_saves_is_over_the_limit() -> None:
@@ -327,7 +327,7 @@ def test_sharded_over_rows(chip: str, hidden: int, cores: int) -> None:
 
     def step(mesh: Any, params: Any, xs: Any) -> Any:
         def loss(params: Any, xs: Any) -> Any:
-            return jax.lax.pmean(mean_square(cell, "pallas", params, xs), "data")
+            return jax.lax.pmean(mean_square(cell, "tpu", params, xs), "data")
 
         local = jax.shard_map(loss, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P())
         return jax.value_and_grad(local)(params, xs)

@@ -1,26 +1,26 @@
 """A cell over time on a TPU, as Pallas kernels.
 
-One kernel runs the recurrence forward, one backward, each over blocks of rows of the batch and, in
-order, of time:
+One kernel runs the recurrence forward and one backward, each over blocks of rows of the batch and, in
+order, over blocks of time:
 
-    w_h [H, G]                 kept in VMEM, or where it is larger than that streamed, see below
-    gx [T, B, G]               streamed, a block of a few steps and some rows at a time
+    w_h [H, G]                 kept in VMEM, or streamed to it at every step where it is larger
+    gx [T, B, G]               copied to VMEM, a block of a few steps and some rows at a time
     h, c [B, H]                in VMEM from the first step to the last
-    gates, previous h and c    streamed out, only where a backward pass will want them
+    gates, previous h and c    copied to HBM, only if a backward pass will need them
 
-The gates stay in float32; the hidden state that entered each step is kept in the weights' dtype, in
-which every product takes it, the cell in float32. The backward kernel walks time the other way and
-runs only the recurrent chain
+The gates stay in float32. The hidden state that entered each step is kept in the weights' dtype, in
+which every product takes it, and the cell in float32. The backward kernel runs time the other way. It
+computes only the recurrent chain
 
     dgx^t = d(gates' inputs),    dh^{t-1} = dgx^t W_h^T + elementwise terms
 
-with W_h^T for W_h; dW_h is one large product of what the two kernels streamed out
-(`kernels.xla.weight_gradients`). What a step computes is in `kernels.tpu.steps`, what
-fits in `tpu_tiles`, the kernel that keeps the weights in `tpu_resident`, and the one that streams them
-in `tpu_stream`.
+with W_h^T in the place of W_h. dW_h is one large product of what the two kernels put out
+(`kernels.xla.weight_gradients`).
 
-Rows of B and steps of T that do not fill the last block are cut off by Pallas; H is padded here to
-whole tiles of 128 with zeros, which stay without effect on every real unit, and cropped.
+Pallas crops the rows and steps that do not fill the last block. H is padded here to whole tiles of 128
+units with zeros, which have no effect on the real units, and cropped.
+
+README.md in this folder shows one step, and in which order to read the modules.
 """
 
 from __future__ import annotations
@@ -28,125 +28,139 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.inputs import Inputs, Masks
-from jaxrnn.recurrence.kernels import fused
+from jaxrnn.recurrence.equations import CellKind
+from jaxrnn.recurrence.kernels import Derivatives, fused
 from jaxrnn.recurrence.kernels.fused import Call, Plan
-from jaxrnn.recurrence.kernels.tpu import resident as tpu_resident
-from jaxrnn.recurrence.kernels.tpu import streamed as tpu_stream
+from jaxrnn.recurrence.kernels.tpu import resident, streamed
+from jaxrnn.recurrence.kernels.tpu.launch import Arrays, Kernel
+from jaxrnn.recurrence.kernels.tpu.steps import BACKWARD, FORWARD, Step
 from jaxrnn.recurrence.kernels.tpu.tiles import LANES, round_up, tiles_for, unsupported_reason
-from jaxrnn.recurrence.kernels.tpu.views import Arrays, Like
+from jaxrnn.recurrence.problem import Masks, Problem, Residuals
 from jaxrnn.shapes import Array, Float
 
+__all__ = ["DERIVATIVES", "run", "unsupported_reason"]
 
-def run(
-    cell: Any,
-    params: Any,
-    gx: Inputs,
-    state: Any,
-    masks: Masks,
-    reverse: bool,
-    *,
-    interpret: Any = False,
-) -> tuple[Any, Float[Array, "T B H"]]:
-    """The final state and every output [T, B, H] in float32, differentiable by hand.
+DERIVATIVES = Derivatives.REVERSE
+
+
+def run(problem: Problem, *, interpret: Any = False) -> tuple[Any, Float[Array, "T B H"]]:
+    """Return the final state and the outputs [T, B, H] in float32.
 
     Args:
-      cell, params, gx, state, masks, reverse: as for `kernels.xla.run`; params in float32 or
-        bfloat16.
-      interpret: run as plain JAX on any device, for tests: True, or a `pltpu.InterpretParams`.
+      problem: of an RNN, LSTM or GRU with parameters in float32 or bfloat16.
+      interpret: how to run as plain JAX on any device, for tests: True, or a `pltpu.InterpretParams`;
+        False on a TPU.
 
     Raises:
-      ValueError: where `unsupported_reason` names one.
+      ValueError: for a problem that `unsupported_reason` refuses.
     """
-    return fused.run(KERNELS, cell, params, gx, state, masks, reverse, interpret)
-
-
-# --- the two calls ------------------------------------------------------------------------------
+    return fused.run(KERNELS, problem, interpret)
 
 
 def _forward(
     call: Call, weights: Any, gx: Array, state: Any, masks: Masks, keep: bool
-) -> dict[str, Any]:
-    cell = call.cell
+) -> tuple[Any, Array, Residuals | None]:
+    kind = call.cell.kind
     steps, batch, _ = gx.shape
-    size = cell.hidden_size
-    wide, narrow = partial(Like, dtype=jnp.float32), partial(Like, dtype=weights.w_h.dtype)
-    outputs = {"ys": wide((steps, batch, size))}
-    outputs |= {name: wide((batch, size)) for name in state._fields}
-    scratch: dict[str, Like] = {}
-    entering = {"previous_hidden": narrow((steps, batch, size))}
+    of_step = batch, call.cell.hidden_size
+    of_all = steps, *of_step
+    wide = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    # Every product takes its operands in the weights' dtype.
+    narrow = partial(jax.ShapeDtypeStruct, dtype=weights.w_h.dtype)
+    outputs = {"ys": wide(of_all)}
+    outputs |= {name: wide(of_step) for name in state._fields}
+    scratch: dict[str, jax.ShapeDtypeStruct] = {}
     if keep:
-        outputs |= {"gates": wide(gx.shape)} | entering
-        if isinstance(cell, LSTM):
-            outputs["previous_cell"] = wide((steps, batch, size))
-        if isinstance(cell, GRU) and cell.reset == "after":
-            outputs["q"] = wide((steps, batch, size))
+        outputs["gates"] = wide(gx.shape)
+        outputs["previous_hidden"] = narrow(of_all)
+        if kind is CellKind.LSTM:
+            outputs["previous_cell"] = wide(of_all)
+        if kind is CellKind.GRU_AFTER:
+            outputs["q"] = wide(of_all)
     else:
-        scratch |= entering
-    if isinstance(cell, GRU) and cell.reset == "before":
-        scratch |= {"z": wide((batch, size)), "rh": narrow((batch, size))}
+        scratch["previous_hidden"] = narrow(of_all)
+    if kind is CellKind.GRU_BEFORE:
+        scratch["z"] = wide(of_step)
+        scratch["reset_hidden"] = narrow(of_step)
     arrays = Arrays(
-        {"gx": gx} | _marks(masks),
-        state._asdict(),
-        _floats(weights),
-        outputs,
-        scratch,
+        by_step={"gx": gx} | _masks(masks),
+        initial=state._asdict(),
+        weights={"w_h": weights.w_h} | _vectors(weights),
+        outputs=outputs,
+        scratch=scratch,
         aliases={"gx": "gates"} if keep else {},
     )
-    return _run(call, "forward", call.reverse, arrays)
+    out = _launch(call, "forward", FORWARD[kind], call.reverse, arrays)
+    final = state._replace(**{name: out[name] for name in state._fields})
+    if not keep:
+        return final, out["ys"], None
+    residuals = Residuals(
+        out["previous_hidden"], out["gates"], out.get("previous_cell"), out.get("q")
+    )
+    return final, out["ys"], residuals
 
 
 def _backward(
-    call: Call, weights: Any, kept: dict[str, Any], d_final: Any, d_ys: Array, masks: Masks
-) -> dict[str, Any]:
-    cell = call.cell
+    call: Call, weights: Any, residuals: Residuals, d_final: Any, d_ys: Array, masks: Masks
+) -> tuple[Float[Array, "T B G"], Any]:
+    kind = call.cell.kind
     steps, batch, size = d_ys.shape
-    wide, narrow = partial(Like, dtype=jnp.float32), partial(Like, dtype=weights.w_h.dtype)
-    used = {k: x for k, x in kept.items() if isinstance(cell, GRU) or k != "previous_hidden"}
-    scratch: dict[str, Like] = {}
-    if isinstance(cell, GRU) and cell.reset == "after":
-        scratch["d_q"] = narrow((batch, size))
-    transposed = _floats(weights)
-    transposed["w_t"] = transposed.pop("w_h").T
+    wide = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    narrow = partial(jax.ShapeDtypeStruct, dtype=weights.w_h.dtype)
+    kept = {name: x for name, x in residuals._asdict().items() if x is not None}
+    if kind in (CellKind.RNN, CellKind.LSTM):
+        # Only the product for dW_h needs it.
+        del kept["previous_hidden"]
     initial = {f"d_{name}": d for name, d in d_final._asdict().items()}
-    outputs = {"d_gx": narrow((steps, batch, len(cell.GATES) * size))}
+    outputs = {"d_gx": narrow((steps, batch, weights.w_h.shape[1]))}
     outputs |= {name: wide((batch, size)) for name in initial}
-    by_step = used | {"d_ys": d_ys} | _marks(masks)
-    arrays = Arrays(by_step, initial, transposed, outputs, scratch, aliases={})
-    out = _run(call, "backward", not call.reverse, arrays)
-    return out | {"d_gx": fused.together(out["d_gx"])}
+    arrays = Arrays(
+        by_step=kept | {"d_ys": d_ys} | _masks(masks),
+        initial=initial,
+        weights={"w_t": weights.w_h.T} | _vectors(weights),
+        outputs=outputs,
+        scratch={"d_q": narrow((batch, size))} if kind is CellKind.GRU_AFTER else {},
+        aliases={},
+    )
+    out = _launch(call, "backward", BACKWARD[kind], not call.reverse, arrays)
+    d_state = d_final._replace(**{name: out[f"d_{name}"] for name in d_final._fields})
+    return _side_by_side(out["d_gx"]), d_state
 
 
-def _run(call: Call, direction: str, reverse: bool, arrays: Arrays) -> dict[str, Any]:
-    """The outputs by name, from the kernel for which there is room."""
+def _launch(
+    call: Call, direction: str, step: Step, reverse: bool, arrays: Arrays
+) -> dict[str, Any]:
+    """Return the outputs by name, of the kernel for which there is room in VMEM."""
     tiles = tiles_for(call.cell, *arrays.steps_and_rows, arrays.matrix.dtype)
-    assert tiles is not None  # `run` has asked
-    kernel = tpu_stream if tiles.streamed else tpu_resident
-    return kernel.call(call.cell, direction, reverse, call.interpret, tiles, arrays)
+    name = f"{type(call.cell).__name__.lower()}_{direction}"
+    if tiles.streamed:
+        name += "_streamed"
+    kernel = Kernel(name, call.cell, step, tiles, reverse, call.interpret, arrays)
+    return streamed.launch(kernel) if tiles.streamed else resident.launch(kernel)
 
 
-def _floats(weights: Any) -> dict[str, Array]:
-    """w_h as it is; vectors as float32 [., H], ready to meet the gates."""
-    rest = {k: w for k, w in weights._asdict().items() if w is not None and k != "w_h"}
-    rest = {k: jnp.atleast_2d(w.astype(jnp.float32)) for k, w in rest.items()}
-    return {"w_h": weights.w_h} | rest
+def _vectors(weights: Any) -> dict[str, Array]:
+    vectors = fused.recurrent_vectors(weights)
+    return {} if vectors is None else {"vectors": vectors}
 
 
-def _marks(masks: Masks) -> dict[str, Array]:
-    """[T, B, 2] float32: whether a row starts afresh, whether it moves; none where all are alike."""
-    if masks.reset is None and masks.active is None:
-        return {}
-    known: Any = masks.reset if masks.reset is not None else masks.active
-    reset = jnp.zeros_like(known) if masks.reset is None else masks.reset
-    active = jnp.ones_like(known) if masks.active is None else masks.active
-    return {"marks": jnp.stack([reset, active], axis=-1).astype(jnp.float32)}
+def _masks(masks: Masks) -> dict[str, Array]:
+    """Return both masks in one array [T, B, 2] of float32, or none without masks."""
+    both = fused.reset_and_active(masks, masks.reset)
+    return {} if both is None else {"masks": jnp.stack(both, axis=-1).astype(jnp.float32)}
+
+
+def _side_by_side(gates: Any) -> Float[Array, "T B G"]:
+    """Return gates side by side; the streamed kernel may put them one after the other."""
+    one_after_the_other = not isinstance(gates, tuple) and gates.ndim == 4
+    return fused.join_gates(tuple(gates) if one_after_the_other else gates)
 
 
 def _plan(cell: Any, batch: int, dtype: Any) -> Plan:
-    """Rows as they are: Pallas cuts off those of the last block that are not there."""
+    # The rows stay as they are: Pallas crops those that the last block lacks.
     return Plan(batch, round_up(cell.hidden_size, LANES))
 
 

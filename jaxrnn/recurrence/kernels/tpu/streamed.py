@@ -1,22 +1,24 @@
-"""The TPU kernel whose recurrent weights do not fit VMEM and are streamed, for `kernels.tpu`.
+"""The TPU kernel whose recurrent weights do not fit into VMEM and are streamed from HBM.
 
 Its grid is (blocks of rows, steps of time, tiles of each sweep of a step). At every step each tile of
-w_h comes from HBM once for every block of rows, the columns of all of a sweep's gates for the same
-hidden units together (of W_h^T on the way back), while the tile before it is worked on; so does the
-tile's part of everything that has a time axis. In VMEM stay whole rows of
+w_h is copied from HBM once for every block of rows, while the tile before it is computed on. A tile of
+w_h has the columns of all gates of a sweep for the same hidden units (backward: of W_h^T). The same
+tile of every array with a time axis is copied with it. Whole rows of these arrays stay in VMEM:
 
-    h, c [B, H]                the running state, copied in before the first step and out after the last
-    what the products take     the h that entered the step, so that the last tile sees the same one as
-                               the first; a GRU's r * h; the gates' gradients
-    vectors                    peepholes, b_h
+    h, c [B, H]              the running state, copied in before the first step and out after the last
+    operands of products     the h that entered the step, so that the last tile sees the same h as the
+                             first one; r * h of a GRU; the derivatives of the gates' inputs
+    vectors                  peepholes, b_h
 
-Every window on an array costs each turn of the grid some bundles: gates that go together share one.
+Every window on an array costs each turn of the grid some bundles, so gates that are used together share
+a window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,130 +26,125 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxrnn.recurrence.kernels.tpu import steps as tpu_cells
-from jaxrnn.recurrence.kernels.tpu.tiles import MIB, Tiles, cost, vmem
-from jaxrnn.recurrence.kernels.tpu.views import Arrays, Columns, Like, Streamed, names
+from jaxrnn.recurrence.kernels.tpu.launch import MATRICES, Kernel, Operand, pallas_call
+from jaxrnn.recurrence.kernels.tpu.steps import Phase, Step
+from jaxrnn.recurrence.kernels.tpu.views import TileInVmem, View, Views, WholeInVmem
 from jaxrnn.shapes import Array
 
-Window = tuple[str, tuple[int, ...]]  # on the tile at hand: of which array, which gates
-Key = str | Window  # a name alone: whole rows
 
+class Window(NamedTuple):
+    """The part of an array that a turn of the grid sees.
 
-def call(
-    cell: Any, direction: str, reverse: bool, interpret: Any, tiles: Tiles, arrays: Arrays
-) -> dict[str, Any]:
-    """The kernel's outputs by name. One of several gates is [gates, T, B, H], or where they come from
-    different sweeps a tuple of [T, B, H].
-
-    direction: "forward" or "backward", a function of `tpu_cells`.
-    reverse: from the last step to the first.
+    Attributes:
+      name: the array.
+      gates: the gates of which it sees the tile that is being computed; empty for whole rows.
     """
-    steps, batch = arrays.steps_and_rows
-    size, rows, width = cell.hidden_size, tiles.rows, tiles.width
-    count, blocks = size // width, pl.cdiv(batch, rows)
-    step = getattr(tpu_cells, direction)(cell)
-    windows = _windows(step)
 
-    def time(t: Array) -> Array:
-        return steps - 1 - t if reverse else t
+    name: str
+    gates: tuple[int, ...] = ()
 
-    def by_tile(window: Window, x: Any) -> pl.BlockSpec:
-        """The tile at hand; in sweeps that do not use it, the nearest that is used."""
-        name, gates = window
-        first, last = min(windows[window]), max(windows[window])
+
+def launch(kernel: Kernel) -> dict[str, Any]:
+    """Run a kernel and return its outputs by name.
+
+    An array with several gates is [gates, T, B, H], or a tuple of [T, B, H] if the gates are written in
+    different sweeps.
+    """
+    grid = Grid(kernel)
+    made = pallas_call(
+        kernel,
+        partial(_body, grid),
+        grid=(grid.blocks, grid.steps, len(kernel.step.sweeps) * grid.tiles),
+        inputs=_inputs(grid),
+        outputs=_outputs(grid),
+        scratch=_scratch(grid),
+        aliases={},
+    )
+    return {name: _result(grid, name, made) for name in kernel.arrays.outputs}
+
+
+class Grid:
+    """The turns of a kernel, and which part of each array a turn sees.
+
+    Attributes:
+      kernel: the kernel.
+      steps: number of time steps T.
+      batch: number of rows B.
+      size: number of hidden units H.
+      rows: rows in a block.
+      blocks: number of blocks of rows.
+      width: hidden units in a tile.
+      tiles: number of tiles.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.steps, self.batch = kernel.arrays.steps_and_rows
+        self.size = kernel.cell.hidden_size
+        self.rows = kernel.tiles.rows
+        self.blocks = pl.cdiv(self.batch, self.rows)
+        self.width = kernel.tiles.width
+        self.tiles = self.size // self.width
+        self._sweeps = _windows(kernel.step)
+
+    def windows_on(self, name: str) -> list[Window]:
+        """Return the windows on tiles of an array; none if its whole rows are in VMEM."""
+        return [window for window in self._sweeps if window.name == name]
+
+    def tile_of(self, window: Window, x: Any) -> Operand:
+        """Return the operand of which a turn sees the tile that is being computed.
+
+        Args:
+          window: one with gates.
+          x: the array, without gates that other windows see, where these are arrays of their own.
+        """
+        gates = window.gates
+        place = self._place(window)
+        # None is a block's axis of length 1, which the kernel does not see.
         together = len(gates) if len(gates) > 1 else None
+        if window.name in MATRICES:
+            block: Any = (together, self.size, self.width)
+            return Operand(x, pl.BlockSpec(block, lambda b, t, i: (gates[0], 0, place(i))))
+        if together:
+            block = (together, None, self.rows, self.width)
+            return Operand(x, pl.BlockSpec(block, lambda b, t, i: (0, self._time(t), b, place(i))))
+        block = (None, self.rows, self.width)
+        # The tiles of earlier gates come before, if all gates lie side by side.
+        before = gates[0] * self.tiles if x.shape[-1] > self.size else 0
+        return Operand(
+            x, pl.BlockSpec(block, lambda b, t, i: (self._time(t), b, before + place(i)))
+        )
+
+    def whole_rows_of(self, x: Any) -> Operand:
+        """Return the operand of which a turn sees whole rows: a vector's, or those of a step."""
+        if len(x.shape) == 2:
+            return Operand(x, pl.BlockSpec(x.shape, lambda b, t, i: (0, 0)))
+        block = (None, self.rows, x.shape[-1])
+        return Operand(x, pl.BlockSpec(block, lambda b, t, i: (self._time(t), b, 0)))
+
+    def _time(self, t: Array) -> Array:
+        return self.steps - 1 - t if self.kernel.reverse else t
+
+    def _place(self, window: Window) -> Callable[[Array], Array]:
+        """Return the function from a turn's number within the step to the tile that the window sees.
+
+        In sweeps that do not use the window it stays on the nearest tile that is used, so that nothing
+        is copied.
+        """
+        first = min(self._sweeps[window]) * self.tiles
+        end = (max(self._sweeps[window]) + 1) * self.tiles
 
         def place(i: Array) -> Array:
-            return lax.rem(jnp.clip(i - first * count, 0, (last + 1 - first) * count - 1), count)
+            return lax.rem(jnp.clip(i - first, 0, end - first - 1), self.tiles)
 
-        if name in _MATRICES:
-            return pl.BlockSpec((together, size, width), lambda b, t, i: (gates[0], 0, place(i)))
-        if together:
-            block = (together, None, rows, width)
-            return pl.BlockSpec(block, lambda b, t, i: (0, time(t), b, place(i)))
-        before = gates[0] * count if x.shape[-1] > size else 0
-        return pl.BlockSpec((None, rows, width), lambda b, t, i: (time(t), b, before + place(i)))
-
-    def in_rows(x: Any) -> pl.BlockSpec:
-        if len(x.shape) == 2:  # a vector
-            return pl.BlockSpec(x.shape, lambda b, t, i: (0, 0))
-        return pl.BlockSpec((None, rows, x.shape[-1]), lambda b, t, i: (time(t), b, 0))
-
-    def on(name: str) -> list[Window]:
-        return [window for window in windows if window[0] == name]
-
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    inputs: dict[Key, tuple[Any, pl.BlockSpec]] = {}
-    for name, x in (arrays.by_step | arrays.weights).items():
-        x = _by_gate(x, name, size)
-        for window in on(name):
-            part = x[window[1][0]] if isinstance(x, tuple) else x
-            inputs[window] = part, by_tile(window, part)
-        if not on(name):
-            inputs[name] = x, in_rows(x)
-    for name, x in arrays.initial.items():
-        whole = jnp.pad(x, [(0, blocks * rows - batch), (0, 0)])
-        inputs[f"initial_{name}"] = whole.reshape(blocks, rows, size), anywhere
-
-    outputs: dict[Key, tuple[Like, pl.BlockSpec]] = {}
-    scratch = dict(arrays.scratch)
-    for name, like in arrays.outputs.items():
-        for window in on(name):
-            together = (len(window[1]),) if len(window[1]) > 1 else ()
-            part = Like((*together, steps, batch, size), like.dtype)
-            outputs[window] = part, by_tile(window, part)
-        if name in arrays.initial:
-            outputs[f"final_{name}"] = Like((blocks, rows, size), like.dtype), anywhere
-        elif not on(name):
-            outputs[name] = like, in_rows(like)
-        if name in arrays.initial or name == "d_gx":  # which a product takes in whole rows
-            scratch[name] = like
-
-    varying = jax.typeof(arrays.matrix).manual_axis_type
-    results = pl.pallas_call(
-        partial(
-            _kernel,
-            cell=cell,
-            step=step,
-            keys=(*inputs, *outputs, *scratch),
-            initial=tuple(arrays.initial),
-            width=width,
-        ),
-        grid=(blocks, steps, len(step.sweeps) * count),
-        in_specs=[spec for _, spec in inputs.values()],
-        out_specs=[spec for _, spec in outputs.values()],
-        out_shape=[
-            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying)
-            for x, _ in outputs.values()
-        ],
-        scratch_shapes=[pltpu.VMEM((rows, x.shape[-1]), x.dtype) for x in scratch.values()],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=vmem() * MIB,
-        ),
-        cost_estimate=cost(cell, tiles, arrays),
-        interpret=interpret,
-        name=f"{type(cell).__name__.lower()}_{direction}_streamed",
-    )(*(x for x, _ in inputs.values()))
-    made = dict(zip(outputs, results, strict=True))
-
-    def result(name: str) -> Any:
-        if name in arrays.initial:
-            return made[f"final_{name}"].reshape(blocks * rows, size)[:batch]
-        parts = tuple(made[window] for window in sorted(on(name)))
-        return made[name] if not parts else parts[0] if len(parts) == 1 else parts
-
-    return {name: result(name) for name in arrays.outputs}
+        return place
 
 
-_MATRICES = ("w_h", "w_t")
+def _windows(step: Step) -> dict[Window, list[int]]:
+    """Return the windows on tiles, and the numbers of the sweeps that use each.
 
-
-def _windows(step: tpu_cells.Step) -> dict[Window, list[int]]:
-    """The windows on what comes and goes by tiles, and the sweeps that use each.
-
-    An array's gates share a window where the same sweeps use all of them and they lie one after the
-    other in memory, as those of gx do not.
+    The gates of an array share a window if the same sweeps use all of them and they lie one after the
+    other in memory, which those of gx do not.
     """
     used: dict[str, dict[int, list[int]]] = {}
     for number, sweep in enumerate(step.sweeps):
@@ -155,73 +152,143 @@ def _windows(step: tpu_cells.Step) -> dict[Window, list[int]]:
             for k in gates:
                 used.setdefault(name, {}).setdefault(k, []).append(number)
     windows: dict[Window, list[int]] = {}
-    for name, sweeps in used.items():
-        alike = all(s == sweeps[0] for s in sweeps.values())
-        if alike and name != "gx":
-            windows[name, tuple(sweeps)] = sweeps[0]
+    for name, sweeps_of in used.items():
+        every = list(sweeps_of.values())
+        if name != "gx" and all(sweeps == every[0] for sweeps in every):
+            windows[Window(name, tuple(sweeps_of))] = every[0]
         else:
-            windows |= {(name, (k,)): s for k, s in sweeps.items()}
+            windows |= {Window(name, (k,)): sweeps for k, sweeps in sweeps_of.items()}
     return windows
 
 
-def _by_gate(x: Any, name: str, size: int) -> Any:
-    """The matrices as [gates, H, H], each a factor of its own product; what else there is as it is."""
+# The initial and the final state stay in HBM. The body copies one block of rows.
+_IN_HBM = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def _inputs(grid: Grid) -> dict[Window, Operand]:
+    arrays = grid.kernel.arrays
+    inputs: dict[Window, Operand] = {}
+    for name, given in (arrays.by_step | arrays.weights).items():
+        x = _gates_first(given, name, grid.size)
+        windows = grid.windows_on(name)
+        for window in windows:
+            part = x[window.gates[0]] if isinstance(x, tuple) else x
+            inputs[window] = grid.tile_of(window, part)
+        if not windows:
+            inputs[Window(name)] = grid.whole_rows_of(x)
+    for name, x in arrays.initial.items():
+        whole_blocks = jnp.pad(x, [(0, grid.blocks * grid.rows - grid.batch), (0, 0)])
+        by_block = whole_blocks.reshape(grid.blocks, grid.rows, grid.size)
+        inputs[Window(f"initial_{name}")] = Operand(by_block, _IN_HBM)
+    return inputs
+
+
+def _gates_first(x: Any, name: str, size: int) -> Any:
+    """Return a matrix as [gates, H, H], one factor of a product per gate; others as they are."""
     if name == "w_h":
         return x.reshape(size, -1, size).swapaxes(0, 1)
-    return x.reshape(-1, size, size) if name == "w_t" else x
+    if name == "w_t":
+        return x.reshape(-1, size, size)
+    return x
 
 
-def _kernel(
-    *refs: Any,
-    cell: Any,
-    step: tpu_cells.Step,
-    keys: tuple[Key, ...],
-    initial: tuple[str, ...],
-    width: int,
+def _outputs(grid: Grid) -> dict[Window, Operand]:
+    arrays = grid.kernel.arrays
+    outputs: dict[Window, Operand] = {}
+    for name, like in arrays.outputs.items():
+        windows = grid.windows_on(name)
+        for window in windows:
+            gates = (len(window.gates),) if len(window.gates) > 1 else ()
+            shape = (*gates, grid.steps, grid.batch, grid.size)
+            outputs[window] = grid.tile_of(window, jax.ShapeDtypeStruct(shape, like.dtype))
+        if name in arrays.initial:
+            by_block = jax.ShapeDtypeStruct((grid.blocks, grid.rows, grid.size), like.dtype)
+            outputs[Window(f"final_{name}")] = Operand(by_block, _IN_HBM)
+        elif not windows:
+            outputs[Window(name)] = grid.whole_rows_of(like)
+    return outputs
+
+
+def _scratch(grid: Grid) -> dict[Window, jax.ShapeDtypeStruct]:
+    arrays = grid.kernel.arrays
+    scratch = {Window(name): like for name, like in arrays.scratch.items()}
+    for name, like in arrays.outputs.items():
+        # The running state, and an output that a product takes in whole rows.
+        if name in arrays.initial or name == "d_gx":
+            scratch[Window(name)] = like
+    return scratch
+
+
+def _result(grid: Grid, name: str, made: dict[Window, Array]) -> Any:
+    """Return an output of the kernel by its name, from the results by window."""
+    if name in grid.kernel.arrays.initial:
+        by_block = made[Window(f"final_{name}")]
+        return by_block.reshape(grid.blocks * grid.rows, grid.size)[: grid.batch]
+    windows = sorted(grid.windows_on(name))
+    if not windows:
+        return made[Window(name)]
+    if len(windows) == 1:
+        return made[windows[0]]
+    return tuple(made[window] for window in windows)
+
+
+def _body(grid: Grid, refs: dict[Window, Any]) -> None:
+    """Compute one tile of one sweep of one step; copy the state before the first and after the last."""
+    kernel = grid.kernel
+    refs = dict(refs)
+    names = tuple(kernel.arrays.initial)
+    initial_hbm = {name: refs.pop(Window(f"initial_{name}")) for name in names}
+    final_hbm = {name: refs.pop(Window(f"final_{name}")) for name in names}
+    state_vmem = {name: refs[Window(name)] for name in names}
+    block, t, i = (pl.program_id(axis) for axis in range(3))
+
+    @pl.when((t == 0) & (i == 0))
+    def _() -> None:
+        for name in names:
+            pltpu.sync_copy(initial_hbm[name].at[block], state_vmem[name])
+
+    if kernel.step.enter is not None:
+        pl.when(i == 0)(partial(_enter, grid, refs, kernel.step.enter))
+
+    for number, sweep in enumerate(kernel.step.sweeps):
+        first = number * grid.tiles
+        now = (i >= first) & (i < first + grid.tiles)
+        pl.when(now)(partial(_sweep, grid, refs, sweep.phases, i, first))
+
+    @pl.when((t == pl.num_programs(1) - 1) & (i == pl.num_programs(2) - 1))
+    def _() -> None:
+        for name in names:
+            pltpu.sync_copy(state_vmem[name], final_hbm[name].at[block])
+
+
+def _enter(grid: Grid, refs: dict[Window, Any], phase: Phase) -> None:
+    """Run the phase that comes before the sweeps for every tile."""
+
+    def one_tile(j: Array, _: None) -> None:
+        phase(grid.kernel.cell, _views(grid, refs, j))
+
+    lax.fori_loop(0, grid.tiles, one_tile, None)
+
+
+def _sweep(
+    grid: Grid, refs: dict[Window, Any], phases: tuple[Phase, ...], i: Array, first: int
 ) -> None:
-    """One tile of one sweep of one step, and what is to do before the first and after the last."""
-    named = dict(zip(keys, refs, strict=True))
-    b, t, i = (pl.program_id(axis) for axis in range(3))
-    first = (t == 0) & (i == 0)
-    last = (t == pl.num_programs(1) - 1) & (i == pl.num_programs(2) - 1)
-    ends = {name: (named.pop(f"initial_{name}"), named.pop(f"final_{name}")) for name in initial}
-    marks = named.pop("marks", None)
-    count = cell.hidden_size // width
+    """Run the phases of a sweep, whose first turn in the step is `first`, for the tile of turn i."""
+    for phase in phases:
+        phase(grid.kernel.cell, _views(grid, refs, i - first))
 
-    def tile(j: Array) -> Any:
-        views: dict[str, Any] = {
-            key: Columns(ref, cell.hidden_size, width, j)
-            for key, ref in named.items()
-            if isinstance(key, str)
-        }
-        tiles: dict[str, dict[int, Any]] = {}
-        for key, ref in named.items():
-            if not isinstance(key, str):
-                name, gates = key
-                by_gate = {k: ref.at[place] for place, k in enumerate(gates)}
-                tiles.setdefault(name, {}).update(by_gate if len(gates) > 1 else {gates[0]: ref})
-        views |= {name: Streamed(refs, views.get(name)) for name, refs in tiles.items()}
-        return names(views, marks)
 
-    @pl.when(first)
-    def _() -> None:
-        for name, (start, _) in ends.items():
-            pltpu.sync_copy(start.at[b], named[name])
-
-    if step.enter:
-
-        @pl.when(i == 0)
-        def _(enter: tpu_cells.Phase = step.enter) -> None:
-            lax.fori_loop(0, count, lambda j, _: enter(cell, tile(j)), None)
-
-    for number, sweep in enumerate(step.sweeps):
-
-        @pl.when((i >= number * count) & (i < (number + 1) * count))
-        def _(number: int = number, sweep: tpu_cells.Sweep = sweep) -> None:
-            for phase in sweep.phases:
-                phase(cell, tile(i - number * count))
-
-    @pl.when(last)
-    def _() -> None:
-        for name, (_, end) in ends.items():
-            pltpu.sync_copy(named[name], end.at[b])
+def _views(grid: Grid, refs: dict[Window, Any], j: Array) -> Views:
+    """Return the views on tile j."""
+    whole: dict[str, WholeInVmem] = {}
+    tiles: dict[str, dict[int, Any]] = {}
+    for (name, gates), ref in refs.items():
+        if not gates:
+            whole[name] = WholeInVmem(ref, grid.size, grid.width, j)
+        elif len(gates) == 1:
+            tiles.setdefault(name, {})[gates[0]] = ref
+        else:
+            tiles.setdefault(name, {}).update({k: ref.at[n] for n, k in enumerate(gates)})
+    views: dict[str, View] = {**whole}
+    views |= {name: TileInVmem(by_gate, whole.get(name)) for name, by_gate in tiles.items()}
+    return Views(views, refs.get(Window("masks")))

@@ -10,10 +10,19 @@ from jax.experimental import pallas as pl
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import GRU, LSTM
+from jaxrnn.recurrence.kernels import fused
+from jaxrnn.recurrence.problem import Problem
 
-LANES = 128  # numbers side by side in a vector register
+# Numbers side by side in a vector register.
+LANES = 128
+
+# Rows of an array in VMEM come in multiples of this, also in bfloat16.
+SUBLANES = 16
+
 MIB = 2**20
-VMEM = {  # MiB that one core has, by the device's name
+
+# MiB of VMEM of one core, by the device's name.
+VMEM_MIB = {
     "TPU v4": 16,
     "TPU v5 lite": 128,
     "TPU v5e": 128,
@@ -23,18 +32,32 @@ VMEM = {  # MiB that one core has, by the device's name
     "TPU v6e": 128,
     "TPU7x": 64,
 }
-SMALLEST = 16  # taken for a chip that is not listed
-RESERVED = 3  # MiB that the compiler may want for itself
-ROWS = (256, 128, 64, 32, 16)  # of a block, at most
+
+# MiB of VMEM that are assumed for a chip that is not listed.
+SMALLEST_VMEM_MIB = 16
+
+# MiB of VMEM that are left to the compiler.
+RESERVED_MIB = 3
+
+# Candidates for the largest number of rows in a block, best first; the second if w_h is streamed.
+ROWS = (256, 128, 64, 32, 16)
 ROWS_STREAMED = (1024, 512, *ROWS)
+
+# Candidates for the largest number of steps in a block, best first.
 STEPS = (8, 4, 2, 1)
-WIDTHS = (1024, 512, 256, LANES)  # wider tiles take fewer bundles a step, but longer to compile
+
+# Candidates for the width of a tile. Wider tiles take fewer bundles per step, but longer to compile.
+WIDTHS = (1024, 512, 256, LANES)
 
 
 class Tiles(NamedTuple):
-    """Rows of the batch and steps of time in a block, hidden units in a tile.
+    """How a recurrence is divided.
 
-    streamed: w_h does not stay in VMEM but comes tile by tile at every step.
+    Attributes:
+      rows: rows of the batch in a block.
+      steps: time steps in a block.
+      width: hidden units in a tile.
+      streamed: whether w_h does not stay in VMEM but is copied there tile by tile at every step.
     """
 
     rows: int
@@ -43,114 +66,149 @@ class Tiles(NamedTuple):
     streamed: bool = False
 
 
-def unsupported_reason(cell: Any, batch: int, dtype: Any) -> str | None:
-    """Why these kernels cannot run a cell on the TPU at hand; None where they can."""
-    dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"its products take float32 or bfloat16 weights, not {dtype}"
-    if batch < 1:
-        return f"a batch of {batch} rows has nothing to run"
-    if tiles_for(cell, 1, batch, dtype) is None:
-        rows = min(batch, ROWS[-1])
-        return (
-            f"w_h of H = {cell.hidden_size} in {dtype} takes {_weights(cell, dtype) / MIB:.0f} MiB, and "
-            f"streamed by tiles of {LANES} units it still wants "
-            f"{_streaming(cell, rows, LANES, dtype) / MIB:.1f} MiB with a block of {rows} rows, more "
-            f"than the {vmem()} MiB of VMEM that a core of {accelerator.device().device_kind} has, "
-            f"less {RESERVED} for the compiler"
-        )
+def unsupported_reason(problem: Problem) -> str | None:
+    """Return why the kernels cannot run a problem on the TPU at hand, or None where they can."""
+    if reason := fused.not_builtin(problem):
+        return reason
+    if problem.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"its products take float32 or bfloat16 weights, not {problem.dtype}"
+    if problem.batch < 1:
+        return f"a batch of {problem.batch} rows has nothing to run"
+    if _fitting(problem.cell, 1, problem.batch, problem.dtype) is None:
+        return _too_large(problem.cell, problem.batch, problem.dtype)
     return None
 
 
-def tiles_for(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles | None:
-    """The largest blocks that fit VMEM with two buffers each; None where none does.
+def tiles_for(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles:
+    """Return the largest blocks that fit into VMEM with two buffers each.
 
-    Beside the whole of w_h where it fits, else beside two tiles of it. Then every block of rows reads
-    w_h once a step, so that rows come before the width of a tile, and one step is as good as several.
+    All of w_h is beside them where it fits, otherwise two tiles of w_h. In the second case every block
+    of rows reads w_h once per step, so many rows matter more than a wide tile, and one step in a block
+    is as good as several.
+
+    Args:
+      cell: an RNN, LSTM or GRU.
+      steps: number of time steps T.
+      batch: number of rows B.
+      dtype: dtype of w_h.
+
+    Raises:
+      ValueError: if no blocks fit.
     """
+    tiles = _fitting(cell, steps, batch, dtype)
+    if tiles is None:
+        raise ValueError(_too_large(cell, batch, dtype))
+    return tiles
+
+
+def _fitting(cell: Any, steps: int, batch: int, dtype: Any) -> Tiles | None:
     size = round_up(cell.hidden_size, LANES)
     widths = [width for width in WIDTHS if size % width == 0]
     for rows in _blocks_of(batch, ROWS):
         for most in STEPS:
             tiles = Tiles(rows, _even(steps, most), widths[0])
-            if _weights(cell, dtype) + _blocks(cell, rows, tiles.steps) <= budget():
+            if _weight_bytes(cell, dtype) + _block_bytes(cell, rows, tiles.steps) <= vmem_budget():
                 return tiles
     for rows in _blocks_of(batch, ROWS_STREAMED):
         for width in widths:
-            if _streaming(cell, rows, width, dtype) <= budget():
+            if _streamed_bytes(cell, rows, width, dtype) <= vmem_budget():
                 return Tiles(rows, 1, width, streamed=True)
     return None
 
 
+def _too_large(cell: Any, batch: int, dtype: Any) -> str:
+    rows = min(batch, ROWS[-1])
+    return (
+        f"w_h of H = {cell.hidden_size} in {jnp.dtype(dtype)} takes "
+        f"{_weight_bytes(cell, dtype) / MIB:.0f} MiB, and streamed by tiles of {LANES} units it still "
+        f"needs {_streamed_bytes(cell, rows, LANES, dtype) / MIB:.1f} MiB with a block of {rows} rows, "
+        f"more than the {vmem_mib()} MiB of VMEM that a core of {accelerator.device().device_kind} has, "
+        f"less {RESERVED_MIB} for the compiler"
+    )
+
+
 def _blocks_of(batch: int, limits: tuple[int, ...]) -> list[int]:
-    """Rows of about equal blocks, for each limit."""
-    return [batch if batch <= most else round_up(_even(batch, most), 16) for most in limits]
+    """Return, for each limit, the rows of blocks of about equal size."""
+    return [batch if batch <= most else round_up(_even(batch, most), SUBLANES) for most in limits]
 
 
 def _even(total: int, most: int) -> int:
-    """The size of as few parts as can be, at most `most` each and about equal."""
+    """Return the size of about equal parts, as few as possible, of at most `most` each."""
     return -(-total // -(-total // most))
 
 
-def _weights(cell: Any, dtype: Any) -> int:
-    """Bytes of w_h."""
+def _weight_bytes(cell: Any, dtype: Any) -> int:
+    """Return the bytes of w_h."""
     return len(cell.GATES) * round_up(cell.hidden_size, LANES) ** 2 * jnp.dtype(dtype).itemsize
 
 
-def _blocks(cell: Any, rows: int, steps: int) -> int:
-    """Bytes of the blocks that come and go in the larger kernel, the forward one that keeps gates.
+def _block_bytes(cell: Any, rows: int, steps: int) -> int:
+    """Return the bytes beside w_h in the larger resident kernel, the forward one that keeps gates.
 
-    A step's: gx and gates [G], the output, what entered and q [H]; in place: the state, before and
-    after, and scratch. All in float32 and with two buffers.
+    A step has gx and gates [G], the output and what entered [H]. The state, before and after, and
+    scratch stay in place. All of it is counted in float32 and with two buffers.
     """
-    size, gates = round_up(cell.hidden_size, LANES), len(cell.GATES)
-    rows = round_up(rows, 16)
-    return 2 * rows * 4 * (steps * ((2 * gates + 3) * size + LANES) + 5 * size)
+    size = round_up(cell.hidden_size, LANES)
+    per_step = (2 * len(cell.GATES) + 3) * size + LANES
+    in_place = 5 * size
+    return 2 * round_up(rows, SUBLANES) * 4 * (steps * per_step + in_place)
 
 
-def _streaming(cell: Any, rows: int, width: int, dtype: Any) -> int:
-    """Bytes where w_h is streamed, of the larger kernel.
+def _streamed_bytes(cell: Any, rows: int, width: int, dtype: Any) -> int:
+    """Return the bytes in VMEM of the larger kernel that streams w_h.
 
-    With two buffers: tiles of w_h, of gx and gates (back: gates and their gradients) and of three
-    arrays of H. In whole rows: the state, and what the products take: in two buffers on the way
-    forward what entered (and a GRU's z and r * h), back the gradients of the gates (and of q).
+    Tiles have two buffers: of w_h, of gx and gates (backward: of gates and their derivatives), and of
+    three arrays of H. Whole rows are the state and the operands of products: forward, in two buffers,
+    the hidden state that entered (and z and r * h of a GRU); backward the derivatives of gates (and of
+    q).
     """
-    size, gates, bytes_each = (
-        round_up(cell.hidden_size, LANES),
-        len(cell.GATES),
-        jnp.dtype(dtype).itemsize,
-    )
-    tiles = 2 * 4 * ((2 * gates + 3) * width + LANES)
+    size = round_up(cell.hidden_size, LANES)
+    gates = len(cell.GATES)
+    itemsize = jnp.dtype(dtype).itemsize
+    is_gru = isinstance(cell, GRU)
+    weights = 2 * gates * size * width * itemsize
+    tiles_of_a_row = 2 * 4 * ((2 * gates + 3) * width + LANES)
     state = 4 * (2 if isinstance(cell, LSTM) else 1)
-    forward = 2 * bytes_each + (4 + bytes_each) * isinstance(cell, GRU)
-    backward = (gates + isinstance(cell, GRU)) * bytes_each
-    rows = round_up(rows, 16)
-    return 2 * gates * size * width * bytes_each + rows * (
-        tiles + (state + max(forward, backward)) * size
-    )
+    forward = 2 * itemsize + (4 + itemsize) * is_gru
+    backward = (gates + is_gru) * itemsize
+    whole_row = (state + max(forward, backward)) * size
+    return weights + round_up(rows, SUBLANES) * (tiles_of_a_row + whole_row)
 
 
-def budget() -> int:
-    """Bytes of a core's VMEM that the kernels may plan with."""
-    return (vmem() - RESERVED) * MIB
+def vmem_budget() -> int:
+    """Return the bytes of a core's VMEM that the kernels may use."""
+    return (vmem_mib() - RESERVED_MIB) * MIB
 
 
-def vmem() -> int:
-    """MiB of VMEM that a core of the TPU at hand has."""
-    return VMEM.get(accelerator.device().device_kind, SMALLEST)
+def vmem_mib() -> int:
+    """Return the MiB of VMEM that a core of the TPU at hand has."""
+    return VMEM_MIB.get(accelerator.device().device_kind, SMALLEST_VMEM_MIB)
 
 
 def round_up(n: int, to: int) -> int:
-    """The next multiple of `to`."""
+    """Return the smallest multiple of `to` that is not below n."""
     return -(-n // to) * to
 
 
-def cost(cell: Any, tiles: Tiles, arrays: Any) -> pl.CostEstimate:
-    """What one kernel does, for the compiler's schedule. arrays: a `tpu_views.Arrays`."""
-    size, gates, (steps, batch) = cell.hidden_size, len(cell.GATES), arrays.steps_and_rows
-    moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays.in_and_out)
-    if tiles.streamed:  # w_h, which is among them, again for every step and block of rows
-        moved += (steps * -(-batch // tiles.rows) - 1) * _weights(cell, arrays.matrix.dtype)
+def cost(
+    cell: Any, tiles: Tiles, steps: int, batch: int, dtype: Any, arrays: list[Any]
+) -> pl.CostEstimate:
+    """Return what a kernel computes and moves, for the compiler's schedule.
+
+    Args:
+      cell: the cell, of the padded width.
+      tiles: how the kernel divides its work.
+      steps: number of time steps T.
+      batch: number of rows B.
+      dtype: dtype of w_h.
+      arrays: all inputs and outputs.
+    """
+    size = cell.hidden_size
+    gates = len(cell.GATES)
+    moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
+    if tiles.streamed:
+        # w_h, which the sum has once, is read at every step by every block of rows.
+        moved += (steps * -(-batch // tiles.rows) - 1) * _weight_bytes(cell, dtype)
     return pl.CostEstimate(
         flops=2 * steps * batch * size * gates * size,
         transcendentals=steps * batch * (gates + isinstance(cell, LSTM)) * size,

@@ -1,136 +1,163 @@
-"""The arrays of the TPU kernels, and how one tile of the hidden units is read and written in them.
+"""How the phases of a step read and write one tile of the hidden units in the arrays of a TPU kernel.
 
-A view stands for an array of one step and one block of rows, whose columns are those of one gate
-after the other (of H alone, where there are no gates). `view[k]` is the tile's part of the k-th gate,
-to read or to write (in the array's own dtype); `view.gate(k)`, where whole rows are there, is all of
-the gate.
+A view stands for an array of one step and one block of rows. Its columns are those of one gate after
+the other, or the H columns of an array without gates, which counts as one gate. All views are on VMEM:
+either whole rows of the array are there, or only the tile that is being computed.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+import abc
+from typing import Any
 
-import jax
 from jax.experimental import pallas as pl
 
-from jaxrnn.recurrence.cells import product
 from jaxrnn.recurrence.kernels.tpu.tiles import LANES
+from jaxrnn.recurrence.linalg import product
 from jaxrnn.shapes import Array
 
 
-class Like(NamedTuple):
-    """An array to come: [T, B, N] goes out step by step, [B, N] stays in place."""
+class View(abc.ABC):
+    """A view on one tile of the hidden units."""
 
-    shape: tuple[int, ...]
-    dtype: Any
+    @abc.abstractmethod
+    def __getitem__(self, k: int) -> Array:
+        """Return the tile of the k-th gate."""
+
+    @abc.abstractmethod
+    def __setitem__(self, k: int, x: Array) -> None:
+        """Write the tile of the k-th gate, in the array's dtype."""
+
+    @abc.abstractmethod
+    def gate(self, k: int) -> Array:
+        """Return the k-th gate in whole rows."""
+
+    @abc.abstractmethod
+    def first_gates(self, count: int) -> Array:
+        """Return the first gates, side by side, in whole rows."""
+
+    def back(self, d_gx: View, count: int) -> Array:
+        """Return the first `count` gates of d_gx times those of W_h^T, on which this is a view."""
+        first, *others = (product(d_gx.gate(k), self[k]) for k in range(count))
+        return sum(others, first)
 
 
-class Arrays(NamedTuple):
-    """What one kernel is given and makes, by the names in `tpu_cells`.
+class WholeInVmem(View):
+    """A view on an array whose whole rows are in VMEM.
 
-    by_step: inputs [T, B, N]; gates also as `tpu_stream.call` gives them.
-    initial: inputs [B, H], of which the running state starts; outputs of the same names end with it.
-    weights: w_h [H, G] or w_t [G, H], and vectors [., H].
-    aliases: outputs that may overwrite an input, by the input's name.
+    Args:
+      ref: reference to the array [rows, gates * size].
+      size: number of hidden units H.
+      width: number of units in a tile.
+      j: number of the tile.
     """
 
-    by_step: dict[str, Any]
-    initial: dict[str, Array]
-    weights: dict[str, Array]
-    outputs: dict[str, Like]
-    scratch: dict[str, Like]
-    aliases: dict[str, str]
-
-    @property
-    def matrix(self) -> Array:
-        """w_h or w_t."""
-        return next(w for name, w in self.weights.items() if name in ("w_h", "w_t"))
-
-    @property
-    def in_and_out(self) -> list[Any]:
-        """All of them but the scratch."""
-        by_step = jax.tree.leaves(self.by_step)
-        groups = (self.initial, self.weights, self.outputs)
-        return by_step + [x for group in groups for x in group.values()]
-
-    @property
-    def steps_and_rows(self) -> tuple[int, int]:
-        """T, B."""
-        steps, batch, _ = next(x.shape for x in self.outputs.values() if len(x.shape) == 3)
-        return steps, batch
-
-
-def names(views: dict[str, Any], marks: Any) -> SimpleNamespace:
-    """`r` of the phases in `tpu_cells`: the views by name, None for what this kernel has not.
-
-    marks: the reference to one step of them, [rows, 2], or None.
-    """
-    optional = dict.fromkeys(("gates", "previous_cell", "q", "fresh", "active"))
-    r = SimpleNamespace(**optional | views)
-    if marks is not None:
-        r.fresh, r.active = marks[:, 0:1], marks[:, 1:2]
-    return r
-
-
-class Columns:
-    """Tile j of an array that is whole in VMEM."""
-
-    def __init__(self, ref: Any, hidden: int, width: int, j: Array) -> None:
-        self.ref, self.hidden, self.width, self.j = ref, hidden, width, j
+    def __init__(self, ref: Any, size: int, width: int, j: Array) -> None:
+        self.ref = ref
+        self.size = size
+        self.width = width
+        self.j = j
 
     def _tile(self, k: int) -> Any:
-        start = k * self.hidden + self.j * self.width
+        start = k * self.size + self.j * self.width
         return pl.ds(pl.multiple_of(start, LANES), self.width)
 
-    def _gate(self, k: int) -> Any:
-        return slice(k * self.hidden, (k + 1) * self.hidden)
+    def _gate(self, k: int) -> slice:
+        return slice(k * self.size, (k + 1) * self.size)
 
     def __getitem__(self, k: int) -> Array:
+        """See `View`."""
         return self.ref[:, self._tile(k)]
 
     def __setitem__(self, k: int, x: Array) -> None:
+        """See `View`."""
         self.ref[:, self._tile(k)] = x.astype(self.ref.dtype)
 
     def gate(self, k: int) -> Array:
+        """See `View`."""
         return self.ref[:, self._gate(k)]
 
+    def first_gates(self, count: int) -> Array:
+        """See `View`."""
+        return self.ref[:, : count * self.size]
 
-class Transposed(Columns):
-    """W_h^T [G, H], whole in VMEM: the gates are among its rows, the tile among its columns."""
+
+class TransposedInVmem(WholeInVmem):
+    """A view on W_h^T [G, H], all of it in VMEM: gates are among its rows, tiles among its columns."""
 
     def __getitem__(self, k: int) -> Array:
+        """See `View`."""
         return self.ref[self._gate(k), self._tile(0)]
 
-    def after(self, d_gx: Columns, gates: int) -> Array:
-        """The first gates of dgx times theirs here: as one product, which takes fewer bundles."""
-        rows = slice(0, gates * self.hidden)
-        return product(d_gx.ref[:, rows], self.ref[rows, self._tile(0)])
+    def back(self, d_gx: View, count: int) -> Array:
+        """See `View`."""
+        # One product takes fewer bundles than one for each gate.
+        return product(d_gx.first_gates(count), self.ref[: count * self.size, self._tile(0)])
 
 
-class Streamed:
-    """An array of which only the tile at hand is in VMEM, each gate by itself.
+class TileInVmem(View):
+    """A view on an array of which only the tile that is being computed is in VMEM.
 
-    tiles: the references, by gate.
-    whole: a view on whole rows in VMEM that keeps what is written, for an array that is read again.
+    Args:
+      refs: references to the tile of each gate, by the gate's number.
+      whole: a view on whole rows in VMEM that get a copy of what is written, for an array that a later
+        sweep reads; None for other arrays.
     """
 
-    def __init__(self, tiles: dict[int, Any], whole: Columns | None = None) -> None:
-        self.tiles, self.whole = tiles, whole
+    def __init__(self, refs: dict[int, Any], whole: WholeInVmem | None) -> None:
+        self.refs = refs
+        self.whole = whole
 
     def __getitem__(self, k: int) -> Array:
-        return self.tiles[k][...]
+        """See `View`."""
+        return self.refs[k][...]
 
     def __setitem__(self, k: int, x: Array) -> None:
-        self.tiles[k][...] = x.astype(self.tiles[k].dtype)
+        """See `View`."""
+        self.refs[k][...] = x.astype(self.refs[k].dtype)
         if self.whole is not None:
             self.whole[k] = x
 
-    def gate(self, k: int) -> Array:
-        assert self.whole is not None
-        return self.whole.gate(k)
+    def _whole(self) -> WholeInVmem:
+        if self.whole is None:
+            raise TypeError("whole rows of this array are not in VMEM")
+        return self.whole
 
-    def after(self, d_gx: Streamed, gates: int) -> Array:
-        """The first gates of dgx times theirs here."""
-        first, *others = (product(d_gx.gate(k), self[k]) for k in range(gates))
-        return sum(others, first)
+    def gate(self, k: int) -> Array:
+        """See `View`."""
+        return self._whole().gate(k)
+
+    def first_gates(self, count: int) -> Array:
+        """See `View`."""
+        return self._whole().first_gates(count)
+
+
+class Views:
+    """The views of a phase, by the names in `kernels.tpu.steps`, as attributes.
+
+    `name in views` says whether the kernel has such an array.
+
+    Attributes:
+      reset: [rows, 1] float32, not zero in rows that are reset at this step; None without masks.
+      active: [rows, 1] float32, zero in rows that this step leaves as they are; None without masks.
+    """
+
+    def __init__(self, views: dict[str, View], masks_vmem: Any) -> None:
+        """Name the views; masks_vmem is a reference to the masks of the step, [rows, 2], or None."""
+        self._views = views
+        self.reset: Array | None = None
+        self.active: Array | None = None
+        if masks_vmem is not None:
+            self.reset = masks_vmem[:, 0:1]
+            self.active = masks_vmem[:, 1:2]
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether the kernel has an array of this name."""
+        return name in self._views
+
+    def __getattr__(self, name: str) -> View:
+        """Return a view by its name."""
+        try:
+            return self._views[name]
+        except KeyError:
+            raise AttributeError(f"this kernel has no array {name!r}") from None
