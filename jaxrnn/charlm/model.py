@@ -93,7 +93,7 @@ class ModelConfig:
             return self
         return dataclasses.replace(self, dtype=accelerator.fast_dtype())
 
-    def make_cell(self) -> cells.Cell:
+    def make_cell(self) -> cells.RNN | cells.LSTM | cells.GRU:
         """Return the cell of every layer."""
         if self.cell == "rnn":
             return cells.RNN(self.hidden_size, self.activation, self.recurrent_init)

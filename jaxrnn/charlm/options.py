@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, cast
+from collections.abc import Callable
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, cast, get_args
 
 from jaxrnn.errors import InputError, one_of, whole_number
 
@@ -48,48 +49,64 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Convert numbers of any type to Python's. Raises InputError for a value out of its range."""
-        try:
-            checked = self._checked()
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        for name, value in checked.items():
+        for name, value in _checked(vars(self)).items():
             object.__setattr__(self, name, value)
-
-    def _checked(self) -> dict[str, Any]:
-        temperature = _number("temperature", self.temperature)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(
-                f"temperature must be a number above 0, not {temperature}; "
-                'mode="argmax" always takes the most likely character'
-            )
-        top_p = None if self.top_p is None else _number("top_p", self.top_p)
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
-        seed = whole_number("seed", self.seed)
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2^32 - 1, not {seed}")
-        implementation = self.implementation
-        if implementation not in (None, "xla", "hopper"):
-            raise ValueError(
-                f"implementation must be one of xla, hopper or None, not {implementation!r}"
-            )
-        return {
-            "temperature": temperature,
-            "mode": one_of(Mode)("mode", self.mode),
-            "top_k": None if self.top_k is None else whole_number("top_k", self.top_k, 1),
-            "top_p": top_p,
-            "seed": seed,
-        }
 
     @classmethod
     def of(cls, keywords: SamplingKeywords) -> SamplingOptions:
         """Return the options that keyword arguments give. Raises InputError as the constructor does."""
-        return cls(**cast(dict[str, Any], keywords))
+        return cls(**_checked(cast(dict[str, Any], keywords)))
 
     @property
     def truncates(self) -> bool:
         """Whether top_k or top_p leave some characters out of the draw."""
         return self.top_k is not None or self.top_p is not None
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Return options as Python's own types. Raises InputError for a value out of its range."""
+    try:
+        # The constructor reports names that are no options.
+        return {n: _CHECKS[n](n, value) if n in _CHECKS else value for n, value in given.items()}
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _temperature(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"{name} must be a number above 0, not {number}; "
+            'mode="argmax" always takes the most likely character'
+        )
+    return number
+
+
+def _top_k(name: str, value: Any) -> int | None:
+    return None if value is None else whole_number(name, value, 1)
+
+
+def _top_p(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = _number(name, value)
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, not {number}")
+    return number
+
+
+def _seed(name: str, value: Any) -> int:
+    number = whole_number(name, value)
+    if not 0 <= number < 2**32:
+        raise ValueError(f"{name} must be from 0 to 2^32 - 1, not {number}")
+    return number
+
+
+def _implementation(name: str, value: Any) -> str | None:
+    if value not in (None, *get_args(SamplingImplementation)):
+        names = ", ".join(get_args(SamplingImplementation))
+        raise ValueError(f"{name} must be one of {names} or None, not {value!r}")
+    return value
 
 
 def _number(name: str, value: Any) -> float:
@@ -99,3 +116,13 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a number, not {value!r}") from None
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "temperature": _temperature,
+    "mode": one_of(Mode),
+    "top_k": _top_k,
+    "top_p": _top_p,
+    "seed": _seed,
+    "implementation": _implementation,
+}

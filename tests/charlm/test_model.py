@@ -1,5 +1,5 @@
-"""The char-RNN: its logits, loss and gradients against the equations, its dropout, its parameters
-as a pytree, and the lecture's HELLO."""
+"""The char-RNN: its logits, loss and gradients against the equations, its dropout, its parameters as a
+pytree, and the HELLO of the lecture."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from jaxrnn import InputError, ModelConfig, Params, Vocabulary, charlm, init, unroll
+from jaxrnn.charlm import model as model_module
 from tests.support.oracle import TOLERANCES as ORACLE
 from tests.support.oracle import assert_close, reference, unchecked
 
@@ -50,7 +51,7 @@ forward = jax.jit(charlm.forward)
 
 @cache
 def model(config: ModelConfig, seed: int = 0) -> Params:
-    """Random parameters, none of them zero: biases and peepholes count too."""
+    """Random parameters, none of them zero, so that biases and peepholes matter, too."""
     rng = np.random.default_rng(seed)
     params = init(config, VOCABULARY)
     return jax.tree.map(lambda a: jnp.float32(0.6 * rng.standard_normal(a.shape)), params)
@@ -84,7 +85,7 @@ def by_hand(params: Params, tokens: jax.Array, carry: charlm.Carry) -> tuple[Any
 
 
 def embed_then_project(params: Params, tokens: jax.Array, carry: charlm.Carry) -> jax.Array:
-    """The logits by the way that `forward` saves: each character is embedded, then projected."""
+    """The logits without the table that `forward` uses: each character is embedded, then projected."""
     cell = params.config.make_cell()
     hidden = jax.nn.one_hot(tokens, SIZE)
     if params.embedding is not None:
@@ -96,7 +97,7 @@ def embed_then_project(params: Params, tokens: jax.Array, carry: charlm.Carry) -
 
 
 def number(logits: jax.Array) -> jax.Array:
-    """Something to differentiate: another weight for every logit."""
+    """A number to differentiate: the logits in a weighted sum."""
     weights = np.random.default_rng(7).standard_normal(logits.shape)
     return (logits * jnp.float32(weights)).sum()
 
@@ -114,7 +115,7 @@ def test_forward_is_the_equations(config: ModelConfig) -> None:
 
 @few_configs
 def test_table_is_embed_then_project(config: ModelConfig) -> None:
-    """For one-hot characters: the rows of w_x are the product with the one-hot vectors."""
+    """For one-hot characters the table is w_x, the product with the one-hot vectors."""
     params, tokens, carry = model(config), text(), random_carry(config)
 
     def lookup(params: Params) -> jax.Array:
@@ -148,7 +149,7 @@ def test_tied_gradient_is_the_sum_of_both_uses() -> None:
 
 @few_configs
 def test_chunks_are_the_whole(config: ModelConfig) -> None:
-    """The state carried from one call to the next."""
+    """The state is carried from one call to the next."""
     params, tokens, carry = model(config), text(), random_carry(config)
     whole = forward(params, tokens, carry)
     pieces = []
@@ -163,19 +164,31 @@ def test_steps_are_forward(config: ModelConfig) -> None:
     params, tokens, carry = model(config), text(), random_carry(config)
     whole = forward(params, tokens, carry)
     step = jax.jit(charlm.step, static_argnums=0)
-    prepared, rows = charlm.prepare(params), []
+    weights = charlm.step_params(params)
+    rows = []
     for column in tokens:
-        carry, logits = step(config, prepared, carry, column)
+        carry, logits = step(config, weights, carry, column)
         rows.append(logits)
     assert_close((carry, jnp.stack(rows)), whole, TOLERANCES["float32"])
 
 
 @few_configs
+def test_recording_changes_nothing(config: ModelConfig) -> None:
+    """`record` returns the state and the logits of `forward`, and the states inside."""
+    params, tokens, carry = model(config), text(), random_carry(config)
+    after, logits, recorded = jax.jit(charlm.record)(params, tokens, carry)
+    assert_close((after, logits), forward(params, tokens, carry), TOLERANCES["float32"])
+    assert len(recorded) == config.layers
+    for state, inside in zip(after, recorded, strict=True):
+        assert_close(inside["hidden"][-1], state.hidden, 0)
+
+
+@few_configs
 def test_bfloat16_is_close(config: ModelConfig) -> None:
-    """Its products are in bfloat16; logits, states and gradients stay float32."""
+    """The products are in bfloat16; logits, states and gradients stay float32."""
     params, tokens, carry = model(config), text(), random_carry(config)
     half = params.replace(config=dataclasses.replace(config, dtype="bfloat16"))
-    assert charlm.prepare(half).w_out.dtype == jnp.bfloat16
+    assert charlm.step_params(half).w_out.dtype == jnp.bfloat16
 
     @jax.jit
     def run(params: Params) -> Any:
@@ -191,7 +204,7 @@ def test_bfloat16_is_close(config: ModelConfig) -> None:
 
 
 def test_loss_is_the_mean_of_nats() -> None:
-    """Of each character given those before it; the state that comes back has not read the last."""
+    """The mean over all targets; the returned state has not read the last token."""
     params, tokens = model(CONFIGS["lstm"]), text()
     carry = random_carry(params.config)
     after, logits = by_hand(params, tokens[:-1], carry)
@@ -270,8 +283,8 @@ def test_dropout_needs_a_key_and_a_rate() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_dropout_drops_or_scales_outputs_alone(rate: float) -> None:
-    """Each output is 0 or divided by the share that is kept; the state goes on whole."""
+def test_dropout_drops_or_scales_outputs_only(rate: float) -> None:
+    """Each output is 0 or divided by the fraction that is kept; the state is not dropped."""
     params, tokens = bare(rate), text(40)
     carry = charlm.initial_carry(params.config, BATCH)
     state, outputs = forward(params, tokens, carry)
@@ -285,7 +298,7 @@ def test_dropout_drops_or_scales_outputs_alone(rate: float) -> None:
 
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.99, 0.999])
 def test_dropout_at_its_ends(rate: float) -> None:
-    """Near 0 it drops few units, near 1 most of them, and what is left is finite."""
+    """Near 0 it drops few units, near 1 most of them, and the others are finite."""
     carry = charlm.initial_carry(bare(rate).config, BATCH)
     _, dropped = forward(bare(rate), text(40), carry, dropout_key=jax.random.key(0))
     assert jnp.isfinite(dropped).all()
@@ -296,10 +309,10 @@ def test_dropout_at_its_ends(rate: float) -> None:
     ("rate", "dtype"),
     [(0.001, "float32"), (0.1, "float32"), (0.999, "float32"), (0.03, "bfloat16")],
 )
-def test_dropout_drops_the_share_asked_for_and_keeps_the_mean(rate: float, dtype: str) -> None:
+def test_dropout_drops_the_given_fraction_and_keeps_the_mean(rate: float, dtype: str) -> None:
     """Within five standard errors of a million draws, closer than 256ths or bfloat16 would come."""
     x = jax.random.uniform(jax.random.key(1), (1_000_000,), jnp.float32, 0.5, 1.5).astype(dtype)
-    dropped = jax.jit(charlm._dropout, static_argnums=1)(x, rate, jax.random.key(2))
+    dropped = jax.jit(model_module._dropout, static_argnums=1)(x, rate, jax.random.key(2))
     assert dropped.dtype == dtype
     before, after = np.asarray(x, np.float64), np.asarray(dropped, np.float64)
     error = math.sqrt(rate * (1 - rate) / x.size)
@@ -321,8 +334,8 @@ def test_dropout_differs_by_key_place_and_layer() -> None:
     assert (masks[0][:, 1:] != masks[0][:, :-1]).any()
 
 
-def test_dropout_of_two_layers_is_drawn_apart() -> None:
-    """The first layer puts out ones, the second hands on what reaches it."""
+def test_dropout_of_two_layers_is_independent() -> None:
+    """The first layer outputs ones, the second outputs its input."""
     config = ModelConfig(
         "rnn", layers=2, hidden_size=SIZE, embedding_size=3, activation="relu", dropout=0.5
     )
@@ -333,10 +346,12 @@ def test_dropout_of_two_layers_is_drawn_apart() -> None:
     params = params.replace(config=config, layers=layers)
     carry = charlm.initial_carry(config, BATCH)
     (_, second), outputs = forward(params, text(1), carry, dropout_key=key)
-    below = np.asarray(second.hidden)  # what came through the first layer's dropout
+    # What came through the dropout of the first layer.
+    below = np.asarray(second.hidden)
     assert set(np.unique(below)) == {0, 2}
     above = np.asarray(outputs[0])[below > 0]
-    assert set(np.unique(above)) == {0, 4}  # other units fall in the second
+    # Other units are dropped in the second.
+    assert set(np.unique(above)) == {0, 4}
 
 
 def test_dropout_keeps_the_expectation() -> None:
@@ -371,7 +386,7 @@ def test_no_gradient_through_dropped_units() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
 def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
-    """One mask for all rows and steps. Without inputs, unit vectors for a state read out w_h."""
+    """All rows and steps share a mask. Without inputs, unit vectors as the state read out w_h."""
     config = ModelConfig(
         "rnn", hidden_size=SIZE, embedding_size=3, activation="relu", weight_dropout=rate
     )
@@ -397,18 +412,19 @@ def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"layers": 0}, "--layers must be at least 1, not 0"),
-        ({"layers": -1}, "--layers"),
-        ({"hidden_size": 0}, "--hidden-size must be at least 1, not 0"),
-        ({"embedding_size": -1}, "--embedding-size must be at least 0, not -1"),
-        ({"hidden_size": 2.5}, "--hidden-size must be a whole number, not 2.5"),
-        ({"layers": True}, "--layers must be a whole number, not True"),
-        ({"dropout": 1.0}, "--dropout .* not 1.0"),
-        ({"dropout": -0.1}, "--dropout .* not -0.1"),
-        ({"dropout": math.nan}, "--dropout .* not nan"),
-        ({"weight_dropout": 1.0}, "--weight-dropout .* not 1.0"),
-        ({"tie": True, "embedding_size": 4, "hidden_size": 5}, "--tie needs .* not 4 and 5"),
-        ({"tie": True, "embedding_size": 0, "hidden_size": 5}, "--tie needs .* not 0 and 5"),
+        ({"cell": "xlstm"}, "cell must be one of rnn, lstm, gru, not 'xlstm'"),
+        ({"layers": 0}, "layers must be at least 1, not 0"),
+        ({"layers": -1}, "layers"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1, not 0"),
+        ({"embedding_size": -1}, "embedding_size must be at least 0, not -1"),
+        ({"hidden_size": 2.5}, "hidden_size must be a whole number, not 2.5"),
+        ({"layers": True}, "layers must be a whole number, not True"),
+        ({"dropout": 1.0}, "dropout .* not 1.0"),
+        ({"dropout": -0.1}, "dropout .* not -0.1"),
+        ({"dropout": math.nan}, "dropout .* not nan"),
+        ({"weight_dropout": 1.0}, "weight_dropout .* not 1.0"),
+        ({"tie": True, "embedding_size": 4, "hidden_size": 5}, "`tie` needs .* not 4 and 5"),
+        ({"tie": True, "embedding_size": 0, "hidden_size": 5}, "`tie` needs .* not 0 and 5"),
     ],
 )
 def test_config_refuses(wrong: dict[str, Any], message: str) -> None:
@@ -440,12 +456,13 @@ def test_init_is_a_function_of_the_seed() -> None:
     assert_close(one, same, 0)
     for name in ("embedding", "w_out"):
         assert (getattr(one, name) != getattr(other, name)).all()
-    assert (one.layers[0].w_x != one.layers[1].w_x).all()  # and no two parts are drawn alike
+    # No two parts are drawn alike.
+    assert (one.layers[0].w_x != one.layers[1].w_x).all()
 
 
 @few_configs
-def test_params_are_a_pytree_that_knows_its_meaning(config: ModelConfig) -> None:
-    """Through map, jit and grad the config and the vocabulary stay as they are."""
+def test_params_are_a_pytree_with_config_and_vocabulary(config: ModelConfig) -> None:
+    """map, jit and grad keep the config and the vocabulary."""
     params = model(config)
     tokens, carry = text(), charlm.initial_carry(config, BATCH)
 

@@ -5,6 +5,7 @@ import codecs
 import itertools
 import logging
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,11 +17,14 @@ from jaxrnn import (
     InputError,
     ModelConfig,
     Params,
+    SamplingOptions,
     Vocabulary,
     charlm,
     init,
     sample,
     sample_bytes,
+    sample_bytes_many,
+    sample_many,
     stream,
     stream_bytes,
 )
@@ -32,18 +36,22 @@ VOCABULARY = Vocabulary.of("abcdefg \n")
 SIZE = len(VOCABULARY)
 MODES = ("categorical", "argmax", "after-space")
 PRIME = "fed a cab"
-LOGITS = ORACLE["float32"]  # the loop's against the forward pass', of the largest
-CHI_SQUARE = 31.8  # of 9 characters, 8 degrees of freedom; passed by chance once in 10,000
+# Tolerance of the loop's logits, relative to the largest logit of the forward pass.
+LOGITS = ORACLE["float32"]
+
+# Of 9 characters, so with 8 degrees of freedom; exceeded by chance once in 10,000 tests.
+CHI_SQUARE = 31.8
 
 modes = pytest.mark.parametrize("mode", MODES)
 forward = jax.jit(charlm.forward)
 
 
 def model(vocabulary: Vocabulary = VOCABULARY, **config: Any) -> Params:
-    """Random parameters, with a seed and a scale that make greedy texts of many characters."""
+    """Random parameters, whose seed and scale give argmax texts of many different characters."""
     rng = np.random.default_rng(38)
     params = init(
-        ModelConfig(**{"cell": "gru", "hidden_size": 6, "embedding_size": 4} | config), vocabulary
+        ModelConfig(**{"cell": "gru", "hidden_size": 6, "embedding_size": 4} | config),
+        vocabulary,
     )
     return jax.tree.map(lambda a: jnp.float32(1.5 * rng.standard_normal(a.shape)), params)
 
@@ -52,7 +60,7 @@ MODEL = model(layers=2)
 
 
 def logits_of(params: Params, text: str) -> np.ndarray:
-    """[T, V] of the plain forward pass: what may follow each character."""
+    """Logits [T, V] of the plain forward pass for the character after each character of a text."""
     tokens = jnp.asarray(params.vocabulary.encode(text), jnp.int32)[:, None]
     _, logits = forward(params, tokens, charlm.initial_carry(params.config, 1))
     return np.asarray(logits[:, 0])
@@ -72,8 +80,8 @@ def assert_drawn_from(tokens: np.ndarray, chances: np.ndarray) -> None:
 
 
 def nexts(params: Params, prime: str, count: int, **how: Any) -> np.ndarray:
-    """[count] the token that each of `count` texts puts after the prime."""
-    texts = sample(params, prime, 1, count=count, **how)
+    """Tokens [count] that `count` texts add to the prime."""
+    texts = sample_many(params, prime, 1, count=count, **how)
     return params.vocabulary.encode("".join(text[-1] for text in texts))
 
 
@@ -86,24 +94,25 @@ def nexts(params: Params, prime: str, count: int, **how: Any) -> np.ndarray:
 )
 def test_the_loop_is_the_forward_pass(params: Params, mode: Any) -> None:
     """The logits from which each character is drawn, and the state, are those of `forward`."""
-    drawer = sampling._Drawer(params, PRIME, 1.0, mode, None, None, 0, 1)
+    decoder = sampling.Decoder(params, PRIME, SamplingOptions(mode=mode))
     text, seen = PRIME, []
     for _ in range(8):
-        text += VOCABULARY.decode(drawer.draw(1)[:, 0])
-        seen.append(drawer.state.logits[0])
+        text += VOCABULARY.decode(decoder.draw(1)[:, 0])
+        seen.append(decoder.state.logits[0])
     assert_close(jnp.stack(seen), logits_of(params, text)[len(PRIME) :], LOGITS)
     tokens = jnp.asarray(VOCABULARY.encode(text), jnp.int32)[:, None]
     carry, _ = forward(params, tokens, charlm.initial_carry(params.config, 1))
-    assert_close(drawer.state.carry, carry, LOGITS)
-    assert int(drawer.state.position) == len(text)
+    assert_close(decoder.state.carry, carry, LOGITS)
+    assert int(decoder.state.position) == len(text)
 
 
 def test_argmax_is_a_plain_loop() -> None:
-    step, prepared = jax.jit(charlm.step, static_argnums=0), charlm.prepare(MODEL)
+    step = jax.jit(charlm.step, static_argnums=0)
+    weights = charlm.step_params(MODEL)
     carry, text = charlm.initial_carry(MODEL.config, 1), PRIME
     for place in range(len(PRIME) + 30):
         token = jnp.asarray(VOCABULARY.encode(text[place]), jnp.int32)
-        carry, logits = step(MODEL.config, prepared, carry, token)
+        carry, logits = step(MODEL.config, weights, carry, token)
         if place + 1 >= len(PRIME):
             text += VOCABULARY.characters[int(logits.argmax())]
     text = text[:-1]  # chosen, but past the 30
@@ -113,10 +122,9 @@ def test_argmax_is_a_plain_loop() -> None:
 
 @modes
 def test_texts_begin_with_the_prime(mode: Any) -> None:
-    """And are as long as was asked for, and each row is the one that its place always gives."""
+    """They have the length asked for, and text 0 does not depend on the number of texts."""
     prime = PRIME + " "
-    texts = sample(MODEL, prime, 30, mode=mode, count=3)
-    assert isinstance(texts, list)
+    texts = sample_many(MODEL, prime, 30, mode=mode, count=3)
     assert [len(text) for text in texts] == [len(prime) + 30] * 3
     assert all(text.startswith(prime) for text in texts)
     assert len(set(texts)) == (1 if mode == "argmax" else 3)
@@ -125,14 +133,14 @@ def test_texts_begin_with_the_prime(mode: Any) -> None:
 
 @pytest.mark.parametrize("size", [1, 16, 17, 700])
 def test_primes_of_any_length_are_read_to_their_end(size: int) -> None:
-    """A greedy text cut anywhere goes on as it did."""
+    """An argmax text that is cut anywhere continues in the same way."""
     text = sample(MODEL, "a", 710, mode="argmax")
     assert sample(MODEL, text[:size], 10, mode="argmax") == text[: size + 10]
 
 
-def test_length_zero_gives_back_the_prime() -> None:
+def test_length_zero_returns_the_prime() -> None:
     assert sample(MODEL, PRIME, 0) == PRIME
-    assert sample(MODEL, PRIME, 0, count=2) == [PRIME, PRIME]
+    assert sample_many(MODEL, PRIME, 0, count=2) == [PRIME, PRIME]
     assert list(stream(MODEL, PRIME, 0)) == [PRIME]
 
 
@@ -153,17 +161,17 @@ def test_length_zero_gives_back_the_prime() -> None:
 def test_streams_are_samples(length: int, how: dict[str, Any]) -> None:
     pieces = list(stream(MODEL, PRIME, length, **how))
     assert pieces[0] == PRIME
-    assert len(pieces) == 1 + math.ceil(length / sampling.CHUNK)
+    assert len(pieces) == 1 + math.ceil(length / sampling.STREAM_CHUNK)
     assert "".join(pieces) == sample(MODEL, PRIME, length, **how)
 
 
-def test_streams_without_a_length_go_on() -> None:
+def test_streams_without_a_length_do_not_end() -> None:
     pieces = list(itertools.islice(stream(MODEL, PRIME), 5))
-    assert "".join(pieces) == sample(MODEL, PRIME, 4 * sampling.CHUNK)
+    assert "".join(pieces) == sample(MODEL, PRIME, 4 * sampling.STREAM_CHUNK)
 
 
 def parrot(cycle: bytes) -> Params:
-    """A model of bytes that says `cycle` over and over: unit i knows byte i and asks for the next."""
+    """A model of bytes that repeats `cycle`: unit i recognises byte i and predicts the next one."""
     here, ahead = np.frombuffer(cycle, np.uint8), np.frombuffer(cycle[1:] + cycle[:1], np.uint8)
     params = init(
         ModelConfig("rnn", hidden_size=len(cycle), embedding_size=0), Vocabulary.of_bytes()
@@ -177,9 +185,9 @@ def parrot(cycle: bytes) -> Params:
 
 @pytest.mark.parametrize("length", [144, 145, 147, 150])
 def test_characters_cut_between_pieces_are_whole(length: int) -> None:
-    """Nine bytes over and over in pieces of 16: each place of each character is cut in turn.
+    """Nine bytes are repeated in pieces of 16, so every character is cut at each of its bytes.
 
-    One that the end cuts is left out.
+    A character that the end of the text cuts is left out.
     """
     cycle = "é€😀".encode()
     params = parrot(cycle)
@@ -189,7 +197,7 @@ def test_characters_cut_between_pieces_are_whole(length: int) -> None:
 
 
 def test_streams_of_random_bytes_are_samples() -> None:
-    """Mostly no UTF-8: each way of being wrong is replaced in the same way."""
+    """Most of the bytes are not UTF-8: both functions replace every kind of error in the same way."""
     params = model(Vocabulary.of_bytes())
     text = sample(params, "é", 300, temperature=3.0)
     assert "".join(stream(params, "é", 300, temperature=3.0)) == text
@@ -212,7 +220,7 @@ def test_frequencies_over_seeds_are_the_softmax() -> None:
 
 
 def test_draws_along_a_text_are_independent() -> None:
-    """A model without a memory: each character, and each pair, has the chances of its own."""
+    """A model without memory: the character after the most likely one has the same distribution."""
     params = MODEL.replace(w_out=0 * MODEL.w_out, b_out=MODEL.b_out / 2)
     chances = softmax(np.asarray(params.b_out))
     drawn = VOCABULARY.encode(sample(params, "a", 4000)[1:])
@@ -231,15 +239,15 @@ def test_temperature_reaches_from_argmax_to_uniform() -> None:
 
 @pytest.mark.parametrize("smallest", [{"temperature": 1e-40}, {"top_p": 1e-46}])
 def test_smallest_positive_numbers_are_argmax(smallest: dict[str, float]) -> None:
-    """Smaller than float32 tells from zero."""
+    """Numbers that float32 cannot distinguish from zero."""
     assert set(nexts(MODEL, PRIME, 2000, **smallest)) == {logits_of(MODEL, PRIME)[-1].argmax()}
 
 
-def test_after_space_draws_after_white_space_alone() -> None:
-    """Along a text: inside words the likeliest, after a space or a new line whatever is drawn."""
+def test_after_space_draws_after_white_space_only() -> None:
+    """Inside of words the most likely character follows, after a space or a line break any."""
     white = VOCABULARY.whitespace()
     spaced = MODEL.replace(b_out=MODEL.b_out + 2 * jnp.asarray(white, jnp.float32))
-    texts = sample(spaced, PRIME, 20, mode="after-space", count=30)
+    texts = sample_many(spaced, PRIME, 20, mode="after-space", count=30)
     drawn = likeliest = 0
     for text in texts:
         best = logits_of(spaced, text).argmax(axis=-1)
@@ -261,10 +269,12 @@ def test_after_space_draws_from_the_softmax(space: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["categorical", "after-space"])
-def test_the_seed_decides(mode: Any) -> None:
+def test_the_seed_decides_the_text(mode: Any) -> None:
     once, again = (
         [
-            tuple(sample(MODEL, PRIME + " ", 5, 4.0, mode, seed=seed, count=20))
+            tuple(
+                sample_many(MODEL, PRIME + " ", 5, count=20, temperature=4.0, mode=mode, seed=seed)
+            )
             for seed in (0, 1, 2**31, 2**32 - 1)
         ]
         for _ in range(2)
@@ -277,16 +287,14 @@ def test_the_seed_decides(mode: Any) -> None:
 
 
 def kept(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """The k likeliest; of those the fewest whose chances, scaled to a sum of 1, reach p."""
+    """The k most likely; of those the fewest whose probabilities, scaled to a sum of 1, reach p."""
     order = np.argsort(-logits)[:top_k]
     reached = np.cumsum(softmax(logits[order]))
     return set(order[: 1 + np.searchsorted(reached, top_p)].tolist())
 
 
 def truncated(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    white = jnp.zeros(logits.shape[1], bool)
-    settings = decoding.Settings(jnp.float32(1), jnp.int32(top_k), jnp.float32(top_p), white)
-    return np.asarray(decoding._truncate(jnp.asarray(logits), settings))
+    return np.asarray(decoding.truncated(jnp.asarray(logits), jnp.int32(top_k), jnp.float32(top_p)))
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
@@ -300,7 +308,7 @@ def test_truncated_sets_are_numpys(top_k: int, top_p: float) -> None:
 
 
 @pytest.mark.parametrize(("top_k", "inside"), [(1, [1, 3]), (2, [1, 3]), (3, [1, 2, 3, 4])])
-def test_equals_stay_together(top_k: int, inside: list[int]) -> None:
+def test_equally_likely_characters_stay_together(top_k: int, inside: list[int]) -> None:
     got = truncated(np.float32([[1, 3, 2, 3, 2, 0]]), top_k, 1.0)
     assert np.flatnonzero(np.isfinite(got[0])).tolist() == inside
 
@@ -317,7 +325,7 @@ def test_equals_stay_together(top_k: int, inside: list[int]) -> None:
 def test_truncated_draws_are_the_softmax_of_what_is_kept(
     how: dict[str, Any], top_k: int, top_p: float
 ) -> None:
-    """At a temperature, which acts first."""
+    """With a temperature, which is applied first."""
     logits = logits_of(MODEL, PRIME)[-1] / 2
     inside = sorted(kept(logits, top_k, top_p))
     tokens = nexts(MODEL, PRIME, 2000, temperature=2.0, **how)
@@ -329,16 +337,16 @@ def test_truncated_draws_are_the_softmax_of_what_is_kept(
 
 @pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-6}])
 def test_top_one_is_argmax(how: dict[str, Any]) -> None:
-    texts = sample(MODEL, PRIME, 40, count=3, temperature=2.0, **how)
+    texts = sample_many(MODEL, PRIME, 40, count=3, temperature=2.0, **how)
     assert texts == [sample(MODEL, PRIME, 40, mode="argmax")] * 3
 
 
 # --- what is compiled ---------------------------------------------------------------------------
 
 
-def test_nothing_is_compiled_anew(caplog: pytest.LogCaptureFixture) -> None:
-    """By temperature, seed, top-k, top-p, and lengths of prime and text up to the same power of 2."""
-    params = model(hidden_size=7)  # no other test's
+def test_changed_options_do_not_recompile(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor do other lengths of prime and text up to the same power of 2."""
+    params = model(hidden_size=7)  # used by no other test
 
     def compiled(**how: Any) -> list[str]:
         caplog.clear()
@@ -364,7 +372,7 @@ def test_nothing_is_compiled_anew(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_streams_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
-    params = model(hidden_size=8)  # no other test's
+    params = model(hidden_size=8)  # used by no other test
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         "".join(stream(params, PRIME, 70))
     assert len([m for m in caplog.messages if m.startswith("Compiling") and "advance" in m]) == 1
@@ -381,7 +389,7 @@ def test_streams_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
         ({"prime": "a Q bad é"}, "never seen: 'Q' 'é';"),
         (
             {"temperature": 0.0},
-            'temperature must be .* not 0.0; mode="argmax" always takes the lik',
+            'temperature must be .* not 0.0; mode="argmax" always takes the most lik',
         ),
         ({"temperature": -1.0}, "temperature must be .* not -1"),
         ({"temperature": math.nan}, "temperature must be .* not nan"),
@@ -407,8 +415,8 @@ def test_streams_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
         ({"mode": "beam"}, "mode must be one of categorical, argmax, after-space, not 'beam'"),
     ],
 )
-def test_out_of_range_is_told(write: Any, wrong: dict[str, Any], message: str) -> None:
-    """At the call; a stream does not wait for its first piece."""
+def test_values_out_of_range_are_reported(write: Any, wrong: dict[str, Any], message: str) -> None:
+    """By the call itself: a stream does not wait for its first piece."""
     with unchecked(), pytest.raises(InputError, match=message):
         write(MODEL, **{"prime": PRIME, "length": 1} | wrong)
 
@@ -417,16 +425,17 @@ def test_out_of_range_is_told(write: Any, wrong: dict[str, Any], message: str) -
 def test_a_count_is_at_least_one(count: Any) -> None:
     kind = "at least 1" if type(count) is int else "a whole number"
     with unchecked(), pytest.raises(InputError, match=f"count must be {kind}, not {count}"):
-        sample(MODEL, PRIME, 1, count=count)
+        sample_many(MODEL, PRIME, 1, count=count)
 
 
 def test_numbers_of_any_type() -> None:
-    """Those of numpy and of JAX give what Python's own give."""
-    plain = sample(MODEL, PRIME, 5, 0.5, top_k=3, top_p=0.9, seed=7, count=2)
+    """Numbers of numpy and JAX give the same texts as those of Python."""
+    plain = sample_many(MODEL, PRIME, 5, count=2, temperature=0.5, top_k=3, top_p=0.9, seed=7)
     for whole, real in ((np.int64, np.float32), (np.uint8, np.float64), (jnp.int32, jnp.float32)):
-        how = {"top_k": whole(3), "seed": whole(7), "count": whole(2)}
-        assert sample(MODEL, PRIME, whole(5), real(0.5), top_p=real(0.9), **how) == plain
-    pieces = stream(MODEL, PRIME, np.int64(5), 0.5, top_k=np.int64(3), top_p=0.9, seed=np.int64(7))
+        how: dict[str, Any] = {"top_k": whole(3), "seed": whole(7), "top_p": real(0.9)}
+        how |= {"temperature": real(0.5)}
+        assert sample_many(MODEL, PRIME, whole(5), count=whole(2), **how) == plain
+    pieces = stream(MODEL, PRIME, np.int64(5), **how)
     assert "".join(pieces) == plain[0]
 
 
@@ -439,12 +448,12 @@ def test_top_k_above_the_vocabulary_is_all_of_it() -> None:
 # --- bytes --------------------------------------------------------------------------------------
 
 
-def test_a_model_of_bytes_gives_its_bytes() -> None:
-    """Whatever they are: the text's own, of which none is UTF-8."""
+def test_a_model_of_bytes_returns_bytes() -> None:
+    """Any bytes, as here, where none is UTF-8."""
     cycle = b"\xe9\x00\xff\n"
     params = parrot(cycle)
     assert sample_bytes(params, b"\xff\n", 9, mode="argmax") == b"\xff\n" + (cycle * 3)[:9]
-    texts = sample_bytes(params, b"\n", 5, mode="argmax", count=2)
+    texts = sample_bytes_many(params, b"\n", 5, mode="argmax", count=2)
     assert texts == [b"\n" + (cycle * 2)[:5]] * 2
     pieces = list(stream_bytes(params, b"\n", 40, mode="argmax"))
     assert pieces == [b"\n", cycle * 4, cycle * 4, cycle * 2]
@@ -462,7 +471,7 @@ def test_bytes_and_text_are_the_same_draws() -> None:
 
 
 def test_primes_of_bytes() -> None:
-    """As bytes, or as the str that Python makes of them on a command line."""
+    """They may be bytes, or the str that Python makes of them on a command line."""
     params = model(Vocabulary.of_bytes())
     raw = sample_bytes(params, b"caf\xe9", 20)
     assert raw.startswith(b"caf\xe9")
@@ -471,7 +480,7 @@ def test_primes_of_bytes() -> None:
     assert sample(MODEL, PRIME.encode(), 20) == sample(MODEL, PRIME, 20)
 
 
-@pytest.mark.parametrize("write", [sample_bytes, stream_bytes])
+@pytest.mark.parametrize("write", [sample_bytes, partial(sample_bytes_many, count=2), stream_bytes])
 def test_a_model_of_characters_has_no_bytes(write: Any) -> None:
     with pytest.raises(InputError, match="characters, not bytes; use sample or stream"):
         write(MODEL, PRIME, 1)
