@@ -304,7 +304,7 @@ def step(
     Returns:
       (carry, logits [B, V]): the state after the tokens, and the logits of the next ones.
     """
-    cell = config.make_cell()
+    cell: cells.Cell = config.make_cell()
     after = []
     gx = weights.table[tokens]
     hidden: Float[Array, "B H"]
