@@ -6,9 +6,9 @@
 XLA compiles forward and backward for an H100 ahead of time (`pip install "jaxrnn[gpu-aot]"`) and lists
 the actions of its runtime, the "thunks", with those of a loop's body under the loop. The table counts
 the kernels and copies that one iteration of each loop over time launches, and how many of them are in
-command
-buffers: CUDA graphs, which the host launches with one call. These are counts and not times. On a real
-  GPU XLA measures which kernel multiplies fastest; another kernel, or another GPU, may change a count.
+command buffers (CUDA graphs, which the host launches with one call). These are counts and not times. On
+a real GPU XLA measures which kernel multiplies fastest; another kernel, or another GPU, may change a
+count.
 """
 
 from __future__ import annotations

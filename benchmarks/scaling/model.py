@@ -1,19 +1,19 @@
-"""The time that a training step should take on TPUs, from what its compiled program does.
+"""A model of the time that a training step takes on TPUs, from its compiled program.
 
     terms = predict(CHIPS["v5e"], work, exchanges)
-    terms.step, terms.floor, terms.limit    # seconds, seconds, the name of what takes the most of them
+    terms.step, terms.floor, terms.limit    # seconds, seconds, the name of the largest term
 
-No number that comes out of it is a measurement.
+No result of the model is a measurement.
 
-A step is thought of as three stretches, one after the other:
+The model divides a step into three parts that follow each other:
 
-    recurrence     what runs once a step of time: kernels, or XLA's loops over time. The longest of: its
-                   cycles at the chip's clock, its operations at the peak rate, its bytes at HBM's rate
-    the rest       products and all else outside: the longer of operations and bytes ("compute" or "HBM")
-    exchange       each collective by itself: bytes at the links' rate, and its delay
+    recurrence     kernels, or XLA's loops over time, which run once a step of time. The longest of
+                   cycles at the chip's clock, operations at the peak rate, and bytes at HBM's rate
+    the rest       products and all else: the longer of operations and bytes ("compute" or "HBM")
+    exchanges      for each collective its bytes at the rate of the links, and its delay
 
-Nothing overlaps in `step`, which is the pessimistic reading; in `floor` everything does: the longest of
-all. What neither knows is in benchmarks/README.md.
+`step` assumes that nothing overlaps, which is pessimistic; `floor` assumes that everything does, and is
+the longest term. README.md lists what neither includes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from benchmarks.ahead_of_time.traffic import Collective
 
 
 class Chip(NamedTuple):
-    """What is published of one chip.
+    """Published numbers of one chip.
 
-    devices: JAX devices that it shows itself as.
-    flops: bfloat16 operations a second.
-    hbm: bytes a second.
-    link: bytes a second, one way, of each of its two links along an axis of the slice.
-    axes: of the torus that a whole pod is.
-    operations: bfloat16 operations a cycle, of all its matrix units, which with `flops` gives the clock.
+    devices: number of JAX devices of the chip.
+    flops: bfloat16 operations per second.
+    hbm: bytes per second between HBM and the cores.
+    link: bytes per second in one direction of each of the two links along an axis of the slice.
+    axes: axes of the torus of a whole pod.
+    operations: bfloat16 operations per cycle of all matrix units; `flops` divided by it is the clock.
     capacity: bytes of HBM.
     """
 
@@ -47,36 +47,38 @@ class Chip(NamedTuple):
 
     @property
     def clock(self) -> float:
-        """Cycles a second, as the peak rate implies."""
+        """Cycles per second, as the peak rate implies."""
         return self.flops / self.operations
 
     def wraps(self, shape: Sequence[int]) -> tuple[bool, ...]:
-        """For each axis of a slice, whether its ends are linked to a ring."""
+        """Return for each axis of a slice whether its ends are linked to form a ring."""
         if self.axes == 2:
             return tuple(size == 16 for size in shape)
         return tuple(all(size % 4 == 0 for size in shape) for _ in shape)
 
 
-# flops, hbm, capacity and the links' total, both ways of all together, from
+# flops, hbm, capacity and the links' total (both directions of all links together) are from
 #   https://docs.cloud.google.com/tpu/docs/v5e, /v5p-training and /tpu7x
-# Which slices have rings: https://jax-ml.github.io/scaling-book/tpus (v5e along axes of 16, the others
-# in whole cubes of 4 x 4 x 4). Units: v5e and v5p have four of 128 x 128 in each core (the first two
-# pages). A tpu7x' are not published: four of 256 x 256 in each of two cores is what the compiler counts
-# with, 422,142 operations a cycle and core in one large product, more than three could do.
+# Slices with rings: https://jax-ml.github.io/scaling-book/tpus (v5e along axes of 16, the others in
+# whole cubes of 4 x 4 x 4). Matrix units: v5e and v5p have four of 128 x 128 in each core (the first
+# two pages). Those of tpu7x are not published. The compiler assumes four of 256 x 256 in each of two
+# cores: it counts 422,142 operations per cycle and core in one large product, more than three units
+# could do.
 CHIPS = {
     "v5e": Chip(1, 197e12, 819e9, 400e9 / 8, 2, 4 * 2 * 128**2, 16e9),
     "v5p": Chip(1, 459e12, 2765e9, 1200e9 / 12, 3, 2 * 4 * 2 * 128**2, 95 * 2**30),
     "tpu7x": Chip(2, 2307e12, 7380e9, 1200e9 / 12, 3, 2 * 4 * 2 * 256**2, 192 * 2**30),
 }
-# https://jax-ml.github.io/scaling-book/sharding: about 1 us a hop, and a small all-gather of three hops
-# on a v5e "closer to 8 us" in a profile: what the hops leave of it is taken for every collective
+# Seconds of a hop, and of every collective besides its hops. From
+# https://jax-ml.github.io/scaling-book/sharding: about 1 us a hop, and a small all-gather of three
+# hops on a v5e takes "closer to 8 us" in a profile.
 HOP, COLLECTIVE = 1e-6, 5e-6
 
 
 class Work(NamedTuple):
-    """What one device does in one step of training, outside of exchanges.
+    """Work of one device in one training step, without exchanges.
 
-    recurrent_flops, recurrent_bytes, recurrent_cycles: of what runs once a step of time.
+    recurrent_flops, recurrent_bytes, recurrent_cycles: of everything that runs once a step of time.
     flops, bytes: of the rest.
     """
 
@@ -88,11 +90,11 @@ class Work(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where the devices of a group lie.
+    """Extent of a group of devices in a slice.
 
     sizes: chips along each axis of the slice.
-    rings: whether the two ends of the axis are linked.
-    share: devices of one chip that are in it.
+    rings: for each axis, whether its two ends are linked.
+    share: number of devices of one chip in the group.
     """
 
     sizes: tuple[int, ...]
@@ -101,12 +103,17 @@ class Span(NamedTuple):
 
     @property
     def chips(self) -> int:
+        """Number of chips."""
         return math.prod(self.sizes)
 
 
 class Terms(NamedTuple):
-    """Seconds of one step: its recurrence, then operations and bytes of the rest, of which the longer
-    counts, and the exchanges' bytes and delay."""
+    """Seconds of one step by term.
+
+    recurrence: the recurrence.
+    compute, memory: operations and bytes of the rest, of which the longer counts.
+    links, delay: bytes and delay of the exchanges.
+    """
 
     recurrence: float
     compute: float
@@ -116,17 +123,17 @@ class Terms(NamedTuple):
 
     @property
     def step(self) -> float:
-        """Where nothing overlaps."""
+        """Seconds if nothing overlaps."""
         return self.recurrence + max(self.compute, self.memory) + self.links + self.delay
 
     @property
     def floor(self) -> float:
-        """Where everything does."""
+        """Seconds if everything overlaps."""
         return max(self.recurrence, self.compute, self.memory, self.links, self.delay)
 
     @property
     def limit(self) -> str:
-        """The name of the largest."""
+        """Name of the largest term."""
         return NAMES[self.index(max(self))]
 
 
@@ -136,13 +143,13 @@ NAMES = ("recurrence", "compute", "HBM", "links", "delay")
 def span(
     chip: Chip, places: Sequence[tuple[int, ...]], shape: Sequence[int], cores: int = 1
 ) -> Span:
-    """The span of a group.
+    """Return the span of a group.
 
     Args:
-      chip: of which kind.
-      places: the coordinates of its devices' chips.
-      shape: of the slice, chips along each axis.
-      cores: devices of one chip among them.
+      chip: kind of chip.
+      places: coordinates of the chips of its devices.
+      shape: chips along each axis of the slice.
+      cores: number of devices of one chip in the group.
     """
     sizes = tuple(len({place[axis] for place in places}) for axis in range(len(shape)))
     ends = zip(chip.wraps(shape), sizes, shape, strict=True)
@@ -151,27 +158,29 @@ def span(
 
 
 def sent(collective: Collective, span: Span) -> float:
-    """Bytes that leave each chip in one turn, those that it only passes on included."""
+    """Return the bytes that leave each chip in one iteration, including those that it passes on."""
     n = span.chips
     if n == 1:
         return 0.0
     part = (n - 1) / n
     factor = {
-        "all-reduce": 2 * part,  # a reduce-scatter, then an all-gather
+        # A reduce-scatter, then an all-gather.
+        "all-reduce": 2 * part,
         "all-gather": part,
         "reduce-scatter": part,
-        "all-to-all": span.share * n / 4,  # each part goes a quarter of the ring
+        # Each part travels a quarter of the ring.
+        "all-to-all": span.share * n / 4,
         "collective-permute": span.share,
     }[collective.kind]
     return factor * collective.bytes
 
 
 def exchange(chip: Chip, collective: Collective, span: Span) -> tuple[float, float]:
-    """Seconds that a collective's bytes and its delay take, all turns of its loop together.
+    """Return the seconds of a collective's bytes and of its delay, over all iterations of its loop.
 
-    Along an axis that is a ring a chip sends both ways at once, else the link at the middle of the row
-    carries all one way. Several axes share the bytes. Where the cores of a chip are in groups of their
-    own, these share its links.
+    Along an axis that is a ring a chip sends in both directions at once; otherwise the link in the
+    middle of the row carries everything in one direction. Several axes share the bytes. If the cores
+    of a chip are in separate groups, the groups share the chip's links.
     """
     along = [(n, ring) for n, ring in zip(span.sizes, span.rings, strict=True) if n > 1]
     rate = chip.link * sum(2 if ring else 1 for _, ring in along)
@@ -183,7 +192,7 @@ def exchange(chip: Chip, collective: Collective, span: Span) -> tuple[float, flo
 
 
 def recurrence(chip: Chip, work: Work) -> dict[str, float]:
-    """Seconds that each of what the recurrence needs would take alone, by its name."""
+    """Return the seconds that cycles, operations and bytes of the recurrence would take alone."""
     return {
         "cycles": work.recurrent_cycles / chip.clock,
         "compute": work.recurrent_flops * chip.devices / chip.flops,
@@ -192,11 +201,11 @@ def recurrence(chip: Chip, work: Work) -> dict[str, float]:
 
 
 def predict(chip: Chip, work: Work, exchanges: Sequence[tuple[float, float]]) -> Terms:
-    """Seconds of a step.
+    """Return the seconds of a step.
 
     Args:
-      chip: of which kind.
-      work: of one of its devices; they share the chip's rates evenly.
+      chip: kind of chip.
+      work: work of one of its devices, which share the chip's rates evenly.
       exchanges: `exchange` of every collective.
     """
     flops, hbm = chip.flops / chip.devices, chip.hbm / chip.devices
@@ -210,8 +219,9 @@ def predict(chip: Chip, work: Work, exchanges: Sequence[tuple[float, float]]) ->
 
 
 def efficiency(characters: float, seconds: float, chips: int, alone: float) -> float:
-    """Of a chip among others: what it does in a second, by what one chip alone does.
+    """Return the rate of a chip among others, divided by the rate of a chip alone.
 
-    characters: of one step, of all chips. alone: characters a second of one chip by itself.
+    characters: characters of one step on all chips.
+    alone: characters per second of one chip alone.
     """
     return characters / seconds / chips / alone

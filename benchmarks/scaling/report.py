@@ -1,19 +1,20 @@
-"""The tables of `scaling.py`: what is predicted, and apart from it what was measured."""
+"""The tables of predictions and, separately, of measurements."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
-from benchmarks.scaling import model as model
 from rich.console import Console
-from rich.table import Table
+
+from benchmarks import tables
+from benchmarks.scaling import model
 
 PREDICTED = (
     "chip",
     "chips",
     "mesh",
-    "rows a chip",
+    "rows per chip",
     "GFLOP",
     "HBM, MB",
     "memory, MB",
@@ -30,7 +31,7 @@ NOTE = "predicted: nothing of this ran on a TPU"
 
 
 def alone(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of one chip that this one's efficiency goes by; None where there is none."""
+    """Return the row of one chip that this row is compared with; None if there is none."""
     same = ("chip", "hidden", "fixed")
     for other in rows:
         if other["chips"] == 1 and all(other[name] == row[name] for name in same):
@@ -41,7 +42,7 @@ def alone(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | N
 def efficiency(
     rows: list[dict[str, Any]], row: dict[str, Any], which: str = "step"
 ) -> float | None:
-    """Rows per second and chip, by those of one chip; None where one chip is not among the rows."""
+    """Return rows per second and chip, divided by those of one chip; None without such a row."""
     one = alone(rows, row)
     if one is None:
         return None
@@ -49,11 +50,11 @@ def efficiency(
 
 
 def groups(record: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """The rows of each table of predictions, by its title."""
+    """Return the rows of each table of predictions by its title."""
     rows = record["predicted"]
     found: dict[str, list[list[str]]] = {}
     for row in rows:
-        kept = f"{row['rows'] // row['chips']} rows a chip"
+        kept = f"{row['rows'] // row['chips']} rows per chip"
         kept = kept if row["fixed"] == "chip" else f"{row['rows']} rows in all"
         title = f"{record['layers']} x {row['hidden']} units, {kept}"
         share = efficiency(rows, row)
@@ -73,7 +74,7 @@ def groups(record: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def limit(row: dict[str, Any]) -> str:
-    """What takes the most of a step, and where that is the recurrence, what of it."""
+    """Return the largest term of a step, and for the recurrence its largest part."""
     if row["limit"] != "recurrence":
         return row["limit"]
     needs = model.recurrence(model.CHIPS[row["chip"]], _work(row))
@@ -81,7 +82,7 @@ def limit(row: dict[str, Any]) -> str:
 
 
 def by_xla(row: dict[str, Any]) -> float:
-    """Seconds of a step whose rest takes the cycles that XLA estimates for it, one after the other."""
+    """Return the seconds of a step if its rest takes the cycles that XLA estimates, without overlap."""
     terms = model.Terms(**row["terms"])
     cycles = row["of_a_device"]["estimated_cycles_of_the_rest"]
     rest = cycles / model.CHIPS[row["chip"]].clock
@@ -93,8 +94,11 @@ def _work(row: dict[str, Any]) -> model.Work:
 
 
 def measured(record: dict[str, Any]) -> list[list[str]]:
-    """A row for each contender: its median time by one device's in the same turn, and by that of two
-    processes that have nothing to tell each other."""
+    """Return a row for each contender.
+
+    It has the median of its time divided by that of one device in the same turn, and by that of two
+    processes that do not communicate.
+    """
     made = []
     for result in record["measured"]:
         seconds = result["seconds"]
@@ -109,37 +113,23 @@ def measured(record: dict[str, Any]) -> list[list[str]]:
 
 
 def _ratio(seconds: list[float], others: list[float]) -> float:
-    """The median over the turns."""
+    """Return the median over the turns of the ratio."""
     return statistics.median(s / other for s, other in zip(seconds, others, strict=True))
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """All tables."""
+    """Print all tables."""
     for title, rows in groups(record).items():
-        console.print(_table(f"{title} ({NOTE})", PREDICTED, rows))
+        console.print(tables.table(f"{title} ({NOTE})", PREDICTED, rows))
     if record["measured"]:
-        console.print(_table("measured here", MEASURED, measured(record)))
-
-
-def _table(title: str, headings: tuple[str, ...], rows: list[list[str]]) -> Table:
-    made = Table(title=title)
-    for heading in headings:
-        made.add_column(heading, justify="right")
-    for row in rows:
-        made.add_row(*row)
-    return made
+        console.print(tables.table("measured on this machine", MEASURED, measured(record)))
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The same as Markdown."""
+    """Return all tables in Markdown."""
     parts = []
     for title, rows in groups(record).items():
-        parts.append("\n".join([f"{title} ({NOTE}):", "", *_lines(PREDICTED, rows)]))
+        parts += [f"{title} ({NOTE}):", tables.markdown_table(PREDICTED, rows)]
     if record["measured"]:
-        parts.append("\n".join(["Measured:", "", *_lines(MEASURED, measured(record))]))
+        parts += ["Measured:", tables.markdown_table(MEASURED, measured(record))]
     return "\n\n".join(parts)
-
-
-def _lines(headings: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]

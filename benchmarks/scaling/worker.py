@@ -1,10 +1,10 @@
-"""A process that trains on some of its devices when told to: what `scaling.py` measures.
+"""A process that runs training steps on request; `measured.py` times it.
 
-    python benchmarks/scaling_worker.py --cores 0,1 --devices 2 --hidden-size 512 --rows 64
+    python -m benchmarks.scaling.worker --cores 0,1 --devices 2 --hidden-size 512 --rows 64
 
-Once ready it prints the names of its devices; for each line that comes in, a number of devices, it
-takes one step on so many of them, `rows` rows on each, and prints the seconds. On a CPU the cores that
-it may use are set first, so that XLA makes one thread for each.
+When ready it prints the names of its devices. Each line that it reads is a number of devices: it runs
+one step on that many of them, with `rows` rows on each, and prints the seconds. On a CPU it restricts
+itself to the given cores before JAX starts, so that XLA makes one thread for each.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
+    """Run the process."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cores", default="")
-    parser.add_argument("--devices", required=True)  # numbers of them that will be asked for
-    parser.add_argument("--hidden-size", type=int, required=True)
-    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--cores", default="", help="CPU cores to use, separated by commas")
+    parser.add_argument(
+        "--devices", required=True, help="numbers of devices that will be requested"
+    )
+    parser.add_argument("--hidden-size", type=int, required=True, help="hidden size")
+    parser.add_argument("--rows", type=int, required=True, help="rows on each device")
     flags = parser.parse_args()
     counts = [int(n) for n in flags.devices.split(",")]
     if flags.cores:
@@ -32,23 +34,26 @@ def main() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(counts)}"
     runs = {count: trainer(count, flags.hidden_size, flags.rows) for count in counts}
-    for run in runs.values():  # compiles; then once warm
-        run(), run()
+    for run in runs.values():
+        # The first call compiles, the second one warms up.
+        run()
+        run()
     import jax
+
+    from benchmarks import measure
 
     print(json.dumps([device.device_kind for device in jax.devices()]), flush=True)
     for line in sys.stdin:
-        from benchmarks import measure
-
         print(measure.timed(runs[int(line)])[0], flush=True)
 
 
 def trainer(count: int, hidden: int, rows: int) -> Any:
-    """One step on the first `count` devices, as `training.fit` takes it; returns when it is done."""
+    """Return a function that runs one step, as `loop.fit` does, on the first `count` devices."""
     import jax
     import numpy as np
-    from scaling import VOCABULARY, configured
 
+    from benchmarks.problems import VOCABULARY
+    from benchmarks.scaling.training import configured
     from jaxrnn.devices import mesh
     from jaxrnn.training import stepping
     from jaxrnn.training.feed import device_corpus
@@ -74,42 +79,49 @@ def trainer(count: int, hidden: int, rows: int) -> Any:
 
 
 class Worker:
-    """Such a process, from outside.
+    """The parent's side of the process.
 
-    kinds: the names of its devices.
+    kinds: names of its devices.
 
     Raises:
-      RuntimeError: where it ends before it is ready.
+      RuntimeError: if the process ends before it is ready.
     """
 
     def __init__(self, counts: Sequence[int], hidden: int, rows: int, cores: Sequence[int] = ()):
-        command = [sys.executable, str(Path(__file__)), "--hidden-size", str(hidden)]
+        # Imports JAX, which the process itself must not import before it has set its cores.
+        from benchmarks import measure
+
+        command = [sys.executable, "-m", "benchmarks.scaling.worker", "--hidden-size", str(hidden)]
         command += ["--rows", str(rows), "--devices", ",".join(map(str, counts))]
         if cores:
             command += ["--cores", ",".join(map(str, cores))]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env=measure.child_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         said = self._line()
         if not said:
-            raise RuntimeError("a process that was to train ended; what it said is above")
+            raise RuntimeError("a training process ended early; its output is above")
         self.kinds: list[str] = json.loads(said)
 
     def begin(self, count: int) -> None:
-        """One step on so many devices."""
+        """Start one step on this many devices."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
 
     def end(self) -> float:
-        """Waits for it. Seconds. Raises RuntimeError where the process is gone."""
+        """Wait for the step and return its seconds. Raises RuntimeError if the process has ended."""
         said = self._line()
         if not said:
-            raise RuntimeError("a process that trained ended; what it said is above")
+            raise RuntimeError("a training process ended; its output is above")
         return float(said)
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait()
