@@ -14,8 +14,8 @@ from jaxrnn.charlm import decoding
 from jaxrnn.recurrence.kernels import hopper
 from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
 from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
-from jaxrnn.recurrence.kernels.hopper.search import tiles_for
-from jaxrnn.recurrence.problem import Masks
+from jaxrnn.recurrence.kernels.hopper.search import tiling_for
+from jaxrnn.recurrence.problem import Masks, Problem
 
 # Names in `problems.CELLS`; the first one is compiled with --quick.
 CELL_NAMES = ("lstm", "lstm-peephole", "gru-before", "gru-after", "rnn")
@@ -48,11 +48,14 @@ def layer(size: Size, masked: bool = False) -> Program:
     mask = jax.ShapeDtypeStruct((STEPS, size.batch), bool) if masked else None
 
     def both(params: Any, gx: Any, state: Any, masks: Any, d_results: Any) -> Any:
-        results, pull = jax.vjp(lambda *a: hopper.run(cell, *a, masks, False), params, gx, state)
+        def run(*given: Any) -> Any:
+            return hopper.run(Problem(cell, *given, masks))
+
+        results, pull = jax.vjp(run, params, gx, state)
         return results, pull(d_results)
 
     args = (params, gx, state, Masks(mask, mask), (state, ys))
-    return Program(both, args, tiles_for(cell, size.batch, size.dtype))
+    return Program(both, args, tiling_for(cell, size.batch, size.dtype))
 
 
 def at_once(size: Size) -> Program:
@@ -61,14 +64,14 @@ def at_once(size: Size) -> Program:
 
     def both(params: Any, gx: Any, states: Any, d_results: Any) -> Any:
         def run(*given: Any) -> Any:
-            return hopper_stack.run(cell, *given, Masks(None, None), False)
+            return hopper_stack.run(cell, *given, Masks(), False)
 
         results, pull = jax.vjp(run, params, gx, states)
         return results, pull(d_results)
 
     states = (state,) * size.layers
     args = ((params,) * size.layers, gx, states, (states, ys))
-    return Program(both, args, hopper_stack.tiles_for(cell, size.layers, size.batch, size.dtype))
+    return Program(both, args, hopper_stack.tiling_for(cell, size.layers, size.batch, size.dtype))
 
 
 def sampler(size: Size) -> Program:
@@ -90,7 +93,7 @@ def sampler(size: Size) -> Program:
         length = jnp.int32(CHARACTERS)
         return decoding.draw_by_kernel(config, weights, state, length, options, **how)
 
-    cut = hopper_sampling.cut_for(cell, size.layers, len(VOCABULARY), size.batch, size.dtype)
+    cut = hopper_sampling.tiling_for(cell, size.layers, len(VOCABULARY), size.batch, size.dtype)
     return Program(draw, (params, state), cut)
 
 

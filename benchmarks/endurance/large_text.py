@@ -1,17 +1,17 @@
-"""Text larger than memory: what preparing it and training on it take, in memory and in time.
+"""Text larger than memory: the memory and time of preparing it and of training on it.
 
-    nice python benchmarks/input_pipeline.py            # 4 GB; needs 12 GB of disk for a while
-    python benchmarks/input_pipeline.py --quick         # 4 MB, nothing written
+    nice python -m benchmarks.endurance.large_text            # 4 GB; needs 12 GB of disk meanwhile
+    python -m benchmarks.endurance.large_text --quick         # 4 MB; writes no file
 
-A text is made up (from a seed; a quarter of its parts with letters beyond ASCII, its last character
-one that no other place has, so that the vocabulary has to be sorted at the end). `python -m
-jaxrnn.prepare` and `python -m jaxrnn.train` run on it as processes of their own, and again on its first
-megabyte: what they take more for the large one is what the large one costs. Resident memory is what
-Linux says of the process, several times a second: RssAnon is its own, RssFile the pages of files that it
-has mapped, which the system can take back at any time; VmHWM is the kernel's own peak of both.
+The text is generated from a seed. A quarter of its parts have letters beyond ASCII, and its last
+character occurs nowhere else, so the vocabulary has to be sorted at the end. `python -m
+jaxrnn.prepare` and `python -m jaxrnn.train` run on it in separate processes, and again on its first
+megabyte. The difference is the cost of the large text. Resident memory is read several times a second
+from Linux: RssAnon is memory of the process itself, RssFile are pages of mapped files, which the
+system can take back at any time, and VmHWM is the kernel's own peak of both.
 
-Then the windows that a step reads are made without a model, as `training.fit` makes them, with the
-file in the system's cache (warm) and out of it (cold), and over a whole pass of the text.
+Then the windows that a step reads are made without a model, as `loop.fit` makes them, with the file in
+the page cache (warm) and not in it (cold), and over a whole pass of the text.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import measure
+from benchmarks.endurance.process import FIELDS, memory_of
 from jaxrnn.data import token_files
-from jaxrnn.train import PRESETS
+from jaxrnn.presets import PRESETS
 from jaxrnn.training.feed import device_corpus
 
-SMALL = 1_000_000  # bytes of the text that the large one is held against
-SAMPLE = 0.05  # seconds between two looks at a process's memory
-CONFIG = PRESETS["small"].training  # the smallest step, which the input must not hold up
-MEMORY = ("VmHWM", "RssAnon", "RssFile")
+# Bytes of the text that the large one is compared with.
+SMALL = 1_000_000
+# Seconds between two readings of a process's memory.
+INTERVAL = 0.05
+# The preset with the shortest step, which reading must not delay.
+CONFIG = PRESETS["small"].training
 ORDERS = {"streams": [], "shuffled": ["--shuffle"]}
 QUICK = ["--hidden-size", "16", "--embedding-size", "8"]
 ENDLESS = ["--steps", "1000000", "--eval-every", "1000000", "--sample-every", "0"]
@@ -52,14 +55,15 @@ ENDLESS = ["--steps", "1000000", "--eval-every", "1000000", "--sample-every", "0
 
 
 def write_text(path: Path, size: int) -> None:
-    """A text of so many bytes: words of four sorts of letters, in pieces of 1 MB that come again."""
+    """Write a text of this many bytes: random words, in pieces of 1 MB that are repeated."""
     rng = np.random.default_rng(0)
     plain = "abcdefghijklmnopqrstuvwxyzETAOIN"
     pieces = [_piece(rng, plain if n % 4 else plain + "äöüßéèçñαβγδ") for n in range(32)]
     end = " ¡\n".encode()
     with path.open("wb") as file:
         for number in range(-(-size // 1_000_000)):
-            head = f"\n{number:08d}\n\n".encode()  # no two pieces alike
+            # The number makes every piece different.
+            head = f"\n{number:08d}\n\n".encode()
             piece = head + pieces[rng.integers(len(pieces))][len(head) :]
             left = size - file.tell() - len(end)
             file.write(
@@ -78,39 +82,27 @@ def _piece(rng: np.random.Generator, letters: str) -> bytes:
 # --- processes and their memory ---
 
 
-def memory_of(process: int | str) -> dict[str, int]:
-    """Bytes of RssAnon, RssFile and their peak together, VmHWM; none of a process that is over."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    sizes = {
-        line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("Rss", "Vm"))
-    }
-    return {name: int(sizes[name]) << 10 for name in MEMORY if name in sizes}
-
-
 def watched(
     arguments: list[str], folder: Path, over: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Run a command of jaxrnn to its end, or until `over`: seconds, and the most memory, in bytes."""
-    root = Path(__file__).parents[1]
-    env = os.environ | {"PYTHONPATH": str(root)}
+    """Run a command of jaxrnn to its end, or until `over`; return seconds and peak memory in bytes."""
+    env = measure.child_environment()
     most: dict[str, int] = {}
     began = time.perf_counter()
     with (folder / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=folder, env=env, stdout=log, stderr=log
         )
-        told = False
+        stopped = False
         while process.poll() is None:
             for name, size in memory_of(process.pid).items():
                 most[name] = max(most.get(name, 0), size)
-            if not told and over():
-                process.send_signal(signal.SIGTERM)  # it saves and stops
-                told = True
-            time.sleep(SAMPLE)
-    if process.returncode != (128 + signal.SIGTERM if told else 0):
+            if not stopped and over():
+                # It saves and exits.
+                process.send_signal(signal.SIGTERM)
+                stopped = True
+            time.sleep(INTERVAL)
+    if process.returncode != (128 + signal.SIGTERM if stopped else 0):
         sys.exit(
             f"error: {' '.join(arguments)} failed: {(folder / 'log').read_text(encoding='utf-8')[-500:]}"
         )
@@ -118,7 +110,7 @@ def watched(
 
 
 def prepared(folder: Path, name: str) -> dict[str, Any]:
-    """What preparing a text takes, from the start of Python on."""
+    """Return time and memory of preparing a text, including the start of Python."""
     data = folder / f"{name}.txt"
     taken = watched(["jaxrnn.prepare", "--data", data.name, "--output", name], folder)
     meta = token_files.read_meta(folder / name)
@@ -126,8 +118,11 @@ def prepared(folder: Path, name: str) -> dict[str, Any]:
 
 
 def trained(folder: Path, name: str, steps: int, flags: list[str]) -> dict[str, Any]:
-    """What so many steps of training take; seconds per step are raw, from one line of the log to the
-    next, without the first, which compiles."""
+    """Return time and memory of some training steps.
+
+    "step_seconds" are raw seconds per step between two lines of metrics; the first line is left out,
+    since it includes compilation.
+    """
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     metrics = run / "metrics.jsonl"
@@ -137,20 +132,21 @@ def trained(folder: Path, name: str, steps: int, flags: list[str]) -> dict[str, 
 
     command = ["jaxrnn.train", "--data", name, "--workdir", run.name, *ENDLESS, *flags]
     taken = watched(command, folder, lambda: len(lines()) > steps // CONFIG.log_every)
-    told = [json.loads(line)["seconds"] for line in lines()]
-    return {**taken, "step_seconds": (np.diff(told) / CONFIG.log_every).tolist()}
+    logged = [json.loads(line)["seconds"] for line in lines()]
+    return {**taken, "step_seconds": (np.diff(logged) / CONFIG.log_every).tolist()}
 
 
 # --- the windows alone ---
 
 
 def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dict[str, Any]:
-    """Seconds per step of making what the steps read, warm and cold; raw, a number per call's share."""
+    """Return the raw seconds per step of making the windows, warm and cold."""
     corpus = token_files.load_corpus(folder / "big")
     config = dataclasses.replace(CONFIG, shuffle=shuffled)
     batches = config.batches(corpus)
     source = device_corpus(corpus.tokens)
-    order, _ = measure.timed(lambda: batches.starts(0))  # shuffled, it makes the order of the pass
+    # With --shuffle, this makes the order of the pass.
+    order, _ = measure.timed(lambda: batches.starts(0))
 
     def plan(step: int) -> np.ndarray:
         starts = np.stack([batches.starts(n) for n in range(step, step + config.log_every)])
@@ -161,7 +157,8 @@ def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dic
     for state in ("warm", "cold"):
         seconds = []
         for turn in range(repeats):
-            begin = turn * calls if shuffled else 0  # shuffled, always to other places
+            # With --shuffle, each turn reads other places.
+            begin = turn * calls if shuffled else 0
             if state == "cold":
                 _out_of_cache(folder / "big" / token_files.TOKENS)
             for call in range(calls):
@@ -173,7 +170,7 @@ def windows_alone(folder: Path, shuffled: bool, repeats: int, steps: int) -> dic
 
 
 def whole_pass(folder: Path) -> dict[str, Any]:
-    """All windows of a pass over the text, and the most memory that the process had more than before."""
+    """Make all windows of a pass over the text; return seconds and the growth of memory."""
     corpus = token_files.load_corpus(folder / "big")
     batches, source = CONFIG.batches(corpus), device_corpus(corpus.tokens)
     before, most = memory_of("self"), dict.fromkeys(("RssAnon", "RssFile"), 0)
@@ -197,7 +194,7 @@ def _out_of_cache(path: Path) -> None:
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """What the large text costs."""
+    """Print the cost of the large text."""
     table = Table(title="text larger than memory")
     for heading in ("what", "1 MB", f"{record['bytes'] / 1e9:g} GB", "difference"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
@@ -206,10 +203,10 @@ def show(record: dict[str, Any], console: Console) -> None:
         small, big = (pair[size][name] / 1e6 for size in ("small", "big"))
         table.add_row(what, f"{small:,.0f}", f"{big:,.0f}", f"{big - small:+,.0f}")
 
-    for name in MEMORY:
+    for name in FIELDS:
         row(f"prepare, {name}, MB", record["prepare"], name)
     for order, pair in record["train"].items():
-        for name in MEMORY:
+        for name in FIELDS:
             row(f"train {order}, {name}, MB", pair, name)
     console.print(table)
     big = record["prepare"]["big"]
@@ -219,17 +216,18 @@ def show(record: dict[str, Any], console: Console) -> None:
         for state in ("warm", "cold"):
             made = statistics.mean(alone[state])
             console.print(
-                f"{order}, {state}: windows {1e6 * made:,.0f} us of a step of {1e3 * step:,.1f} ms, "
-                f"{made / step:.2%}"
+                f"{order}, {state}: {1e6 * made:,.0f} us for the windows of a step of "
+                f"{1e3 * step:,.1f} ms, {made / step:.2%}"
             )
     done = record["pass"]
     console.print(
-        f"a pass of {done['steps']:,} steps' windows: {done['seconds']:,.0f} s, "
+        f"windows of a pass of {done['steps']:,} steps: {done['seconds']:,.0f} s, "
         f"RssAnon {done['RssAnon'] / 1e6:+,.1f} MB, RssFile {done['RssFile'] / 1e6:+,.1f} MB"
     )
 
 
 def main() -> None:
+    """Run the command."""
     flags = _flags()
     console = measure.screen()
     size = int(flags.gigabytes * 1e9)
@@ -269,14 +267,14 @@ def main() -> None:
 
 
 def _flags() -> Any:
-    parser = measure.Parser(description="text larger than memory: what it takes")
-    say = parser.add_argument
-    say("--gigabytes", type=float, help="of the text (4; quick 0.004)")
-    say("--steps", type=measure.positive, help="of each training (300; quick 20)")
-    say("--repeats", type=measure.positive, default=5, help="turns of the windows alone (5)")
-    say("--quick", action="store_true", help="a few MB, nothing written")
-    say("--folder", type=Path, help="where the text is made; without it the system's")
-    say("--output", type=Path, metavar="FILE", help="of the JSON")
+    parser = measure.Parser(description="Measure memory and time of text larger than memory.")
+    add = parser.add_argument
+    add("--gigabytes", type=float, help="size of the text (4; with --quick 0.004)")
+    add("--steps", type=measure.positive, help="steps of each training (300; with --quick 20)")
+    add("--repeats", type=measure.positive, default=5, help="turns of the windows alone (5)")
+    add("--quick", action="store_true", help="a few MB; writes no file")
+    add("--folder", type=Path, help="folder for the text (default: the system's temporary folder)")
+    add("--output", type=Path, metavar="FILE", help="JSON file to write")
     flags = parser.parse_args()
     flags.gigabytes = flags.gigabytes or (0.004 if flags.quick else 4.0)
     flags.steps = flags.steps or (20 if flags.quick else 300)
