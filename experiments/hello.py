@@ -93,9 +93,9 @@ def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
     probability = np.median(np.array(numbers["softmax"][NO_MEMORY])[:, 3, token("O")])
     return (
         f"After {numbers['steps']} steps, the rnn, the lstm and the gru have a loss of at most "
-        f"{worst:.4f} nats in each of {len(seeds)} seeds. The LSTM without a memory stays at "
-        f"{np.median(last[NO_MEMORY]):.4f}, which is its lower bound ln(2)/2 = {FLOOR:.4f}; it "
-        f"gives the O after the second L a probability of {probability:.3f}."
+        f"{worst:.4f} nats in each of {len(seeds)} seeds. The LSTM without a memory has a loss of "
+        f"{np.median(last[NO_MEMORY]):.4f}; its lower bound is ln(2)/2 = {FLOOR:.4f}. It gives the O "
+        f"after the second L a probability of {probability:.3f}."
     )
 
 
