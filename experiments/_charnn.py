@@ -278,7 +278,9 @@ def curves(study: Study, axes: Any, whole: Mapping[str, Any]) -> None:
     by_time, by_characters = axes
     ends = []
     for name in PROGRAMS:
-        colour, losses, seconds = PROGRAMS[name].colour, study.losses(name), study.seconds(name)
+        colour = PROGRAMS[name].colour
+        losses = study.losses(name)
+        seconds = study.seconds(name)
         _drawing.band(
             by_characters, study.characters(name), losses, colour, marker="o", markersize=3
         )

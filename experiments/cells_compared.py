@@ -128,12 +128,20 @@ def claims(rnn: Any, lstm: Any, gru: Any) -> dict[str, bool]:
 
 
 def run(quick: bool) -> Outcome:
-    names, rates, seeds = ["shakespeare", "linux"], RATES, [0, 1, 2]
-    hidden, steps, scan_steps = HIDDEN, 1500, 500
+    names = ["shakespeare", "linux"]
+    rates = RATES
+    seeds = [0, 1, 2]
+    hidden = HIDDEN
+    steps = 1500
+    scan_steps = 500
     if quick:
         # The runs that choose the learning rate are also the ones that are compared.
-        names, rates, seeds = ["linux"], RATES[1:2], [SCAN_SEED]
-        hidden, steps, scan_steps = 8, 10, 10
+        names = ["linux"]
+        rates = RATES[1:2]
+        seeds = [SCAN_SEED]
+        hidden = 8
+        steps = 10
+        scan_steps = 10
     texts = [_text.find(name, quick) for name in names]
     found = {t.label: compare(t, hidden, steps, scan_steps, rates, seeds) for t in texts}
 
@@ -150,7 +158,8 @@ def run(quick: bool) -> Outcome:
 
 def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
     """Return the result in words."""
-    held, losses = [], []
+    held = []
+    losses = []
     shares: dict[str, list[str]] = {"operations": [], "milliseconds": []}
     for label, (rnn, lstm, gru, wide_rnn, wide_gru) in numbers["models"].items():
         for what, seen in shares.items():
@@ -180,7 +189,9 @@ def draw(found: Any) -> Any:
         middle = np.median([each["losses"] for each in records])
         for axes, (measured, name) in zip(row, MEASURES.items(), strict=True):
             for index, each in enumerate(records):
-                x, losses, colour = each[measured], each["losses"], COLOURS[each["cell"]]
+                x = each[measured]
+                losses = each["losses"]
+                colour = COLOURS[each["cell"]]
                 face = colour if index < len(CELLS) else "white"
                 axes.plot([x, x], [min(losses), max(losses)], color=colour)
                 place = x, np.median(losses)

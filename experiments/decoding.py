@@ -111,7 +111,8 @@ def run(quick: bool) -> Outcome:
     seeds, count, length = ([0, 1], 2, 200) if quick else ([0, 1, 2], 10, 2000)
     source = _text.find("shakespeare", quick)
     corpus, plain = source.read()
-    learnt, held_out = plain[: corpus.split], plain[corpus.split :]
+    learnt = plain[: corpus.split]
+    held_out = plain[corpus.split :]
     places = np.linspace(0, len(held_out) - 2 * (OPENING + length), count, dtype=int)
     starts = [held_out.index(BEFORE, place) + len(BEFORE) for place in places]
     openings = [held_out[start : start + OPENING] for start in starts]

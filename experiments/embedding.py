@@ -110,7 +110,8 @@ def run(quick: bool) -> Outcome:
     seen = seen[(seen > ord(" ")) & (seen < 127)]
     characters = "".join(map(chr, seen))
     kinds = np.array([kind(c) for c in characters])
-    losses, embeddings = [], []
+    losses = []
+    embeddings = []
     for seed in seeds:
         run = _text.learn(source, settings(seed, quick))
         first = charlm.init(run.params.config, corpus.vocabulary, seed)
@@ -146,7 +147,8 @@ def run(quick: bool) -> Outcome:
 
 def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
     """Return the result in words."""
-    sizes, kinds = numbers["sizes"], numbers["same_kind"]
+    sizes = numbers["sizes"]
+    kinds = numbers["same_kind"]
     values, gradients = np.max([each["errors"] for each in sizes], axis=(0, 1))
     # The third size is the lecture's.
     lecture = sizes[min(2, len(sizes) - 1)]

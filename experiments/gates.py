@@ -101,7 +101,9 @@ def watch(net: Any, params: Any, inputs: Any) -> dict[str, Any]:
 def measure(inside: dict[str, Any], inputs: Any) -> tuple[Any, Any]:
     """Return r^2 of each unit's cell with the symbol to keep [H], and the means of FIGURE [5, H]."""
     inside, inputs = jax.device_get((inside, inputs))
-    shown, keep, tell = inputs[..., 0], inputs[..., 1] > 0, inputs[..., 2] > 0
+    shown = inputs[..., 0]
+    keep = inputs[..., 1] > 0
+    tell = inputs[..., 2] > 0
     after = np.maximum.accumulate(keep, axis=0) & ~keep
     # Up to the last cue.
     after &= np.maximum.accumulate(tell[::-1], axis=0)[::-1]
@@ -122,7 +124,10 @@ def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1], 20) if quick else (list(range(10)), 5000)
     seen, _ = task(jax.random.key(10_000), WATCHED)
     rows = [["units", "networks that learnt the task", "units that keep the symbol", *FIGURE]]
-    losses, keeping, drawn, counts = {}, {}, {}, {}
+    losses: dict[int, Any] = {}
+    keeping: dict[int, Any] = {}
+    drawn: dict[int, Any] = {}
+    counts: dict[int, dict[str, int]] = {}
     for units in (1, 2) if quick else (1, 2, 4):
         net, every, each = train(units, steps, seeds)
         losses[units] = each[:, -max(1, steps // 100) :].mean(1)

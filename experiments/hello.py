@@ -62,14 +62,16 @@ def learn(cell: Any, forgets: bool, steps: int, seeds: list[int]) -> tuple[Any, 
 
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1, 2], 60) if quick else ([0, 1, 2, 3, 4], 1000)
-    losses, softmax = {}, {}
+    losses: dict[str, Any] = {}
+    softmax: dict[str, Any] = {}
     for name, (cell, forgets) in KINDS.items():
         losses[name], softmax[name] = learn(cell, forgets, steps, seeds)
     rows = [["network", "final loss, nats", "lower bound", "p(O) at the second L", "HELLO spelt"]]
     for name, (_, forgets) in KINDS.items():
-        ends, said = losses[name][:, -1], softmax[name]
-        spelt = sum("H" + ALPHABET.decode(each.argmax(-1)) == WORD for each in said)
-        right = said[:, 3, token("O")]
+        ends = losses[name][:, -1]
+        predicted = softmax[name]
+        spelt = sum("H" + ALPHABET.decode(each.argmax(-1)) == WORD for each in predicted)
+        right = predicted[:, 3, token("O")]
         spread = f"{np.median(ends):.4f} ({ends.min():.4f} to {ends.max():.4f})"
         floor = f"{FLOOR:.4f}" if forgets else "0"
         rows.append([name, spread, floor, f"{np.median(right):.3f}", f"{spelt} of {len(seeds)}"])
@@ -120,9 +122,10 @@ def draw(losses: Any, softmax: Any) -> Any:
     title = f"Only networks with a memory get below ln(2)/2\n(median and range of {seeds} seeds)"
     _drawing.name_axes(left, title, "step", "loss, nats per letter")
     for axes, name in zip(right, ("lstm", "lstm, no memory"), strict=True):
-        said = np.median(softmax[name], axis=0)  # [T, V]
+        # [T, V]
+        predicted = np.median(softmax[name], axis=0)
         shown = sorted(set(WORD))
-        share = np.stack([said[:, token(letter)] for letter in shown])
+        share = np.stack([predicted[:, token(letter)] for letter in shown])
         share = np.concatenate([share, np.maximum(1 - share.sum(0, keepdims=True), 0)])
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(share):

@@ -115,7 +115,8 @@ def run(quick: bool) -> Outcome:
     held_out = held_out[held_out.index("\n}\n") + 3 :][:size]
     runs = [_text.learn(source, settings(quick, seed)) for seed in seeds]
     trained = [find(run.params, held_out) for run in runs]
-    config, vocabulary = runs[0].params.config, runs[0].params.vocabulary
+    config = runs[0].params.config
+    vocabulary = runs[0].params.vocabulary
     fresh = [find(jaxrnn.init(config, vocabulary, seed), held_out) for seed in seeds]
     # |r| on the second part by feature: [trained or untrained][seeds].
     r = {

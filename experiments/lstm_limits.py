@@ -138,8 +138,9 @@ def learn(task: Any, peephole: bool, steps: int, seeds: list[int]) -> tuple[Any,
     @jax.jit
     def right(params: Any) -> Any:
         spikes, wanted, counts = task(jax.random.key(10_000), ASKED)
-        said = net.apply(params, spikes)[1][..., 0] > 0
-        return ((said == wanted) | ~counts).all(0).mean()
+        _, logits = net.apply(params, spikes)
+        answers = logits[..., 0] > 0
+        return ((answers == wanted) | ~counts).all(0).mean()
 
     every, losses = _training.train(net, loss, task, steps, seeds, rate=RATE)
     shares = [right(jax.tree.map(lambda p, at=at: p[at], every)) for at in range(len(seeds))]
@@ -155,12 +156,13 @@ def run(quick: bool) -> Outcome:
     solved: dict[str, int] = {}
     for name, gates in CASES.items():
         runs = zip(*(held(*gates, seed) for seed in seeds), strict=True)
-        cases[name] = cell, by_hand, sizes, beside = [np.stack(each) for each in runs]
+        cell, by_hand, sizes, rest = [np.stack(each) for each in runs]
+        cases[name] = cell, by_hand, sizes, rest
         error = np.abs(cell - by_hand).max((1, 2))
         rows.append([name, "cell, largest error", span(error)])
-        rows.append([name, "gradient, largest part besides α^t I", span(beside.max(1))])
+        rows.append([name, "gradient, largest part besides α^t I", span(rest.max(1))])
         rows += [[name, f"gradient at t = {t}", span(sizes[:, t - 1])] for t in (1, 10, TIME)]
-        errors[name] = {"cell": float(error.max()), "gradient": float(beside.max())}
+        errors[name] = {"cell": float(error.max()), "gradient": float(rest.max())}
     for task in TASKS:
         for kind, peephole in KINDS.items():
             name, (losses, right) = f"{task}, {kind}", learn(TASKS[task], peephole, steps, seeds)
@@ -202,7 +204,9 @@ def draw(cases: Any, curves: Any, steps: int) -> Any:
     figure, ((kept, flow), tasks) = _drawing.figure(2, 13, 8.5, rows=2)
     time, cells, flows = np.arange(1, TIME + 1), [], []
     for (name, each), colour in zip(cases.items(), _drawing.COLOURS, strict=False):
-        cell, by_hand, sizes = each[0][0, :30, SHOWN], each[1][0, :30, SHOWN], each[2]
+        cell = each[0][0, :30, SHOWN]
+        by_hand = each[1][0, :30, SHOWN]
+        sizes = each[2]
         kept.plot(time[:30], cell, color=colour)
         kept.plot(time[:30], by_hand, ".", color=colour, markersize=6)
         cells.append((cell[-1], name, colour))

@@ -109,7 +109,7 @@ def digests(workdir: Path) -> dict[str, str]:
     return found.notes["digest"] if found else {}
 
 
-def go_on(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
+def second_half(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
     """Return the losses [steps / 2] of the second half, by the part that was left out at its start."""
     batches, source = config.batches(corpus), device_corpus(corpus.tokens)
     half = config.total_steps(batches) // 2
@@ -138,7 +138,12 @@ def run(quick: bool) -> Outcome:
     written = play.write()
     corpus = make_corpus(written.text, written.nats)
     rows = [["seed", "killed at step", "resumed from", "lines", "equal lines", "last checkpoints"]]
-    whole, again, killed, went_on, equal, checkpoints = [], [], [], [], 0, 0
+    whole: list[Any] = []
+    again: list[Any] = []
+    killed: list[Any] = []
+    second_halves: list[dict[str, Any]] = []
+    equal = 0
+    checkpoints = 0
     for seed in seeds:
         config, chance = settings(steps, seed), random.Random(seed)
         kills = sorted(chance.sample(range(EVERY, steps - EVERY), count))
@@ -155,15 +160,15 @@ def run(quick: bool) -> Outcome:
         steps_of = [", ".join(map(str, each)) for each in places]
         verdict = "equal" if same else "different"
         rows.append([str(seed), *steps_of, str(len(pairs)), str(sum(pairs)), verdict])
-        went_on.append(go_on(config, corpus))
-    off = {n: np.array([each[n] - each["nothing"] for each in went_on]) for n in LEFT_OUT}
+        second_halves.append(second_half(config, corpus))
+    off = {n: np.array([each[n] - each["nothing"] for each in second_halves]) for n in LEFT_OUT}
     numbers = {
         "steps": steps,
         "killed": [[[there[-1]["step"], saved] for there, saved in each] for each in killed],
         "undisturbed": whole,
         "equal_lines": equal,
         "equal_checkpoints": checkpoints,
-        "second_half_without": {n: [e[n].tolist() for e in went_on] for n in LEFT_OUT},
+        "second_half_without": {n: [e[n].tolist() for e in second_halves] for n in LEFT_OUT},
     }
     return Outcome(rows, numbers, seeds, draw(whole[0], again[0], killed[0], off))
 

@@ -81,9 +81,7 @@ def whole_runs() -> dict[str, Any]:
     """Return the long runs of benchmarks/: characters read, validation losses and label by program."""
     found = {}
     for name, (folder, label) in WHOLE.items():
-        metrics = [
-            m for m in read_metrics(RUNS / folder / "metrics.jsonl") if "val_loss" in m
-        ]
+        metrics = [m for m in read_metrics(RUNS / folder / "metrics.jsonl") if "val_loss" in m]
         characters = np.array([m["step"] for m in metrics]) * 64 * 100
         found[name] = (characters, np.array([m["val_loss"] for m in metrics]), label)
     return found

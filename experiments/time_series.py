@@ -65,7 +65,7 @@ SERIES: dict[str, tuple[Any, float] | None] = {
 }
 
 
-def go_on(step: Any, noise: float, before: Any, now: Any, steps: int, rng: Any) -> Any:
+def continuation(step: Any, noise: float, before: Any, now: Any, steps: int, rng: Any) -> Any:
     """Return the continuation [steps, ...] of two values [...] by an equation with noise."""
     made = []
     for _ in range(steps):
@@ -84,16 +84,18 @@ def mackey_glass(count: int) -> Any:
 
 def series(name: str) -> Any:
     """Return [TRAIN + VALIDATION] values, after 500 that are left out."""
-    count, known, start = 500 + TRAIN + VALIDATION, SERIES[name], np.zeros(1)
+    count = 500 + TRAIN + VALIDATION
+    known = SERIES[name]
+    start = np.zeros(1)
     if known is None:
         return mackey_glass(count)[500:]
-    return go_on(*known, start, start, count, np.random.default_rng(0))[500:, 0]
+    return continuation(*known, start, start, count, np.random.default_rng(0))[500:, 0]
 
 
 def best_forecast(step: Any, noise: float, known: Any) -> Any:
     """Return the mean [AHEAD, B] of the continuations of known [T, B] by an equation with noise."""
     start = np.broadcast_to(known[-2:, None], (2, PATHS, known.shape[1]))
-    return go_on(step, noise, *start, AHEAD, np.random.default_rng(1)).mean(1)
+    return continuation(step, noise, *start, AHEAD, np.random.default_rng(1)).mean(1)
 
 
 def lags(xs: Any, order: int) -> Any:
@@ -150,7 +152,8 @@ def compare(name: str, steps: int, seeds: list[int]) -> tuple[Any, dict[str, Any
     mean, scale = raw[:TRAIN].mean(), raw[:TRAIN].std()
     xs = (raw - mean) / scale
     windows = np.lib.stride_tricks.sliding_window_view(xs[TRAIN:], KNOWN + AHEAD)[::EVERY].T
-    known, made = windows[:KNOWN], {}
+    known = windows[:KNOWN]
+    made = {}
     for model, cell in MODELS.items():
         made[model] = learn(jaxrnn.network(cell, 1, 1), xs[:TRAIN], known, steps, seeds)
     weights = autoregression(xs[:TRAIN], best_order(xs[:TRAIN]))

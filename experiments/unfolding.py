@@ -132,7 +132,8 @@ def run(quick: bool) -> Outcome:
 
 def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
     """Return the result in words."""
-    errors, compiling = numbers["errors"], numbers["compile"]
+    errors = numbers["errors"]
+    compiling = numbers["compile"]
     pairs = np.concatenate(
         [np.array(runs) for by_cell in errors.values() for runs in by_cell.values()]
     )

@@ -86,7 +86,8 @@ def below(flow: Any) -> int | None:
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1], 3) if quick else ([0, 1, 2], 600)
     kinds = dict(list(CELLS.items())[:: 3 if quick else 1])
-    flows, losses = {}, {}
+    flows: dict[str, Any] = {}
+    losses: dict[str, Any] = {}
     for name, cell in kinds.items():
         flows[name], losses[name] = learn(cell, steps, seeds)
     lags = {name: [[below(f) for f in pair] for pair in each] for name, each in flows.items()}

@@ -23,9 +23,9 @@ def test_parameters_and_operations_are_those_of_the_equations(cell: str) -> None
     shapes = compared.model(cell, 48, BYTES)
     assert charlm.count(shapes) == parameters(cell, 48)
     products = 2 * 48 * (GATES[cell] * 48 + len(BYTES))
-    beside = compared.operations(shapes) - products
+    others = compared.operations(shapes) - products
     # Each unit adds its projected input and passes through a few gates; each logit has a bias.
-    assert len(BYTES) <= beside <= len(BYTES) + 20 * 48
+    assert len(BYTES) <= others <= len(BYTES) + 20 * 48
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru"])

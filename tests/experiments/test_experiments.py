@@ -140,10 +140,10 @@ def test_a_missing_text_is_reported_in_one_line_and_stops_no_other_experiment(
     monkeypatch.setitem(sys.modules, "experiments.linux", SimpleNamespace(run=lacking))
     pretend(monkeypatch, outcome)
     assert runner.main(["all"]) == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     missing = tmp_path / "cache" / "linux-kernel.txt"
-    assert said.startswith(f"error: {missing} is missing: ") and said.count("\n") == 1
-    assert "curl -L https://" in said
+    assert printed.startswith(f"error: {missing} is missing: ") and printed.count("\n") == 1
+    assert "curl -L https://" in printed
     assert (tmp_path / "results" / "linux" / "table.md").read_text() == FORMER
     assert (tmp_path / "results" / "hello" / "table.md").read_text() != FORMER
 
@@ -168,9 +168,9 @@ def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         runner.main(["helo"])
-    said = capsys.readouterr().err
-    assert exit.value.code == 2 and said.count("\n") == 1
-    assert said.startswith("error: no experiment 'helo'; choose all or one of unfolding")
+    printed = capsys.readouterr().err
+    assert exit.value.code == 2 and printed.count("\n") == 1
+    assert printed.startswith("error: no experiment 'helo'; choose all or one of unfolding")
 
 
 def test_without_matplotlib(

@@ -194,8 +194,8 @@ class TestInABrowser:
         unit = 3 if when == "first" else 8
         line, character = inside.CODE.count("\n", 0, place) + 1, inside.CODE[place]
         name = {"\n": "end of line", "\t": "a tab", " ": "a space"}.get(character, character)
-        said, number = seen[0][when]["value"].rsplit(": ", 1)
-        assert said == f"Line {line}, {name}"
+        label, number = seen[0][when]["value"].rsplit(": ", 1)
+        assert label == f"Line {line}, {name}"
         assert float(number.replace("−", "-")) == pytest.approx(
             VALUES[place, 0, unit - 1], abs=0.0091
         )

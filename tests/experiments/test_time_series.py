@@ -14,7 +14,7 @@ pytestmark = pytest.mark.once
 def error_of_the_best(step: Any, noise: float, rows: int) -> np.ndarray:
     """Return the error of the best forecast by horizon, after 200 steps of the series itself."""
     start = np.random.default_rng(0).normal(size=(2, rows))
-    truth = time_series.go_on(step, noise, *start, 200 + AHEAD, np.random.default_rng(5))
+    truth = time_series.continuation(step, noise, *start, 200 + AHEAD, np.random.default_rng(5))
     best = time_series.best_forecast(step, noise, truth[:200])
     return np.sqrt(((best - truth[200:]) ** 2).mean(1))
 
