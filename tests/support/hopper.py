@@ -8,7 +8,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.ahead_of_time import gpu as gpu_static
-from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiles
+from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
 from tests.support.fakes import fake
 from tests.support.problems import CELLS
 
@@ -22,7 +22,7 @@ interpreted = pytest.mark.skipif(
 
 
 # One block of rows in two CTAs, which meet at a cluster's barrier; all weights stay, two chunks a ring.
-PLAIN = Tiles(
+PLAIN = Tiling(
     parts=2,
     cluster=2,
     rows=8,

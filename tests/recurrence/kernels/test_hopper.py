@@ -1,8 +1,11 @@
-"""The Hopper kernels without a GPU: interpreted on the CPU with a detector of races, values and
-gradients against the scan and the numpy oracle; lowered for a GPU in every cut that is interpreted and
-in those that only a GPU can run (counters in L2, multicast); how they are cut, and what they refuse.
-That NVIDIA's assembler takes them is shown in `test_hopper_compile.py`; whether a GPU runs them right
-and fast, `benchmarks/hopper.sh` shows where there is one."""
+"""The Hopper kernels without a GPU.
+
+They are interpreted on the CPU with a race detector, with values and gradients compared to the scan and
+the numpy oracle. They are lowered for a GPU in every tiling that is interpreted, and in those that only
+a GPU can run (counters in L2, multicast). Other tests check the search for a tiling, and what is
+refused. `test_hopper_compile.py` shows that NVIDIA's assembler takes the kernels. Whether a GPU runs
+them right and fast is measured by `benchmarks/hopper`.
+"""
 
 import json
 from functools import partial
@@ -20,15 +23,11 @@ from jaxrnn import explain, gru, lstm, rnn
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import Cell
 from jaxrnn.recurrence.kernels import hopper
-from jaxrnn.recurrence.kernels.hopper import block as hopper_block
-from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
-from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
-from jaxrnn.recurrence.kernels.hopper import search as hopper_search
-from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper import block, cost_model, layer, residency, search, tiles
 from jaxrnn.recurrence.kernels.hopper.residency import ROOM
-from jaxrnn.recurrence.kernels.hopper.search import search
-from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiles
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, DIRECTIONS, Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
+from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.hopper import BATCH, FEATURES, MASKS, PLAIN, STEPS, cell_of, interpreted, on_gpu
 from tests.support.oracle import TOLERANCES, assert_close
 from tests.support.problems import (
@@ -42,7 +41,7 @@ from tests.support.problems import (
 )
 
 NAMES = tuple(CELLS)
-CUTS = {
+TILINGS = {
     "warpgroups": PLAIN._replace(warpgroups=2),
     "groups": PLAIN._replace(groups=2),
     "turns": PLAIN._replace(turns=2, forward=Memory(16, 3, 2, 2), backward=Memory(16, 3, 8, 2)),
@@ -57,21 +56,21 @@ PAIRS = [
 ]
 
 
-def fitted(cell: Any, tiles: Tiles, width: int = 32) -> Tiles:
+def fitted(cell: Any, tiling: Tiling, width: int = 32) -> Tiling:
     """With no more resident chunks than this cell's weights have."""
-    backward = tiles.backward
+    backward = tiling.backward
     chunks = width * len(cell.GATES) // backward.chunk
     resident = min(backward.resident, chunks)
-    return tiles._replace(backward=backward._replace(resident=resident))
+    return tiling._replace(backward=backward._replace(resident=resident))
 
 
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that makes a cut everybody's, with units padded to 32."""
+def use_tiling(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that makes every problem use a tiling, with units padded to 32."""
 
-    def use(tiles: Tiles, width: int = 32) -> None:
-        monkeypatch.setattr(hopper, "tiles_for", lambda cell, *_: fitted(cell, tiles, width))
-        monkeypatch.setattr(hopper, "width", lambda _: width)
+    def use(tiling: Tiling, width: int = 32) -> None:
+        monkeypatch.setattr(layer, "tiling_for", lambda cell, *_: fitted(cell, tiling, width))
+        monkeypatch.setattr(layer, "width", lambda _: width)
 
     return use
 
@@ -83,7 +82,8 @@ def values_and_gradients(
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         gx = cell.project(params, xs)
-        final, ys = hopper.run(cell, params, gx, state, masks, reverse, interpret=interpret)
+        recurrence = Recurrence(cell, params, gx, state, masks, reverse)
+        final, ys = hopper.run(recurrence, interpret=interpret)
         results = final, ys.astype(xs.dtype)
         products = jax.tree.map(lambda w, r: (w * r.astype(w.dtype)).sum(), given.weights, results)
         return sum(jax.tree.leaves(products)), results
@@ -123,9 +123,9 @@ EVERY = [
 
 @interpreted
 @pytest.mark.parametrize(("name", "dtype", "reverse"), EVERY)
-def test_kernel_is_scan(name: str, dtype: str, reverse: bool, cut: Any) -> None:
+def test_kernel_is_scan(name: str, dtype: str, reverse: bool, use_tiling: Any) -> None:
     """With resets and lengths, and units that are padding in one of the parts."""
-    cut(PLAIN)
+    use_tiling(PLAIN)
     cell = cell_of(name)
     given = problem(cell, STEPS, BATCH, FEATURES).cast(dtype)
     got = interpret(cell, given, as_masks(STEPS, **MASKS), reverse)
@@ -134,22 +134,22 @@ def test_kernel_is_scan(name: str, dtype: str, reverse: bool, cut: Any) -> None:
 
 @interpreted
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
-def test_kernel_is_numpy(name: str, cut: Any) -> None:
+def test_kernel_is_numpy(name: str, use_tiling: Any) -> None:
     """Values and finite differences of the equations, without masks."""
-    cut(PLAIN._replace(forward=Memory(8, 2, 2, 1), backward=Memory(8, 2, 8, 1)), width=16)
+    use_tiling(PLAIN._replace(forward=Memory(8, 2, 2, 1), backward=Memory(8, 2, 8, 1)), width=16)
     cell = cell_of(name, 10)
     given = problem(cell, STEPS, 2, FEATURES).cast("float32")
-    got = interpret(cell, given, Masks(None, None))
+    got = interpret(cell, given, Masks())
     assert_close(got, expected(cell, given.exact()), TOLERANCES["float32"])
 
 
 @interpreted
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
-def test_every_cut_is_scan(kind: str, name: str, cut: Any) -> None:
+def test_every_tiling_is_scan(kind: str, name: str, use_tiling: Any) -> None:
     """Rows over warpgroups, groups and turns; inputs two steps ahead; weights that do not stay."""
-    cut(CUTS[kind])
-    tiles = CUTS[kind]
-    cell, rows = cell_of(name), tiles.rows * tiles.blocks - 1
+    use_tiling(TILINGS[kind])
+    tiling = TILINGS[kind]
+    cell, rows = cell_of(name), tiling.rows * tiling.blocks - 1
     rng = np.random.default_rng(0)
     masks = {
         "resets": rng.random((STEPS, rows)) < 0.3,
@@ -163,10 +163,12 @@ def test_every_cut_is_scan(kind: str, name: str, cut: Any) -> None:
 @interpreted
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
 @pytest.mark.parametrize("slots", [2, 3, 8])
-def test_a_packed_ring_is_scan(name: str, slots: int, cut: Any) -> None:
-    """Slots that are as far apart as a block has rows, up to one for every chunk."""
+def test_a_packed_ring_is_scan(name: str, slots: int, use_tiling: Any) -> None:
+    """Slots that are as far apart as a block has rows, up to one forevery chunk."""
     forward = Memory(16, min(slots, 2), 2, 1)
-    cut(PLAIN._replace(rows=16, packed=True, forward=forward, backward=Memory(16, slots, 8, 1)))
+    use_tiling(
+        PLAIN._replace(rows=16, packed=True, forward=forward, backward=Memory(16, slots, 8, 1))
+    )
     cell = cell_of(name)
     rng = np.random.default_rng(0)
     masks = {
@@ -179,18 +181,18 @@ def test_a_packed_ring_is_scan(name: str, slots: int, cut: Any) -> None:
 
 
 @interpreted
-def test_float16(cut: Any) -> None:
-    cut(PLAIN)
+def test_float16(use_tiling: Any) -> None:
+    use_tiling(PLAIN)
     given = problem(cell_of("lstm"), STEPS, BATCH, FEATURES).cast("float16")
-    got = interpret(cell_of("lstm"), given, Masks(None, None))
+    got = interpret(cell_of("lstm"), given, Masks())
     assert_close(got, scan(cell_of("lstm"), given), TOLERANCES["float16"])
 
 
 @interpreted
-def test_vmap_is_a_loop(cut: Any) -> None:
-    """One launch after the other: together their CTAs would not fit the GPU, and would wait for ever."""
-    cut(PLAIN)
-    cell, none = cell_of("rnn-tanh"), Masks(None, None)
+def test_vmap_is_a_loop(use_tiling: Any) -> None:
+    """One launch after the other: together their CTAs would not fit the GPU, and would wait forever."""
+    use_tiling(PLAIN)
+    cell, none = cell_of("rnn-tanh"), Masks()
     problems = [problem(cell, 2, 2, FEATURES, seed).cast("float32") for seed in (0, 1)]
     stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
     got = jax.vmap(lambda given: interpret(cell, given, none))(stack(*problems))
@@ -200,23 +202,23 @@ def test_vmap_is_a_loop(cut: Any) -> None:
 @interpreted
 @pytest.mark.parametrize("missing", ["wait_smem_to_gmem", "barrier_wait"])
 def test_the_detector_finds_what_is_missing(
-    missing: str, cut: Any, monkeypatch: pytest.MonkeyPatch
+    missing: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or that it finds nothing above would mean nothing: without one of the waits there is a race."""
-    cut(PLAIN)
-    monkeypatch.setattr(hopper_block.plgpu, missing, lambda *_, **__: None)
+    use_tiling(PLAIN)
+    monkeypatch.setattr(block.plgpu, missing, lambda *_, **__: None)
     cell = cell_of("rnn-tanh")
     given = problem(cell, 2, 2, FEATURES).cast("float32")
     with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
-        jax.block_until_ready(interpret(cell, given, Masks(None, None)))
+        jax.block_until_ready(interpret(cell, given, Masks()))
 
 
 # --- the same, lowered for a GPU ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "dtype", "reverse"), EVERY)
-def test_kernel_lowers(name: str, dtype: str, reverse: bool, cut: Any) -> None:
-    cut(PLAIN)
+def test_kernel_lowers(name: str, dtype: str, reverse: bool, use_tiling: Any) -> None:
+    use_tiling(PLAIN)
     given = problem(cell_of(name), STEPS, BATCH, FEATURES).cast(dtype)
     program = lowered(cell_of(name), given, as_masks(STEPS, **MASKS), reverse)
     assert program.count("mosaic_gpu") >= 2
@@ -229,13 +231,13 @@ ON_A_GPU_ALONE = {  # the interpreter has no counters for a whole grid
 }
 
 
-@pytest.mark.parametrize("kind", CUTS | ON_A_GPU_ALONE)
-def test_every_cut_lowers(kind: str, cut: Any) -> None:
-    tiles = (CUTS | ON_A_GPU_ALONE)[kind]
-    cut(tiles, width=64 if kind in ON_A_GPU_ALONE else 32)
-    cell, rows = cell_of("gru-before", 32), tiles.rows * tiles.blocks
+@pytest.mark.parametrize("kind", TILINGS | ON_A_GPU_ALONE)
+def test_every_tiling_lowers(kind: str, use_tiling: Any) -> None:
+    tiling = (TILINGS | ON_A_GPU_ALONE)[kind]
+    use_tiling(tiling, width=64 if kind in ON_A_GPU_ALONE else 32)
+    cell, rows = cell_of("gru-before", 32), tiling.rows * tiling.blocks
     given = problem(cell, STEPS, rows, FEATURES).cast("float32")
-    assert "mosaic_gpu" in lowered(cell, given, Masks(None, None))
+    assert "mosaic_gpu" in lowered(cell, given, Masks())
 
 
 REAL = [
@@ -249,14 +251,14 @@ REAL = [
 
 @pytest.mark.parametrize(("name", "dtype", "batch", "hidden"), REAL)
 def test_real_sizes_lower(name: str, dtype: str, batch: int, hidden: int) -> None:
-    """In the cut that a GPU would get. More shared memory than there is would not lower."""
+    """In the tiling that a GPU would get. More shared memory than there is would not lower."""
     cell = cell_of(name, hidden)
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES, jnp.dtype(dtype)))
     gx = jax.ShapeDtypeStruct((STEPS, batch, shapes.w_h.shape[1]), jnp.float32)
     state = jax.eval_shape(lambda: cell.initial_state(batch))
 
     def loss(params: Any, gx: Any, state: Any) -> Any:
-        return hopper.run(cell, params, gx, state, Masks(None, None), False)[1].sum()
+        return hopper.run(Recurrence(cell, params, gx, state))[1].sum()
 
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(shapes, gx, state)
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -270,9 +272,8 @@ def test_sharded_rows_lower(check: bool) -> None:
     gx = cell.project(given.params, given.xs)
 
     def loss(params: Any, gx: Any, state: Any) -> Any:
-        run = partial(hopper.run, cell, masks=Masks(None, None), reverse=False)
         final, ys = jax.shard_map(
-            lambda *a: run(*a),
+            lambda *arrays: hopper.run(Recurrence(cell, *arrays)),
             mesh=Mesh(np.array(jax.devices()[:1]), ("data",)),
             in_specs=(P(), P(None, "data"), P("data")),
             out_specs=(P("data"), P(None, "data")),
@@ -294,7 +295,7 @@ hopper_here = getattr(jax.devices()[0], "compute_capability", "").startswith("9.
 @pytest.mark.parametrize("hidden", [64, 512, 1024])
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm-peephole", "gru-before", "gru-after"])
 def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
-    """Through `unroll`, in the cuts that the search finds for it."""
+    """Through `unroll`, in the tilings that the search finds."""
     cell, steps = cell_of(name, hidden), 20
     rng = np.random.default_rng(0)
     masks = {
@@ -302,11 +303,11 @@ def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
         "lengths": jnp.asarray(rng.integers(0, steps + 1, batch, np.int32)),
     }
     given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("bfloat16")
-    got = library(cell, given, **masks, implementation="pallas")
+    got = library(cell, given, **masks, implementation="hopper")
     assert_close(got, library(cell, given, **masks, implementation="scan"), TOLERANCES["bfloat16"])
 
 
-# --- the cut ------------------------------------------------------------------------------------
+# --- the tiling ---------------------------------------------------------------------------------
 
 SIZES = [(batch, hidden) for batch in (1, 70, 1000) for hidden in (1, 100, 512, 2048)]
 
@@ -314,73 +315,73 @@ SIZES = [(batch, hidden) for batch in (1, 70, 1000) for hidden in (1, 100, 512, 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm", "gru-before", "gru-after"])
-def test_a_cut_can_run(name: str, dtype: str) -> None:
+def test_a_tiling_can_run(name: str, dtype: str) -> None:
     """All CTAs are on the GPU at once, every row and unit is somebody's, and no block has none."""
     for batch, hidden in SIZES:
         cell, narrow = cell_of(name, hidden), jnp.dtype(dtype)
-        tiles = search(cell, batch, narrow, ROOM)
-        assert tiles is not None
-        assert tiles.parts * tiles.groups <= ROOM[CLUSTERS.index(tiles.cluster)]
-        assert tiles.parts % tiles.cluster == 0
-        size, units = hopper_tiles.width(hidden), hopper_tiles.width(hidden) // tiles.parts
-        assert size >= hidden and units * tiles.parts == size
+        tiling = search.search(cell, batch, narrow, ROOM)
+        assert tiling is not None
+        assert tiling.parts * tiling.groups <= ROOM[CLUSTERS.index(tiling.cluster)]
+        assert tiling.parts % tiling.cluster == 0
+        size, units = tiles.width(hidden), tiles.width(hidden) // tiling.parts
+        assert size >= hidden and units * tiling.parts == size
         assert units * narrow.itemsize % 32 == 0
-        assert tiles.rows % 8 == 0 and tiles.rows <= 64
-        assert tiles.rows * tiles.blocks >= batch > tiles.rows * (tiles.blocks - 1)
-        for memory, inner in ((tiles.forward, size), (tiles.backward, len(cell.GATES) * size)):
+        assert tiling.rows % 8 == 0 and tiling.rows <= 64
+        assert tiling.rows * tiling.blocks >= batch > tiling.rows * (tiling.blocks - 1)
+        for memory, inner in ((tiling.forward, size), (tiling.backward, len(cell.GATES) * size)):
             assert size % memory.chunk == 0
             left = inner // memory.chunk - memory.resident
-            assert left >= 0 and left % hopper_tiles.STREAM == 0
+            assert left >= 0 and left % tiles.STREAM == 0
             assert min(2, inner // memory.chunk) <= memory.slots <= inner // memory.chunk
-            assert tiles.warpgroups * memory.slots <= hopper_tiles.BARRIERS
-        for direction in ("forward", "backward"):
-            memory = getattr(tiles, direction)
-            taken = hopper_tiles.shared_bytes(cell, direction, tiles, memory, narrow)
-            assert taken <= hopper_tiles.SHARED
+            assert tiling.warpgroups * memory.slots <= tiles.BARRIERS
+        for direction in DIRECTIONS:
+            memory = tiling.memory(direction)
+            taken = tiles.shared_bytes(cell, direction, tiling, memory, narrow)
+            assert taken <= tiles.SHARED
 
 
 def test_more_rows_take_no_less_time() -> None:
-    """By the model, of the cut that it picks."""
+    """By the model, in the tiling that it picks."""
     cell, dtype = lstm(512), jnp.dtype("bfloat16")
     times = []
     for batch in (1, 16, 64, 128, 256, 512):
-        tiles = search(cell, batch, dtype, ROOM)
-        assert tiles is not None
-        times.append(sum(hopper_model.microseconds(cell, tiles, dtype).values()))
+        tiling = search.search(cell, batch, dtype, ROOM)
+        assert tiling is not None
+        times.append(sum(cost_model.microseconds(cell, tiling, dtype).values()))
     assert times == sorted(times)
 
 
-def test_a_smaller_gpu_gets_a_smaller_cut() -> None:
-    room = hopper_residency.smaller(78)
+def test_a_smaller_gpu_gets_a_smaller_tiling() -> None:
+    room = residency.smaller(78)
     assert max(room) == 78
-    tiles = search(lstm(1024), 64, jnp.dtype("bfloat16"), room)
-    assert tiles is not None and tiles.parts * tiles.groups <= 78
+    tiling = search.search(lstm(1024), 64, jnp.dtype("bfloat16"), room)
+    assert tiling is not None and tiling.parts * tiling.groups <= 78
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_the_table_is_what_the_search_finds() -> None:
     """But for rows that were measured; of the others a few are enough."""
-    rows = hopper_search.table()
+    rows = search.table()
     assert rows
     for row in rows[::11]:
         cell = cell_of({"rnn": "rnn-tanh"}.get(row["cell"], row["cell"]), row["hidden"])
         assert row["multiprocessors"] == ROOM[0]
         if not row["measured"]:
-            tiles = search(cell, row["batch"], jnp.dtype(row["dtype"]), ROOM)
-            assert hopper_search.read(row["tiles"]) == tiles
+            tiling = search.search(cell, row["batch"], jnp.dtype(row["dtype"]), ROOM)
+            assert search.read(row["tiles"]) == tiling
 
 
-def as_json(tiles: Tiles) -> str:
-    ways = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
-    return json.dumps(tiles._asdict() | ways)
+def as_json(tiling: Tiling) -> str:
+    ways = {way: tiling.memory(way)._asdict() for way in DIRECTIONS}
+    return json.dumps(tiling._asdict() | ways)
 
 
-GOOD = Tiles(32, 1, 16, 1, 4, 1, Memory(64, 8, 8, 2), Memory(64, 12, 32, 2))  # B, H = 64, 512
+GOOD = Tiling(32, 1, 16, 1, 4, 1, Memory(64, 8, 8, 2), Memory(64, 12, 32, 2))  # B, H = 64, 512
 
 
 def test_the_environment_forces_a_tiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXRNN_HOPPER_TILES", as_json(GOOD))
-    assert hopper_search.tiles_for(lstm(512), 64, "bfloat16") == GOOD
+    assert search.tiling_for(lstm(512), 64, "bfloat16") == GOOD
 
 
 @pytest.mark.parametrize(
@@ -388,7 +389,7 @@ def test_the_environment_forces_a_tiling(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"parts": 33}, "33 parts in clusters of 1 do not divide 512 units"),
         ({"cluster": 3}, "32 parts in clusters of 3 do not divide"),
-        ({"groups": 5}, "160 CTAs .* would wait for each other for ever: 132 are resident at once"),
+        ({"groups": 5}, "160 CTAs .* would wait for each other forever: 132 are resident at once"),
         ({"cluster": 16}, "128 CTAs in clusters of 16 .* 96 are resident"),
         ({"rows": 8}, "4 blocks of 8 rows do not hold 64 rows"),
         ({"backward": Memory(64, 32, 32, 8)}, "backward takes .* bytes of shared memory of 230400"),
@@ -399,7 +400,7 @@ def test_a_forced_tiling_that_cannot_run_is_refused(
 ) -> None:
     monkeypatch.setenv("JAXRNN_HOPPER_TILES", as_json(GOOD._replace(**change)))
     with pytest.raises(ValueError, match=f"JAXRNN_HOPPER_TILES: {message}"):
-        hopper_search.tiles_for(lstm(512), 64, "bfloat16")
+        search.tiling_for(lstm(512), 64, "bfloat16")
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "3", '{"parts": 2}'])
@@ -408,17 +409,17 @@ def test_a_forced_tiling_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv("JAXRNN_HOPPER_TILES", text)
     with pytest.raises(ValueError, match="JAXRNN_HOPPER_TILES is no tiling"):
-        hopper_search.tiles_for(lstm(512), 64, "bfloat16")
+        search.tiling_for(lstm(512), 64, "bfloat16")
 
 
 def test_the_environment_forces_the_size_of_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, 2, 8):
         monkeypatch.setenv("JAXRNN_HOPPER_CLUSTER", str(size))
-        tiles = hopper_search.tiles_for(lstm(512), 64, "bfloat16")
-        assert tiles is not None and tiles.cluster == size
+        tiling = search.tiling_for(lstm(512), 64, "bfloat16")
+        assert tiling.cluster == size
     monkeypatch.setenv("JAXRNN_HOPPER_CLUSTER", "5")
     with pytest.raises(ValueError, match=r"JAXRNN_HOPPER_CLUSTER must be one of 1, 2, .* not '5'"):
-        hopper_search.tiles_for(lstm(512), 64, "bfloat16")
+        search.tiling_for(lstm(512), 64, "bfloat16")
 
 
 # --- how many CTAs are resident -----------------------------------------------------------------
@@ -430,27 +431,27 @@ def test_a_tiling_of_the_table_that_is_not_resident_is_not_taken(
     """On a card where fewer clusters find their place than on the one that the table is for."""
     known = GOOD._replace(parts=16, cluster=8)
     place = ROOM[0], "lstm", "bfloat16", 512, 64
-    monkeypatch.setattr(hopper_search, "_known", lambda: {place: known})
-    assert hopper_search.tiles_for(lstm(512), 64, "bfloat16") == known
+    monkeypatch.setattr(search, "_known", lambda: {place: known})
+    assert search.tiling_for(lstm(512), 64, "bfloat16") == known
     cramped = (132, 132, 116, 56, 48)
-    monkeypatch.setattr(hopper_residency, "room", lambda: cramped)
-    tiles = hopper_search.tiles_for(lstm(512), 64, "bfloat16")
-    assert tiles is not None and tiles != known
-    assert tiles.parts * tiles.groups <= cramped[CLUSTERS.index(tiles.cluster)]
+    monkeypatch.setattr(residency, "room", lambda: cramped)
+    tiling = search.tiling_for(lstm(512), 64, "bfloat16")
+    assert tiling != known
+    assert tiling.parts * tiling.groups <= cramped[CLUSTERS.index(tiling.cluster)]
 
 
 def test_a_gpu_whose_driver_cannot_be_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Since CTAs that are not resident would let the others wait for ever."""
+    """Since CTAs that are not resident would let the others wait forever."""
     device = on_gpu("9.0")
     device.local_hardware_id = 99
     monkeypatch.setattr(accelerator, "device", lambda: device)
-    reason = hopper_search.unsupported_reason(lstm(64), 2, "bfloat16")
+    reason = search.unsupported_here("bfloat16")
     assert reason is not None and "how many CTAs are resident" in reason
 
 
 @pytest.mark.skipif(not hopper_here, reason="waits for an H100 or H200")
 def test_the_driver_of_a_card_says_how_many_are_resident() -> None:
-    room = hopper_residency.asked(0)
+    room = residency.asked(0)
     assert all(ours <= theirs for ours, theirs in zip(ROOM, room, strict=True))
 
 
@@ -473,10 +474,10 @@ def test_what_cannot_run_is_refused_with_the_reason(
 ) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu(capability))
     if message is None:
-        assert explain(cell, (5, 2, 3), dtype, "pallas").implementation == "pallas"
+        assert explain(cell, (5, 2, 3), dtype, "hopper").implementation == "hopper"
         return
-    with pytest.raises(ValueError, match=f"'pallas' cannot run this: .*{message}"):
-        explain(cell, (5, 2, 3), dtype, "pallas")
+    with pytest.raises(ValueError, match=f"'hopper' cannot run this: .*{message}"):
+        explain(cell, (5, 2, 3), dtype, "hopper")
 
 
 def test_nothing_is_taken_by_itself_that_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,198 +1,295 @@
-"""The persistent Hopper kernel: one block of rows and one share of the units, from first to last step.
+"""The persistent Hopper kernel for one layer: its launch, and what a warpgroup does in it.
 
-A CTA keeps the weights of its units in shared memory for the whole sequence; each of its warpgroups has
-a block of rows of its own, and meets in every step with the warpgroups that have the same rows in the
-other CTAs ("parts"). A step of theirs:
+A CTA ("part") keeps the weights of its units in shared memory for the whole sequence. Each of its
+warpgroups has a block of rows of its own, and exchanges tiles in every step with the warpgroups that
+have the same rows in the other parts. A step:
 
-    wait until every part has published                 a cluster's barrier, or a counter in L2
-    product of what was published, chunk by chunk       TMA into a ring, wgmma into registers
-    the gates' arithmetic, in float32 registers
-    publish the own units of the result                 registers, shared memory, TMA
-    put out what the caller keeps, fetch the inputs of a later step, while the others arrive
+    wait until every part has published                  a cluster's barrier, or a counter in L2
+    multiply what was published, chunk by chunk          TMA into a ring, wgmma into registers
+    compute the gates                                    float32, in registers
+    publish this part's units of the result              registers, shared memory, TMA
+    store the outputs, fetch the inputs of a later step  while the other parts publish
 
-Batch rows are M of the product, 64 of them; the part's columns, gate after gate, are N, so that all
-gates of a unit end in the same thread. Rows past the block's own hold whatever was in memory, meet no
-other row, and go nowhere.
+Rows of the batch are M of the product, 64 of them; the part's columns, gate after gate, are N, so that
+all gates of a unit are in the same thread. Rows past the block's own hold whatever was in memory, do not
+affect other rows, and are not stored.
+
+README.md has a diagram of a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.kernels.hopper.arrays import Arrays, Steps, Tile, gate_count
-from jaxrnn.recurrence.kernels.hopper.mosaic import cluster_fence, fence, load
-from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiles
+from jaxrnn.recurrence.kernels.hopper import launch
+from jaxrnn.recurrence.kernels.hopper.launch import (
+    Arrays,
+    Refs,
+    Results,
+    State,
+    StepFunctions,
+    Tile,
+)
+from jaxrnn.recurrence.kernels.hopper.mosaic import (
+    Ref,
+    Scalar,
+    call_kernel,
+    cluster_fence,
+    fence,
+    load,
+)
+from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiling
 from jaxrnn.recurrence.kernels.hopper.weights import Source, Weights
 from jaxrnn.shapes import Array
 
 
-class Block:
-    """One warpgroup's block of rows, and its CTA's units, in the step at hand.
+def call(
+    steps: StepFunctions,
+    arrays: Arrays,
+    tiling: Tiling,
+    memory: Memory,
+    reverse: bool,
+    interpret: Any,
+) -> Results:
+    """Launch the kernel and return its results.
 
-    t, next: the time of the step, and of the one that is taken after it.
-    more: whether there is one after it.
+    Args:
+      steps: what it computes.
+      arrays: its operands, and the types of its results.
+      tiling: the division over CTAs.
+      memory: the shared memory of this direction.
+      reverse: whether to run from the last step to the first.
+      interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
+    """
+
+    def body(operands: dict[str, Any], results: Results, scratch: dict[str, Ref]) -> None:
+        refs = launch.make_refs(operands, results, scratch)
+        Block(arrays, tiling, memory, steps, reverse, refs).run()
+
+    scratch = launch.scratch_types(steps, arrays, tiling, memory)
+    if tiling.cluster == tiling.parts > 1:
+        scratch["parts_barrier"] = launch.exchange_barrier(tiling, "peer")
+    return call_kernel(
+        steps.name,
+        body,
+        arrays.operands,
+        arrays.results,
+        grid={"group": tiling.groups, "bundle": tiling.parts // tiling.cluster},
+        cluster={"peer": tiling.cluster},
+        approximate=arrays.weights.dtype.itemsize < 4,
+        interpret=interpret,
+        scratch_types=scratch,
+        num_threads=tiling.warpgroups,
+        thread_name="warpgroup",
+    )
+
+
+class Block:
+    """One warpgroup's block of rows and its part's units, in the current step.
+
+    The steps of `steps` call `load_input`, `vector`, `product`, `publish`, `finish` and the two
+    functions for masks.
+
+    Attributes:
+      t: time of the current step.
+      next_t: time of the step that is run after it.
+      has_next: whether there is one after it.
     """
 
     def __init__(
         self,
         arrays: Arrays,
-        tiles: Tiles,
+        tiling: Tiling,
         memory: Memory,
-        steps: Steps,
+        steps: StepFunctions,
         reverse: bool,
-        refs: Any,
+        refs: Refs,
     ) -> None:
-        self._arrays, self._tiles, self._memory, self._refs = arrays, tiles, memory, refs
-        self._steps, self._reverse = steps, reverse
-        self._total = next(iter(arrays.exchanged.values())).shape[0]
-        self._hidden = next(iter(arrays.initial.values())).shape[1]
-        self._units = self._hidden // tiles.parts
+        """Read the position in the grid, and load the vectors; arrays, refs: of one layer."""
+        self._arrays = arrays
+        self._tiling = tiling
+        self._memory = memory
+        self._steps = steps
+        self._reverse = reverse
+        self._refs = refs
+        self._total = arrays.steps
+        self._hidden = arrays.hidden_size
+        self._units = self._hidden // tiling.parts
         self._part = lax.axis_index("bundle")
-        if tiles.cluster > 1:
-            self._part = self._part * tiles.cluster + lax.axis_index("peer")
+        if tiling.cluster > 1:
+            self._part = self._part * tiling.cluster + lax.axis_index("peer")
         self._warpgroup = lax.axis_index("warpgroup")
-        self._weights = Weights(arrays, tiles, memory, refs, self._part, self._warpgroup)
-        self._earlier: Any = 0  # meetings before those of the first step
-        self._met = [refs.met] if self._where == "cluster" else []
+        self._weights = Weights(arrays, tiling, memory, refs, self._part, self._warpgroup)
+        # Number of exchanges before those of the first step.
+        self._exchanges_before: Scalar = 0
+        self._cluster_barriers: list[Ref] = []
+        if self._exchange_by == "cluster":
+            self._cluster_barriers.append(refs.parts_barrier)
         self._counters = None
-        if self._where == "grid":
-            self._counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiles.blocks,)))
+        if self._exchange_by == "grid":
+            self._counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiling.blocks,)))
         count = 0 if arrays.vectors is None else len(arrays.vectors)
-        self._vectors = [self._vector(k) for k in range(count)]
+        self._vectors = [self._in_every_row(refs.vectors_gmem, k) for k in range(count)]
 
     @property
-    def _where(self) -> str | None:
-        """At the barrier of a "cluster" or the counter of a "grid" parts meet; None for one alone."""
-        if self._tiles.parts > self._tiles.cluster:
+    def _exchange_by(self) -> Literal["cluster", "grid"] | None:
+        """How parts synchronise: a cluster's barrier, a counter of the grid, or None for one part."""
+        if self._tiling.parts > self._tiling.cluster:
             return "grid"
-        return "cluster" if self._tiles.cluster > 1 else None
+        return "cluster" if self._tiling.cluster > 1 else None
 
     @property
-    def _meeting(self) -> int:
-        """How many meet."""
-        return self._tiles.parts
+    def _participants(self) -> int:
+        """Number of CTAs that synchronise."""
+        return self._tiling.parts
+
+    # --- the loop over steps ----------------------------------------------------------------------
 
     def run(self) -> None:
-        """All steps of every block that is this warpgroup's."""
-        tiles = self._tiles
-        self._weights.begin()
+        """Run all steps of every block of this warpgroup."""
+        tiling = self._tiling
+        self._weights.load()
 
-        def turn(k: Any, _: None) -> None:
-            at_once = tiles.groups * tiles.warpgroups
-            own = lax.axis_index("group") * tiles.warpgroups + self._warpgroup
+        def turn(k: Scalar, _: None) -> None:
+            at_once = tiling.groups * tiling.warpgroups
+            own = lax.axis_index("group") * tiling.warpgroups + self._warpgroup
             self._block = k * at_once + own
             self._run_block()
 
-        if tiles.turns == 1:
+        if tiling.turns == 1:
             turn(0, None)
         else:
-            lax.fori_loop(0, tiles.turns, turn, None)
-        self._weights.end()
+            lax.fori_loop(0, tiling.turns, turn, None)
+        self._weights.drain()
 
     def _run_block(self) -> None:
-        """All steps, from the initial state to the final one."""
-        mine, refs, names = self._warpgroup, self._refs, list(self._arrays.initial)
+        """Run all steps, from the initial state to the final one."""
         for s in range(min(self._memory.depth, self._total)):
             self._fetch_inputs(s)
-        for k, name in enumerate(names):
-            source = getattr(refs, f"initial_{name}").at[self._rows, self._columns(0)]
-            plgpu.copy_gmem_to_smem(source, self._own(refs.wide.at[mine, k]), refs.begun.at[mine])
-        plgpu.barrier_wait(refs.begun.at[mine])
-        state = {
-            name: load(refs.wide.at[mine, k], layout=plgpu.Layout.WGMMA)
-            for k, name in enumerate(names)
-        }
+        state = self._load_initial_state()
         if self._steps.begin is not None:
             self._enter(-1)
             state = self._steps.begin(self, state)
 
-        def step(s: Array, state: dict[str, Tile]) -> dict[str, Tile]:
+        def step(s: Array, state: State) -> State:
             self._enter(s)
             return self._steps.step(self, state)
 
         state = lax.fori_loop(0, self._total, step, state)
         self._leave()
+        self._store_final_state(state)
+
+    def _load_initial_state(self) -> State:
+        own = self._warpgroup
+        staged = self._refs.output_smem
+        barrier = self._refs.initial_barrier.at[own]
+        names = list(self._arrays.initial)
         for k, name in enumerate(names):
-            refs.wide[mine, k] = state[name]
+            source = self._refs.initial_gmem[name].at[self._rows, self._columns(0)]
+            plgpu.copy_gmem_to_smem(source, self._own_rows(staged.at[own, k]), barrier)
+        plgpu.barrier_wait(barrier)
+        return {
+            name: load(staged.at[own, k], layout=plgpu.Layout.WGMMA) for k, name in enumerate(names)
+        }
+
+    def _store_final_state(self, state: State) -> None:
+        own = self._warpgroup
+        staged = self._refs.output_smem
+        names = list(self._arrays.initial)
+        for k, name in enumerate(names):
+            staged[own, k] = state[name]
         plgpu.commit_smem()
         for k, name in enumerate(names):
-            target = getattr(refs, name).at[self._rows, self._columns(0)]
-            plgpu.copy_smem_to_gmem(self._own(refs.wide.at[mine, k]), target)
+            target = self._refs.final_gmem[name].at[self._rows, self._columns(0)]
+            plgpu.copy_smem_to_gmem(self._own_rows(staged.at[own, k]), target)
         plgpu.wait_smem_to_gmem(0)
 
     def _leave(self) -> None:
-        """The steps are over, perhaps not those of others."""
+        """Do what is left to do after the last step; other layers may still be running."""
 
-    def _enter(self, s: Any) -> None:
-        self._s, self._product = s, 0
-        self.t, self.next = self._time(s), self._time(s + 1)
-        self.more = s + 1 < self._total
-        self._waited = False
-        self._marks = None
-        if self._arrays.marks is not None and not isinstance(s, int):
-            self._marks = [self._mark(k) for k in range(2)]
+    def _enter(self, s: Scalar) -> None:
+        """Begin step s of those that are run; -1 is before the first."""
+        self._s = s
+        self._products_done = 0
+        self.t = self._time(s)
+        self.next_t = self._time(s + 1)
+        self.has_next = s + 1 < self._total
+        self._inputs_arrived = False
+        self._reset = self._active = None
+        if self._arrays.masks is not None and not isinstance(s, int):
+            self._reset = self._mask(0)
+            self._active = self._mask(1)
 
-    def _time(self, s: Any) -> Any:
+    def _time(self, s: Scalar) -> Scalar:
         return self._total - 1 - s if self._reverse else s
 
-    # --- what is read in a step -----------------------------------------------------------------
+    # --- inputs -----------------------------------------------------------------------------------
 
-    def take(self, name: str) -> tuple[Tile, ...]:
-        """The gates of an input at this time, in float32."""
-        if not self._waited:
-            self._waited = True
-            plgpu.barrier_wait(self._refs.arrived.at[self._warpgroup, self._slot(self._s)])
-        slots = getattr(self._refs, f"slots_{name}").at[self._warpgroup, self._slot(self._s)]
-        count = gate_count(self._arrays.inputs[name], self._arrays)
-        tiles = [load(slots.at[k], layout=plgpu.Layout.WGMMA) for k in range(count)]
+    def load_input(self, name: str) -> tuple[Tile, ...]:
+        """Return the gates of an input of this step, in float32."""
+        own, slot = self._warpgroup, self._input_slot(self._s)
+        if not self._inputs_arrived:
+            self._inputs_arrived = True
+            plgpu.barrier_wait(self._refs.inputs_barrier.at[own, slot])
+        source = self._refs.inputs_smem[name].at[own, slot]
+        count = self._arrays.gates(self._arrays.inputs[name])
+        tiles = [load(source.at[k], layout=plgpu.Layout.WGMMA) for k in range(count)]
         return tuple(tile.astype(jnp.float32) for tile in tiles)
 
     def vector(self, k: int) -> Tile:
-        """The k-th vector, the same in every row."""
+        """Return the k-th vector, the same in every row."""
         return self._vectors[k]
 
-    def moving(self, x: Tile, otherwise: Tile) -> Tile:
-        """x where a row moves in this step."""
-        return x if self._marks is None else jnp.where(self._marks[0], x, otherwise)
+    def where_active(self, x: Tile, otherwise: Tile) -> Tile:
+        """Return x in the rows that are active in this step, and `otherwise` in the others."""
+        return x if self._active is None else jnp.where(self._active, x, otherwise)
 
-    def surviving(self, x: Tile) -> Tile:
-        """x where a row's running state is kept after this step, else zeros."""
-        return x if self._marks is None else jnp.where(self._marks[1], jnp.zeros_like(x), x)
+    def zero_where_reset(self, x: Tile) -> Tile:
+        """Return x with zeros in the rows whose state is reset after this step."""
+        return x if self._reset is None else jnp.where(self._reset, jnp.zeros_like(x), x)
 
-    def _vector(self, k: int, name: str = "vectors") -> Tile:
-        row = getattr(self._refs, name).at[k, self._columns(0)]
+    def _in_every_row(self, vectors_gmem: Ref, k: int) -> Tile:
+        """Return this part's units of the k-th vector."""
+        row = vectors_gmem.at[k, self._columns(0)]
         row = load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
         return lax.broadcast_in_dim(row, (M, self._units), (1,))
 
-    def _mark(self, k: int) -> Array:
-        marks = self._refs.marks.at[k, self.t, self._block]
-        column = load(marks, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+    def _mask(self, k: int) -> Array:
+        column = self._refs.masks_gmem.at[k, self.t, self._block]
+        column = load(column, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
         return lax.broadcast_in_dim(column, (M, self._units), (0,)) != 0
 
-    def _slot(self, s: Any) -> Any:
+    def _input_slot(self, s: Scalar) -> Scalar:
         return 0 if self._memory.depth == 1 else lax.rem(s, self._memory.depth)
 
-    def _fetch_inputs(self, s: Any) -> None:
-        t, mine, slot = self._time(s), self._warpgroup, self._slot(s)
+    def _fetch_inputs(self, s: Scalar) -> None:
+        """Start to fetch the inputs of step s."""
+        own, slot = self._warpgroup, self._input_slot(s)
+        t = self._time(s)
+        barrier = self._refs.inputs_barrier.at[own, slot]
         for name, x in self._arrays.inputs.items():
-            slots = getattr(self._refs, f"slots_{name}").at[mine, slot]
-            for k in range(gate_count(x, self._arrays)):
-                source = getattr(self._refs, name).at[t, self._rows, self._columns(k)]
-                arrived = self._refs.arrived.at[mine, slot]
-                plgpu.copy_gmem_to_smem(source, self._own(slots.at[k]), arrived)
+            place = self._refs.inputs_smem[name].at[own, slot]
+            for k in range(self._arrays.gates(x)):
+                source = self._refs.inputs_gmem[name].at[t, self._rows, self._columns(k)]
+                plgpu.copy_gmem_to_smem(source, self._own_rows(place.at[k]), barrier)
 
-    # --- what is exchanged ----------------------------------------------------------------------
+    # --- exchange ---------------------------------------------------------------------------------
 
-    def publish(self, tiles: dict[str, dict[int, Tile]], t: Any, when: Any = True) -> None:
-        """Own units for every part to read at the next `product`: by array and gate, at time t.
+    def publish(
+        self, tiles: dict[str, dict[int, Tile]], t: Scalar, when: Scalar | bool = True
+    ) -> None:
+        """Publish this part's units, for every part to read at the next `product`.
 
-        when: false in every part where there is no product to come.
+        Args:
+          tiles: the tiles, by array and gate.
+          t: the time that they are of.
+          when: false, in every part, where no product follows.
         """
         placed = [(name, gate, tile) for name, x in tiles.items() for gate, tile in x.items()]
 
@@ -200,99 +297,108 @@ class Block:
         def _() -> None:
             self._stage([tile for _, _, tile in placed])
             for k, (name, gate, _) in enumerate(placed):
-                self._put(k, name, gate, t)
+                self._copy_out(k, name, gate, t)
             plgpu.wait_smem_to_gmem(0)
             self._arrive()
 
     def _stage(self, tiles: Sequence[Tile]) -> None:
-        """To shared memory, from where they are put."""
+        """Write tiles to shared memory, from where `_copy_out` publishes them."""
+        staged = self._refs.publish_smem
         for k, tile in enumerate(tiles):
-            narrow = self._refs.narrow
-            narrow[self._warpgroup, k] = tile.astype(narrow.dtype)
+            staged[self._warpgroup, k] = tile.astype(staged.dtype)
         plgpu.commit_smem()
 
-    def _put(self, k: int, name: str, gate: int, t: Any) -> None:
-        """The k-th that was staged, to a gate of an array at time t."""
-        target = getattr(self._refs, name).at[t, self._rows, self._columns(gate)]
-        plgpu.copy_smem_to_gmem(self._own(self._refs.narrow.at[self._warpgroup, k]), target)
+    def _copy_out(self, k: int, name: str, gate: int, t: Scalar) -> None:
+        """Copy the k-th staged tile to a gate of an exchanged array at time t."""
+        staged = self._refs.publish_smem.at[self._warpgroup, k]
+        target = self._refs.exchanged_gmem[name].at[t, self._rows, self._columns(gate)]
+        plgpu.copy_smem_to_gmem(self._own_rows(staged), target)
 
     def _arrive(self) -> None:
-        """What was put is there."""
+        """Tell the other parts that what was copied out is in memory."""
         if self._counters is not None:
             plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
-        if self._met:
+        if self._cluster_barriers:
             cluster_fence()
-        for met in self._met:
-            plgpu.barrier_arrive(met.at[self._warpgroup])
+        for barrier in self._cluster_barriers:
+            plgpu.barrier_arrive(barrier.at[self._warpgroup])
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
     ) -> tuple[Tile, ...]:
-        """What all parts published, times these gates' columns of the own units.
+        """Return what all parts published, times the columns of some gates of this part's units.
 
-        sources: (array, its gate), summed over; the k-th meets the H of the weights' K that come
-          (start + k) * H after their beginning.
+        Args:
+          sources: (array, gate) pairs, whose products are summed. The k-th is multiplied with the H rows
+            of the weights' K that begin at (start + k) * H.
+          gates: the gates whose columns are multiplied.
+          start: see `sources`.
         """
-        self._meet()
-        return self._weights.multiply(self._rows, self._now(sources), gates, start)
+        self._wait_for_parts()
+        return self._weights.multiply(self._rows, self._at_this_time(sources), gates, start)
 
-    def _now(self, sources: Sequence[tuple[str, int]]) -> list[Source]:
-        return [(name, gate, self.t) for name, gate in sources]
+    def _at_this_time(self, sources: Sequence[tuple[str, int]]) -> list[Source]:
+        return [Source(name, gate, self.t) for name, gate in sources]
 
-    def _meet(self) -> None:
-        """Wait until every part has published."""
-        self._product += 1
-        self._wait(self._earlier + self._s * self._steps.products + self._product)
+    def _wait_for_parts(self) -> None:
+        """Wait until every part has published what this step's next product reads."""
+        self._products_done += 1
+        self._wait(self._exchanges_before + self._s * self._steps.products + self._products_done)
 
-    def _wait(self, times: Any) -> None:
-        """Until all have arrived so often for this block."""
+    def _wait(self, times: Scalar) -> None:
+        """Wait until every part has arrived `times` times for this block."""
         if self._counters is not None:
             plgpu.semaphore_wait(
                 self._counters.at[self._block],
-                times * self._meeting,
+                times * self._participants,
                 decrement=False,
                 memory_scope="gpu",
             )
-        for met in self._met:
-            plgpu.barrier_wait(met.at[self._warpgroup])
-        if self._met:
+        for barrier in self._cluster_barriers:
+            plgpu.barrier_wait(barrier.at[self._warpgroup])
+        if self._cluster_barriers:
             cluster_fence()
         fence()
 
-    # --- what is put out -------------------------------------------------------------------------
+    # --- outputs ----------------------------------------------------------------------------------
 
     def finish(self, outputs: dict[str, tuple[Tile, ...]]) -> None:
-        """The step is done: put these out and fetch inputs of a later step into their place."""
-        mine, slot, refs, staged = self._warpgroup, self._slot(self._s), self._refs, 0
+        """End the step: store its outputs, and fetch inputs of a later step to where its own were."""
+        refs = self._refs
+        own, slot = self._warpgroup, self._input_slot(self._s)
+        staged = 0
         copies = []
         for name, tiles in outputs.items():
-            over = self._arrays.over.get(name)
+            overlay = self._arrays.overlays.get(name)
             for k, tile in enumerate(tiles):
-                if over is not None:
-                    place = getattr(refs, f"slots_{over}").at[mine, slot, k]
+                if overlay is not None:
+                    place = refs.inputs_smem[overlay].at[own, slot, k]
                 else:
-                    place, staged = refs.wide.at[mine, staged], staged + 1
+                    place = refs.output_smem.at[own, staged]
+                    staged += 1
                 place[...] = tile
-                target = getattr(refs, name).at[self.t, self._rows, self._columns(k)]
+                target = refs.outputs_gmem[name].at[self.t, self._rows, self._columns(k)]
                 copies.append((place, target))
         plgpu.commit_smem()
         for place, target in copies:
-            plgpu.copy_smem_to_gmem(self._own(place), target)
+            plgpu.copy_smem_to_gmem(self._own_rows(place), target)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
         @pl.when(self._s + self._memory.depth < self._total)
         def _() -> None:
             self._fetch_inputs(self._s + self._memory.depth)
 
-    # --- places ----------------------------------------------------------------------------------
+    # --- slices -----------------------------------------------------------------------------------
 
     @property
     def _rows(self) -> Any:
-        return pl.ds(self._block * self._tiles.rows, self._tiles.rows)
+        """The rows of this block, in the batch."""
+        return pl.ds(self._block * self._tiling.rows, self._tiling.rows)
 
     def _columns(self, gate: int) -> Any:
+        """Return the columns of this part's units, of a gate."""
         return pl.ds(gate * self._hidden + self._part * self._units, self._units)
 
-    def _own(self, place: Any) -> Any:
-        """The block's rows of 64 in shared memory."""
-        return place.at[pl.ds(0, self._tiles.rows)]
+    def _own_rows(self, tile: Ref) -> Ref:
+        """Return the block's rows of the 64 of a tile."""
+        return tile.at[pl.ds(0, self._tiling.rows)]

@@ -1,17 +1,17 @@
-"""How long a step of the Hopper kernels takes, by a model fitted to measurements: to compare tilings.
+"""A cost model of the Hopper kernels, fitted to measurements, to compare tilings.
 
-A step is a chain: publish the own units and wait for the others', fetch what they published into the
+A step is a chain: publish this part's units and wait for the others', fetch what they published into the
 ring, multiply, compute the gates. Its time is linear in what a tiling does:
 
     exchange        once for each product: at a cluster's barrier, or at a counter in L2
     chunk           for each chunk of the operand that is fetched
-    refill          for each chunk whose slot of the ring is used again, alone or with a cluster's peers
-    product         by the cycles of its wgmmas
-    elements        of the block's rows and the part's units
+    refill          for each chunk whose slot of the ring is reused, alone or with a cluster's peers
+    product         cycles of its wgmmas
+    elements        the block's rows times the part's units
     warpgroup       for a second block of rows in a CTA
-    stream          bytes of weights that do not stay, by the multiprocessor's share of L2
+    stream          bytes of weights that do not stay, over the multiprocessor's share of L2's bandwidth
 
-`python benchmarks/hopper_tiles.py --fit FILE` finds the coefficients by least squares from what
+`python -m benchmarks.hopper.tiles --fit FILE` finds the coefficients by least squares from what
 `benchmarks/hopper/ladder.py` measured on a card.
 """
 
@@ -21,12 +21,25 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrnn.recurrence.cells import GRU
-from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiles, joined, shape, width
+from jaxrnn.recurrence.equations import CellKind
+from jaxrnn.recurrence.kernels.hopper.tiles import (
+    DIRECTIONS,
+    BuiltinCell,
+    Direction,
+    M,
+    Memory,
+    Tiling,
+    footprint,
+    in_one_cluster,
+    width,
+)
 
 
 class Features(NamedTuple):
-    """What a step of a tiling does in one direction, or the microseconds that each of it takes."""
+    """The amounts of work of a step in one direction, or the microseconds that a unit of each takes.
+
+    The module's docstring describes them.
+    """
 
     cluster_exchange: float
     grid_exchange: float
@@ -39,48 +52,63 @@ class Features(NamedTuple):
     stream: float
 
 
-# Cycles a microsecond of a multiprocessor under load; bytes a cycle that it reads of shared memory; its
-# share of what L2 delivers, in bytes a microsecond (the last two by the datasheet).
-CLOCK, READ, L2 = 1755.0, 128, 42_000
+# Cycles per microsecond of a multiprocessor under load.
+CLOCK = 1755.0
+# Bytes of shared memory that a multiprocessor reads in a cycle, by the datasheet.
+READ = 128
+# Its share of L2's bandwidth in bytes per microsecond, by the datasheet.
+L2 = 42_000
 
 # Fitted to 163 tilings measured on an H100 SXM (benchmarks/results/h100); the relative error of a step's
 # time is 7% forward and 9% backward (root mean square). An exchange at a cluster's barrier was measured
 # without the fences that it has now; those take 0.87 microseconds forward and 0.68 backward more.
-MICROSECONDS = {
+MICROSECONDS: dict[Direction, Features] = {
     "forward": Features(2.235, 2.024, 0.001, 0.100, 0.121, 1.217, 4.569, 0.343, 0.417),
     "backward": Features(1.249, 1.228, 0.090, 0.045, 0.107, 1.351, 4.375, 0.167, 0.534),
 }
 
 
-def microseconds(cell: Any, tiles: Tiles, dtype: Any, layers: int = 1) -> dict[str, float]:
-    """The predicted time of one step in each direction, for the whole batch and all layers."""
+def microseconds(
+    cell: BuiltinCell, tiling: Tiling, dtype: Any, layers: int = 1
+) -> dict[Direction, float]:
+    """Return the predicted time of one step in each direction, for the whole batch and all layers."""
     return {
         direction: direction_microseconds(
-            cell, tiles, direction, getattr(tiles, direction), dtype, layers
+            cell, tiling, direction, tiling.memory(direction), dtype, layers
         )
-        for direction in MICROSECONDS
+        for direction in DIRECTIONS
     }
 
 
 def direction_microseconds(
-    cell: Any, tiles: Tiles, direction: str, memory: Memory, dtype: Any, layers: int = 1
+    cell: BuiltinCell,
+    tiling: Tiling,
+    direction: Direction,
+    memory: Memory,
+    dtype: Any,
+    layers: int = 1,
 ) -> float:
-    """The predicted time of one step in one direction, with this shared memory."""
-    work = features(cell, tiles, direction, memory, dtype, layers)
+    """Return the predicted time of one step in one direction, with this shared memory."""
+    work = features(cell, tiling, direction, memory, dtype, layers)
     pairs = zip(work, MICROSECONDS[direction], strict=True)
-    return tiles.turns * sum(count * time for count, time in pairs)
+    return tiling.turns * sum(count * time for count, time in pairs)
 
 
 def features(
-    cell: Any, tiles: Tiles, direction: str, memory: Memory, dtype: Any, layers: int = 1
+    cell: BuiltinCell,
+    tiling: Tiling,
+    direction: Direction,
+    memory: Memory,
+    dtype: Any,
+    layers: int = 1,
 ) -> Features:
-    """What one turn of a step does in one direction."""
+    """Return the work of one turn of a step in one direction."""
     dtype = jnp.dtype(dtype)
-    part = shape(cell, direction, tiles.parts, dtype, layers)
-    units = width(cell.hidden_size) // tiles.parts
-    in_cluster = joined(tiles.parts, tiles.cluster, layers)
+    part = footprint(cell, direction, tiling.parts, dtype, layers)
+    units = width(cell.hidden_size) // tiling.parts
+    in_cluster = in_one_cluster(tiling.parts, tiling.cluster, layers)
     products = _products(cell, direction)
-    exchanges = len(products) if tiles.parts > 1 else 0
+    exchanges = len(products) if tiling.parts > 1 else 0
     chunks = refills = 0
     cycles = 0.0
     for gates, share in products:
@@ -88,7 +116,7 @@ def features(
         count = round(share * part.total / memory.chunk)
         chunks += count
         refills += max(0, count - memory.slots)
-        # wgmma m64nNk16: N / 2 cycles of the tensor cores, or what it reads of both operands
+        # A wgmma m64nNk16 takes N / 2 cycles of the tensor cores, or the time to read both operands.
         cycles += share * part.total * max(columns / 2, 32 * (M + columns) / READ)
     cycles *= dtype.itemsize / 32
     streamed = (part.total - memory.resident * memory.chunk) * part.columns * dtype.itemsize
@@ -96,19 +124,19 @@ def features(
         cluster_exchange=exchanges * in_cluster,
         grid_exchange=exchanges * (not in_cluster),
         chunk=chunks,
-        refill=refills * (tiles.cluster == 1),
-        shared_refill=refills * (tiles.cluster > 1),
-        product=tiles.warpgroups * cycles / CLOCK,
-        elements=tiles.warpgroups * tiles.rows * units / (M * M),
-        warpgroup=tiles.warpgroups - 1,
-        stream=tiles.warpgroups * streamed / L2,
+        refill=refills * (tiling.cluster == 1),
+        shared_refill=refills * (tiling.cluster > 1),
+        product=tiling.warpgroups * cycles / CLOCK,
+        elements=tiling.warpgroups * tiling.rows * units / (M * M),
+        warpgroup=tiling.warpgroups - 1,
+        stream=tiling.warpgroups * streamed / L2,
     )
 
 
-def _products(cell: Any, direction: str) -> list[tuple[int, float]]:
-    """The products of a step, each after an exchange: the gates of its columns, its share of K."""
+def _products(cell: BuiltinCell, direction: Direction) -> list[tuple[int, float]]:
+    """Return each product of a step, which follows an exchange: gates of its columns, its share of K."""
     gates = len(cell.GATES)
-    if isinstance(cell, GRU) and cell.reset == "before":
+    if cell.kind is CellKind.GRU_BEFORE:
         if direction == "forward":
             return [(2, 1.0), (1, 1.0)]
         return [(1, 1 / 3), (1, 2 / 3)]

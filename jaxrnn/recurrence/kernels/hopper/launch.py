@@ -1,88 +1,241 @@
-"""The launch of the persistent Hopper kernel, and its shared memory; `hopper_block` is what it does."""
+"""The arrays of a Hopper kernel, in global and in shared memory, and its barriers.
+
+`Arrays` describes the operands and results of a launch, `scratch_types` the shared memory and the
+barriers of a CTA, and `Refs` is how the kernel refers to all of them. `StepFunctions` is what the
+kernel does with them.
+"""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.kernels.hopper.arrays import Arrays, Steps, gate_count
-from jaxrnn.recurrence.kernels.hopper.block import Block
-from jaxrnn.recurrence.kernels.hopper.mosaic import launch, smem
-from jaxrnn.recurrence.kernels.hopper.tiles import STREAM, M, Memory, Tiles
+from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, smem
+from jaxrnn.recurrence.kernels.hopper.tiles import STREAM, M, Memory, Tiling
 from jaxrnn.shapes import Array
 
+# [64, units of a part] float32, in registers in the layout of a wgmma's accumulator.
+Tile = Array
+# The state between two steps (backward: its derivative), by the field names of the cell's state.
+State = dict[str, Tile]
 
-def call(
-    steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory, reverse: bool, interpret: Any
-) -> dict[str, Array]:
-    """The exchanged arrays, the outputs, and the running state after the last step, by name.
 
-    memory: of `tiles`, that of this direction.
-    reverse: from the last step to the first.
-    interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
+class Arrays(NamedTuple):
+    """The operands and results of a kernel, by name.
+
+    [T, B, n * H] is n gates side by side. The kernel for several layers has a leading axis of layers in
+    all arrays but gx, d_ys and the masks.
+
+    Attributes:
+      weights: [parts, N, K], for each part the columns of its units, gate after gate, each K long.
+      initial: [B, H] float32 each, the state before the first step.
+      inputs: [T, B, n * H] each, read step by step.
+      vectors: [n, H] float32, the cell's parameters beside w_h; None where there are none.
+      masks: [2, T, blocks, 64] float32; masks[0] is 1 where a row's state is reset after the step,
+        masks[1] where a row is active in it. None where no row is ever reset or inactive.
+      exchanged: [T, B, n * H] each, in the weights' dtype: results that every part reads during the
+        launch.
+      outputs: [T, B, n * H] float32 each, the other results.
+      overlays: for outputs that are written over an input in shared memory, the input's name.
+      bias: [n, H] float32, the biases of all layers but the first; only for several layers, forward.
     """
-    given, made = arrays.given, arrays.made
 
-    def body(*refs: Any, **scratch: Any) -> None:
-        named = dict(zip((*given, *made), refs, strict=True))
-        refs_by_name = SimpleNamespace(**named, **scratch)
-        Block(arrays, tiles, memory, steps, reverse, refs_by_name).run()
+    weights: Array
+    initial: dict[str, Array]
+    inputs: dict[str, Array]
+    vectors: Array | None
+    masks: Array | None
+    exchanged: dict[str, Like]
+    outputs: dict[str, Like]
+    overlays: dict[str, str]
+    bias: Array | None = None
 
-    body.__name__ = steps.name
-    scratch = scratch_of(steps, arrays, tiles, memory)
-    if tiles.cluster == tiles.parts > 1:
-        scratch["met"] = meeting(tiles, "peer")
-    return launch(
-        body,
-        given,
-        made,
-        {"group": tiles.groups, "bundle": tiles.parts // tiles.cluster},
-        {"peer": tiles.cluster},
-        interpret,
-        scratch_types=scratch,
-        num_threads=tiles.warpgroups,
-        thread_name="warpgroup",
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of units with their padding."""
+        return next(iter(self.initial.values())).shape[-1]
+
+    @property
+    def steps(self) -> int:
+        """T, the number of steps."""
+        return next(iter(self.exchanged.values())).shape[-3]
+
+    @property
+    def operands(self) -> dict[str, Any]:
+        """The operands, by the names that they have in `Refs`."""
+        return {
+            "weights_gmem": self.weights,
+            "initial_gmem": self.initial,
+            "inputs_gmem": self.inputs,
+            "vectors_gmem": self.vectors,
+            "masks_gmem": self.masks,
+            "bias_gmem": self.bias,
+        }
+
+    @property
+    def results(self) -> Results:
+        """The types of the results."""
+        final = {name: Like(x.shape, x.dtype) for name, x in self.initial.items()}
+        return Results(self.exchanged, self.outputs, final)
+
+    def gates(self, x: Array | Like) -> int:
+        """Return how many arrays of width H lie side by side in x."""
+        return x.shape[-1] // self.hidden_size
+
+
+class Results(NamedTuple):
+    """The results of a kernel, by name: see `Arrays`; `final` is the state after the last step."""
+
+    exchanged: dict[str, Any]
+    outputs: dict[str, Any]
+    final: dict[str, Any]
+
+
+class StepFunctions(NamedTuple):
+    """The work of a kernel in each step, the same for all parts.
+
+    Attributes:
+      name: name of the kernel.
+      begin: called with (block, state) before the first step; returns the state. None for nothing.
+      step: called with (block, state); returns the state after the step.
+      products: number of times that a step waits for the other parts and multiplies.
+      published: largest number of tiles that a step publishes at once.
+    """
+
+    name: str
+    begin: Callable[[Any, State], State] | None
+    step: Callable[[Any, State], State]
+    products: int
+    published: int
+
+
+class Refs(NamedTuple):
+    """All memory that a warpgroup refers to.
+
+    `_gmem` is the card's memory, shared by all CTAs and cached in L2; `_smem` is the shared memory of
+    the CTA. What each warpgroup of a CTA has to itself begins with an axis of warpgroups W. References
+    that a kernel does not use are None.
+
+    Attributes:
+      weights_gmem: see `Arrays.weights`; likewise the other `_gmem`.
+      initial_gmem: see above.
+      inputs_gmem: see above.
+      vectors_gmem: see above.
+      masks_gmem: see above.
+      bias_gmem: see above.
+      exchanged_gmem: see above.
+      outputs_gmem: see above.
+      final_gmem: see `Results.final`.
+      weights_smem: [resident, N, chunk], the chunks of the part's weights that stay for all steps.
+      operand_ring_smem: [W, rows, chunk], chunks of the published operand, one below the other in slots.
+      inputs_smem: [W, depth, n, 64, units] each, the inputs of this step and of those prefetched.
+      publish_smem: [W, published, 64, units], tiles on their way to `exchanged_gmem`.
+      output_smem: [W, n, 64, units] float32, tiles on their way to `outputs_gmem`; also the initial and
+        the final state.
+      weights_barrier: [1], completed once `weights_smem` is loaded.
+      operand_barrier: [W, slots], completed when a slot of the ring is loaded.
+      inputs_barrier: [W, depth], completed when the inputs of a step are loaded.
+      initial_barrier: [W], completed when the initial state is loaded.
+      streamed_weights_smem: [W, STREAM, N, chunk], chunks of the weights that do not stay.
+      streamed_weights_barrier: [W, STREAM], completed when one of them is loaded.
+      slot_free_barrier: [W, slots], completed when every CTA of the cluster has multiplied a slot.
+      parts_barrier: [W], completed when every part in the cluster has published.
+      layers_barrier: [W], completed when every layer in the cluster has published.
+    """
+
+    weights_gmem: Ref
+    initial_gmem: dict[str, Ref]
+    inputs_gmem: dict[str, Ref]
+    vectors_gmem: Ref
+    masks_gmem: Ref
+    bias_gmem: Ref
+    exchanged_gmem: dict[str, Ref]
+    outputs_gmem: dict[str, Ref]
+    final_gmem: dict[str, Ref]
+    weights_smem: Ref
+    operand_ring_smem: Ref
+    inputs_smem: dict[str, Ref]
+    publish_smem: Ref
+    output_smem: Ref
+    weights_barrier: Ref
+    operand_barrier: Ref
+    inputs_barrier: Ref
+    initial_barrier: Ref
+    streamed_weights_smem: Ref = None
+    streamed_weights_barrier: Ref = None
+    slot_free_barrier: Ref = None
+    parts_barrier: Ref = None
+    layers_barrier: Ref = None
+
+
+def make_refs(operands: dict[str, Any], results: Results, scratch: Mapping[str, Ref]) -> Refs:
+    """Return the `Refs` of a warpgroup.
+
+    Args:
+      operands: references as in `Arrays.operands`.
+      results: references as in `Arrays.results`.
+      scratch: references as in `scratch_types`.
+    """
+    inputs = {name: scratch[_input_name(name)] for name in operands["inputs_gmem"]}
+    others = {name: ref for name, ref in scratch.items() if name in Refs._fields}
+    return Refs(
+        **operands,
+        exchanged_gmem=results.exchanged,
+        outputs_gmem=results.outputs,
+        final_gmem=results.final,
+        inputs_smem=inputs,
+        **others,
     )
 
 
-def scratch_of(steps: Steps, arrays: Arrays, tiles: Tiles, memory: Memory) -> dict[str, Any]:
-    """Shared memory and barriers, without those to meet at.
+def scratch_types(
+    steps: StepFunctions, arrays: Arrays, tiling: Tiling, memory: Memory
+) -> dict[str, Any]:
+    """Return the types of a CTA's shared memory and barriers, without those for exchanges.
 
-    What a warpgroup has to itself begins with an axis of them.
+    arrays: those of one layer.
     """
-    _, count, depth_k = arrays.weights.shape
-    dtype, each = arrays.weights.dtype, tiles.warpgroups
-    units = next(iter(arrays.initial.values())).shape[1] // tiles.parts
-    wide = [name for name in arrays.outputs if name not in arrays.over]
-    staged = sum(gate_count(arrays.outputs[name], arrays) for name in wide)
+    _, columns, total = arrays.weights.shape
+    dtype = arrays.weights.dtype
+    warpgroups = tiling.warpgroups
+    tile = M, arrays.hidden_size // tiling.parts
+    staged = sum(
+        arrays.gates(x) for name, x in arrays.outputs.items() if name not in arrays.overlays
+    )
+    ring = warpgroups, tiling.ring_rows(memory.slots), memory.chunk
     scratch = {
-        "kept": smem((memory.resident, count, memory.chunk), dtype),
-        "ring": smem((each, tiles.ring_rows(memory.slots), memory.chunk), dtype),
-        "narrow": smem((each, steps.published, M, units), dtype),
-        "wide": smem((each, max(staged, len(arrays.initial)), M, units), jnp.float32),
-        "loaded": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),
-        "begun": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=each),
-        "fetched": plgpu.Barrier(num_barriers=(each, memory.slots)),
+        "weights_smem": smem((memory.resident, columns, memory.chunk), dtype),
+        "weights_barrier": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),
+        "operand_ring_smem": smem(ring, dtype),
+        "operand_barrier": plgpu.Barrier(num_barriers=(warpgroups, memory.slots)),
+        "publish_smem": smem((warpgroups, steps.published, *tile), dtype),
+        "output_smem": smem((warpgroups, max(staged, len(arrays.initial)), *tile), jnp.float32),
+        "initial_barrier": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=warpgroups),
     }
-    if memory.resident * memory.chunk < depth_k:
-        scratch["passing"] = smem((each, STREAM, count, memory.chunk), dtype)
-        scratch["passed"] = plgpu.Barrier(num_barriers=(each, STREAM))
-    if tiles.cluster > 1:
-        scratch["freed"] = plgpu.ClusterBarrier(
-            collective_axes=("peer",), num_barriers=(each, memory.slots)
+    if memory.resident * memory.chunk < total:
+        scratch["streamed_weights_smem"] = smem((warpgroups, STREAM, columns, memory.chunk), dtype)
+        scratch["streamed_weights_barrier"] = plgpu.Barrier(num_barriers=(warpgroups, STREAM))
+    if tiling.cluster > 1:
+        scratch["slot_free_barrier"] = plgpu.ClusterBarrier(
+            collective_axes=("peer",), num_barriers=(warpgroups, memory.slots)
         )
     for name, x in arrays.inputs.items():
-        scratch[f"slots_{name}"] = smem(
-            (each, memory.depth, gate_count(x, arrays), M, units), x.dtype
-        )
-    arrivals = sum(gate_count(x, arrays) for x in arrays.inputs.values())
-    scratch["arrived"] = plgpu.Barrier(num_arrivals=arrivals, num_barriers=(each, memory.depth))
+        shape = warpgroups, memory.depth, arrays.gates(x), *tile
+        scratch[_input_name(name)] = smem(shape, x.dtype)
+    scratch["inputs_barrier"] = plgpu.Barrier(
+        num_arrivals=sum(arrays.gates(x) for x in arrays.inputs.values()),
+        num_barriers=(warpgroups, memory.depth),
+    )
     return scratch
 
 
-def meeting(tiles: Tiles, axis: str) -> Any:
-    """Where the warpgroups with the same rows meet, along an axis of the cluster."""
-    return plgpu.ClusterBarrier(collective_axes=(axis,), num_barriers=tiles.warpgroups)
+def exchange_barrier(tiling: Tiling, axis: str) -> Any:
+    """Return the type of a barrier for warpgroups with the same rows, along an axis of the cluster."""
+    return plgpu.ClusterBarrier(collective_axes=(axis,), num_barriers=tiling.warpgroups)
+
+
+def _input_name(name: str) -> str:
+    return f"{name}_smem"

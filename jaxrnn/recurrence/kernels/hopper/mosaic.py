@@ -1,9 +1,10 @@
-"""What the Hopper kernels ask of Pallas Mosaic GPU, on every JAX that is supported."""
+"""What the Hopper kernels need of Pallas Mosaic GPU, on every supported version of JAX."""
 
 from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,78 +13,109 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm, nvvm
 
-from jaxrnn.recurrence.inputs import vary_like
 from jaxrnn.recurrence.kernels.hopper.tiles import swizzle
+from jaxrnn.recurrence.problem import vary_like
 from jaxrnn.shapes import Array
 
+# A reference to memory of the GPU, a part of one, or a barrier. JAX has no public type for them.
+Ref = Any
+# A number that is known when the kernel is traced, or one that the kernel computes.
+Scalar = int | Array
 Like = jax.ShapeDtypeStruct
 
 
-def launch(
-    body: Any,
-    given: dict[str, Any],
-    made: dict[str, Like],
+def call_kernel(
+    name: str,
+    body: Callable[[Any, Any, dict[str, Ref]], None],
+    operands: Any,
+    results: Any,
+    *,
     grid: dict[str, int],
     cluster: dict[str, int],
+    approximate: bool,
     interpret: Any,
     **options: Any,
-) -> dict[str, Array]:
-    """What a kernel makes, by name.
+) -> Any:
+    """Launch a kernel and return its results.
 
-    grid: of clusters, along each axis; cluster: of CTAs. options: of `plgpu.kernel`.
+    Args:
+      name: name of the kernel.
+      body: called in every warpgroup with references to the operands and to the results, in the same
+        pytrees, and with the scratch memory by name.
+      operands: a pytree of arrays.
+      results: a pytree of `jax.ShapeDtypeStruct`.
+      grid: number of clusters along each axis of the grid.
+      cluster: number of CTAs along each axis of a cluster.
+      approximate: whether tanh and exp may be the GPU's approximations.
+      interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
+      **options: other options of `plgpu.kernel`.
     """
+    arguments, operand_tree = jax.tree.flatten(operands)
+    types, result_tree = jax.tree.flatten(results)
+
+    def kernel_body(*refs: Ref, **scratch: Ref) -> None:
+        operand_refs = jax.tree.unflatten(operand_tree, refs[: len(arguments)])
+        result_refs = jax.tree.unflatten(result_tree, refs[len(arguments) :])
+        body(operand_refs, result_refs, scratch)
+
+    kernel_body.__name__ = name
     if math.prod(cluster.values()) > 1:
         options |= {"cluster": tuple(cluster.values()), "cluster_names": tuple(cluster)}
-    options |= {"grid": tuple(grid.values()), "grid_names": tuple(grid)}
-    options |= {"interpret": interpret or None}
-    approximate = given["weights"].dtype.itemsize < 4
-    params = plgpu.CompilerParams(approx_math=approximate)
-    kernel = plgpu.kernel(body, out_type=tuple(made.values()), compiler_params=params, **options)
-    # with a batch of calls the grid would grow past the device, and its CTAs wait for ever
+    kernel = plgpu.kernel(
+        kernel_body,
+        out_type=tuple(types),
+        compiler_params=plgpu.CompilerParams(approx_math=approximate),
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        interpret=interpret or None,
+        **options,
+    )
+    # With a batch of calls the grid would be larger than the device, and its CTAs would wait forever.
     one_at_a_time = jax.custom_batching.sequential_vmap(kernel)
-    results = vary_like(one_at_a_time(*given.values()), given)
-    return dict(zip(made, results, strict=True))
+    return jax.tree.unflatten(result_tree, vary_like(one_at_a_time(*arguments), arguments))
 
 
 def smem(shape: tuple[int, ...], dtype: Any) -> Any:
-    width, itemsize = swizzle(shape[-1], dtype), jnp.dtype(dtype).itemsize
-    tiling = plgpu.TilingTransform((8, width // itemsize))
-    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(width)))
+    """Return the type of an array in shared memory, tiled and swizzled as wgmma and TMA want it."""
+    bytes_of_row = swizzle(shape[-1], dtype)
+    tiling = plgpu.TilingTransform((8, bytes_of_row // jnp.dtype(dtype).itemsize))
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(bytes_of_row)))
 
 
-def load(ref: Any, **options: Any) -> Array:
-    """`plgpu.load`, which wants an index as well in JAX 0.10."""
+def load(ref: Ref, **options: Any) -> Array:
+    """Return `plgpu.load(ref)`, which in JAX 0.10 also requires an index."""
     index = inspect.signature(plgpu.load).parameters.get("idx")
-    wanted = index is not None and index.default is inspect.Parameter.empty
-    return plgpu.load(ref, *([()] if wanted else []), **options)
+    required = index is not None and index.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if required else []), **options)
 
 
 @plgpu.inline_mgpu()
 def fence(_: Any) -> None:
-    """What threads have seen of the others' memory, TMA is to see as well."""
+    """Make other CTAs' writes to global memory visible to the async proxy (TMA)."""
     nvvm.fence_proxy(nvvm.ProxyKind.async_global)
 
 
-# Of the fence around a cluster's barrier; the stress test tries others.
+# Scope of the fence around a cluster's barrier; the stress test tries others.
 SCOPE = "cluster"
 
 
 @plgpu.inline_mgpu()
 def cluster_fence(_: Any) -> None:
-    """Order memory operations before this and after it as the whole cluster sees them.
+    """Order memory operations before and after this for the whole cluster.
 
-    Mosaic's barrier of a cluster orders them for the own CTA alone (mbarrier.arrive without a scope).
-    What is published in the card's memory needs the cluster's: without the fence one of 128 tilings gave
+    Mosaic's cluster barrier orders them for its own CTA only (mbarrier.arrive without a scope). Data
+    published in global memory needs the cluster's scope: without the fence one of 128 tilings gave
     another result at a second call, by 7e-4 of the largest output. That was not seen again in 9,000
-    calls, so it is not proven that the fence is what was missing.
+    calls, so it is not proven that the missing fence was the cause.
     """
     if SCOPE:
         instruction = f"fence.acq_rel.{SCOPE};"
         llvm.inline_asm(ir.Type.parse("!llvm.void"), [], instruction, "", has_side_effects=True)
 
 
-def turned(ref: Any) -> Any:
-    """The transpose of a reference; a function of its own in JAX 0.10."""
+def transposed(ref: Ref) -> Ref:
+    """Return the transpose of a reference to a matrix."""
     if hasattr(ref, "transpose"):
         return ref.transpose((1, 0))
+    # In JAX 0.10 it is a function.
     return plgpu.transpose_ref(ref, (1, 0))

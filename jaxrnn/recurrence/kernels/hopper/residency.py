@@ -1,9 +1,9 @@
 """How many CTAs of the Hopper kernels are on a GPU at once, by the size of their clusters.
 
-CTAs that wait for one that is not on the GPU wait for ever: nothing launches a kernel whose CTAs
-synchronise unless all of them are resident. A cluster must find its place within one GPC, whose number
-of multiprocessors differs from GPC to GPC and from card to card, so fewer CTAs fit in larger clusters.
-The driver knows how many; `ROOM` is for where there is no driver to ask.
+CTAs that wait for a CTA that is not on the GPU wait forever, so a kernel whose CTAs synchronise may only
+be launched where all of them are resident. A cluster must fit in one GPC, whose number of
+multiprocessors differs from GPC to GPC and from card to card, so fewer CTAs fit in larger clusters. The
+driver knows how many; `ROOM` is for machines without a driver.
 """
 
 from __future__ import annotations
@@ -15,35 +15,39 @@ from typing import Any
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, SHARED
 
-Room = tuple[int, ...]  # CTAs at once, for each of CLUSTERS
+# Number of CTAs that are resident at once, for each of CLUSTERS.
+Room = tuple[int, ...]
 
-# Of an H100 or H200 with 132 multiprocessors, no more than any of them has: one that was asked has
-# 132, 132, 120, 120, 112, and a GPC may have 16 multiprocessors or 18.
+# The room of an H100 or H200 with 132 multiprocessors, no larger than that of any card. One that was
+# asked has 132, 132, 120, 120, 112; a GPC may have 16 multiprocessors or 18.
 ROOM: Room = (132, 132, 116, 112, 96)
 
 THREADS = 128
-# PTX of a kernel that does nothing, to ask the driver about.
+# PTX of an empty kernel to ask the driver about.
 _PTX = b""".version 8.0
 .target sm_90
 .address_size 64
 .visible .entry nothing() .maxntid 256, 1, 1 { ret; }
 """
-# CUfunction_attribute and CUlaunchAttributeID, by their numbers in cuda.h.
-_MAX_DYNAMIC_SHARED, _NON_PORTABLE_CLUSTER, _CLUSTER_DIMENSION = 8, 14, 4
+# Numbers of CUfunction_attribute in cuda.h.
+_MAX_DYNAMIC_SHARED = 8
+_NON_PORTABLE_CLUSTER = 14
+# Number of CUlaunchAttributeID in cuda.h.
+_CLUSTER_DIMENSION = 4
 
 
 def room() -> Room:
-    """For the GPU at hand as its driver says, otherwise `ROOM`."""
+    """Return the room of the GPU in use, from its driver, and elsewhere `ROOM`."""
     device = accelerator.device()
     ordinal = getattr(device, "local_hardware_id", None)
     if device.platform == "gpu" and ordinal is not None:
         return asked(ordinal)
-    # another platform, or a GPU that is only compiled for
+    # Another platform, or a GPU that is only compiled for.
     return smaller(getattr(device, "core_count", None) or ROOM[0])
 
 
 def smaller(multiprocessors: int) -> Room:
-    """`ROOM` for a GPU of fewer multiprocessors: as many clusters less as may be missing in full."""
+    """Return `ROOM` for a GPU with fewer multiprocessors: without all CTAs that may be missing."""
     missing = max(0, ROOM[0] - multiprocessors)
     return tuple(
         max(0, (ctas - missing) // size * size) for size, ctas in zip(CLUSTERS, ROOM, strict=True)
@@ -52,7 +56,7 @@ def smaller(multiprocessors: int) -> Room:
 
 @functools.cache
 def asked(ordinal: int) -> Room:
-    """What the CUDA driver says of its device of this number.
+    """Return the room of the device with this number, as the CUDA driver says.
 
     Raises:
       RuntimeError: where the driver cannot be asked.
@@ -84,15 +88,18 @@ class _LaunchConfig(ctypes.Structure):
 
 
 class _Driver:
-    """The CUDA driver, asked in the context that JAX uses, which is left as it was."""
+    """The CUDA driver, in the context that JAX uses, which is left as it was."""
 
     def __init__(self, ordinal: int) -> None:
+        """Load the driver, and the empty kernel on the device with this number."""
         try:
             self._cuda = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise RuntimeError(f"the CUDA driver cannot be loaded: {error}") from None
-        self._device, context = ctypes.c_int(), ctypes.c_void_p()
-        self._module, self._kernel = ctypes.c_void_p(), ctypes.c_void_p()
+        self._device = ctypes.c_int()
+        self._module = ctypes.c_void_p()
+        self._kernel = ctypes.c_void_p()
+        context = ctypes.c_void_p()
         self._call("cuInit", 0)
         self._call("cuDeviceGet", ctypes.byref(self._device), ordinal)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
@@ -103,7 +110,7 @@ class _Driver:
         self._call("cuFuncSetAttribute", self._kernel, _NON_PORTABLE_CLUSTER, 1)
 
     def clusters(self, size: int) -> int:
-        """The number of clusters of this size that are resident at once."""
+        """Return the number of clusters of this size that are resident at once."""
         attribute = _LaunchAttribute(id=_CLUSTER_DIMENSION, cluster=(size, 1, 1))
         config = _LaunchConfig(
             grid_x=size,
@@ -126,6 +133,7 @@ class _Driver:
         return count.value
 
     def close(self) -> None:
+        """Unload the kernel and restore the previous context."""
         previous = ctypes.c_void_p()
         self._call("cuModuleUnload", self._module)
         self._call("cuCtxPopCurrent_v2", ctypes.byref(previous))

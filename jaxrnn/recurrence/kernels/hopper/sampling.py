@@ -3,12 +3,13 @@
     table, w_h, w_x, w_out     in shared memory from the first character to the last
     h of every layer, logits   published in memory that L2 caches, for all multiprocessors
     c, h                       in shared memory, float32
-    noise [T, B, V]            made before, from the keys with which `jaxrnn.charlm.decoding` draws
+    noise [T, B, V]            drawn before the launch, with the keys of `jaxrnn.charlm.decoding`
 
-so that it draws the characters that `jaxrnn.charlm.decoding`'s loop draws, up to the rounding of the logits.
-This file arranges the arrays and cuts them over the multiprocessors, `hopper_sampling_kernel` launches
-the kernel, and `hopper_sampling_part` is what each multiprocessor does in it. bfloat16 and float16
-products accumulate in float32; float32 products are TF32's, with 10 bits of mantissa.
+It draws the characters that the loop of `jaxrnn.charlm.decoding` draws, up to rounding of the logits.
+
+This module divides the weights over the multiprocessors and launches the kernel; `sampling_cta` is what
+each multiprocessor does in it. Products of bfloat16 and float16 accumulate in float32; products of
+float32 are TF32's, with 10 bits of mantissa.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
-from jaxrnn.recurrence.kernels.hopper import sampling_kernel as hopper_sampling_kernel
-from jaxrnn.recurrence.kernels.hopper import search as hopper_search
-from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
-from jaxrnn.recurrence.kernels.hopper.sampling_cta import PIECE, Arrays, Cut
-from jaxrnn.recurrence.kernels.hopper.sampling_kernel import shared
-from jaxrnn.recurrence.kernels.hopper.tiles import M
+from jaxrnn.recurrence.equations import CellKind
+from jaxrnn.recurrence.kernels.hopper import cost_model, search, tiles
+from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, call_kernel, smem
+from jaxrnn.recurrence.kernels.hopper.sampling_cta import (
+    PIECE,
+    SamplingArrays,
+    SamplingCTA,
+    SamplingRefs,
+    SamplingTiling,
+    exchanges,
+)
+from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, DoesNotFitError, M
 from jaxrnn.shapes import Array, Bool, Float, Int
 
 
-class Weights(NamedTuple):
-    """A `charlm.StepParams` as the kernel has it, its arrays described in `Arrays`."""
+class SamplingWeights(NamedTuple):
+    """A `charlm.StepParams` in the form of the kernel; `SamplingArrays` describes the arrays."""
 
     weights: Array
     table: Array
@@ -40,46 +46,51 @@ class Weights(NamedTuple):
     output_bias: Array
 
 
-def arrange(cell: Any, prepared: Any, batch: int) -> Weights:
-    """Cut the weights over the multiprocessors, all axes padded.
+def arrange(cell: BuiltinCell, params: Any, batch: int) -> SamplingWeights:
+    """Divide the weights over the multiprocessors, with all axes padded.
 
     Args:
-      cell: of every layer.
-      prepared: a `charlm.StepParams` in bfloat16, float16 or float32.
-      batch: texts that are to be written at once, at most 64.
+      cell: the cell of every layer.
+      params: a `charlm.StepParams` in bfloat16, float16 or float32.
+      batch: number of texts that are drawn at once, at most 64.
 
     Raises:
-      ValueError: where `unsupported_reason` names one.
+      ValueError: where `unsupported_reason` gives a reason.
     """
-    gates, dtype = len(cell.GATES), prepared.w_out.dtype
-    cut = _cut(cell, len(prepared.layers), len(prepared.b_out), batch, dtype)
-    width, columns = cut.parts * cut.units, _padded(len(prepared.b_out))
+    gates = len(cell.GATES)
+    dtype = params.w_out.dtype
+    vocabulary = len(params.b_out)
+    tiling = _checked_tiling(cell, len(params.layers), vocabulary, batch, dtype)
+    width = tiling.parts * tiling.units
+    columns = _padded(vocabulary)
 
     def shares(w: Array, depth: int) -> Array:
-        """[parts, n * units, depth]: of [K, n * H] the columns of each part's units."""
+        """Return [parts, n * units, depth]: of w [K, n * H] the columns of each part's units."""
         w = _fill(w.reshape(len(w), gates, cell.hidden_size), (depth, gates, width))
-        w = w.reshape(depth, gates, cut.parts, cut.units)
-        return w.transpose(2, 1, 3, 0).reshape(cut.parts, -1, depth)
+        w = w.reshape(depth, gates, tiling.parts, tiling.units)
+        return w.transpose(2, 1, 3, 0).reshape(tiling.parts, -1, depth)
 
-    first, *others = prepared.layers
+    first, *others = params.layers
     weights = [first.w_h] + [w for layer in others for w in (layer.w_x, layer.w_h)]
-    kind, float32 = jnp.finfo(dtype), dtype == jnp.float32  # whose products are TF32's
-    high = lax.reduce_precision(prepared.table, kind.nexp, 10 if float32 else kind.nmant)
-    halves = high, prepared.table - high
-    vectors = [_vectors(layer, cell.hidden_size) for layer in prepared.layers]
-    output = _fill(prepared.w_out, (width, columns)).T
-    return Weights(
+    # The table as the sum of two in the weights' dtype; the products of float32 are TF32's.
+    kind = jnp.finfo(dtype)
+    mantissa = 10 if dtype == jnp.float32 else kind.nmant
+    high = lax.reduce_precision(params.table, kind.nexp, mantissa)
+    halves = high, params.table - high
+    vectors = [_vectors(layer, cell.hidden_size) for layer in params.layers]
+    output = _fill(params.w_out, (width, columns)).T
+    return SamplingWeights(
         weights=jnp.concatenate([shares(w, width) for w in weights], axis=2),
         table=jnp.concatenate([shares(half.astype(dtype), columns) for half in halves], axis=2),
-        output=output.reshape(-1, cut.columns, width),
+        output=output.reshape(-1, tiling.columns, width),
         vectors=jnp.stack([_fill(rows, (len(rows), width)) for rows in vectors]),
-        output_bias=_fill(prepared.b_out.astype(jnp.float32), (columns,), -jnp.inf),
+        output_bias=_fill(params.b_out.astype(jnp.float32), (columns,), -jnp.inf),
     )
 
 
 def run(
-    cell: Any,
-    weights: Weights,
+    cell: BuiltinCell,
+    weights: SamplingWeights,
     carry: tuple[Any, ...],
     logits: Float[Array, "B V"],
     last: Int[Array, "B"],
@@ -93,32 +104,36 @@ def run(
     """Draw `length` characters, each the first argmax of logits + noise.
 
     Args:
-      cell: of every layer.
+      cell: the cell of every layer.
       weights: from `arrange`, for this batch.
-      carry, logits, last: where the texts stand, as in `decoding.DecodingState`.
-      length: characters to draw, at most `size`.
+      carry: the state of each layer after the last character.
+      logits: the logits of the next character.
+      last: the last character of each text.
+      length: number of characters to draw, at most `size`.
       noise: Gumbel noise times the temperature, to draw from softmax(logits / temperature), with
-        T = size; None takes the likeliest characters.
-      whitespace: characters after which noise is added; None for all.
-      size: of the drawn tokens.
-      interpret: run as plain JAX on any device, for tests: a `plgpu.InterpretGPUParams` (JAX 0.11.2)
+        T = size; None to take the most probable characters.
+      whitespace: the characters after which noise is added; None for all.
+      size: T, the length of the returned tokens.
+      interpret: to run as plain JAX on any device, for tests: a `plgpu.InterpretGPUParams` (JAX 0.11.2)
         that ignores `inline_mgpu`.
 
     Returns:
-      (carry, logits, tokens [T, B]): the state after the last character, its logits, and the drawn
-      tokens, of which the first `length` count.
+      (carry, logits, tokens [T, B]): the state after the last character, its logits, and the tokens, of
+      which the first `length` are drawn.
 
     Raises:
-      ValueError: where `unsupported_reason` names one.
+      ValueError: where `unsupported_reason` gives a reason.
     """
-    batch, count = logits.shape
-    cut = _cut(cell, len(carry), count, batch, weights.weights.dtype)
-    scores, later, noisy_after = logits, None, None
-    columns, width = _padded(count), cut.parts * cut.units
+    batch, vocabulary = logits.shape
+    tiling = _checked_tiling(cell, len(carry), vocabulary, batch, weights.weights.dtype)
+    columns = _padded(vocabulary)
+    width = tiling.parts * tiling.units
+    scores = logits
+    later_noise = noisy_after = None
     if noise is not None:
-        drawn = jnp.arange(size)[:, None, None] < length
-        noise = jnp.where(drawn, noise, jnp.zeros_like(noise))
-        later = _fill(noise[1:], (size, M, columns))
+        is_drawn = jnp.arange(size)[:, None, None] < length
+        noise = jnp.where(is_drawn, noise, jnp.zeros_like(noise))
+        later_noise = _fill(noise[1:], (size, M, columns))
         first = noise[0]
         if whitespace is not None:
             first = jnp.where(whitespace[last][:, None], first, jnp.zeros_like(first))
@@ -128,31 +143,33 @@ def run(
         name: jnp.stack([_fill(getattr(layer, name), (M, width)) for layer in carry])
         for name in carry[0]._fields
     }
-    arrays = Arrays(
+    arrays = SamplingArrays(
         **weights._asdict(),
         state=state,
         scores=_fill(_fill(scores, (batch, columns), -jnp.inf), (M, columns)),
-        noise=later,
+        noise=later_noise,
         whitespace=noisy_after,
         length=jnp.reshape(length, 1),
     )
-    out = hopper_sampling_kernel.call(cell, arrays, cut, size, interpret)
+    out = _call(cell, arrays, tiling, size, interpret)
     after = tuple(
-        type(layer)(*(out[name][k, :batch, : cell.hidden_size] for name in layer._fields))
+        type(layer)(
+            *(out["final_gmem"][name][k, :batch, : cell.hidden_size] for name in layer._fields)
+        )
         for k, layer in enumerate(carry)
     )
-    return after, out["scores_out"][:batch, :count], out["tokens"][:, :batch]
+    return after, out["scores_gmem"][:batch, :vocabulary], out["tokens_gmem"][:, :batch]
 
 
-def _vectors(layer: Any, hidden: int) -> Array:
-    """[n, H] float32: the gates' biases, then an LSTM's peepholes or a GRU's b_h."""
+def _vectors(layer: Any, hidden_size: int) -> Array:
+    """Return [n, H] float32: the gates' biases, then an LSTM's peepholes or a GRU's b_h."""
     vectors = [getattr(layer, name, None) for name in ("b", "w_c", "b_h")]
-    rows = [v.reshape(-1, hidden) for v in vectors if v is not None]
+    rows = [v.reshape(-1, hidden_size) for v in vectors if v is not None]
     return jnp.concatenate(rows).astype(jnp.float32)
 
 
 def _fill(x: Array, shape: tuple[int, ...], value: float = 0) -> Array:
-    """x at the beginning of an array of this shape, `value` in the rest."""
+    """Return an array of a shape with x at its beginning and `value` in the rest."""
     after = [(0, to - size) for size, to in zip(x.shape, shape, strict=True)]
     return jnp.pad(x, after, constant_values=value)
 
@@ -161,81 +178,206 @@ def _padded(vocabulary: int) -> int:
     return -(-vocabulary // PIECE) * PIECE
 
 
-# --- the cut --------------------------------------------------------------------------------------
+# --- the launch -----------------------------------------------------------------------------------
+
+
+def _call(
+    cell: BuiltinCell, arrays: SamplingArrays, tiling: SamplingTiling, size: int, interpret: Any
+) -> dict[str, Any]:
+    """Launch the kernel and return its results, by the names that they have in `SamplingRefs`.
+
+    size: length of the tokens, at least `arrays.length`.
+    """
+    layers, _, width = arrays.vectors.shape
+    dtype = arrays.weights.dtype
+    operands = {
+        f"initial_{name}_gmem" if name in ("state", "scores") else f"{name}_gmem": x
+        for name, x in arrays._asdict().items()
+    }
+    results = {
+        "final_gmem": {name: Like(x.shape, x.dtype) for name, x in arrays.state.items()},
+        "scores_gmem": Like(arrays.scores.shape, jnp.float32),
+        "tokens_gmem": Like((size, M), jnp.int32),
+        "hidden_gmem": Like((layers, 2, M, width), dtype),
+        "reset_hidden_gmem": Like((M, width), dtype),
+    }
+
+    def body(operands: dict[str, Any], results: dict[str, Any], scratch: dict[str, Ref]) -> None:
+        SamplingCTA(cell, arrays, tiling, SamplingRefs(**operands, **results, **scratch)).run()
+
+    return call_kernel(
+        f"{type(cell).__name__.lower()}_sampling",
+        body,
+        operands,
+        results,
+        grid={"bundle": tiling.parts // tiling.cluster},
+        cluster={"peer": tiling.cluster},
+        approximate=dtype.itemsize < 4,
+        interpret=interpret,
+        scratch_types=_scratch_types(arrays, tiling),
+    )
+
+
+def _scratch_types(arrays: SamplingArrays, tiling: SamplingTiling) -> dict[str, Any]:
+    """Return the types of a CTA's shared memory and barriers; `SamplingRefs` describes them."""
+    dtype = arrays.weights.dtype
+    _, count, depth = arrays.weights.shape
+    pieces = arrays.scores.shape[1] // PIECE
+    output_chunks = arrays.output.shape[2] // tiling.chunk
+    layers = len(arrays.vectors)
+    chunks = depth // tiling.chunk
+    # TMA moves rows narrower than 32 bytes only where they are not swizzled.
+    is_swizzled = tiling.units * dtype.itemsize >= 32
+    units_type = smem if is_swizzled else plgpu.SMEM
+    scratch = {
+        "weights_smem": smem((chunks, count, tiling.chunk), dtype),
+        "table_smem": smem((2 * pieces, count, PIECE), dtype),
+        "output_weights_smem": smem((output_chunks, tiling.columns, tiling.chunk), dtype),
+        "weights_barrier": plgpu.Barrier(
+            num_arrivals=chunks + 2 * pieces + output_chunks, num_barriers=1
+        ),
+        "state_smem": smem((layers, len(arrays.state), M, tiling.units), jnp.float32),
+        "operand_ring_smem": smem((tiling.slots, M, tiling.chunk), dtype),
+        "operand_barrier": plgpu.Barrier(num_barriers=tiling.slots),
+        "scores_smem": smem((pieces, M, PIECE), jnp.float32),
+        "scores_barrier": plgpu.Barrier(num_arrivals=pieces, num_barriers=1),
+        "one_hot_smem": smem((pieces, M, PIECE), dtype),
+        "publish_units_smem": units_type((M, tiling.units), dtype),
+        "publish_columns_smem": smem((M, tiling.columns), jnp.float32),
+    }
+    if tiling.cluster > 1:
+        scratch["parts_barrier"] = plgpu.ClusterBarrier(collective_axes=("peer",), num_barriers=1)
+    return scratch
+
+
+def shared_bytes(
+    gates: int,
+    layers: int,
+    states: int,
+    width: int,
+    columns: int,
+    tiling: SamplingTiling,
+    itemsize: int,
+) -> int:
+    """Return the bytes of shared memory of a CTA.
+
+    Args:
+      gates: number of gates of the cell.
+      layers: number of layers.
+      states: number of arrays in the state of a layer.
+      width: number of units with their padding.
+      columns: size of the vocabulary with its padding.
+      tiling: the division over CTAs.
+      itemsize: bytes of a weight.
+    """
+    count = gates * tiling.units
+    weights = count * ((2 * layers - 1) * width + 2 * columns) + tiling.columns * width
+    moved = M * (tiling.slots * tiling.chunk + columns + tiling.units)
+    wide = M * (layers * states * tiling.units + columns + tiling.columns)
+    barriers = 8 * (tiling.slots + 3)
+    return itemsize * (weights + moved) + 4 * wide + barriers
+
+
+# --- whether it can run, and in which tiling ------------------------------------------------------
 
 # Microseconds to publish and to wait for all parts, at a cluster's barrier or at a counter in L2, and
-# until what was fetched from L2 is there (benchmarks/results/h100-first-run/latencies.txt).
-MEET, FETCH = {"cluster": 0.70, "grid": 1.15}, 0.55
-CHUNK = 128  # bytes of a row of the operands
-CLUSTER = 8  # CTAs of a cluster that every GPU can place
+# until data fetched from L2 arrives (benchmarks/results/h100-first-run/latencies.txt).
+EXCHANGE = {"cluster": 0.70, "grid": 1.15}
+FETCH = 0.55
+# Bytes of a row of the operands.
+CHUNK = 128
+# Number of CTAs of a cluster that every GPU can place.
+CLUSTER = 8
 
 
 def unsupported_reason(
-    cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any
+    cell: BuiltinCell, layers: int, vocabulary: int, batch: int, dtype: Any
 ) -> str | None:
-    """Why the kernel cannot run a char-RNN on the GPU at hand; None where it can."""
-    reason = hopper_search.unserved(dtype)
+    """Return why the kernel cannot run a char-RNN on the GPU in use, or None where it can.
+
+    Args:
+      cell: the cell of every layer.
+      layers: number of layers.
+      vocabulary: V, the number of characters.
+      batch: number of texts that are drawn at once.
+      dtype: dtype of the parameters.
+    """
+    reason = search.unsupported_here(dtype)
     if reason:
         return reason
     if batch > M:
         return f"it writes at most {M} texts at once, not {batch}; use 'xla'"
-    if cut_for(cell, layers, vocabulary, batch, dtype) is None:
-        return (
-            f"{layers} layers of H = {cell.hidden_size} with V = {vocabulary} in {jnp.dtype(dtype)} do "
-            f"not fit the shared memory of {hopper_search.multiprocessors()} multiprocessors; "
-            "use 'xla'"
-        )
+    try:
+        tiling_for(cell, layers, vocabulary, batch, dtype)
+    except DoesNotFitError as error:
+        return f"{error}; use 'xla'"
     return None
 
 
-def cut_for(cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any) -> Cut | None:
-    """The cut with the least time by a model; None where none fits."""
-    processors = hopper_search.multiprocessors()
-    return _search(cell, layers, vocabulary, batch, jnp.dtype(dtype), processors)
+def tiling_for(
+    cell: BuiltinCell, layers: int, vocabulary: int, batch: int, dtype: Any
+) -> SamplingTiling:
+    """Return the tiling with the least time by a cost model; see `unsupported_reason`.
+
+    Raises:
+      DoesNotFitError: where none fits.
+    """
+    processors = search.multiprocessors()
+    tiling = _search(cell, layers, vocabulary, batch, jnp.dtype(dtype), processors)
+    if tiling is None:
+        raise DoesNotFitError(
+            f"{layers} layers of H = {cell.hidden_size} with V = {vocabulary} in {jnp.dtype(dtype)} do "
+            f"not fit the shared memory of {processors} multiprocessors"
+        )
+    return tiling
 
 
-def _cut(cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any) -> Cut:
+def _checked_tiling(
+    cell: BuiltinCell, layers: int, vocabulary: int, batch: int, dtype: Any
+) -> SamplingTiling:
     reason = unsupported_reason(cell, layers, vocabulary, batch, dtype)
     if reason:
         raise ValueError(f"the sampling kernel cannot run this: {reason}")
-    cut = cut_for(cell, layers, vocabulary, batch, dtype)
-    assert cut is not None
-    return cut
+    return tiling_for(cell, layers, vocabulary, batch, dtype)
 
 
 @functools.cache
 def _search(
-    cell: Any, layers: int, vocabulary: int, batch: int, dtype: Any, processors: int
-) -> Cut | None:
-    gates, states = len(cell.GATES), 2 if isinstance(cell, LSTM) else 1
-    width, size = hopper_tiles.width(cell.hidden_size), _padded(vocabulary)
-    chunk, found = CHUNK // dtype.itemsize, []
-    for units in range(8, hopper_tiles.COLUMNS // gates + 1, 8):
+    cell: BuiltinCell, layers: int, vocabulary: int, batch: int, dtype: Any, processors: int
+) -> SamplingTiling | None:
+    gates = len(cell.GATES)
+    states = 2 if cell.kind is CellKind.LSTM else 1
+    width = tiles.width(cell.hidden_size)
+    size = _padded(vocabulary)
+    chunk = CHUNK // dtype.itemsize
+    found = []
+    for units in range(8, tiles.COLUMNS // gates + 1, 8):
         parts = width // units
         if width % units or parts > processors:
             continue
         columns = next(n for n in range(8, size + 1, 8) if size % n == 0 and size // n <= parts)
         cluster = parts if parts <= CLUSTER else 1
-        cut = Cut(parts, cluster, -(-batch // 8) * 8, units, columns, chunk, 0)
-        taken = shared(gates, layers, states, width, size, cut, dtype.itemsize)
-        slots = min(width // chunk, (hopper_tiles.SHARED - taken) // (M * CHUNK))
-        if columns <= hopper_tiles.COLUMNS and slots >= min(2, width // chunk):
-            cut = cut._replace(slots=slots)
-            found.append((_microseconds(cell, layers, width, size, cut, dtype), cut))
+        tiling = SamplingTiling(parts, cluster, -(-batch // 8) * 8, units, columns, chunk, 0)
+        taken = shared_bytes(gates, layers, states, width, size, tiling, dtype.itemsize)
+        slots = min(width // chunk, (tiles.SHARED - taken) // (M * CHUNK))
+        if columns <= tiles.COLUMNS and slots >= min(2, width // chunk):
+            tiling = tiling._replace(slots=slots)
+            found.append((_microseconds(cell, layers, width, size, tiling, dtype), tiling))
     return min(found, default=(0, None))[1]
 
 
-def _microseconds(cell: Any, layers: int, width: int, size: int, cut: Cut, dtype: Any) -> float:
-    """The model's time of a character: its meetings, and what each multiprocessor reads."""
-    before = isinstance(cell, GRU) and cell.reset == "before"
-    meetings, products = layers * (1 + before) + 1, layers * (2 + before)
-    rounds = products * -(-width // (cut.chunk * cut.slots))
-    where = "cluster" if cut.parts == cut.cluster else "grid"
-    moved = cut.rows * (products * width * dtype.itemsize + size * 4)
-    resident = (products * width + 2 * size) * len(cell.GATES) * cut.units * dtype.itemsize
+def _microseconds(
+    cell: BuiltinCell, layers: int, width: int, size: int, tiling: SamplingTiling, dtype: Any
+) -> float:
+    """Return the model's time of a character: its exchanges, and what each multiprocessor reads."""
+    products = layers * (3 if cell.kind is CellKind.GRU_BEFORE else 2)
+    rounds = products * -(-width // (tiling.chunk * tiling.slots))
+    exchange = EXCHANGE["cluster" if tiling.parts == tiling.cluster else "grid"]
+    moved = tiling.rows * (products * width * dtype.itemsize + size * 4)
+    resident = (products * width + 2 * size) * len(cell.GATES) * tiling.units * dtype.itemsize
     return (
-        meetings * MEET[where]
+        exchanges(cell, layers) * exchange
         + rounds * FETCH
-        + moved / hopper_model.L2
-        + resident / (hopper_model.READ * hopper_model.CLOCK)
+        + moved / cost_model.L2
+        + resident / (cost_model.READ * cost_model.CLOCK)
     )

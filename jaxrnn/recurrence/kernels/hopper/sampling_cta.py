@@ -1,20 +1,21 @@
-"""The sampling kernel: a char-RNN's loop over characters in one launch, its weights on the chip.
+"""What each CTA does in the sampling kernel: a char-RNN's loop over characters, its weights on the chip.
 
 A CTA ("part") keeps its units' weights of every layer in shared memory, and those of a few columns of
-the output layer; all meet after every layer, with one block of at most 64 rows. A character:
+the output layer. All CTAs synchronise after every layer. There is one block of at most 64 rows. A
+character:
 
-    every part      reads all scores, takes the highest as the drawn token, and looks up its row
-                    of the first layer's table: a product with the token one-hot
-    layer by layer  product with the own hidden state of the character before, known while the parts
-                    still meet; product with the hidden state of the layer below; the cell's
-                    arithmetic; publish the own units
-    output layer    publish the own columns of logits + noise: the scores of the next character
+    every part      reads all scores, takes the highest as the drawn token, and looks up its row of the
+                    first layer's table: a product with the token as a one-hot row
+    layer by layer  product with its own hidden state of the character before, known while the parts
+                    still synchronise; product with the hidden state of the layer below; the cell's
+                    arithmetic; publish this part's units
+    output layer    publish this part's columns of logits + noise: the scores of the next character
 
-The noise is Gumbel's, times the temperature, since argmax(logits + temperature * noise) draws from
+The noise is Gumbel noise times the temperature, since argmax(logits + temperature * noise) draws from
 softmax(logits / temperature).
 
-What is published lies in memory that L2 caches. Hidden states take one of two places in turn, as the
-one before is still read; everything else is read by all before any part comes to write it again.
+What is published lies in memory that L2 caches. Hidden states have two places, used in turns, since the
+one before is still read; all else is read by every part before any part writes it again.
 """
 
 from __future__ import annotations
@@ -27,23 +28,36 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.kernels.hopper import steps as hopper_cells
-from jaxrnn.recurrence.kernels.hopper.arrays import Tile
-from jaxrnn.recurrence.kernels.hopper.mosaic import cluster_fence, fence, load, turned
-from jaxrnn.recurrence.kernels.hopper.tiles import M
+from jaxrnn.recurrence.equations import CellKind
+from jaxrnn.recurrence.kernels.hopper import steps
+from jaxrnn.recurrence.kernels.hopper.launch import State, Tile
+from jaxrnn.recurrence.kernels.hopper.mosaic import (
+    Ref,
+    Scalar,
+    cluster_fence,
+    fence,
+    load,
+    transposed,
+)
+from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, M
 from jaxrnn.shapes import Array
 
-PIECE = 32  # columns of the vocabulary that are looked at together
+# Columns of the vocabulary that are processed together.
+PIECE = 32
 
 
-class Cut(NamedTuple):
-    """How the kernel is cut over the CTAs.
+class SamplingTiling(NamedTuple):
+    """The division of the sampling kernel over CTAs.
 
-    parts: CTAs that share the units; where cluster is 1 and parts more, they meet at a counter in L2.
-    cluster: parts, where they fit one cluster and meet at its barrier; else 1.
-    rows: that are moved, a multiple of 8 and at most 64.
-    units: of a part, in each layer; columns: of the output layer, in each part that has some.
-    chunk: K of one product; slots: chunks of a hidden state on their way.
+    Attributes:
+      parts: number of CTAs that share the units.
+      cluster: `parts` where one cluster holds all CTAs, which then synchronise at its barrier; otherwise
+        1, and they synchronise at a counter in L2.
+      rows: rows that are moved, a multiple of 8 and at most 64.
+      units: units of a part in each layer.
+      columns: columns of the output layer in each part that has some.
+      chunk: K of one product.
+      slots: number of chunks of a hidden state in flight.
     """
 
     parts: int
@@ -55,20 +69,21 @@ class Cut(NamedTuple):
     slots: int
 
 
-class Arrays(NamedTuple):
-    """What the kernel is given; L layers of H units, n gates, V characters with their padding.
+class SamplingArrays(NamedTuple):
+    """The operands of the kernel; L layers of H units, n gates, V characters with their padding.
 
-    weights: [parts, n * units, (2 L - 1) * H]: w_h of the first layer, then w_x and w_h of each other.
-    table: [parts, n * units, 2 V]: the first layer's, as the sum of two in the weights' dtype.
-    output: [V / columns, columns, H].
-    vectors: [L, n + m, H] float32, the bias of each gate and m others, as the cells ask for them.
-    output_bias: [V] float32, -inf where there is no character.
-    state: [L, 64, H] float32 each, by name.
-    scores: [64, V] float32, whose highest are the first to be drawn.
-    noise: [T, 64, V] float32, added to the logits after each character, zeros after the last, so that
-      the last scores are logits. None for none.
-    whitespace: [V] float32, 1 where noise is added after this character; None for always.
-    length: [1] int32, characters to draw.
+    Attributes:
+      weights: [parts, n * units, (2 L - 1) * H], w_h of the first layer, then w_x and w_h of each other.
+      table: [parts, n * units, 2 V], the first layer's table as the sum of two in the weights' dtype.
+      output: [V / columns, columns, H], the weights of the output layer.
+      vectors: [L, n + m, H] float32, the bias of each gate, and m other vectors of the cell.
+      output_bias: [V] float32, -inf in the padding.
+      state: [L, 64, H] float32 each, by name.
+      scores: [64, V] float32, whose highest are the first characters.
+      noise: [T, 64, V] float32, added to the logits after each character, and zeros after the last, so
+        that the last scores are logits. None for none.
+      whitespace: [V] float32, 1 for the characters after which noise is added; None for all.
+      length: [1] int32, number of characters to draw.
     """
 
     weights: Array
@@ -83,127 +98,223 @@ class Arrays(NamedTuple):
     length: Array
 
 
-class Part:
-    """One CTA's units of the layer at hand, as `hopper_cells` asks for them, and all that is around.
+class SamplingRefs(NamedTuple):
+    """All memory that a CTA refers to: `_gmem` is the card's memory, `_smem` its own shared memory.
 
-    t: the character at hand.
+    References that a kernel does not use are None.
+
+    Attributes:
+      weights_gmem: see `SamplingArrays`; likewise those up to `length_gmem`.
+      table_gmem: see above.
+      output_gmem: see above.
+      vectors_gmem: see above.
+      output_bias_gmem: see above.
+      initial_state_gmem: `SamplingArrays.state`.
+      initial_scores_gmem: `SamplingArrays.scores`.
+      noise_gmem: see above.
+      whitespace_gmem: see above.
+      length_gmem: see above.
+      final_gmem: [L, 64, H] float32 each, the state after the last character.
+      scores_gmem: [64, V] float32, published: the scores of the next character.
+      tokens_gmem: [T, 64] int32, the drawn characters.
+      hidden_gmem: [L, 2, 64, H], published: the hidden states of this character and the one before.
+      reset_hidden_gmem: [64, H], published: r * h, of a GRU that resets before its product.
+      weights_smem: [chunks, n * units, chunk], the part's weights of all layers.
+      table_smem: [2 V / PIECE, n * units, PIECE].
+      output_weights_smem: [chunks, columns, chunk].
+      weights_barrier: [1], completed once the three above are loaded.
+      state_smem: [L, states, 64, units] float32, the part's units of the state.
+      operand_ring_smem: [slots, 64, chunk], chunks of a published hidden state.
+      operand_barrier: [slots], completed when a slot of the ring is loaded.
+      scores_smem: [V / PIECE, 64, PIECE] float32.
+      scores_barrier: [1], completed when the scores are loaded.
+      one_hot_smem: [V / PIECE, 64, PIECE], the drawn characters as one-hot rows.
+      publish_units_smem: [64, units], a tile on its way to `hidden_gmem` or `reset_hidden_gmem`.
+      publish_columns_smem: [64, columns] float32, a tile on its way to `scores_gmem`.
+      parts_barrier: [1], completed when every part in the cluster has published.
     """
 
-    def __init__(self, cell: Any, arrays: Arrays, cut: Cut, refs: Any) -> None:
-        self._cell, self._arrays, self._cut, self._refs = cell, arrays, cut, refs
+    weights_gmem: Ref
+    table_gmem: Ref
+    output_gmem: Ref
+    vectors_gmem: Ref
+    output_bias_gmem: Ref
+    initial_state_gmem: dict[str, Ref]
+    initial_scores_gmem: Ref
+    noise_gmem: Ref
+    whitespace_gmem: Ref
+    length_gmem: Ref
+    final_gmem: dict[str, Ref]
+    scores_gmem: Ref
+    tokens_gmem: Ref
+    hidden_gmem: Ref
+    reset_hidden_gmem: Ref
+    weights_smem: Ref
+    table_smem: Ref
+    output_weights_smem: Ref
+    weights_barrier: Ref
+    state_smem: Ref
+    operand_ring_smem: Ref
+    operand_barrier: Ref
+    scores_smem: Ref
+    scores_barrier: Ref
+    one_hot_smem: Ref
+    publish_units_smem: Ref
+    publish_columns_smem: Ref
+    parts_barrier: Ref = None
+
+
+def exchanges(cell: BuiltinCell, layers: int) -> int:
+    """Return how often the parts exchange results for one character."""
+    return layers * (2 if cell.kind is CellKind.GRU_BEFORE else 1) + 1
+
+
+class SamplingCTA:
+    """One CTA's units of the current layer, as a `steps.ForwardContext`, and the rest of the loop.
+
+    Attributes:
+      t: the current character.
+    """
+
+    def __init__(
+        self, cell: BuiltinCell, arrays: SamplingArrays, tiling: SamplingTiling, refs: SamplingRefs
+    ) -> None:
+        """Read the position in the grid."""
+        self._cell = cell
+        self._arrays = arrays
+        self._tiling = tiling
+        self._refs = refs
         self._gates = len(cell.GATES)
         self._layers, _, self._width = arrays.vectors.shape
         self._pieces = range(arrays.scores.shape[1] // PIECE)
         self._part = lax.axis_index("bundle")
-        if cut.cluster > 1:
+        if tiling.cluster > 1:
             self._part = lax.axis_index("peer")
         self._counter = None
-        if cut.parts > cut.cluster:
+        if tiling.parts > tiling.cluster:
             self._counter = pl.get_global(plgpu.SemaphoreType.REGULAR)
+        # Parts without columns of the output compute the last ones again, and do not publish them.
         owners = len(arrays.output)
-        self._owns = self._part < owners  # columns of the output; the others repeat the last
+        self._owns_columns = self._part < owners
         self._output = jnp.minimum(self._part, owners - 1)
 
     def run(self) -> None:
-        """All characters, from the initial state to the final one."""
-        refs, names = self._refs, list(self._arrays.state)
+        """Draw all characters, from the initial state to the final one."""
+        refs = self._refs
         self._load_weights()
-        self._publications: Any = 0
-        for layer in range(self._layers):
-            for k, name in enumerate(names):
-                initial = getattr(refs, f"initial_{name}").at[layer, :, self._units]
-                refs.states[layer, k] = load(initial, layout=plgpu.Layout.WGMMA, optimized=False)
-            hidden = self._state(layer)["hidden"]
-            self._copy(hidden, refs.own_units, self._hidden(layer, 0).at[:, self._units])
-        self._publish()
-        self._meet()
-        scores = refs.scores.at[:, self._columns]
+        # Number of exchanges so far.
+        self._exchanges: Scalar = 0
+        self._publish_initial_state()
+        scores = refs.initial_scores_gmem.at[:, self._columns]
         scores = load(scores, layout=plgpu.Layout.WGMMA, optimized=False)
         self._publish_scores(scores)
-        first, length = self._publications, refs.length[0]
-        step = hopper_cells.step(self._cell)
-        each = self._layers * (1 + (getattr(self._cell, "reset", None) == "before")) + 1
+        first = self._exchanges
+        length = refs.length_gmem[0]
+        per_character = exchanges(self._cell, self._layers)
+        step = steps.forward_step(self._cell)
 
         def character(t: Array, _: None) -> None:
-            self.t, self._publications = t, first + t * each
+            self.t = t
+            self._exchanges = first + t * per_character
             for layer in range(self._layers):
                 self._layer = layer
-                after, _kept = step(self, self._state(self._layer))
-                for k, name in enumerate(names):
-                    refs.states[self._layer, k] = after[name]
-                place = self._hidden(self._layer, t + 1).at[:, self._units]
-                self._copy(after["hidden"], refs.own_units, place)
-                self._publish()
-            self._put_out()
+                after, _kept = step(self, self._state(layer))
+                for k, name in enumerate(self._arrays.state):
+                    refs.state_smem[layer, k] = after[name]
+                place = self._hidden(layer, t + 1).at[:, self._units]
+                self._copy_out(after["hidden"], refs.publish_units_smem, place)
+                self._arrive()
+            self._run_output_layer()
 
         lax.fori_loop(0, length, character, None)
-        self._publications = first + length * each
-        self._meet()  # nobody leaves while others still need its barrier
-        plgpu.commit_smem()
-        for layer in range(self._layers):
-            for k, name in enumerate(names):
-                target = getattr(refs, name).at[layer, self._rows, self._units]
-                plgpu.copy_smem_to_gmem(self._own(refs.states.at[layer, k]), target)
-        plgpu.wait_smem_to_gmem(0)
+        self._exchanges = first + length * per_character
+        # No CTA may exit while others still need its barrier.
+        self._wait_for_parts()
+        self._store_final_state()
 
     def _load_weights(self) -> None:
         refs = self._refs
         for source, target in (
-            (refs.weights.at[self._part], refs.kept),
-            (refs.table.at[self._part], refs.kept_table),
-            (refs.output.at[self._output], refs.kept_output),
+            (refs.weights_gmem.at[self._part], refs.weights_smem),
+            (refs.table_gmem.at[self._part], refs.table_smem),
+            (refs.output_gmem.at[self._output], refs.output_weights_smem),
         ):
             count, _, columns = target.shape
             for k in range(count):
                 chunk = source.at[:, pl.ds(k * columns, columns)]
-                plgpu.copy_gmem_to_smem(chunk, target.at[k], refs.loaded.at[0])
-        plgpu.barrier_wait(refs.loaded.at[0])
+                plgpu.copy_gmem_to_smem(chunk, target.at[k], refs.weights_barrier.at[0])
+        plgpu.barrier_wait(refs.weights_barrier.at[0])
+
+    def _publish_initial_state(self) -> None:
+        refs = self._refs
+        for layer in range(self._layers):
+            for k, name in enumerate(self._arrays.state):
+                initial = refs.initial_state_gmem[name].at[layer, :, self._units]
+                initial = load(initial, layout=plgpu.Layout.WGMMA, optimized=False)
+                refs.state_smem[layer, k] = initial
+            hidden = self._state(layer)["hidden"]
+            place = self._hidden(layer, 0).at[:, self._units]
+            self._copy_out(hidden, refs.publish_units_smem, place)
+        self._arrive()
+        self._wait_for_parts()
+
+    def _store_final_state(self) -> None:
+        plgpu.commit_smem()
+        for layer in range(self._layers):
+            for k, name in enumerate(self._arrays.state):
+                target = self._refs.final_gmem[name].at[layer, self._rows, self._units]
+                source = self._refs.state_smem.at[layer, k]
+                plgpu.copy_smem_to_gmem(self._own_rows(source), target)
+        plgpu.wait_smem_to_gmem(0)
 
     # --- what a cell's step asks for --------------------------------------------------------------
 
-    def take(self, name: str) -> tuple[Tile, ...]:
-        """The projected inputs of the layer at hand."""
-        self._meet()
+    def load_input(self, name: str) -> tuple[Tile, ...]:
+        """Return the projected inputs of the current layer, by gate."""
+        self._wait_for_parts()
         if not self._layer:
-            return self._apart(self._look_up(self._draw()), self._gates)
+            return self._split(self._look_up(self._draw()), self._gates)
         below = self._hidden(self._layer - 1, self.t + 1)
-        gates = self._apart(self._product(below, 2 * self._layer - 1, self._gates), self._gates)
-        return tuple(x + self._vector(k) for k, x in enumerate(gates))
+        total = self._layer_product(below, 2 * self._layer - 1, self._gates)
+        gates = self._split(total, self._gates)
+        return tuple(x + self._layer_vector(k) for k, x in enumerate(gates))
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1)
     ) -> tuple[Tile, ...]:
-        """The hidden state of the character before, or what was published since, times these gates."""
+        """Return the hidden state of the character before, or r * h, times the weights of some gates."""
         ((name, _),) = sources
         source = self._hidden(self._layer, self.t)
         if name == "reset_hidden":
-            self._meet()
-            source = self._refs.reset_hidden
-        total = self._product(source, 2 * self._layer, len(gates), gates.start)
-        return self._apart(total, len(gates))
+            self._wait_for_parts()
+            source = self._refs.reset_hidden_gmem
+        total = self._layer_product(source, 2 * self._layer, len(gates), gates.start)
+        return self._split(total, len(gates))
 
-    def publish(self, tiles: dict[str, dict[int, Tile]], t: Any) -> None:
-        """Own units of r * h, for every part to read at the next `product`."""
-        place = self._refs.reset_hidden.at[:, self._units]
-        self._copy(tiles["reset_hidden"][0], self._refs.own_units, place)
-        self._publish()
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
+        """Publish this part's units of r * h, for every part to read at the next `product`."""
+        place = self._refs.reset_hidden_gmem.at[:, self._units]
+        self._copy_out(tiles["reset_hidden"][0], self._refs.publish_units_smem, place)
+        self._arrive()
 
     def vector(self, k: int) -> Tile:
-        """The k-th vector beside the biases, the same in every row."""
-        return self._vector(self._gates + k)
+        """Return the k-th vector beside the biases, the same in every row."""
+        return self._layer_vector(self._gates + k)
 
-    def _vector(self, k: int) -> Tile:
-        return _rows(self._refs.vectors.at[self._layer, k, self._units], self._cut.units)
+    def _layer_vector(self, k: int) -> Tile:
+        vector = self._refs.vectors_gmem.at[self._layer, k, self._units]
+        return _in_every_row(vector, self._tiling.units)
 
-    # --- the draw, and what it is made from -------------------------------------------------------
+    # --- the drawn character ----------------------------------------------------------------------
 
     def _draw(self) -> Array:
-        """The column of each row's highest score, the first of equals: [64] int32."""
+        """Return the column of each row's highest score, the first of equal ones: [64] int32."""
         refs = self._refs
+        barrier = refs.scores_barrier.at[0]
         for p in self._pieces:
-            scores = refs.scores_out.at[self._rows, pl.ds(p * PIECE, PIECE)]
-            plgpu.copy_gmem_to_smem(scores, self._own(refs.seen.at[p]), refs.all_seen.at[0])
-        plgpu.barrier_wait(refs.all_seen.at[0])
+            scores = refs.scores_gmem.at[self._rows, pl.ds(p * PIECE, PIECE)]
+            plgpu.copy_gmem_to_smem(scores, self._own_rows(refs.scores_smem.at[p]), barrier)
+        plgpu.barrier_wait(barrier)
         highest, token = self._highest(0)
         for p in self._pieces[1:]:
             high, at = self._highest(p)
@@ -212,181 +323,203 @@ class Part:
 
         @pl.when(self._part == 0)
         def _() -> None:
-            refs.tokens.at[self.t][...] = token
+            refs.tokens_gmem.at[self.t][...] = token
 
         return token
 
     def _highest(self, piece: int) -> tuple[Array, Array]:
-        """Of each row's scores in this piece the highest, and its column in the vocabulary."""
-        scores, column = load(self._refs.seen.at[piece], layout=plgpu.Layout.WGMMA), _columns(piece)
+        """Return the highest of each row's scores in a piece, and its column in the vocabulary."""
+        scores = load(self._refs.scores_smem.at[piece], layout=plgpu.Layout.WGMMA)
+        column = _columns_of_piece(piece)
         high = jnp.max(scores, axis=1)
         none = jnp.full_like(column, len(self._pieces) * PIECE)
-        return high, jnp.min(jnp.where(scores == _across(high, PIECE), column, none), axis=1)
+        is_high = scores == _in_every_column(high, PIECE)
+        return high, jnp.min(jnp.where(is_high, column, none), axis=1)
 
     def _look_up(self, token: Array) -> Array:
-        """The token's row of the table, [64, gates * units]."""
-        refs, dtype = self._refs, self._arrays.table.dtype
-        self._noisy = None
+        """Return the token's row of the table, [64, gates * units]."""
+        refs = self._refs
+        dtype = self._arrays.table.dtype
+        self._is_noisy = None
         noisy = jnp.zeros((M, PIECE), jnp.float32)
         for p in self._pieces:
-            chosen = _columns(p) == _across(token, PIECE)
-            one = jnp.where(chosen, jnp.ones_like(noisy), jnp.zeros_like(noisy))
-            refs.one_hot[p] = one.astype(dtype)
-            if self._arrays.whitespace is not None:
-                here = refs.whitespace.at[pl.ds(p * PIECE, PIECE)]
-                noisy = noisy + one * _rows(here, PIECE)
-        if self._arrays.whitespace is not None:
-            self._noisy = jnp.max(noisy, axis=1)
+            is_token = _columns_of_piece(p) == _in_every_column(token, PIECE)
+            one = jnp.where(is_token, jnp.ones_like(noisy), jnp.zeros_like(noisy))
+            refs.one_hot_smem[p] = one.astype(dtype)
+            if refs.whitespace_gmem is not None:
+                here = refs.whitespace_gmem.at[pl.ds(p * PIECE, PIECE)]
+                noisy = noisy + one * _in_every_row(here, PIECE)
+        if refs.whitespace_gmem is not None:
+            self._is_noisy = jnp.max(noisy, axis=1)
         plgpu.commit_smem()
 
-        def multiply(accumulator: Any) -> Array:
+        def multiply(accumulator: Ref) -> Array:
             for k in range(2 * len(self._pieces)):
-                one_hot = refs.one_hot.at[k % len(self._pieces)]
-                plgpu.wgmma(accumulator, one_hot, turned(refs.kept_table.at[k]))
+                one_hot = refs.one_hot_smem.at[k % len(self._pieces)]
+                plgpu.wgmma(accumulator, one_hot, transposed(refs.table_smem.at[k]))
             plgpu.wgmma_wait(0)
             return accumulator[...]
 
-        shape = (M, self._gates * self._cut.units)
+        shape = (M, self._gates * self._tiling.units)
         return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
 
-    def _put_out(self) -> None:
-        """The output layer, and the scores of the next character."""
-        refs, columns = self._refs, self._cut.columns
+    # --- the output layer -------------------------------------------------------------------------
+
+    def _run_output_layer(self) -> None:
+        """Compute the output layer, and publish the scores of the next character."""
+        refs = self._refs
+        columns = self._tiling.columns
         noise = None
-        if self._arrays.noise is not None:  # on its way while the parts meet
-            noise = refs.noise.at[self.t, :, self._columns]
+        if refs.noise_gmem is not None:
+            # Loaded while the parts synchronise.
+            noise = refs.noise_gmem.at[self.t, :, self._columns]
             noise = load(noise, layout=plgpu.Layout.WGMMA, optimized=False)
-        bias = _rows(refs.output_bias.at[self._columns], columns)
-        self._meet()
-        weights = refs.kept_output.at
-        scores = bias + self._stream(
-            self._hidden(self._layers - 1, self.t + 1), lambda c: weights[c], columns
-        )
+        bias = _in_every_row(refs.output_bias_gmem.at[self._columns], columns)
+        self._wait_for_parts()
+
+        def weights(c: Scalar) -> Ref:
+            return refs.output_weights_smem.at[c]
+
+        hidden = self._hidden(self._layers - 1, self.t + 1)
+        scores = bias + self._multiply(hidden, weights, columns)
         if noise is not None:
-            scores += noise if self._noisy is None else noise * _across(self._noisy, columns)
+            if self._is_noisy is not None:
+                noise = noise * _in_every_column(self._is_noisy, columns)
+            scores += noise
         self._publish_scores(scores)
 
     def _publish_scores(self, scores: Tile) -> None:
-        place = self._refs.scores_out.at[:, self._columns]
-        self._copy(scores, self._refs.own_columns, place, when=self._owns)
-        self._publish()
+        place = self._refs.scores_gmem.at[:, self._columns]
+        staged = self._refs.publish_columns_smem
+        self._copy_out(scores, staged, place, when=self._owns_columns)
+        self._arrive()
 
     # --- products ---------------------------------------------------------------------------------
 
-    def _product(self, source: Any, k: int, gates: int, first: int = 0) -> Array:
-        """A hidden state times the k-th of the resident weights, side by side from the first gate."""
-        per, units = self._width // self._cut.chunk, self._cut.units
+    def _layer_product(self, source: Ref, k: int, gates: int, first: int = 0) -> Array:
+        """Return a hidden state times the k-th of the weights, gates side by side from the first."""
+        chunks = self._width // self._tiling.chunk
+        units = self._tiling.units
         rows = pl.ds(first * units, gates * units)
-        return self._stream(source, lambda c: self._refs.kept.at[k * per + c, rows], gates * units)
 
-    def _stream(self, source: Any, weights: Callable[[Any], Any], count: int) -> Array:
-        """A hidden state, fetched chunk by chunk, times the weights of each chunk: [64, count]."""
-        cut, refs = self._cut, self._refs
-        chunks = self._width // cut.chunk
+        def weights(c: Scalar) -> Ref:
+            return self._refs.weights_smem.at[k * chunks + c, rows]
 
-        def fetch(c: Any) -> None:
-            columns, slot = pl.ds(c * cut.chunk, cut.chunk), lax.rem(c, cut.slots)
-            place = self._own(refs.ring.at[slot])
-            plgpu.copy_gmem_to_smem(source.at[self._rows, columns], place, refs.fetched.at[slot])
+        return self._multiply(source, weights, gates * units)
 
-        plgpu.commit_smem()  # all four warps are done with what the ring held, of which one fetches
-        lax.fori_loop(0, min(cut.slots, chunks), lambda c, _: fetch(c), None)
+    def _multiply(self, source: Ref, weights: Callable[[Scalar], Ref], count: int) -> Array:
+        """Return [64, count]: a hidden state, fetched chunk by chunk, times the chunks' weights."""
+        tiling, refs = self._tiling, self._refs
+        chunks = self._width // tiling.chunk
 
-        def multiply(accumulator: Any) -> Array:
-            def one(c: Any, _: None) -> None:
-                slot = lax.rem(c, cut.slots)
-                plgpu.barrier_wait(refs.fetched.at[slot])
-                plgpu.wgmma(accumulator, refs.ring.at[slot], turned(weights(c)))
+        def fetch(c: Scalar) -> None:
+            columns = pl.ds(c * tiling.chunk, tiling.chunk)
+            slot = lax.rem(c, tiling.slots)
+            place = self._own_rows(refs.operand_ring_smem.at[slot])
+            barrier = refs.operand_barrier.at[slot]
+            plgpu.copy_gmem_to_smem(source.at[self._rows, columns], place, barrier)
+
+        # All four warps are done with what the ring held; one of them fetches.
+        plgpu.commit_smem()
+        lax.fori_loop(0, min(tiling.slots, chunks), lambda c, _: fetch(c), None)
+
+        def multiply(accumulator: Ref) -> Array:
+            def one(c: Scalar, _: None) -> None:
+                slot = lax.rem(c, tiling.slots)
+                plgpu.barrier_wait(refs.operand_barrier.at[slot])
+                plgpu.wgmma(accumulator, refs.operand_ring_smem.at[slot], transposed(weights(c)))
+                # The product before this one is done.
                 plgpu.wgmma_wait(1)
 
-                @pl.when((c > 0) & (c - 1 + cut.slots < chunks))
+                @pl.when((c > 0) & (c - 1 + tiling.slots < chunks))
                 def refill() -> None:
                     plgpu.commit_smem()
-                    fetch(c - 1 + cut.slots)
+                    fetch(c - 1 + tiling.slots)
 
             lax.fori_loop(0, chunks, one, None)
             return accumulator[...]
 
         return pl.run_scoped(multiply, plgpu.ACC((M, count), jnp.float32))
 
-    def _apart(self, total: Array, gates: int) -> tuple[Tile, ...]:
-        units = self._cut.units
+    def _split(self, total: Array, gates: int) -> tuple[Tile, ...]:
+        units = self._tiling.units
         return tuple(lax.slice(total, (0, k * units), (M, (k + 1) * units)) for k in range(gates))
 
     # --- exchange ---------------------------------------------------------------------------------
 
-    def _copy(self, tile: Tile, place: Any, target: Any, when: Any = True) -> None:
-        """A tile to memory, by way of shared memory."""
-        place[...] = tile.astype(place.dtype)
+    def _copy_out(self, tile: Tile, staged: Ref, target: Ref, when: Scalar | bool = True) -> None:
+        """Copy a tile to the card's memory, through shared memory."""
+        staged[...] = tile.astype(staged.dtype)
         plgpu.commit_smem()
 
         @pl.when(when)
         def _() -> None:
-            plgpu.copy_smem_to_gmem(self._own(place), self._own(target))
+            plgpu.copy_smem_to_gmem(self._own_rows(staged), self._own_rows(target))
 
         plgpu.wait_smem_to_gmem(0)
 
-    def _publish(self) -> None:
-        """What was copied is there for the others; a `_meet` follows every one of these."""
-        self._publications = self._publications + 1
+    def _arrive(self) -> None:
+        """Tell the other parts that what was copied is in memory. `_wait_for_parts` must follow."""
+        self._exchanges = self._exchanges + 1
         if self._counter is not None:
             plgpu.semaphore_signal(self._counter, 1, memory_scope="gpu")
-        elif self._cut.cluster > 1:
+        elif self._tiling.cluster > 1:
             cluster_fence()
-            plgpu.barrier_arrive(self._refs.met.at[0])
+            plgpu.barrier_arrive(self._refs.parts_barrier.at[0])
 
-    def _meet(self) -> None:
-        """Wait until every part has published as often as this one."""
+    def _wait_for_parts(self) -> None:
+        """Wait until every part has arrived as often as this one."""
         if self._counter is not None:
-            times = self._publications * self._cut.parts
+            times = self._exchanges * self._tiling.parts
             plgpu.semaphore_wait(self._counter, times, decrement=False, memory_scope="gpu")
-        elif self._cut.cluster > 1:
-            plgpu.barrier_wait(self._refs.met.at[0])
+        elif self._tiling.cluster > 1:
+            plgpu.barrier_wait(self._refs.parts_barrier.at[0])
             cluster_fence()
         fence()
 
-    # --- places -----------------------------------------------------------------------------------
+    # --- slices -----------------------------------------------------------------------------------
 
-    def _state(self, layer: int) -> dict[str, Tile]:
-        states = self._refs.states
+    def _state(self, layer: int) -> State:
+        """Return this part's units of a layer's state."""
         return {
-            name: load(states.at[layer, k], layout=plgpu.Layout.WGMMA)
+            name: load(self._refs.state_smem.at[layer, k], layout=plgpu.Layout.WGMMA)
             for k, name in enumerate(self._arrays.state)
         }
 
-    def _hidden(self, layer: int, t: Any) -> Any:
-        """Where a layer's hidden state lies that t characters left behind."""
-        return self._refs.hidden_states.at[layer, t % 2 if isinstance(t, int) else lax.rem(t, 2)]
+    def _hidden(self, layer: int, t: Scalar) -> Ref:
+        """Return the place of a layer's hidden state after t characters."""
+        turn = t % 2 if isinstance(t, int) else lax.rem(t, 2)
+        return self._refs.hidden_gmem.at[layer, turn]
 
     @property
     def _rows(self) -> Any:
-        return pl.ds(0, self._cut.rows)
+        return pl.ds(0, self._tiling.rows)
 
     @property
     def _units(self) -> Any:
-        return pl.ds(self._part * self._cut.units, self._cut.units)
+        return pl.ds(self._part * self._tiling.units, self._tiling.units)
 
     @property
     def _columns(self) -> Any:
-        return pl.ds(self._output * self._cut.columns, self._cut.columns)
+        return pl.ds(self._output * self._tiling.columns, self._tiling.columns)
 
-    def _own(self, place: Any) -> Any:
-        """The rows of 64 that are moved."""
+    def _own_rows(self, place: Ref) -> Ref:
+        """Return the rows of 64 that are moved."""
         return place.at[self._rows]
 
 
-def _columns(piece: int) -> Array:
-    """[64, PIECE] int32: in the vocabulary, those of a piece."""
+def _columns_of_piece(piece: int) -> Array:
+    """Return [64, PIECE] int32, the columns of a piece in the vocabulary."""
     layout = plgpu.Layout.WGMMA
     return plgpu.broadcasted_iota(jnp.int32, (M, PIECE), 1, layout=layout) + piece * PIECE
 
 
-def _across(column: Array, count: int) -> Array:
-    """A number for every row in each of `count` columns."""
+def _in_every_column(column: Array, count: int) -> Array:
+    """Return [64, count] with one number per row in each of the columns."""
     return lax.broadcast_in_dim(column, (M, count), (0,))
 
 
-def _rows(ref: Any, count: int) -> Tile:
-    """A vector of `count` numbers in every row."""
+def _in_every_row(ref: Ref, count: int) -> Tile:
+    """Return [64, count] with a vector of `count` numbers in each of the rows."""
     row = load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
     return lax.broadcast_in_dim(row, (M, count), (1,))

@@ -1,14 +1,14 @@
-"""Which tiling a problem gets on the GPU at hand: a search over the model, or what was measured.
+"""The choice of a tiling for the GPU in use: the best one by the cost model, or one that was measured.
 
-`search` tries every tiling that fits shared memory and of which all CTAs are resident at once, and
-takes the one with the least time by `hopper_model`. `hopper_tiles.json` has the tilings of the usual
-sizes, by the number of multiprocessors: as the search finds them, or as they were measured on a card
-(`python benchmarks/hopper_tiles.py` writes it).
+`search` tries every tiling that fits shared memory and whose CTAs are all resident at once, and takes
+the one with the least time by `cost_model`. `tiles.json` has the tilings of the usual sizes, by the
+number of multiprocessors, either as the search finds them or as they were measured on a card (`python -m
+benchmarks.hopper.tiles` writes it).
 
-Two environment variables are for looking for a fault on a card:
+Two environment variables are for finding a fault on a card:
 
     JAXRNN_HOPPER_CLUSTER=1      only tilings whose clusters have this many CTAs
-    JAXRNN_HOPPER_TILES=JSON     this tiling, a row's "tiles" of `hopper_tiles.json`
+    JAXRNN_HOPPER_TILES=JSON     this tiling, a row's "tiles" of `tiles.json`
 """
 
 from __future__ import annotations
@@ -25,42 +25,34 @@ import jax.numpy as jnp
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import cell_name
-from jaxrnn.recurrence.kernels.hopper import cost_model as hopper_model
-from jaxrnn.recurrence.kernels.hopper import residency as hopper_residency
-from jaxrnn.recurrence.kernels.hopper import toolkit as hopper_toolkit
+from jaxrnn.recurrence.kernels.hopper import cost_model, residency, toolkit
 from jaxrnn.recurrence.kernels.hopper.residency import Room
 from jaxrnn.recurrence.kernels.hopper.tiles import (
     BARRIERS,
     CLUSTERS,
     COLUMNS,
+    DIRECTIONS,
     SHARED,
     STREAM,
+    BuiltinCell,
+    Direction,
+    DoesNotFitError,
     M,
     Memory,
-    Tiles,
-    shape,
+    Tiling,
+    footprint,
+    launched_cluster,
     shared_bytes,
-    span,
     swizzle,
     width,
 )
 
-CLUSTER_VARIABLE, TILES_VARIABLE = "JAXRNN_HOPPER_CLUSTER", "JAXRNN_HOPPER_TILES"
+CLUSTER_VARIABLE = "JAXRNN_HOPPER_CLUSTER"
+TILES_VARIABLE = "JAXRNN_HOPPER_TILES"
 
 
-def unsupported_reason(cell: Any, batch: int, dtype: Any) -> str | None:
-    """Why the kernels cannot run a cell on the GPU at hand; None where they can."""
-    reason = unserved(dtype)
-    if reason is None and tiles_for(cell, batch, dtype) is None:
-        return (
-            f"w_h of H = {cell.hidden_size} in {jnp.dtype(dtype)} does not fit: no tiling over "
-            f"{multiprocessors()} multiprocessors leaves room for a step; use 'xla'"
-        )
-    return reason
-
-
-def unserved(dtype: Any) -> str | None:
-    """Why no kernel takes weights of this dtype or runs on the GPU at hand; None where they do."""
+def unsupported_here(dtype: Any) -> str | None:
+    """Return why no Hopper kernel takes parameters of a dtype or runs on the GPU in use, or None."""
     dtype = jnp.dtype(dtype)
     if dtype.name not in ("bfloat16", "float16", "float32"):
         return f"its products take bfloat16, float16 or float32 weights, not {dtype}; use 'xla'"
@@ -72,43 +64,54 @@ def unserved(dtype: Any) -> str | None:
             f"{capability}; use 'xla'"
         )
     try:
-        hopper_residency.room()
+        residency.room()
     except RuntimeError as error:
         return f"it must know how many CTAs are resident at once, and {error}; use 'xla'"
     if device.platform == "gpu" and getattr(device, "local_hardware_id", None) is not None:
-        return hopper_toolkit.missing()
+        return toolkit.missing()
     return None
 
 
 def multiprocessors() -> int:
-    """The number of multiprocessors of the GPU at hand."""
-    return hopper_residency.room()[0]
+    """Return the number of multiprocessors of the GPU in use."""
+    return residency.room()[0]
 
 
-def tiles_for(cell: Any, batch: int, dtype: Any) -> Tiles | None:
-    """The tiling of one layer on the GPU at hand; None where nothing fits.
+def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling:
+    """Return the tiling of one layer on the GPU in use.
 
     Raises:
-      ValueError: for an environment variable that asks for a tiling that cannot run.
+      DoesNotFitError: where no tiling fits.
+      ValueError: for an environment variable that asks for an impossible tiling.
     """
-    room, dtype = hopper_residency.room(), jnp.dtype(dtype)
+    room = residency.room()
+    dtype = jnp.dtype(dtype)
     forced = os.environ.get(TILES_VARIABLE)
     if forced:
         return _forced(forced, cell, batch, dtype, room)
     if not os.environ.get(CLUSTER_VARIABLE):
         sizes = cell_name(cell), dtype.name, cell.hidden_size, batch
         known = _known().get((room[0], *sizes))
-        if known and _resident(known, room):
+        if known and _is_resident(known, room):
             return known
-    return search(cell, batch, dtype, room)
+    tiling = search(cell, batch, dtype, room)
+    if tiling is None:
+        raise DoesNotFitError(
+            f"w_h of H = {cell.hidden_size} in {dtype} does not fit: no tiling over "
+            f"{multiprocessors()} multiprocessors leaves room for a step"
+        )
+    return tiling
 
 
-def search(cell: Any, batch: int, dtype: Any, room: Room, layers: int = 1) -> Tiles | None:
-    """The tiling with the least time by the model; None where none fits.
+def search(cell: BuiltinCell, batch: int, dtype: Any, room: Room, layers: int = 1) -> Tiling | None:
+    """Return the tiling with the least time by the cost model, or None where none fits.
 
     Args:
-      room: CTAs that are resident at once, by the size of their clusters.
-      layers: all of them at once (`kernels.hopper.stack`), each with its own parts and groups.
+      cell: the cell.
+      batch: number of rows.
+      dtype: dtype of the parameters.
+      room: number of CTAs that are resident at once, by the size of their clusters.
+      layers: number of layers in one launch (`stack`), each with its own parts and groups.
     """
     clusters: tuple[int, ...] = CLUSTERS
     if asked := os.environ.get(CLUSTER_VARIABLE):
@@ -121,42 +124,47 @@ def search(cell: Any, batch: int, dtype: Any, room: Room, layers: int = 1) -> Ti
 
 @functools.cache
 def _search(
-    cell: Any, batch: int, dtype: Any, room: Room, layers: int, clusters: tuple[int, ...]
-) -> Tiles | None:
+    cell: BuiltinCell, batch: int, dtype: Any, room: Room, layers: int, clusters: tuple[int, ...]
+) -> Tiling | None:
     found = (
-        (sum(hopper_model.microseconds(cell, tiles, dtype, layers).values()), tiles)
-        for tiles in tilings(cell, batch, dtype, room, layers, clusters)
+        (sum(cost_model.microseconds(cell, tiling, dtype, layers).values()), tiling)
+        for tiling in tilings(cell, batch, dtype, room, layers, clusters)
     )
     return min(found, default=(0, None), key=lambda pair: pair[0])[1]
 
 
 def tilings(
-    cell: Any,
+    cell: BuiltinCell,
     batch: int,
     dtype: Any,
     room: Room,
     layers: int = 1,
     clusters: tuple[int, ...] = CLUSTERS,
-) -> Iterator[Tiles]:
-    """Every tiling that can run, each with the shared memory that the model finds best for it."""
-    gates, size = len(cell.GATES), width(cell.hidden_size)
-    narrowest = 32 // dtype.itemsize  # a row of 32 bytes is the narrowest that TMA swizzles
+) -> Iterator[Tiling]:
+    """Yield every tiling that can run, each with its best shared memory by the cost model.
+
+    The arguments are those of `search`; clusters: the sizes of clusters to try.
+    """
+    gates = len(cell.GATES)
+    size = width(cell.hidden_size)
+    # A row of 32 bytes is the narrowest that TMA swizzles.
+    narrowest = 32 // dtype.itemsize
     for units in range(narrowest, COLUMNS // gates + 1, narrowest):
         if size % units:
             continue
         parts = size // units
         for cluster, warpgroups in itertools.product(clusters, (1, 2)):
-            ctas = span(parts, cluster, layers)
+            ctas = launched_cluster(parts, cluster, layers)
             if parts % cluster or ctas not in CLUSTERS:
                 continue
             for groups in range(1, room[CLUSTERS.index(ctas)] // (layers * parts) + 1):
-                tiles = _tiling(cell, batch, dtype, parts, cluster, warpgroups, groups, layers)
-                if tiles is not None:
-                    yield tiles
+                tiling = _tiling(cell, batch, dtype, parts, cluster, warpgroups, groups, layers)
+                if tiling is not None:
+                    yield tiling
 
 
 def _tiling(
-    cell: Any,
+    cell: BuiltinCell,
     batch: int,
     dtype: Any,
     parts: int,
@@ -164,52 +172,55 @@ def _tiling(
     warpgroups: int,
     groups: int,
     layers: int,
-) -> Tiles | None:
-    """With the fewest rows in a block that the peers of a cluster can fetch together."""
+) -> Tiling | None:
+    """Return the tiling with the fewest rows in a block that a cluster's peers can fetch together."""
     turns = -(-batch // (groups * warpgroups * M))
     blocks = groups * warpgroups * turns
     fewest = -(-batch // (blocks * 8)) * 8
     for rows in range(fewest, M + 1, 8):
         if blocks > 1 and rows * (blocks - 1) >= batch:
-            return None  # a block would have no row
+            # A block would have no row.
+            return None
         none = Memory(1, 0, 0, 0)
-        tiles = Tiles(parts, cluster, rows, warpgroups, groups, turns, none, none)
+        tiling = Tiling(parts, cluster, rows, warpgroups, groups, turns, none, none)
         best = {}
-        for direction in ("forward", "backward"):
+        for direction in DIRECTIONS:
             fitting = [
                 (
-                    hopper_model.direction_microseconds(
-                        cell, tiles, direction, memory, dtype, layers
+                    cost_model.direction_microseconds(
+                        cell, tiling, direction, memory, dtype, layers
                     ),
                     memory,
                 )
-                for memory in memories(cell, direction, tiles, dtype, layers)
+                for memory in memories(cell, direction, tiling, dtype, layers)
             ]
             if fitting:
                 best[direction] = min(fitting, key=lambda pair: pair[0])[1]
         if len(best) == 2:
-            return tiles._replace(forward=best["forward"], backward=best["backward"])
+            return tiling._replace(forward=best["forward"], backward=best["backward"])
     return None
 
 
 def memories(
-    cell: Any, direction: str, tiles: Tiles, dtype: Any, layers: int = 1
+    cell: BuiltinCell, direction: Direction, tiling: Tiling, dtype: Any, layers: int = 1
 ) -> Iterator[Memory]:
-    """Divisions of shared memory that fit: with all weights the largest rings, otherwise every ring.
+    """Yield divisions of shared memory that fit.
 
-    The weights of several layers all stay.
+    Where all weights fit, these are the largest rings, otherwise every ring. The weights of several
+    layers always stay.
     """
-    size, warpgroups = width(cell.hidden_size), tiles.warpgroups
-    part = shape(cell, direction, tiles.parts, dtype, layers)
+    size = width(cell.hidden_size)
+    warpgroups = tiling.warpgroups
+    part = footprint(cell, direction, tiling.parts, dtype, layers)
     for row in (1024, 512, 256, 128):
         chunk = row // dtype.itemsize
-        if size % chunk or not _divides(tiles.cluster, tiles.rows, chunk, dtype):
+        if size % chunk or not _divides(tiling.cluster, tiling.rows, chunk, dtype):
             continue
         chunks = part.total // chunk
-        rings = _slots(chunks, BARRIERS // warpgroups)
+        rings = _ring_sizes(chunks, BARRIERS // warpgroups)
 
         def left(memory: Memory) -> int:
-            return SHARED - shared_bytes(cell, direction, tiles, memory, dtype, layers)
+            return SHARED - shared_bytes(cell, direction, tiling, memory, dtype, layers)
 
         whole = [
             next((memory for memory in each if left(memory) >= 0), None)
@@ -221,21 +232,22 @@ def memories(
         for slots in rings:
             memory = Memory(chunk, slots, chunks, 1)
             missing = -(left(memory) // (part.columns * row)) + warpgroups * STREAM
-            # so that a streamed chunk always takes the same place
+            # A multiple of STREAM, so that a streamed chunk always takes the same place.
             missing += missing % STREAM
             if missing < chunks:
                 yield memory._replace(resident=chunks - missing)
 
 
-def _slots(chunks: int, most: int) -> list[int]:
-    """Sizes of a ring that are worth a try, the largest first."""
+def _ring_sizes(chunks: int, most: int) -> list[int]:
+    """Return the sizes of a ring that are worth trying, the largest first."""
     wanted = {chunks, chunks // 2, chunks // 4, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2}
-    least = min(2, chunks)  # a chunk is fetched while another is multiplied
+    # One chunk is fetched while another is multiplied.
+    least = min(2, chunks)
     return sorted((n for n in wanted if least <= n <= min(chunks, most)), reverse=True)
 
 
 def _divides(cluster: int, rows: int, chunk: int, dtype: Any) -> bool:
-    """Whether the peers can each fetch a part of a chunk for all of them, as Mosaic GPU divides it."""
+    """Return whether each peer can fetch a part of a chunk for all, as Mosaic GPU divides it."""
     for length in (rows // 8, chunk * dtype.itemsize // swizzle(chunk, dtype), 8):
         if length % cluster == 0:
             return True
@@ -245,57 +257,59 @@ def _divides(cluster: int, rows: int, chunk: int, dtype: Any) -> bool:
     return cluster == 1
 
 
-def _resident(tiles: Tiles, room: Room, layers: int = 1) -> bool:
-    """Whether all CTAs of a tiling are on the GPU at once."""
-    ctas = span(tiles.parts, tiles.cluster, layers)
-    return layers * tiles.parts * tiles.groups <= room[CLUSTERS.index(ctas)]
+def _is_resident(tiling: Tiling, room: Room, layers: int = 1) -> bool:
+    """Return whether all CTAs of a tiling are on the GPU at once."""
+    ctas = launched_cluster(tiling.parts, tiling.cluster, layers)
+    return layers * tiling.parts * tiling.groups <= room[CLUSTERS.index(ctas)]
 
 
-def _forced(text: str, cell: Any, batch: int, dtype: Any, room: Room) -> Tiles:
-    """The tiling of the environment variable, refused where it cannot run."""
+def _forced(text: str, cell: BuiltinCell, batch: int, dtype: Any, room: Room) -> Tiling:
+    """Return the tiling of the environment variable, or raise ValueError where it cannot run."""
     try:
-        tiles = read(json.loads(text))
+        tiling = read(json.loads(text))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{TILES_VARIABLE} is no tiling: {error!r}") from None
     size = width(cell.hidden_size)
-    if tiles.cluster not in CLUSTERS or size % tiles.parts or tiles.parts % tiles.cluster:
+    if tiling.cluster not in CLUSTERS or size % tiling.parts or tiling.parts % tiling.cluster:
         raise ValueError(
-            f"{TILES_VARIABLE}: {tiles.parts} parts in clusters of {tiles.cluster} do not divide "
+            f"{TILES_VARIABLE}: {tiling.parts} parts in clusters of {tiling.cluster} do not divide "
             f"{size} units"
         )
-    if not _resident(tiles, room):
+    if not _is_resident(tiling, room):
         raise ValueError(
-            f"{TILES_VARIABLE}: {tiles.parts * tiles.groups} CTAs in clusters of {tiles.cluster} "
-            f"would wait for each other for ever: {room[CLUSTERS.index(tiles.cluster)]} are "
+            f"{TILES_VARIABLE}: {tiling.parts * tiling.groups} CTAs in clusters of {tiling.cluster} "
+            f"would wait for each other forever: {room[CLUSTERS.index(tiling.cluster)]} are "
             "resident at once"
         )
-    if tiles.rows * tiles.blocks < batch or tiles.rows % 8 or tiles.rows > M:
+    if tiling.rows * tiling.blocks < batch or tiling.rows % 8 or tiling.rows > M:
         raise ValueError(
-            f"{TILES_VARIABLE}: {tiles.blocks} blocks of {tiles.rows} rows do not hold {batch} rows"
+            f"{TILES_VARIABLE}: {tiling.blocks} blocks of {tiling.rows} rows do not hold {batch} rows"
         )
-    for direction in ("forward", "backward"):
-        taken = shared_bytes(cell, direction, tiles, getattr(tiles, direction), dtype)
+    for direction in DIRECTIONS:
+        taken = shared_bytes(cell, direction, tiling, tiling.memory(direction), dtype)
         if taken > SHARED:
             raise ValueError(
                 f"{TILES_VARIABLE}: {direction} takes {taken} bytes of shared memory of {SHARED}"
             )
-    return tiles
+    return tiling
 
 
 @functools.cache
 def table() -> list[dict[str, Any]]:
-    """The rows of `hopper_tiles.json`: a size, its tiling, and whether it was measured on a card."""
+    """Return the rows of `tiles.json`: a size, its tiling, and whether it was measured on a card."""
     file = resources.files("jaxrnn.recurrence.kernels.hopper").joinpath("tiles.json")
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
 
 @functools.cache
-def _known() -> dict[tuple[Any, ...], Tiles]:
+def _known() -> dict[tuple[Any, ...], Tiling]:
     keys = "multiprocessors", "cell", "dtype", "hidden", "batch"
     return {tuple(row[key] for key in keys): read(row["tiles"]) for row in table()}
 
 
-def read(tiles: dict[str, Any]) -> Tiles:
-    """A tiling as it is written in the table."""
-    directions = {name: Memory(**tiles[name]) for name in ("forward", "backward")}
-    return Tiles(**(tiles | directions))
+def read(tiles: dict[str, Any]) -> Tiling:
+    """Return a tiling from the form that it has in `tiles.json`."""
+    fields = dict(tiles)
+    for direction in DIRECTIONS:
+        fields[direction] = Memory(**tiles[direction])
+    return Tiling(**fields)

@@ -1,261 +1,322 @@
-"""Several layers in one launch of the persistent Hopper kernel: a wavefront over layers and time.
+"""The persistent Hopper kernel for several layers: a wavefront over layers and time.
 
-Each CTA keeps one layer's share of units, and all layers advance in ticks: in tick n layer l takes step
-n - LAG * l; on the way back the top layer is the first. All CTAs with the same rows, of every layer,
-meet once a tick. By then the layer's own state is published, and what its neighbour hands on:
+Each CTA keeps one part of one layer, and all layers advance in ticks: in tick n layer l runs step n -
+LAG * l; backward, the top layer is the first. All CTAs with the same rows, of every layer, synchronise
+once in a tick. By then the layer's own state is published, and what its neighbour hands on:
 
-    forward   the output of the layer below                times its columns of w_x
-    back      d_gx of the layer above                      times its rows of w_x
+    forward    the output of the layer below              times its columns of w_x
+    backward   d_gx of the layer above                    times its rows of w_x
 
-so that one meeting serves a step's two products, which share a ring. In a cluster a part meets the parts
-of its layer and the layers of its part, each at a barrier of their own: what other parts of a neighbour
-published it knows of a meeting later, hence the LAG.
+so that one exchange serves a step's two products, which share a ring. In a cluster a part synchronises
+with the parts of its layer and with the layers of its part, each at a barrier of their own. What other
+parts of a neighbour published is then known one exchange later, hence the LAG.
 
-In ticks before its first step and after its last a layer only meets the others.
+In ticks before its first step and after its last a layer only synchronises with the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.kernels.hopper import steps as hopper_cells
-from jaxrnn.recurrence.kernels.hopper.arrays import Arrays, Steps, Tile
+from jaxrnn.recurrence.kernels.hopper import launch, steps
 from jaxrnn.recurrence.kernels.hopper.block import Block
-from jaxrnn.recurrence.kernels.hopper.launch import meeting, scratch_of
-from jaxrnn.recurrence.kernels.hopper.mosaic import Like, launch
-from jaxrnn.recurrence.kernels.hopper.steps import State
-from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiles, joined
+from jaxrnn.recurrence.kernels.hopper.launch import (
+    Arrays,
+    Refs,
+    Results,
+    State,
+    StepFunctions,
+    Tile,
+)
+from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, Scalar, call_kernel
+from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, M, Memory, Tiling, in_one_cluster
 from jaxrnn.recurrence.kernels.hopper.weights import Source
-from jaxrnn.shapes import Array
 
-LAG = 2  # ticks by which a layer follows its neighbour
-SHARED = "gx", "marks", "d_ys"  # by all layers; all else begins with an axis of layers
-
-
-def forward(cell: Any, keep: bool) -> Steps:
-    """One step of a layer of this cell; keep: put out what its way back needs."""
-    steps = hopper_cells.forward(cell, keep)
-    step = partial(_forward, hopper_cells.step(cell), keep)
-    return steps._replace(name=f"{steps.name}_stack", begin=_begin, step=step, published=2)
+# Ticks by which a layer follows its neighbour.
+LAG = 2
+# Inputs that are only the first layer's; all other arrays but the masks begin with an axis of layers.
+WITHOUT_LAYERS = "gx", "d_ys"
 
 
-def backward(cell: Any) -> Steps:
-    """The way back through one step of a layer of this cell."""
-    steps = hopper_cells.backward(cell)
-    step = partial(_backward, steps.step)
-    return steps._replace(name=f"{steps.name}_stack", begin=_begin_back, step=step)
+def forward(cell: BuiltinCell, keep: bool) -> StepFunctions:
+    """Return the forward pass of a layer; `keep`: with the outputs that the backward pass needs."""
+    one_layer = steps.forward(cell, keep)
+    step = partial(_forward, steps.forward_step(cell), keep)
+    return one_layer._replace(
+        name=f"{one_layer.name}_stack", begin=_begin_forward, step=step, published=2
+    )
 
 
-def ticks(steps: int, layers: int) -> int:
-    """That steps of all layers take."""
-    return steps + LAG * (layers - 1)
+def backward(cell: BuiltinCell) -> StepFunctions:
+    """Return the backward pass of a layer."""
+    one_layer = steps.backward(cell)
+    step = partial(_backward, one_layer.step)
+    return one_layer._replace(name=f"{one_layer.name}_stack", begin=_begin_backward, step=step)
+
+
+def ticks(count: int, layers: int) -> int:
+    """Return the number of ticks for `count` steps of `layers` layers."""
+    return count + LAG * (layers - 1)
 
 
 def call(
-    steps: Steps,
+    functions: StepFunctions,
     arrays: Arrays,
-    bias: Array | None,
-    tiles: Tiles,
+    tiling: Tiling,
     memory: Memory,
     reverse: bool,
     interpret: Any,
-) -> dict[str, Array]:
-    """As `hopper_kernel.call`; every array but gx, d_ys and the marks begins with an axis of L layers.
+) -> Results:
+    """Launch the kernel and return its results; the arguments are those of `block.call`.
 
-    arrays.weights: [L, parts, N, 2 K], the neighbour's after the layer's own.
-    bias: [L, n, H] float32, of the gates of all layers but the first; forward only.
+    Every array but gx, d_ys and the masks begins with an axis of L layers. `arrays.weights` is
+    [L, parts, N, 2 K], the weights of the neighbour's product after those of the layer's own.
     """
     layers = len(arrays.weights)
-    given = arrays.given | ({} if bias is None else {"bias": bias})
-    made = arrays.made
-    layer = _of_a_layer(arrays)
+    one_layer = _of_one_layer(arrays)
 
-    def body(*refs: Any, **scratch: Any) -> None:
-        named = dict(zip((*given, *made), refs, strict=True))
-        Layer(layers, layer, tiles, memory, steps, reverse, named, scratch).run()
+    def body(operands: dict[str, Any], results: Results, scratch: dict[str, Ref]) -> None:
+        refs = launch.make_refs(operands, results, scratch)
+        StackBlock(layers, one_layer, tiling, memory, functions, reverse, refs).run()
 
-    body.__name__ = steps.name
-    scratch = scratch_of(steps, layer, tiles, memory)
-    if joined(tiles.parts, tiles.cluster, layers):
-        scratch |= {"met": meeting(tiles, "peer"), "met_layers": meeting(tiles, "layer")}
-        grid = {"group": tiles.groups, "bundle": 1}
-        cluster = {"layer": layers, "peer": tiles.cluster}
+    scratch = launch.scratch_types(functions, one_layer, tiling, memory)
+    if in_one_cluster(tiling.parts, tiling.cluster, layers):
+        scratch["parts_barrier"] = launch.exchange_barrier(tiling, "peer")
+        scratch["layers_barrier"] = launch.exchange_barrier(tiling, "layer")
+        grid = {"group": tiling.groups, "bundle": 1}
+        cluster = {"layer": layers, "peer": tiling.cluster}
     else:
-        grid = {"group": tiles.groups, "layer": layers, "bundle": tiles.parts // tiles.cluster}
-        cluster = {"peer": tiles.cluster}
-    return launch(
+        grid = {"group": tiling.groups, "layer": layers, "bundle": tiling.parts // tiling.cluster}
+        cluster = {"peer": tiling.cluster}
+    return call_kernel(
+        functions.name,
         body,
-        given,
-        made,
-        grid,
-        cluster,
-        interpret,
+        arrays.operands,
+        arrays.results,
+        grid=grid,
+        cluster=cluster,
+        approximate=arrays.weights.dtype.itemsize < 4,
+        interpret=interpret,
         scratch_types=scratch,
-        num_threads=tiles.warpgroups,
+        num_threads=tiling.warpgroups,
         thread_name="warpgroup",
     )
 
 
-def _of_a_layer(arrays: Arrays) -> Arrays:
-    """The shapes of one layer's arrays, as a `Block` has them."""
+def _of_one_layer(arrays: Arrays) -> Arrays:
+    """Return the types of one layer's arrays."""
 
-    def one(name: str, x: Any) -> Like:
-        return Like(x.shape if name in SHARED else x.shape[1:], x.dtype)
+    def one(x: Any) -> Any:
+        return None if x is None else Like(x.shape[1:], x.dtype)
 
-    each: dict[str, Any] = arrays._asdict()
-    for name, value in each.items():
-        if isinstance(value, dict) and name != "over":
-            each[name] = {k: one(k, x) for k, x in value.items()}
-        elif name in ("weights", "vectors") and value is not None:
-            each[name] = one(name, value)
-    return Arrays(**each)
+    def each(named: dict[str, Any]) -> dict[str, Any]:
+        return {name: x if name in WITHOUT_LAYERS else one(x) for name, x in named.items()}
+
+    return arrays._replace(
+        weights=one(arrays.weights),
+        initial=each(arrays.initial),
+        inputs=each(arrays.inputs),
+        vectors=one(arrays.vectors),
+        exchanged=each(arrays.exchanged),
+        outputs=each(arrays.outputs),
+        bias=one(arrays.bias),
+    )
 
 
-class Layer(Block):
-    """One warpgroup's block of rows, and its CTA's units of its layer, in the step at hand."""
+def _refs_of_layer(refs: Refs, layer: Scalar, neighbour: Scalar, handed_on: str) -> Refs:
+    """Return the references of one layer.
+
+    Args:
+      refs: references to the arrays of all layers.
+      layer: the layer.
+      neighbour: the layer below it (backward: above), or the layer itself where there is none.
+      handed_on: the exchanged array of the neighbour that the layer reads, as "handed_on".
+    """
+
+    def one(ref: Ref | None) -> Ref | None:
+        return None if ref is None else ref.at[layer]
+
+    def each(named: dict[str, Ref]) -> dict[str, Ref]:
+        return {name: ref if name in WITHOUT_LAYERS else one(ref) for name, ref in named.items()}
+
+    handed_on_gmem = refs.exchanged_gmem[handed_on].at[neighbour]
+    return refs._replace(
+        weights_gmem=one(refs.weights_gmem),
+        initial_gmem=each(refs.initial_gmem),
+        inputs_gmem=each(refs.inputs_gmem),
+        vectors_gmem=one(refs.vectors_gmem),
+        bias_gmem=one(refs.bias_gmem),
+        exchanged_gmem=each(refs.exchanged_gmem) | {"handed_on": handed_on_gmem},
+        outputs_gmem=each(refs.outputs_gmem),
+        final_gmem=each(refs.final_gmem),
+    )
+
+
+class StackBlock(Block):
+    """One warpgroup's block of rows and its part's units of its layer, in the current step.
+
+    Attributes:
+      handed_on: the product of what the neighbour published, after `product`.
+    """
 
     def __init__(
         self,
         layers: int,
         arrays: Arrays,
-        tiles: Tiles,
+        tiling: Tiling,
         memory: Memory,
-        steps: Steps,
+        functions: StepFunctions,
         reverse: bool,
-        refs: dict[str, Any],
-        scratch: dict[str, Any],
+        refs: Refs,
     ) -> None:
-        """arrays: of one layer. refs: of all."""
-        self._layers, layer = layers, lax.axis_index("layer")
-        self._back = "d_gx" in refs
-        own = {k: ref if k in SHARED else ref.at[layer] for k, ref in refs.items()}
-        if self._back:
-            own["handed_on"] = refs["d_gx"].at[jnp.minimum(layer + 1, layers - 1)]
+        """Read the position in the grid; arrays: of one layer, refs: of all layers."""
+        self._layers = layers
+        layer = lax.axis_index("layer")
+        self._is_backward = "d_gx" in arrays.exchanged
+        if self._is_backward:
+            own = _refs_of_layer(refs, layer, jnp.minimum(layer + 1, layers - 1), "d_gx")
         else:
-            own["handed_on"] = refs["outputs"].at[jnp.maximum(layer - 1, 0)]
-        super().__init__(arrays, tiles, memory, steps, reverse, SimpleNamespace(**own, **scratch))
-        if self._where == "cluster":
-            self._met.append(self._refs.met_layers)
-        self._earlier = LAG * (layers - 1 - layer if self._back else layer)
+            own = _refs_of_layer(refs, layer, jnp.maximum(layer - 1, 0), "outputs")
+        super().__init__(arrays, tiling, memory, functions, reverse, own)
+        if self._exchange_by == "cluster":
+            self._cluster_barriers.append(refs.layers_barrier)
+        # There is one exchange in a tick, so this is also the tick of the first step.
+        self._exchanges_before = LAG * (layers - 1 - layer if self._is_backward else layer)
+        self.handed_on: tuple[Tile, ...] = ()
 
     @property
-    def _where(self) -> str:
-        tiles = self._tiles
-        return "cluster" if joined(tiles.parts, tiles.cluster, self._layers) else "grid"
+    def _exchange_by(self) -> Literal["cluster", "grid"]:
+        tiling = self._tiling
+        together = in_one_cluster(tiling.parts, tiling.cluster, self._layers)
+        return "cluster" if together else "grid"
 
     @property
-    def _meeting(self) -> int:
-        return self._layers * self._tiles.parts
+    def _participants(self) -> int:
+        return self._layers * self._tiling.parts
 
     # --- ticks ------------------------------------------------------------------------------------
 
-    def follow(self) -> None:
-        """Let the ticks pass that come before the first step."""
-        self._pass_ticks(0, self._earlier)
+    def wait_for_first_step(self) -> None:
+        """Take part in the ticks before the first step."""
+        self._take_part(0, self._exchanges_before)
 
     def _leave(self) -> None:
-        self._pass_ticks(self._earlier + self._total, self._ticks)
+        """Take part in the ticks after the last step."""
+        self._take_part(self._exchanges_before + self._total, self._ticks)
 
     @property
     def _ticks(self) -> int:
         return ticks(self._total, self._layers)
 
-    def _pass_ticks(self, first: Any, last: Any) -> None:
-        def tick(n: Any, _: None) -> None:
-            if self._back:  # what a tick multiplies is published in it
+    def _take_part(self, first: Scalar, last: Scalar) -> None:
+        """Synchronise with the other layers in the ticks from `first` to `last`."""
+
+        def tick(n: Scalar, _: None) -> None:
+            # Backward, what a tick multiplies is published in the same tick; forward, in the one before.
+            if self._is_backward:
                 self._arrive()
             self._wait(n + 1)
-            plgpu.commit_smem()  # all four warps have seen it, or the next could come before they do
-            if not self._back:  # in the one before it
+            # All four warps must have seen the barrier before the next arrival.
+            plgpu.commit_smem()
+            if not self._is_backward:
                 self._arrive_for(n + 1)
 
         lax.fori_loop(first, last, tick, None)
 
-    def _arrive_for(self, tick: Any) -> None:
+    def _arrive_for(self, tick: Scalar) -> None:
         pl.when(tick < self._ticks)(self._arrive)
 
-    # --- what passes between layers ---------------------------------------------------------------
+    # --- exchange between layers ------------------------------------------------------------------
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
     ) -> tuple[Tile, ...]:
-        """Of this layer's own; `handed_on` is then that of what the neighbour published with it."""
-        self._meet()
+        """Return the product of this layer's own arrays, and set `handed_on`; see `Block.product`."""
+        self._wait_for_parts()
         both = self._weights.multiply(
-            self._rows, self._now(sources), gates, start, *self._neighbours()
+            self._rows, self._at_this_time(sources), gates, start, *self._neighbours()
         )
         self.handed_on = both[len(gates) :]
         return both[: len(gates)]
 
     def first_handed_on(self) -> tuple[Tile, ...]:
-        """Back, what the neighbour hands on to the first step, once its own is over."""
-        start = self._refs.d_gx.shape[-1] // self._hidden
+        """Return, backward, what the neighbour hands on to the first step, once its own is over."""
+        start = self._arrays.gates(self._arrays.exchanged["d_gx"])
         return self._weights.multiply(self._rows, [], range(1), start, *self._neighbours())
 
-    def _neighbours(self) -> tuple[list[Source], Any]:
-        """What the neighbour published of this step, back of the next, and whether there is any."""
-        t, follows = self.t, self._earlier > 0
-        if self._back:
-            t, follows = self.next, follows & self.more
-        gates = range(self._refs.handed_on.shape[-1] // self._hidden)
-        return [("handed_on", k, t) for k in gates], follows
+    def _neighbours(self) -> tuple[list[Source], Scalar]:
+        """Return what the neighbour published for this step, and whether there is a neighbour.
 
-    def take(self, name: str) -> tuple[Tile, ...]:
-        """The gates of an input at this time; of what the neighbour handed on, where there is one."""
-        taken = super().take(name)
-        if name not in ("gx", "d_ys"):
-            return taken
-        passed = self.handed_on
+        Backward it is what the neighbour published for the next step, if there is one.
+        """
+        t = self.t
+        exists = self._exchanges_before > 0
+        if self._is_backward:
+            t = self.next_t
+            exists = exists & self.has_next
+        name = "d_gx" if self._is_backward else "outputs"
+        gates = range(self._arrays.gates(self._arrays.exchanged[name]))
+        return [Source("handed_on", gate, t) for gate in gates], exists
+
+    def load_input(self, name: str) -> tuple[Tile, ...]:
+        """Return the gates of an input of this step; where there is a neighbour, what it handed on."""
+        loaded = super().load_input(name)
+        if name not in WITHOUT_LAYERS:
+            return loaded
+        handed_on = self.handed_on
         if name == "gx":
-            passed = tuple(x + self._vector(k, "bias") for k, x in enumerate(passed))
-        leads = lax.broadcast_in_dim(self._earlier == 0, (M, self._units), ())
-        return tuple(jnp.where(leads, x, y) for x, y in zip(taken, passed, strict=True))
+            handed_on = tuple(
+                x + self._in_every_row(self._refs.bias_gmem, k) for k, x in enumerate(handed_on)
+            )
+        is_first = lax.broadcast_in_dim(self._exchanges_before == 0, (M, self._units), ())
+        return tuple(jnp.where(is_first, x, y) for x, y in zip(loaded, handed_on, strict=True))
 
     def hand_on(self, hidden: Tile, output: Tile) -> None:
         """Publish the state that enters the next step, and this one's output for the layer above."""
         self._stage([hidden, output])
 
-        @pl.when(self.more)
+        @pl.when(self.has_next)
         def _() -> None:
-            self._put(0, "previous_hidden", 0, self.next)
+            self._copy_out(0, "previous_hidden", 0, self.next_t)
 
-        self._put(1, "outputs", 0, self.t)
+        self._copy_out(1, "outputs", 0, self.t)
         plgpu.wait_smem_to_gmem(0)
-        self._arrive_for(self._earlier + self._s + 1)
+        self._arrive_for(self._exchanges_before + self._s + 1)
 
 
-def _begin(block: Layer, state: State) -> State:
-    block.publish({"previous_hidden": {0: state["hidden"]}}, block.next)
-    block.follow()
+def _begin_forward(block: StackBlock, state: State) -> State:
+    block.publish({"previous_hidden": {0: state["hidden"]}}, block.next_t)
+    block.wait_for_first_step()
     return state
 
 
-def _forward(step: Any, keep: bool, block: Layer, state: State) -> State:
-    after, kept = step(block, state)
-    y = block.moving(after["hidden"], jnp.zeros_like(after["hidden"]))
-    after = {name: block.moving(x, state[name]) for name, x in after.items()}
-    after = {name: block.surviving(x) for name, x in after.items()}
+def _forward(
+    step: Callable[[Any, State], tuple[State, steps.Kept]],
+    keep: bool,
+    block: StackBlock,
+    state: State,
+) -> State:
+    y, after, kept = steps.masked_step(step, block, state)
     block.hand_on(after["hidden"], y)
     block.finish({"ys": (y,)} | (kept if keep else {}))
     return after
 
 
-def _begin_back(block: Layer, d: State) -> State:
-    block.follow()
+def _begin_backward(block: StackBlock, d: State) -> State:
+    block.wait_for_first_step()
     (d_y,) = block.first_handed_on()
     return d | {"d_y": d_y}
 
 
-def _backward(step: Any, block: Layer, d: State) -> State:
-    """d["d_y"]: of this step's output, by the layer above, which a step multiplies for the next."""
+def _backward(step: Callable[[Any, State], State], block: StackBlock, d: State) -> State:
+    """Run a step; d["d_y"] is the derivative of its output, which the step before multiplied."""
     block.handed_on = (d["d_y"],)
     before = step(block, {name: x for name, x in d.items() if name != "d_y"})
     (d_y,) = block.handed_on

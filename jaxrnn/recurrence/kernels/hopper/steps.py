@@ -1,217 +1,261 @@
-"""One step of each cell inside the Hopper kernel, forward and backward.
+"""One step of each cell inside the Hopper kernels, forward and backward.
 
-A step is a function of the block (`kernels.hopper.block`) and the running state, a dict of
-tiles by the names of the cell's state (back: their cotangents), and returns the running state after it.
+A step is a function of the block (`block.Block`) and the state, a dict of tiles by the field names of
+the cell's state (backward: their derivatives), and returns the state after the step. All arithmetic is
+that of `recurrence.equations`; the block loads the inputs, exchanges tiles with the other parts and
+multiplies. The same forward steps serve the kernel for one layer, the kernel for several layers and the
+sampling kernel (`ForwardContext`).
+
 The kernels' arrays, [T, B, n * H]:
 
-    gx                     the projected inputs                              forward in
-    gates                  the activated gates                               forward out, backward in
-    previous_cell, q       the cell before the step; h W_hn + b_h            forward out, backward in
-    ys                     the outputs                                       forward out
-    previous_hidden        the hidden state that enters a step               forward exchanged, back in
-    reset_hidden           r * h, of a GRU that resets before its product    forward exchanged
-    d_ys                   cotangents of the outputs                         backward in
-    d_gx                   cotangents of the gates' inputs                   backward exchanged
-    d_q                    of q                                              backward exchanged
-
-The equations are those of `recurrence.equations`.
+    gx                   projected inputs                   forward: input
+    gates                activated gates                    forward: output, backward: input
+    previous_cell        cell before the step               forward: output, backward: input
+    q                    h W_hn + b_h                       forward: output, backward: input
+    ys                   outputs                            forward: output
+    previous_hidden      hidden state before the step       forward: exchanged, backward: input
+    reset_hidden         r * h (GRU that resets before)     forward: exchanged
+    d_ys                 derivatives of ys                  backward: input
+    d_gx                 derivatives of gx                  backward: exchanged
+    d_q                  derivatives of q                   backward: exchanged
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
-from jaxrnn.recurrence.kernels.hopper.arrays import Steps, Tile
+from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.hopper.block import Block
+from jaxrnn.recurrence.kernels.hopper.launch import State, StepFunctions, Tile
+from jaxrnn.recurrence.kernels.hopper.mosaic import Scalar
+from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell
 
-State = dict[str, Tile]
+# What the backward pass needs of a step, by the names of `Residuals`: the gates of each array.
 Kept = dict[str, tuple[Tile, ...]]
 
 
 @runtime_checkable
-class Units(Protocol):
-    """What a step forward asks of its kernel: a `Block`, or a `Part` of the sampling kernel."""
+class ForwardContext(Protocol):
+    """What a forward step needs of its kernel: a `Block`, or a `SamplingCTA`."""
 
-    t: Any
+    # The time of the step.
+    t: Scalar
 
-    def product(self, sources: Sequence[tuple[str, int]], gates: range) -> tuple[Tile, ...]: ...
+    def product(self, sources: Sequence[tuple[str, int]], gates: range) -> tuple[Tile, ...]:
+        """Return the sum of published (array, gate) pairs times the weights of some gates."""
 
-    def take(self, name: str) -> tuple[Tile, ...]: ...
+    def load_input(self, name: str) -> tuple[Tile, ...]:
+        """Return the gates of an input of this step."""
 
-    def vector(self, k: int) -> Tile: ...
+    def vector(self, k: int) -> Tile:
+        """Return the k-th of the cell's vectors, the same in every row."""
 
-    def publish(self, tiles: dict[str, dict[int, Tile]], t: Any) -> None: ...
-
-
-def forward(cell: Any, keep: bool) -> Steps:
-    """One step of this cell; keep: put out what its way back needs."""
-    one, products = _FORWARD[_kind(cell)]
-    return Steps(f"{_name(cell)}_forward", _begin, partial(_forward, cell, one, keep), products, 1)
-
-
-def step(cell: Any) -> Any:
-    """Of (block, state), gives the state after a step of this cell, and what its way back needs."""
-    return partial(_FORWARD[_kind(cell)][0], cell)
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
+        """Publish tiles, by array and gate, to be read at the next product."""
 
 
-def backward(cell: Any) -> Steps:
-    """The way back through one step of this cell."""
-    one, products, published = _BACKWARD[_kind(cell)]
-    name = f"{_name(cell)}_backward"
-    return Steps(name, None, partial(_backward, cell, one), products, published)
+def forward(cell: BuiltinCell, keep: bool) -> StepFunctions:
+    """Return the forward pass of a cell; `keep`: with the outputs that the backward pass needs."""
+    rule = _FORWARD[cell.kind]
+    step = partial(_forward, forward_step(cell), keep)
+    return StepFunctions(f"{_name(cell)}_forward", _begin, step, rule.products, 1)
 
 
-def order_of_gates(cell: Any) -> tuple[int, ...]:
-    """In which the way back multiplies them, and so the order of the weights' K there."""
-    if _kind(cell) == "gru before":
+def forward_step(cell: BuiltinCell) -> Callable[[Any, State], tuple[State, Kept]]:
+    """Return a function of (context, state) that returns the state after a step, and what is kept."""
+    return partial(_FORWARD[cell.kind].step, cell)
+
+
+def backward(cell: BuiltinCell) -> StepFunctions:
+    """Return the backward pass of a cell."""
+    rule = _BACKWARD[cell.kind]
+    step = partial(_backward, partial(rule.step, cell))
+    return StepFunctions(f"{_name(cell)}_backward", None, step, rule.products, rule.published)
+
+
+def gate_order(cell: BuiltinCell) -> tuple[int, ...]:
+    """Return the order in which the backward pass multiplies the gates, that of the weights' K there."""
+    if cell.kind is CellKind.GRU_BEFORE:
         return (2, 0, 1)
     return tuple(range(len(cell.GATES)))
 
 
-def _name(cell: Any) -> str:
+def _name(cell: BuiltinCell) -> str:
     return type(cell).__name__.lower()
-
-
-def _kind(cell: Any) -> str:
-    return f"gru {cell.reset}" if isinstance(cell, GRU) else _name(cell)
 
 
 # --- forward ------------------------------------------------------------------------------------
 
 
 def _begin(block: Block, state: State) -> State:
-    block.publish({"previous_hidden": {0: state["hidden"]}}, block.next)
+    block.publish({"previous_hidden": {0: state["hidden"]}}, block.next_t)
     return state
 
 
-def _forward(cell: Any, step: Any, keep: bool, block: Block, state: State) -> State:
-    after, kept = step(cell, block, state)
-    y = block.moving(after["hidden"], jnp.zeros_like(after["hidden"]))
-    after = {name: block.moving(x, state[name]) for name, x in after.items()}
-    after = {name: block.surviving(x) for name, x in after.items()}
-    block.publish({"previous_hidden": {0: after["hidden"]}}, block.next, when=block.more)
+def _forward(
+    step: Callable[[Any, State], tuple[State, Kept]], keep: bool, block: Block, state: State
+) -> State:
+    y, after, kept = masked_step(step, block, state)
+    block.publish({"previous_hidden": {0: after["hidden"]}}, block.next_t, when=block.has_next)
     block.finish({"ys": (y,)} | (kept if keep else {}))
     return after
 
 
-def _recurrent(block: Units, gates: range, source: str = "previous_hidden") -> tuple[Tile, ...]:
-    return block.product([(source, 0)], gates)
+def masked_step(
+    step: Callable[[Any, State], tuple[State, Kept]], block: Block, state: State
+) -> tuple[Tile, State, Kept]:
+    """Return the output of a step, the state that enters the next one, and what is kept."""
+    after, kept = step(block, state)
+    y = block.where_active(after["hidden"], jnp.zeros_like(after["hidden"]))
+    after = {name: block.where_active(x, state[name]) for name, x in after.items()}
+    after = {name: block.zero_where_reset(x) for name, x in after.items()}
+    return y, after, kept
 
 
-def _rnn(cell: RNN, block: Units, state: State) -> tuple[State, Kept]:
-    (recurrent,) = _recurrent(block, range(1))
-    (x,) = block.take("gx")
-    hidden = equations.rnn(cell, x + recurrent)
+def _recurrent(context: ForwardContext, gates: range) -> tuple[Tile, ...]:
+    return context.product([("previous_hidden", 0)], gates)
+
+
+def _rnn(cell: RNN, context: ForwardContext, state: State) -> tuple[State, Kept]:
+    (recurrent,) = _recurrent(context, range(1))
+    (gx,) = context.load_input("gx")
+    hidden = equations.rnn(gx + recurrent, cell.activation)
     return {"hidden": hidden}, {"gates": (hidden,)}
 
 
-def _lstm(cell: LSTM, block: Units, state: State) -> tuple[State, Kept]:
-    recurrent = _recurrent(block, range(4))
-    a = [x + z for x, z in zip(block.take("gx"), recurrent, strict=True)]
-    before = state["cell"]
-    now = equations.lstm(a, before, _peepholes(cell, block))
+def _lstm(cell: LSTM, context: ForwardContext, state: State) -> tuple[State, Kept]:
+    recurrent = _recurrent(context, range(4))
+    a = [gx + z for gx, z in zip(context.load_input("gx"), recurrent, strict=True)]
+    now = equations.lstm(a, state["cell"], _peepholes(cell, context))
     after = {"hidden": now.hidden, "cell": now.cell}
-    return after, {"gates": now.gates, "previous_cell": (before,)}
+    return after, {"gates": now.gates, "previous_cell": (state["cell"],)}
 
 
-def _peepholes(cell: LSTM, block: Units) -> equations.Peepholes:
-    return (block.vector(0), block.vector(1), block.vector(2)) if cell.peephole else None
+def _peepholes(cell: LSTM, context: ForwardContext) -> equations.Peepholes:
+    if not cell.peephole:
+        return None
+    return context.vector(0), context.vector(1), context.vector(2)
 
 
-def _gru_after(cell: GRU, block: Units, state: State) -> tuple[State, Kept]:
-    recurrent = _recurrent(block, range(3))
-    x = block.take("gx")
-    z, r = (jax.nn.sigmoid(x[k] + recurrent[k]) for k in range(2))
-    q = recurrent[2] + block.vector(0)
-    n = jnp.tanh(x[2] + r * q)
-    hidden = equations.gru(z, n, state["hidden"])
+def _gru_after(cell: GRU, context: ForwardContext, state: State) -> tuple[State, Kept]:
+    recurrent = _recurrent(context, range(3))
+    gx = context.load_input("gx")
+    z, r = (equations.gru_gate(gx[k] + recurrent[k]) for k in range(2))
+    q = recurrent[2] + context.vector(0)
+    n = equations.gru_candidate_after(gx[2], r, q)
+    hidden = equations.gru_hidden(z, n, state["hidden"])
     return {"hidden": hidden}, {"gates": (z, r, n), "q": (q,)}
 
 
-def _gru_before(cell: GRU, block: Units, state: State) -> tuple[State, Kept]:
-    recurrent = _recurrent(block, range(2))
-    x = block.take("gx")
-    z, r = (jax.nn.sigmoid(x[k] + recurrent[k]) for k in range(2))
-    block.publish({"reset_hidden": {0: r * state["hidden"]}}, block.t)
-    (recurrent_n,) = _recurrent(block, range(2, 3), "reset_hidden")
-    n = jnp.tanh(x[2] + recurrent_n)
-    return {"hidden": equations.gru(z, n, state["hidden"])}, {"gates": (z, r, n)}
+def _gru_before(cell: GRU, context: ForwardContext, state: State) -> tuple[State, Kept]:
+    recurrent = _recurrent(context, range(2))
+    gx = context.load_input("gx")
+    z, r = (equations.gru_gate(gx[k] + recurrent[k]) for k in range(2))
+    context.publish({"reset_hidden": {0: r * state["hidden"]}}, context.t)
+    (recurrent_n,) = context.product([("reset_hidden", 0)], range(2, 3))
+    n = equations.gru_candidate_before(gx[2], recurrent_n)
+    return {"hidden": equations.gru_hidden(z, n, state["hidden"])}, {"gates": (z, r, n)}
 
 
 # --- backward -----------------------------------------------------------------------------------
 
 
-def _backward(cell: Any, step: Any, block: Block, d: State) -> State:
-    (d_y,) = block.take("d_ys")
-    d = d | {"hidden": d["hidden"] + block.moving(d_y, jnp.zeros_like(d_y))}
-    before = step(cell, block, d)
-    before = {name: block.moving(x, d[name]) for name, x in before.items()}
+def _backward(step: Callable[[Block, State], State], block: Block, d: State) -> State:
+    (d_y,) = block.load_input("d_ys")
+    d = d | {"hidden": d["hidden"] + block.where_active(d_y, jnp.zeros_like(d_y))}
+    before = step(block, d)
+    before = {name: block.where_active(x, d[name]) for name, x in before.items()}
     block.finish({})
-    return {name: block.surviving(x) for name, x in before.items()}
+    return {name: block.zero_where_reset(x) for name, x in before.items()}
 
 
-def _publish(block: Block, gates: dict[int, Tile], q: Tile | None = None) -> None:
-    """Rows that do not move have no gradient."""
-    masked = {k: block.moving(x, jnp.zeros_like(x)) for k, x in gates.items()}
-    published = {"d_gx": masked}
-    if q is not None:
-        published["d_q"] = {0: block.moving(q, jnp.zeros_like(q))}
+def _publish(block: Block, d_gx: dict[int, Tile], d_q: Tile | None = None) -> None:
+    """Publish derivatives, by gate; those of inactive rows are zeros."""
+
+    def masked(x: Tile) -> Tile:
+        return block.where_active(x, jnp.zeros_like(x))
+
+    published = {"d_gx": {gate: masked(x) for gate, x in d_gx.items()}}
+    if d_q is not None:
+        published["d_q"] = {0: masked(d_q)}
     block.publish(published, block.t)
 
 
-def _rnn_back(cell: RNN, block: Block, d: State) -> State:
-    (hidden,) = block.take("gates")
-    _publish(block, {0: d["hidden"] * equations.rnn_slope(cell, hidden)})
-    (through,) = block.product([("d_gx", 0)])
-    return {"hidden": through}
+def _rnn_backward(cell: RNN, block: Block, d: State) -> State:
+    (hidden,) = block.load_input("gates")
+    _publish(block, {0: equations.rnn_backward(hidden, d["hidden"], cell.activation)})
+    (d_h,) = block.product([("d_gx", 0)])
+    return {"hidden": d_h}
 
 
-def _lstm_back(cell: LSTM, block: Block, d: State) -> State:
-    gates, (before,) = block.take("gates"), block.take("previous_cell")
-    i, f, g, _ = gates
-    after = f * before + i * g
-    d_gates, d_cell = equations.lstm_back(
-        gates, before, after, d["hidden"], d["cell"], _peepholes(cell, block)
+def _lstm_backward(cell: LSTM, block: Block, d: State) -> State:
+    i, f, g, o = block.load_input("gates")
+    (before,) = block.load_input("previous_cell")
+    after = equations.lstm_cell((i, f, g), before)
+    d_gates, d_cell = equations.lstm_backward(
+        (i, f, g, o), before, after, d["hidden"], d["cell"], _peepholes(cell, block)
     )
     _publish(block, dict(enumerate(d_gates)))
-    (through,) = block.product([("d_gx", k) for k in range(4)])
-    return {"hidden": through, "cell": d_cell}
+    (d_h,) = block.product([("d_gx", k) for k in range(4)])
+    return {"hidden": d_h, "cell": d_cell}
 
 
-def _gru_after_back(cell: GRU, block: Block, d: State) -> State:
-    (z, r, n), (q,), (h,) = (block.take(name) for name in ("gates", "q", "previous_hidden"))
-    d_z, d_n = equations.gru_back(z, n, h, d["hidden"])
-    _publish(block, {0: d_z, 1: d_n * q * r * (1 - r), 2: d_n}, q=d_n * r)
-    (through,) = block.product([("d_gx", 0), ("d_gx", 1), ("d_q", 0)])
-    return {"hidden": d["hidden"] * z + through}
+def _gru_after_backward(cell: GRU, block: Block, d: State) -> State:
+    z, r, n = block.load_input("gates")
+    (q,) = block.load_input("q")
+    (h,) = block.load_input("previous_hidden")
+    d_az, d_an, d_h = equations.gru_hidden_backward(z, n, h, d["hidden"])
+    d_ar, d_q = equations.gru_reset_backward_after(q, r, d_an)
+    _publish(block, {0: d_az, 1: d_ar, 2: d_an}, d_q)
+    (d_h_by_gates,) = block.product([("d_gx", 0), ("d_gx", 1), ("d_q", 0)])
+    return {"hidden": d_h + d_h_by_gates}
 
 
-def _gru_before_back(cell: GRU, block: Block, d: State) -> State:
-    (z, r, n), (h,) = block.take("gates"), block.take("previous_hidden")
-    d_z, d_n = equations.gru_back(z, n, h, d["hidden"])
-    _publish(block, {0: d_z, 2: d_n})
+def _gru_before_backward(cell: GRU, block: Block, d: State) -> State:
+    z, r, n = block.load_input("gates")
+    (h,) = block.load_input("previous_hidden")
+    d_az, d_an, d_h = equations.gru_hidden_backward(z, n, h, d["hidden"])
+    _publish(block, {0: d_az, 2: d_an})
     (d_rh,) = block.product([("d_gx", 2)])
-    _publish(block, {1: d_rh * h * r * (1 - r)})
-    (through,) = block.product([("d_gx", 0), ("d_gx", 1)], start=1)
-    return {"hidden": d["hidden"] * z + d_rh * r + through}
+    d_ar, d_h_by_reset = equations.gru_reset_backward_before(h, r, d_rh)
+    _publish(block, {1: d_ar})
+    (d_h_by_gates,) = block.product([("d_gx", 0), ("d_gx", 1)], start=1)
+    return {"hidden": d_h + d_h_by_reset + d_h_by_gates}
 
 
-_FORWARD: dict[str, tuple[Any, int]] = {  # a step, and how many products it has
-    "rnn": (_rnn, 1),
-    "lstm": (_lstm, 1),
-    "gru after": (_gru_after, 1),
-    "gru before": (_gru_before, 2),
+# --- tables --------------------------------------------------------------------------------------
+
+
+class _Forward(NamedTuple):
+    """A step of a cell, and its number of products."""
+
+    step: Callable[..., tuple[State, Kept]]
+    products: int
+
+
+class _Backward(NamedTuple):
+    """A step of a cell, its number of products, and the largest number of tiles published at once."""
+
+    step: Callable[..., State]
+    products: int
+    published: int
+
+
+_FORWARD = {
+    CellKind.RNN: _Forward(_rnn, 1),
+    CellKind.LSTM: _Forward(_lstm, 1),
+    CellKind.GRU_AFTER: _Forward(_gru_after, 1),
+    CellKind.GRU_BEFORE: _Forward(_gru_before, 2),
 }
-_BACKWARD: dict[str, tuple[Any, int, int]] = {  # and how many gates it publishes at once
-    "rnn": (_rnn_back, 1, 1),
-    "lstm": (_lstm_back, 1, 4),
-    "gru after": (_gru_after_back, 1, 4),
-    "gru before": (_gru_before_back, 2, 2),
+_BACKWARD = {
+    CellKind.RNN: _Backward(_rnn_backward, 1, 1),
+    CellKind.LSTM: _Backward(_lstm_backward, 1, 4),
+    CellKind.GRU_AFTER: _Backward(_gru_after_backward, 1, 4),
+    CellKind.GRU_BEFORE: _Backward(_gru_before_backward, 2, 2),
 }

@@ -1,41 +1,52 @@
-"""How a recurrence is divided over the CTAs of a Hopper GPU: the terms, and the shared memory it takes.
+"""How a recurrence is divided over the CTAs of a Hopper GPU, and the shared memory that it takes.
 
-The units are shared among `parts`, CTAs that each keep the weights of H / parts units and synchronise
-after every step. Rows of the batch that need not synchronise go to `groups` of such parts, in blocks of
-one warpgroup each. What is left of the batch takes further `turns`.
+The units are divided over `parts`: CTAs that each keep the weights of H / parts units and exchange their
+results in every step. Rows of the batch are independent of each other, so they are divided over `groups`
+of such parts, in blocks of one warpgroup each. Rows that are left are computed in further `turns`.
 
-`hopper_search` finds the tiling of a problem, `hopper_model` predicts the time of a step of it, and
-`hopper_residency` knows how many CTAs are on the GPU at once.
+`search` finds the tiling of a problem, `cost_model` predicts the time of a step of it, and `residency`
+knows how many CTAs are on the GPU at once.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrnn.recurrence.cells import GRU, LSTM
+from jaxrnn.recurrence.cells import GRU, LSTM, RNN
+from jaxrnn.recurrence.equations import CellKind
+
+BuiltinCell = RNN | LSTM | GRU
+Direction = Literal["forward", "backward"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 # Rows of a wgmma.
 M = 64
-# Chunks of weights in flight, of those that do not stay in shared memory.
+# Chunks in flight of the weights that do not stay in shared memory.
 STREAM = 2
 # Bytes of shared memory that a CTA may use: those of the device, less barriers and alignment.
 SHARED = 232_448 - 2048
-# Columns of a product at most: 64 registers of a thread for its accumulator.
+# Largest number of columns of a product: its accumulator takes 64 registers of a thread.
 COLUMNS = 128
+# Numbers of CTAs that a cluster may have.
 CLUSTERS = 1, 2, 4, 8, 16
-# Barriers of one kind that Mosaic GPU can keep the phases of.
+# Largest number of barriers of one kind whose phases Mosaic GPU can keep.
 BARRIERS = 32
 
 
-class Memory(NamedTuple):
-    """What one direction keeps in shared memory.
+class DoesNotFitError(ValueError):
+    """No tiling of a problem fits the GPU."""
 
-    chunk: K of one product.
-    slots: chunks of the published operand in flight.
-    resident: chunks of the weights that stay; the others are fetched at every step.
-    depth: number of steps for which inputs are fetched ahead.
+
+class Memory(NamedTuple):
+    """The shared memory of one direction.
+
+    Attributes:
+      chunk: K of one product.
+      slots: number of chunks of the published operand in flight.
+      resident: number of chunks of the weights that stay; the others are fetched in every step.
+      depth: number of steps for which inputs are fetched ahead.
     """
 
     chunk: int
@@ -44,20 +55,22 @@ class Memory(NamedTuple):
     depth: int
 
 
-class Tiles(NamedTuple):
-    """A tiling.
+class Tiling(NamedTuple):
+    """The division of a recurrence over CTAs.
 
-    parts: CTAs that share the units.
-    cluster: neighbours among them that fetch the published operand together (TMA multicast). Where it
-      holds all parts, they synchronise at the cluster's barrier, otherwise at a counter in L2.
-    rows: rows of a block, a multiple of 8 and at most 64.
-    warpgroups: blocks of a CTA at a time, one each.
-    groups: CTAs along the batch.
-    turns: number of times that each takes blocks.
-    forward, backward: shared memory of the two directions.
-    packed: whether the slots of the ring are `rows` apart, so that a product reads, in the rows past
-      the block's own, what belongs to the next slots. Nothing comes of those rows, but a detector of
-      races reports them; False sets the slots 64 rows apart.
+    Attributes:
+      parts: number of CTAs that share the units.
+      cluster: number of neighbouring parts that fetch the published operand together (TMA multicast).
+        Where a cluster holds all parts, they synchronise at its barrier, otherwise at a counter in L2.
+      rows: rows of a block, a multiple of 8 and at most 64.
+      warpgroups: number of blocks that a CTA computes at a time, one in each warpgroup.
+      groups: number of CTAs along the batch.
+      turns: number of times that each warpgroup takes a block.
+      forward: shared memory of the forward pass.
+      backward: shared memory of the backward pass.
+      packed: whether the slots of the ring are `rows` apart, so that a product reads rows of the next
+        slots past the block's own. Nothing comes of those rows, but a race detector reports them; False
+        places the slots 64 rows apart.
     """
 
     parts: int
@@ -81,16 +94,22 @@ class Tiles(NamedTuple):
         return self.rows if self.packed else M
 
     def ring_rows(self, slots: int) -> int:
-        """Rows of a ring; the last slot is followed by what completes it to the 64 of a product."""
+        """Return the rows of a ring; the last slot is followed by rows up to the 64 of a product."""
         return slots * self.stride + M - self.stride
 
+    def memory(self, direction: Direction) -> Memory:
+        """Return the shared memory of a direction."""
+        return self.forward if direction == "forward" else self.backward
 
-class Shape(NamedTuple):
-    """What one direction multiplies and holds in a part.
 
-    columns, total: N and K of the part's product in a step.
-    input_bytes: shared memory for one step's inputs of a block.
-    fixed_bytes: shared memory of a block for what it publishes and puts out.
+class Footprint(NamedTuple):
+    """The product and the shared memory of a part in one direction.
+
+    Attributes:
+      columns: N of the part's product in a step.
+      total: K of that product.
+      input_bytes: bytes of shared memory for one step's inputs of a block.
+      fixed_bytes: bytes of shared memory of a block for the tiles that it publishes and puts out.
     """
 
     columns: int
@@ -99,60 +118,81 @@ class Shape(NamedTuple):
     fixed_bytes: int
 
 
-def width(hidden: int) -> int:
-    """The number of units with their padding."""
-    return -(-hidden // 64) * 64
+def width(hidden_size: int) -> int:
+    """Return the number of units with their padding."""
+    return -(-hidden_size // 64) * 64
 
 
-def joined(parts: int, cluster: int, layers: int = 1) -> bool:
-    """Whether one cluster holds all parts of all layers, which then synchronise at its barrier."""
+def in_one_cluster(parts: int, cluster: int, layers: int = 1) -> bool:
+    """Return whether one cluster holds all parts of all layers; they then synchronise at its barrier."""
     return parts == cluster and layers * parts <= max(CLUSTERS)
 
 
-def span(parts: int, cluster: int, layers: int = 1) -> int:
-    """Number of CTAs of a cluster as it is launched: all layers' where they are joined."""
-    return cluster * layers if joined(parts, cluster, layers) else cluster
+def launched_cluster(parts: int, cluster: int, layers: int = 1) -> int:
+    """Return the CTAs of a cluster as it is launched: of all layers, where one cluster holds them."""
+    return cluster * layers if in_one_cluster(parts, cluster, layers) else cluster
 
 
-def shape(cell: Any, direction: str, parts: int, dtype: Any, layers: int = 1) -> Shape:
-    """The product and the shared memory of one part in one direction.
+def footprint(
+    cell: BuiltinCell, direction: Direction, parts: int, dtype: Any, layers: int = 1
+) -> Footprint:
+    """Return the product and the shared memory of one part in one direction.
 
-    One of several layers has a second product, of what its neighbour hands on, and a forward pass also
-    publishes its output.
+    With several layers a part has a second product, of what the neighbouring layer publishes, and its
+    forward pass also publishes its output.
     """
-    size, dtype = width(cell.hidden_size), jnp.dtype(dtype)
-    units, sources = size // parts, 1 if layers == 1 else 2
-    gates, is_lstm, wide, narrow = len(cell.GATES), isinstance(cell, LSTM), 4, dtype.itemsize
-    after = isinstance(cell, GRU) and cell.reset == "after"
+    size = width(cell.hidden_size)
+    units = size // parts
+    products = 1 if layers == 1 else 2
+    gates = len(cell.GATES)
+    narrow = jnp.dtype(dtype).itemsize
+    wide = 4
+    is_lstm = cell.kind is CellKind.LSTM
+    is_gru_after = cell.kind is CellKind.GRU_AFTER
+    is_gru = is_gru_after or cell.kind is CellKind.GRU_BEFORE
     states = 2 if is_lstm else 1
-    each = M * units
-    if direction == "forward":  # beside gx and the gates: y, and what enters or q
-        fixed = sources * narrow + wide * max(states, 2 if is_lstm or after else 1)
-        return Shape(gates * units, sources * size, each * gates * wide, each * fixed)
-    kept = gates * wide + (wide if is_lstm or after else 0) + wide  # and d_y
+    tile = M * units
+    if direction == "forward":
+        # The outputs beside the gates, which lie over gx: y, and the previous cell or q.
+        outputs = 2 if is_lstm or is_gru_after else 1
+        fixed = products * narrow + wide * max(states, outputs)
+        return Footprint(gates * units, products * size, tile * gates * wide, tile * fixed)
+    # The gates, the previous cell or q, and d_y.
+    inputs = gates * wide + (wide if is_lstm or is_gru_after else 0) + wide
     published = gates
-    if isinstance(cell, GRU):
-        kept, published = kept + narrow, 4 if after else 2
+    if is_gru:
+        # The previous hidden state.
+        inputs += narrow
+        published = 4 if is_gru_after else 2
     fixed = published * narrow + states * wide
-    return Shape(units, sources * gates * size, each * kept, each * fixed)
+    return Footprint(units, products * gates * size, tile * inputs, tile * fixed)
 
 
 def shared_bytes(
-    cell: Any, direction: str, tiles: Tiles, memory: Memory, dtype: Any, layers: int = 1
+    cell: BuiltinCell,
+    direction: Direction,
+    tiling: Tiling,
+    memory: Memory,
+    dtype: Any,
+    layers: int = 1,
 ) -> int:
-    """Bytes of shared memory of a CTA in one direction."""
-    part = shape(cell, direction, tiles.parts, dtype, layers)
+    """Return the bytes of shared memory of a CTA in one direction."""
+    part = footprint(cell, direction, tiling.parts, dtype, layers)
     row = memory.chunk * jnp.dtype(dtype).itemsize
-    block = tiles.ring_rows(memory.slots) * row
+    block = tiling.ring_rows(memory.slots) * row
     block += part.fixed_bytes + memory.depth * part.input_bytes
     weights = memory.resident
     if memory.resident * memory.chunk < part.total:
-        weights += STREAM * tiles.warpgroups
-    return weights * part.columns * row + tiles.warpgroups * block
+        weights += STREAM * tiling.warpgroups
+    return weights * part.columns * row + tiling.warpgroups * block
 
 
 def swizzle(columns: int, dtype: Any) -> int:
-    """Bytes of the widest swizzle that divides a row in shared memory; a ValueError where none does."""
+    """Return the bytes of the widest swizzle that divides a row in shared memory.
+
+    Raises:
+      ValueError: where no swizzle divides it.
+    """
     row = columns * jnp.dtype(dtype).itemsize
     for size in (128, 64, 32):
         if row % size == 0:

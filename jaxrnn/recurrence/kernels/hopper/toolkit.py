@@ -1,9 +1,9 @@
 """The CUDA toolkit that JAX needs to compile the Hopper kernels: NVIDIA's assembler and device library.
 
-Without them JAX ends the process with a segmentation fault while it compiles, so they are looked for
-before. JAX decides where it looks when it is imported:
+Without them JAX crashes with a segmentation fault while it compiles, so the implementation looks for
+them first. JAX decides where it looks when it is imported:
 
-    python -m jaxrnn.recurrence.kernels.hopper.toolkit      # prints a toolkit's folder, for CUDA_ROOT
+    python -m jaxrnn.recurrence.kernels.hopper.toolkit    # prints the folder of a toolkit, for CUDA_ROOT
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+# Files of a toolkit.
 NEEDED = "bin/ptxas", "nvvm/libdevice/libdevice.10.bc"
 
 
 def missing() -> str | None:
-    """What to do before the kernels can be compiled in this process; None where all is there."""
+    """Return what to do before this process can compile the kernels, or None if nothing is missing."""
     if any(_complete(folder) for folder in _where_jax_looks()):
         return None
     elsewhere = next(filter(_complete, _elsewhere()), None)
@@ -35,12 +36,12 @@ def missing() -> str | None:
 
 
 def found() -> Path | None:
-    """The folder of a toolkit; None where there is none."""
+    """Return the folder of a toolkit, or None where there is none."""
     return next(filter(_complete, [*_where_jax_looks(), *_elsewhere()]), None)
 
 
 def _where_jax_looks() -> Iterator[Path]:
-    """In CUDA_ROOT, the package nvidia-cuda-nvcc, and XLA's own places."""
+    """Yield CUDA_ROOT, the folders of the package nvidia-cuda-nvcc, and those where XLA looks."""
     if root := os.environ.get("CUDA_ROOT"):
         yield Path(root)
     yield from _default_places()
@@ -66,7 +67,7 @@ def _complete(folder: Path) -> bool:
 
 
 def main() -> int:
-    """The command. Returns the exit status: 0 where a toolkit was found, else 1."""
+    """Print the folder of a toolkit and return the exit status: 0 where one was found, otherwise 1."""
     folder = found()
     if folder is None:
         print(f"error: {missing()}", file=sys.stderr)
