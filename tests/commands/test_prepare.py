@@ -1,4 +1,4 @@
-"""A prepared text is the text: token for token, however it was cut, stopped or killed on the way."""
+"""Tests of `prepare`: its tokens are those of the text, however the command was interrupted."""
 
 import contextlib
 import errno
@@ -86,7 +86,7 @@ def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Co
     as_bytes=st.booleans(),
     block=st.integers(1, 9),
 )
-def test_streamed_is_read(
+def test_streamed_tokens_equal_those_of_the_whole_text(
     parts: list[list[str]], size: int, as_bytes: bool, block: int, here: Path
 ) -> None:
     shutil.rmtree(here / "texts", ignore_errors=True)
@@ -121,7 +121,7 @@ def run(*data: str, as_bytes: bool = False) -> token_files.Meta:
 
 
 @given(raw=st.binary(min_size=1, max_size=12), size=st.integers(1, 5), mark=st.booleans())
-def test_bad_utf8_is_told_alike_however_it_is_cut(
+def test_errors_for_invalid_utf8_do_not_depend_on_chunks(
     raw: bytes, size: int, mark: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "raw.txt"
@@ -138,8 +138,10 @@ def test_bad_utf8_is_told_alike_however_it_is_cut(
 
 
 @pytest.mark.parametrize("kinds", [100, 256, 257, 300, 70_000])
-def test_every_width(kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Characters that keep coming: the file is widened on the way, and sorted at the end."""
+def test_tokens_are_widened_and_sorted(
+    kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more and more characters the file is widened during the reading, and sorted at the end."""
     monkeypatch.setattr(files, "CHUNK", 50_000)
     known = [chr(n) for n in range(1, kinds + 3000) if not 0xD800 <= n < 0xE000][:kinds]
     assert len(set(known)) == kinds
@@ -153,7 +155,7 @@ def test_every_width(kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert_same(here / "out", want)
 
 
-def test_the_words_of_train(
+def test_data_has_the_same_words_as_in_train(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from jaxrnn.data import play
@@ -181,7 +183,7 @@ def test_the_words_of_train(
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1))
-def test_numbers_as_they_come(parts: list[str]) -> None:
+def test_numbering_in_order_of_first_occurrence(parts: list[str]) -> None:
     numbering, encoded = Numbering(), []
     for part in parts:
         encoded.append(numbering.encode(part.encode(), part))
@@ -194,10 +196,10 @@ def test_numbers_as_they_come(parts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_going_on_from_every_note(
+def test_resuming_from_every_saved_state(
     as_bytes: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut after each note in turn, in whatever part of the work: the same files in the end."""
+    """Interrupted after each save in turn, in every stage, it gives the same files."""
     pieces = "one\ntwo é", "한국 \U0001f469\r\n", "".join(map(chr, range(400, 150, -1)))
     Path("texts").mkdir()
     for n, piece in enumerate(pieces):
@@ -249,7 +251,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def wait_for_progress(output: Path, process: Any, least: int = 0) -> int:
-    """Until the work has come so far, or is over: how far."""
+    """Wait until the work has come beyond `least`, or is finished; return how far it is."""
     while process.poll() is None:
         try:
             state = json.loads((output / "progress.json").read_text())["state"]
@@ -261,7 +263,7 @@ def wait_for_progress(output: Path, process: Any, least: int = 0) -> int:
     return least
 
 
-def test_killed_again_and_again(here: Path) -> None:
+def test_resuming_after_repeated_kills(here: Path) -> None:
     raw = (TEXT * 40 + "한국 é\n") * 20 + "Ω"
     Path("big.txt").write_text(raw)
     output, generator, far, kills = here / "out", random.Random(0), 0, 0
@@ -278,7 +280,7 @@ def test_killed_again_and_again(here: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopped_by_a_signal(number: int, here: Path) -> None:
+def test_resuming_after_a_signal(number: int, here: Path) -> None:
     raw = TEXT * 2000
     Path("big.txt").write_text(raw)
     overwrite = ["--overwrite"] if number == signal.SIGHUP else []
@@ -294,7 +296,7 @@ def test_stopped_by_a_signal(number: int, here: Path) -> None:
     assert_same(here / "out", make_corpus(raw))
 
 
-def test_a_stream_stopped(here: Path) -> None:
+def test_a_stopped_stream_leaves_nothing(here: Path) -> None:
     process = start("--data", "-", "--output", "out", stdin=subprocess.PIPE)
     assert process.stdin
     process.stdin.write(TEXT * 1000)
@@ -328,7 +330,7 @@ def test_full_disk(
     monkeypatch: pytest.MonkeyPatch,
     refusal: Callable[..., str],
 ) -> None:
-    """A disk with room for so much of the text: one line, and the same command goes on."""
+    """With room for only part of the text it fails with one line, and the same command resumes."""
     size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
     monkeypatch.setattr(files, "CHUNK", 1000)
     monkeypatch.setattr(preparation, "BLOCK", 1000)
@@ -370,10 +372,10 @@ def test_full_disk(
 # --- what it says ---
 
 
-def test_different_bytes_are_counted(
+def test_different_bytes_are_reported(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a folder of an older version they were not, which is then not said."""
+    """A folder of an older version has no such count, and none is reported."""
     quicken(monkeypatch)
     Path("text.txt").write_text(TEXT)
     assert command("--data", "text.txt", "--output", "out", "--bytes") == 0
@@ -400,10 +402,10 @@ def test_the_last_line_is_a_command_for_a_shell(
     assert Path(given) == Path(folder) and not given.startswith("-")
 
 
-def test_a_pipe_without_a_reader_stops_it(
+def test_a_closed_pipe_stops_the_command(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As in `python -m jaxrnn.prepare | head -1`; the same command resumes it."""
+    """As in `python -m jaxrnn.prepare | head -1`. The same command resumes."""
     Path("text.txt").write_text(TEXT)
     monkeypatch.setattr(files, "CHUNK", 100)
     monkeypatch.setattr(prepare, "PLAIN_EVERY", 0.0)
@@ -431,10 +433,10 @@ def test_a_refused_overwrite_loses_nothing(here: Path, refusal: Callable[..., st
         assert contents(here / "out") == before
 
 
-def test_an_overwrite_that_was_cut(
+def test_an_interrupted_overwrite_resumes(
     here: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
-    """The same command resumes it; until the new text is read, the finished tokens can be used."""
+    """The finished tokens can be used until the new text has been read."""
     monkeypatch.setattr(files, "CHUNK", 100)
     Path("text.txt").write_text(TEXT)
     Path("new.txt").write_text(TEXT * 2)
@@ -480,7 +482,7 @@ def test_an_overwrite_that_was_cut(
     assert_same(here / "out", make_corpus(TEXT * 3))
 
 
-def test_an_overwrite_of_a_damaged_replacement(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_overwrite_starts_over(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").write_text(TEXT)
     again = ["--data", "text.txt", "--output", "out", "--overwrite"]
     with monkeypatch.context() as patch:
@@ -492,7 +494,9 @@ def test_an_overwrite_of_a_damaged_replacement(here: Path, monkeypatch: pytest.M
     assert_same(here / "out", make_corpus(TEXT))
 
 
-def test_what_is_there_already(here: Path, refusal: Callable[..., str]) -> None:
+def test_folders_that_hold_something_else_are_refused(
+    here: Path, refusal: Callable[..., str]
+) -> None:
     Path("text.txt").write_text(TEXT)
     Path("other.txt").write_text(TEXT + "more")
     Path("mine").mkdir()
@@ -523,7 +527,7 @@ def test_what_is_there_already(here: Path, refusal: Callable[..., str]) -> None:
     assert_same(here / "out", corpus_of("other.txt"))
 
 
-def test_text_that_changed_halfway(
+def test_a_text_changed_during_preparation_is_refused(
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     refusal: Callable[..., str],
@@ -568,13 +572,13 @@ def test_text_that_changed_halfway(
         (None, 'no file or folder "text.txt"'),
     ],
 )
-def test_texts_that_are_none(
+def test_invalid_texts_are_refused(
     raw: bytes | None,
     told: str,
     here: Path,
     refusal: Callable[..., str],
 ) -> None:
-    """And nothing is left in the folder, so that another try begins there anew."""
+    """Nothing is left in the folder, so that another attempt starts over."""
     if raw is not None:
         Path("text.txt").write_bytes(raw)
     Path("good.txt").write_text(TEXT)
@@ -595,7 +599,7 @@ def prepared(here: Path) -> Path:
     return here / "out"
 
 
-def test_a_run_goes_on_with_the_other_form_of_its_text(
+def test_a_run_resumes_with_the_other_form_of_its_text(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quicken(monkeypatch)
@@ -607,7 +611,7 @@ def test_a_run_goes_on_with_the_other_form_of_its_text(
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_mapped_tokens_are_used_where_they_are(
+def test_mapped_tokens_are_not_copied(
     as_bytes: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quicken(monkeypatch)
@@ -622,7 +626,9 @@ def test_mapped_tokens_are_used_where_they_are(
     assert train.main(flags("out", "plain", steps=12)) == 0  # a run of the plain text goes on
 
 
-def test_what_train_refuses(prepared: Path, refusal: Callable[..., str]) -> None:
+def test_train_refuses_options_decided_by_prepare(
+    prepared: Path, refusal: Callable[..., str]
+) -> None:
     before = contents(prepared)
     assert "out is a prepared text and is trained on alone" in refusal(
         train.main, ["--data", "out", "text.txt", "--workdir", "run"]
@@ -646,7 +652,7 @@ def test_what_train_refuses(prepared: Path, refusal: Callable[..., str]) -> None
         ("tokens.bin", "short", "tokens.bin is damaged: 5 bytes where there should be "),
     ],
 )
-def test_folders_that_are_damaged(
+def test_damaged_folders_are_refused(
     name: str,
     change: Any,
     told: str,
@@ -673,8 +679,8 @@ def test_folders_that_are_damaged(
     assert_same(prepared, corpus_of("text.txt"))
 
 
-def test_tokens_of_others_are_left_alone(here: Path, refusal: Callable[..., str]) -> None:
-    """Files of the names that a preparation uses, which no preparation made."""
+def test_files_of_other_programs_are_left_alone(here: Path, refusal: Callable[..., str]) -> None:
+    """Files with the names that a preparation uses, but which no preparation wrote."""
     Path("text.txt").write_text(TEXT)
     foreign: list[dict[str, str]] = [
         {"tokens.bin": "llama"},
@@ -695,7 +701,7 @@ def test_tokens_of_others_are_left_alone(here: Path, refusal: Callable[..., str]
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
-def test_a_text_that_the_preparation_writes_itself(
+def test_a_text_that_includes_the_output_is_refused(
     overwrite: list[str], prepared: Path, refusal: Callable[..., str]
 ) -> None:
     before = contents(prepared)

@@ -1,4 +1,4 @@
-"""A corpus is split for validation, and its batches cover it as promised, as a function of the step."""
+"""Tests of the corpus: its split for validation, and its batches as a function of the step."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ MANY = hypothesis.settings(max_examples=60)
 
 @MANY
 @hypothesis.given(st.text(min_size=20), st.booleans())
-def test_the_last_tenth_validates(text: str, by_bytes: bool) -> None:
+def test_the_last_tenth_is_for_validation(text: str, by_bytes: bool) -> None:
     made = make_corpus(text.encode() if by_bytes else text)
     size = len(text.encode()) if by_bytes else len(text)
     assert made.vocabulary == (Vocabulary.of_bytes() if by_bytes else Vocabulary.of(text))
@@ -40,7 +40,7 @@ def test_different_characters_and_bytes_are_counted() -> None:
     assert make_corpus(bytes(range(256)) * 5000).different == 256
 
 
-def test_floor_is_the_mean_of_the_validation_part() -> None:
+def test_entropy_floor_is_the_mean_of_the_validation_part() -> None:
     nats = np.arange(50.0) ** 2
     assert make_corpus("ab" * 25, nats).floor == np.mean(nats[45:])
 
@@ -60,22 +60,22 @@ def test_twenty_characters_are_enough() -> None:
 
 @st.composite
 def sizes(draw: st.DrawFn) -> dict[str, int]:
-    """Enough text for one batch, and up to a few batches more."""
+    """Sizes of texts for one batch and up to a few batches more."""
     batch, seq_len = draw(st.integers(1, 5)), draw(st.integers(1, 7))
     size = batch * (seq_len + 1) + draw(st.integers(0, 80))
     return {"size": size, "batch": batch, "seq_len": seq_len, "seed": draw(st.integers(0, 9))}
 
 
 def epoch(batches: Batches, number: int) -> np.ndarray:
-    """[N, B]: the starts of one pass."""
+    """Return the starts of one pass, [N, B]."""
     first = number * batches.per_epoch
     return np.stack([batches.starts(first + n) for n in range(batches.per_epoch)])
 
 
 @MANY
 @hypothesis.given(sizes())
-def test_streams_go_on_where_they_ended(given: dict[str, int]) -> None:
-    """The last token of a row, a target, is the first input of the next: the state carries on."""
+def test_streams_continue_where_they_ended(given: dict[str, int]) -> None:
+    """The last token of a row, a target, is the first input of the next row."""
     batches = Batches(**given)
     for step in range(1, 3 * batches.per_epoch + 1):
         assert batches.resets_state(step) == (step % batches.per_epoch == 0)
@@ -88,7 +88,7 @@ def test_streams_go_on_where_they_ended(given: dict[str, int]) -> None:
 @MANY
 @hypothesis.given(sizes())
 def test_streams_predict_each_token_once(given: dict[str, int]) -> None:
-    """No token twice in a pass, and all but less than one batch of them."""
+    """No token occurs twice in a pass, and fewer than one batch of tokens are left out."""
     batches = Batches(**given)
     for number in range(3):
         places = epoch(batches, number)[..., None] + 1 + np.arange(batches.seq_len)
@@ -110,7 +110,7 @@ def test_rows_stay_inside_the_text(given: dict[str, int], shuffle: bool) -> None
 @MANY
 @hypothesis.given(sizes(), st.booleans(), st.randoms(use_true_random=False))
 def test_batches_are_a_function_of_the_step(given: dict[str, int], shuffle: bool, rng) -> None:
-    """Whatever was asked before."""
+    """The starts of a batch do not depend on earlier calls."""
     steps = list(range(3 * Batches(**given, shuffle=shuffle).per_epoch))
     in_order = {n: Batches(**given, shuffle=shuffle).starts(n).tolist() for n in steps}
     rng.shuffle(steps)
@@ -118,8 +118,8 @@ def test_batches_are_a_function_of_the_step(given: dict[str, int], shuffle: bool
     assert {n: again.starts(n).tolist() for n in steps} == in_order
 
 
-def test_epochs_are_shifted() -> None:
-    """By one number of characters for all streams, from 0 to what is left over at their ends."""
+def test_each_pass_shifts_the_streams() -> None:
+    """The shift is the same for all streams, from 0 to the characters left over at their ends."""
     batches = Batches(size=4 * 27, batch=4, seq_len=10)  # 27 = 2 steps of 10 + 1 ahead + 6 over
     firsts = [epoch(batches, number)[0] for number in range(100)]
     for first in firsts:
@@ -131,8 +131,8 @@ def test_epochs_are_shifted() -> None:
 
 @MANY
 @hypothesis.given(sizes())
-def test_shuffled_windows_come_once(given: dict[str, int]) -> None:
-    """Every seq_len tokens from the shift of the pass on, no window twice in a pass, and nearly all."""
+def test_each_shuffled_window_occurs_once_per_pass(given: dict[str, int]) -> None:
+    """Windows begin every seq_len tokens after the shift; nearly all occur, none twice."""
     batches = Batches(**given, shuffle=True)
     possible = (batches.size - 1) // batches.seq_len
     for number in range(3):
@@ -145,8 +145,8 @@ def test_shuffled_windows_come_once(given: dict[str, int]) -> None:
 
 @MANY
 @hypothesis.given(sizes())
-def test_shuffled_every_token_becomes_a_target(given: dict[str, int]) -> None:
-    """But for the first of the text, which nothing comes before."""
+def test_shuffled_windows_make_every_token_a_target(given: dict[str, int]) -> None:
+    """The only exception is the first token of the text, which has no input before it."""
     batches = Batches(**given, shuffle=True)
     seen: set[int] = set()
     for number in range(400):
@@ -157,8 +157,8 @@ def test_shuffled_every_token_becomes_a_target(given: dict[str, int]) -> None:
     assert seen == set(range(1, batches.size))
 
 
-def test_shuffled_records_of_one_length_begin_as_often_as_they_end() -> None:
-    """Of records of 8 characters, the first is a target as often as any other, whatever the window."""
+def test_shuffled_windows_treat_all_positions_of_records_alike() -> None:
+    """In records of 8 characters, each position is a target equally often, whatever the window."""
     for seq_len in (7, 8, 16):
         batches = Batches(size=8 * 500, batch=5, seq_len=seq_len, shuffle=True)
         starts = np.concatenate([epoch(batches, number).ravel() for number in range(20)])
@@ -167,7 +167,7 @@ def test_shuffled_records_of_one_length_begin_as_often_as_they_end() -> None:
         assert often.min() > 0.95 * often.max()
 
 
-def test_shuffled_epochs_differ_in_order_and_shift() -> None:
+def test_shuffled_passes_differ_in_order_and_shift() -> None:
     batches = Batches(size=60 * 10, batch=1, seq_len=10, shuffle=True)
     orders = [epoch(batches, number).ravel() for number in range(100)]
     for order in orders:
@@ -179,8 +179,8 @@ def test_shuffled_epochs_differ_in_order_and_shift() -> None:
     assert any((epoch(seeded, n).ravel() != order).any() for n, order in enumerate(orders[:3]))
 
 
-def test_windows_of_old_runs_are_what_they_were() -> None:
-    """Side by side, in numpy's order of each pass; runs that were begun with them resume with them."""
+def test_windows_of_older_runs_are_unchanged() -> None:
+    """They do not overlap and have numpy's order of each pass; older runs resume with them."""
     batches = Batches(size=60 * 11 + 5, batch=4, seq_len=10, shuffle=True, seed=3, overlap=False)
     assert batches.per_epoch == 15
     for number in range(3):
@@ -190,10 +190,10 @@ def test_windows_of_old_runs_are_what_they_were() -> None:
 
 @MANY
 @hypothesis.given(st.integers(1, 90), st.integers(1, 90), st.booleans())
-def test_too_short_a_text_is_told_how_long_it_must_be(
+def test_the_error_for_a_short_text_says_how_long_it_must_be(
     batch: int, seq_len: int, shuffle: bool
 ) -> None:
-    """With as many characters as the message asks for, the training part makes one batch."""
+    """With as many characters as the message asks for, the training part is one batch."""
     hypothesis.assume(batch * (seq_len + 1) > 18)  # a shorter text is refused by `corpus`
     with pytest.raises(InputError, match=f"{batch} rows of {seq_len}") as error:
         Batches(batch * (seq_len + 1) - 1, batch, seq_len, shuffle)

@@ -1,4 +1,4 @@
-"""The play's promises: its text can be read back, its losses are exact, its verse scans."""
+"""Tests of the play: its text can be parsed, its losses are exact, its verse scans."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ def opening(alternative: str) -> str:
 
 
 def ways_on(ahead: str) -> list[tuple[float, str]]:
-    """Every way to go on from a sentential form, as (probability, form that begins literally)."""
+    """Return every expansion of a sentential form: its probability, and a form with a literal start."""
     if not ahead:
         ahead = "{unit}"
     if ahead[0] != "{":
@@ -33,7 +33,7 @@ def ways_on(ahead: str) -> list[tuple[float, str]]:
 
 
 def next_character(beliefs: dict[str, float]) -> dict[str, dict[str, float]]:
-    """From P(form | text so far): for each next character, the forms after it and their mass."""
+    """Return, for each next character, the forms after it and their probabilities."""
     after: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for ahead, belief in beliefs.items():
         for p, way in ways_on(ahead):
@@ -42,7 +42,7 @@ def next_character(beliefs: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def read(text: str) -> Iterator[tuple[str, str]]:
-    """Parses a play back into its choices, (name, alternative) in order, but for the last words."""
+    """Return the choices of a play as (name, alternative) in order, except for its last words."""
     ahead, at = "", 0
     while at < len(text) - 100:  # no opening is longer
         ahead = ahead or "{unit}"
@@ -68,7 +68,7 @@ def test_no_opening_is_a_prefix_of_another() -> None:
 
 
 def test_nats_agree_with_the_forward_algorithm() -> None:
-    """Which sums over all derivations and so does not suppose that a text has only one."""
+    """That algorithm sums over all derivations, so it does not assume that there is only one."""
     beliefs, seen = {"": 1.0}, []
     for char in LONG.text[:6000]:
         after = next_character(beliefs)
@@ -99,8 +99,8 @@ def test_next_character_probabilities_sum_to_one() -> None:
             assert math.isclose(sum(chances.values()), 1, abs_tol=1e-12), (name, prefix)
 
 
-def test_choices_are_made_as_often_as_declared() -> None:
-    """Pearson's chi-square at every choice, as a z-score: five standard deviations are allowed."""
+def test_choices_have_the_declared_frequencies() -> None:
+    """Pearson's chi-square at every choice, as a z-score, is within five standard deviations."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, line in read(LONG.text[:400_000]):
         counts[name][line] += 1
@@ -114,7 +114,7 @@ def test_choices_are_made_as_often_as_declared() -> None:
 
 
 def test_mean_loss_is_the_entropy_rate() -> None:
-    """Within four standard errors, estimated from 200 blocks of 5000 characters."""
+    """They agree within four standard errors, estimated from 200 blocks of 5000 characters."""
     blocks = LONG.nats.reshape(200, 5000).mean(axis=1)
     error = blocks.std(ddof=1) / math.sqrt(200)
     assert error < 0.002
@@ -123,13 +123,13 @@ def test_mean_loss_is_the_entropy_rate() -> None:
 
 
 def test_entropy_rate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit decides 1 + (3/2)/2 bits and says 1 + (1/4 + 1/4 + 4/2)/2 characters."""
+    """A unit has 1 + (3/2)/2 bits of choices and 1 + (1/4 + 1/4 + 4/2)/2 characters."""
     monkeypatch.setattr(play, "GRAMMAR", {"unit": ["a", "b{x}"], "x": ["c", "d", "efgh", "efgh"]})
     assert math.isclose(entropy_rate(), 7 / 9 * math.log(2), rel_tol=1e-12)
 
 
 def test_entropy_rate_of_a_recursive_grammar_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopping with probability 1/4 makes four choices, and says three letters and three dots."""
+    """Stopping with probability 1/4 gives four choices, three letters and three dots on average."""
     monkeypatch.setattr(play, "GRAMMAR", {"unit": ["a{unit}", "b{unit}", "c{unit}", "..."]})
     assert math.isclose(entropy_rate(), 4 / 6 * math.log(4), rel_tol=1e-12)
 
@@ -147,7 +147,7 @@ def test_verse_is_iambic_pentameter(line: str) -> None:
 
 
 def spoken(words: str) -> int:
-    """Syllables by spelling: groups of vowels, less a silent e, at least one a word."""
+    """Count syllables by spelling: groups of vowels without a silent e, at least one per word."""
     count = 0
     for word in re.findall(r"[a-z]+", words.lower().replace("'s", "")):
         voiced = re.sub(r"(?<=[^aeiouyl])es?$|(?<=[aeiouy]l)es?$", "", word)
@@ -164,15 +164,15 @@ def test_words_have_the_declared_syllables(stress: str) -> None:
 
 
 def test_every_line_played_has_ten_syllables() -> None:
-    """Counted in the text itself, by spelling, apart from the grammar."""
+    """Syllables are counted in the text by spelling, independently of the grammar."""
     lines = LONG.text[:200_000].split("\n")[:-1]
     verse = [line for line in lines if line and not re.match(r"[A-Z]+:$|\[|SCENE", line)]
     assert {line for line in verse if spoken(line) != 10} == set()
     assert len(verse) > 3000
 
 
-def test_layout() -> None:
-    """Speeches, headings and directions between blank lines, and no speech left in mid-sentence."""
+def test_speeches_headings_and_directions_are_separated() -> None:
+    """Blank lines are between them, and no speech ends in mid-sentence."""
     blocks = LONG.text.split("\n\n")[:-1]
     speech = re.compile(r"[A-Z]+:(\n[A-Z][A-Za-z ,:;.!?']+)*\n[A-Z][A-Za-z ,:;.!?']+[.!?]")
     other = re.compile(r"\[[A-Z][A-Za-z ,]+\.\]|SCENE\. [A-Z][a-z ]+, [a-z ]+\.")
@@ -181,14 +181,14 @@ def test_layout() -> None:
     assert "\nROMEO:\n" in LONG.text and "\n[Exit ROMEO.]\n" in LONG.text
 
 
-def test_text_is_ascii_and_no_article_stumbles() -> None:
+def test_text_is_ascii_and_articles_fit_the_next_word() -> None:
     assert LONG.text.isascii() and len(LONG.text) == 1_000_000
     assert LONG.nats.shape == (1_000_000,) and LONG.nats.dtype == np.float64
     assert LONG.nats.min() == 0
     assert not re.search(r"\b[Aa] [aeiou]", LONG.text)
 
 
-def test_a_seed_is_a_play() -> None:
+def test_each_seed_gives_its_own_play() -> None:
     digest = hashlib.sha256(LONG.text.encode()).hexdigest()
     assert digest == "7da4d92c65eafabde8cfd3b4be8f6a54f3768de8cd28f0a0c221c3e34c3c3100"
     assert write(2000).text == LONG.text[:2000]

@@ -1,4 +1,4 @@
-"""Every source reads back exactly, in one order, and every mistake is told in one clear line."""
+"""Tests of the sources: each is read exactly, in order, and each error is one clear line."""
 
 import bz2
 import gzip
@@ -32,7 +32,7 @@ EVERY_SCRIPT = (
 
 
 def refusal(*data: str, glob: str | None = None, as_bytes: bool = False) -> str:
-    """The message of the InputError that reading `data` must raise, which must be one line."""
+    """Return the message, of one line, of the InputError that reading `data` must raise."""
     with pytest.raises(InputError) as caught:
         sources.read(data, glob=glob, as_bytes=as_bytes)
     message = str(caught.value)
@@ -42,7 +42,7 @@ def refusal(*data: str, glob: str | None = None, as_bytes: bool = False) -> str:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, so that paths are typed as short as people type them."""
+    """An empty working directory, so that paths are as short as users type them."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -72,13 +72,13 @@ def test_default_is_the_whole_play() -> None:
     assert source.nats is not None and source.nats.shape == (1_000_000,)
 
 
-def test_play_as_bytes_keeps_its_nats(short_play: play.Play) -> None:
+def test_the_play_as_bytes_keeps_its_nats(short_play: play.Play) -> None:
     source = sources.read(["play"], as_bytes=True)
     assert source.content == short_play.text.encode("ascii")
     np.testing.assert_array_equal(source.nats, short_play.nats)
 
 
-def test_play_beside_something_else_has_no_nats(here: Path, short_play: play.Play) -> None:
+def test_the_play_with_another_text_has_no_nats(here: Path, short_play: play.Play) -> None:
     put("notes.txt", "abc")
     joined = "abc\n" + short_play.text
     assert sources.read(["notes.txt", "play"]) == ("notes+1", joined, None)
@@ -86,7 +86,7 @@ def test_play_beside_something_else_has_no_nats(here: Path, short_play: play.Pla
     assert sources.read(["play", "play"]).nats is None
 
 
-def test_named_source_wins_and_dot_slash_reaches_the_file(
+def test_a_named_source_hides_a_file_except_with_dot_slash(
     here: Path, short_play: play.Play
 ) -> None:
     put("play", "a file")
@@ -100,7 +100,7 @@ def test_a_bare_str_is_one_word(here: Path, short_play: play.Play) -> None:
     assert sources.read("notes.txt") == ("notes", "abc", None)
 
 
-def test_nothing_to_read() -> None:
+def test_no_source_is_refused() -> None:
     assert re.search("`data` names nothing.*leave it out", refusal())
 
 
@@ -108,7 +108,7 @@ def test_nothing_to_read() -> None:
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_every_script_comes_through_as_it_is(here: Path, as_bytes: bool) -> None:
+def test_every_script_is_read_unchanged(here: Path, as_bytes: bool) -> None:
     put("scripts.txt", EVERY_SCRIPT)
     source = sources.read(["scripts.txt"], as_bytes=as_bytes)
     assert source == ("scripts", EVERY_SCRIPT.encode() if as_bytes else EVERY_SCRIPT, None)
@@ -131,13 +131,13 @@ def test_files_are_joined_in_the_order_given(here: Path) -> None:
     assert sources.read(["b.txt", "a.txt"], as_bytes=True).content == b"does not\nends\n"
 
 
-def test_all_bytes_as_bytes(here: Path) -> None:
+def test_all_byte_values_are_read_as_bytes(here: Path) -> None:
     put("raw.bin", bytes(range(256)))
     assert sources.read(["raw.bin"], as_bytes=True).content == bytes(range(256))
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_not_utf8_names_file_byte_and_offset(here: Path, mark: bytes) -> None:
+def test_the_error_for_invalid_utf8_names_file_byte_and_offset(here: Path, mark: bytes) -> None:
     put("latin.txt", mark + "한\ncaf".encode() + b"\xe9 au lait")
     assert refusal("latin.txt") == (
         f"latin.txt is not UTF-8: byte 0xe9 at offset {len(mark) + 7} (line 2); it is UTF-8 except "
@@ -183,7 +183,7 @@ ENCODED = {  # a file, and what is said of it: what it seems to be, and the comm
 
 
 @pytest.mark.parametrize("name", ENCODED)
-def test_other_encodings_are_named_with_the_command_that_converts(here: Path, name: str) -> None:
+def test_the_error_for_other_encodings_names_the_converting_command(here: Path, name: str) -> None:
     """`as_bytes` is offered for text in another encoding only. Chunks get the same message."""
     raw, what, command = ENCODED[name]
     put("my " + name, raw)
@@ -202,7 +202,9 @@ def test_other_encodings_are_named_with_the_command_that_converts(here: Path, na
     assert files.read("my " + name, as_bytes=True) == raw
 
 
-def test_other_encodings_of_what_is_read_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_encodings_are_recognised_in_a_pipe(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """UTF-16 without a mark is valid UTF-8, with NUL bytes between the characters."""
     raw = (WORDS * 9).encode("utf-16-le")
     raw.decode()
@@ -217,7 +219,7 @@ def test_other_encodings_of_what_is_read_once(here: Path, monkeypatch: pytest.Mo
         sources.read(["-"])
 
 
-def test_nothing_converts_what_is_no_text(here: Path) -> None:
+def test_no_conversion_is_offered_for_binary_files(here: Path) -> None:
     put("raw.bin", b"\x7fELF\x02\0\0\xff\0")
     assert refusal("raw.bin") == (
         "raw.bin is not UTF-8: byte 0xff at offset 7 (line 1); it has NUL bytes and is not text; "
@@ -226,7 +228,7 @@ def test_nothing_converts_what_is_no_text(here: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 5, 2**20 + 7, 3 * 2**20])
-def test_lines_are_counted_through_the_chunks(here: Path, at: int) -> None:
+def test_lines_are_counted_across_chunks(here: Path, at: int) -> None:
     put("big.txt", (b"x\n" * 2**21)[:at] + b"\xff" + b"x\n" * 2**20)
     where = f"byte 0xff at offset {at} (line {at // 2 + 1})"
     assert where in refusal("big.txt")
@@ -235,13 +237,13 @@ def test_lines_are_counted_through_the_chunks(here: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"\xed\xa0\x80", b"\xc0\x80", b"cut \xf0\x9f\x91"])
-def test_utf8_is_strict(here: Path, raw: bytes) -> None:
+def test_utf8_is_decoded_strictly(here: Path, raw: bytes) -> None:
     put("texts/bad.txt", raw)
     assert f"{os.path.join('texts', 'bad.txt')} is not UTF-8: byte 0x" in refusal("texts")
 
 
 @pytest.mark.parametrize("word", ["shakespear", "", "notes.txt/x"])
-def test_no_such_file(here: Path, word: str) -> None:
+def test_a_missing_file_is_named(here: Path, word: str) -> None:
     put("notes.txt", "abc")
     message = refusal(word)
     assert message.startswith(f'no file or folder "{word}"; `data` takes play, shakespeare')
@@ -251,7 +253,7 @@ def test_no_such_file(here: Path, word: str) -> None:
 def test_empty_files_are_left_out(
     here: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As one among corpus/*.txt; where nothing is left there is no text."""
+    """A text of only empty files is refused."""
     for name in "a", "c", "e":
         put(f"{name}.txt", content)
     put("b.txt", "abc")
@@ -271,7 +273,7 @@ def test_empty_files_are_left_out(
 
 @pytest.fixture
 def lock() -> Iterator[Callable[[str], None]]:
-    """Closes a file or folder to everyone. Root reads it still, so root steps down for a while."""
+    """Make a file or folder unreadable; as root, which can still read it, become another user."""
     user, closed = os.geteuid(), []
 
     def close(path: str) -> None:
@@ -288,7 +290,7 @@ def lock() -> Iterator[Callable[[str], None]]:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a POSIX matter")
 @pytest.mark.parametrize("what", ["notes.txt", "texts", "texts/a", "texts/a/notes.txt"])
-def test_unreadable_is_not_left_out(here: Path, what: str, lock: Callable[[str], None]) -> None:
+def test_unreadable_files_are_errors(here: Path, what: str, lock: Callable[[str], None]) -> None:
     for path in ["notes.txt", "texts/notes.txt", "texts/a/notes.txt"]:
         put(path, "abc")
     lock(what)
@@ -395,7 +397,7 @@ def test_empty_files_in_a_folder(here: Path) -> None:
     assert sources.read(["texts"]).content == "b\nd\n"
 
 
-def test_folder_without_a_match(here: Path) -> None:
+def test_a_folder_without_a_match_is_refused(here: Path) -> None:
     put("linux/a.c", "int x;")
     assert refusal("linux") == (
         'no file in linux matches "*.txt"; choose others with `glob="PATTERN"`'
@@ -405,12 +407,12 @@ def test_folder_without_a_match(here: Path) -> None:
 
 
 @pytest.mark.parametrize("glob", ["", ".", "**", "**/", "src/**/*.c", "**.c"])
-def test_glob_that_is_none(here: Path, glob: str) -> None:
+def test_invalid_glob_is_refused(here: Path, glob: str) -> None:
     put("linux/src/a.c", "int x;")
     assert refusal("linux", glob=glob).startswith(f'`glob="{glob}"` is not a file pattern')
 
 
-def test_glob_without_a_folder(here: Path) -> None:
+def test_glob_without_a_folder_is_refused(here: Path) -> None:
     put("notes.txt", "abc")
     (here / "play").mkdir()  # not what the word play means
     message = refusal("notes.txt", "play", "-", glob="*.c")
@@ -432,7 +434,7 @@ def test_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sources.read(["-", "notes.txt"], as_bytes=True) == ("stdin+1", b"\xff\r\nabc", None)
 
 
-def test_standard_input_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_or_invalid_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe_in(monkeypatch, b"ab\xff")
     assert refusal("-").startswith("standard input is not UTF-8: byte 0xff at offset 2 (l")
     pipe_in(monkeypatch, b"")
@@ -446,7 +448,7 @@ def test_standard_input_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="a POSIX matter")
-def test_standard_input_that_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_as_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = os.openpty()
     with os.fdopen(ours), os.fdopen(theirs) as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
@@ -471,7 +473,7 @@ def test_standard_input_that_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         (["한국어.txt"], "한국어"),
     ],
 )
-def test_name_reads_nothing(here: Path, data: list[str], name: str) -> None:
+def test_names_are_found_without_reading(here: Path, data: list[str], name: str) -> None:
     assert sources.name(data) == name
 
 
@@ -481,7 +483,7 @@ VERSES = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
 
 class Served:
-    """The server's folder, and the requests it has had."""
+    """The file that the server serves, and the requests it has received."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "input.txt"
@@ -593,7 +595,7 @@ def test_damaged_shakespeare_is_downloaded_again(served: Served, cache: Path) ->
     assert cache.read_bytes() == VERSES
 
 
-def test_cache_folder_that_cannot_be(
+def test_a_cache_folder_that_cannot_be_made(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(str(tmp_path / "file"), "not a folder")

@@ -1,4 +1,4 @@
-"""Prepared texts as they are read: mapped pages, windows, and the memory that they take."""
+"""Tests of reading prepared texts: mapped pages, windows, and the memory that they take."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.once
 # --- memory ---
 
 
-def test_pages_are_let_go(tmp_path: Path) -> None:
-    """What was read of a mapped text does not stay with the process."""
+def test_pages_of_a_mapped_text_are_released(tmp_path: Path) -> None:
+    """Pages of a mapped text do not stay in the memory of the process after reading."""
     status = Path("/proc/self/status")
     if not status.exists() or "RssFile" not in status.read_text():
         pytest.skip("only Linux tells")
@@ -41,11 +41,15 @@ def test_pages_are_let_go(tmp_path: Path) -> None:
     assert resident() - before > 32 << 20, "this test can fail"
 
 
-def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_a_text_is_placed_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = np.arange(100, dtype=np.uint8)
     plain.tofile(tmp_path / "tokens.bin")
     mapped = np.memmap(tmp_path / "tokens.bin", np.uint8, "r")
-    assert feed.device_corpus(mapped, "auto", tmp_path).text is mapped  # a CPU's memory is the host's
+    assert (
+        feed.device_corpus(mapped, "auto", tmp_path).text is mapped
+    )  # a CPU's memory is the host's
     assert feed.device_corpus(mapped, "auto", tmp_path).tokens is None
     for held, where in (plain, "auto"), (mapped, "never"):
         there = feed.device_corpus(held, where, tmp_path).tokens
@@ -62,7 +66,7 @@ def test_where_a_text_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
-    """Also past the end, where the last token is repeated and not counted (`evaluate`)."""
+    """Windows may reach past the end; the last token is then repeated, and not counted by `evaluate`."""
     plain = np.arange(20_000).astype(dtype)
     np.save(tmp_path / "tokens.npy", plain)
     plain.tofile(tmp_path / "tokens.bin")
@@ -80,7 +84,7 @@ def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
             np.testing.assert_array_equal(source.windows(starts, 10), want)
 
 
-def test_the_order_of_windows_is_what_it_was() -> None:
+def test_the_order_of_windows_is_unchanged_and_cached_once() -> None:
     for windows in (1, 10, 1000, 4099):
         order = corpus._order(windows, 3, 2)
         assert order.dtype == np.int32 and corpus._order(windows, 3, 2) is order
@@ -88,7 +92,7 @@ def test_the_order_of_windows_is_what_it_was() -> None:
     assert corpus._order.cache_info().currsize == 1
 
 
-def test_windows_beyond_what_an_int32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_starts_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     last = 2**33 // 15 - 2
     monkeypatch.setattr(corpus, "_order", lambda *_: np.arange(last - 3, last + 1).astype(np.int32))
     starts = Batches(2**33, 4, 15, shuffle=True).starts(0)

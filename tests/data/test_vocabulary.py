@@ -1,4 +1,4 @@
-"""Vocabularies spell any text and any bytes, and name what they do not know."""
+"""Tests of vocabularies: they encode any text and bytes, and name unknown characters."""
 
 import re
 from typing import Any
@@ -46,28 +46,28 @@ def assert_spells_bytes(text: str) -> None:
 
 
 @scripts
-def test_scripts_come_back(text: str) -> None:
+def test_every_script_is_decoded_to_itself(text: str) -> None:
     assert_spells(text)
     assert_spells_bytes(text)
 
 
 @MANY
 @hypothesis.given(any_text)
-def test_any_text_comes_back(text: str) -> None:
-    """In the order of Unicode, each character once."""
+def test_any_text_is_decoded_to_itself(text: str) -> None:
+    """The characters are in the order of Unicode, each once."""
     assert_spells(text)
 
 
 @MANY
 @hypothesis.given(utf8_text)
-def test_bytes_spell_any_text(text: str) -> None:
+def test_bytes_encode_any_text(text: str) -> None:
     assert_spells_bytes(text)
 
 
 @MANY
 @hypothesis.given(st.binary())
-def test_bytes_spell_any_bytes(raw: bytes) -> None:
-    """What is not UTF-8 comes out as U+FFFD."""
+def test_bytes_encode_any_bytes(raw: bytes) -> None:
+    """Bytes that are not UTF-8 are decoded to U+FFFD."""
     tokens = Vocabulary.of_bytes().encode(raw)
     assert tokens.dtype == np.uint8
     assert tokens.tobytes() == raw
@@ -75,7 +75,7 @@ def test_bytes_spell_any_bytes(raw: bytes) -> None:
 
 
 @scripts
-def test_characters_are_read_from_utf8_too(text: str) -> None:
+def test_utf8_bytes_are_encoded_as_characters(text: str) -> None:
     vocabulary = Vocabulary.of(text)
     np.testing.assert_array_equal(vocabulary.encode(text.encode()), vocabulary.encode(text))
 
@@ -96,7 +96,7 @@ def test_tokens_take_the_smallest_dtype(size: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("unknown", ["a", "m", "z", "\n", "é", "👍"])
 def test_unknown_characters_are_named(unknown: str) -> None:
-    """Below, between and above the known ones; the known ones are not accused."""
+    """Unknown characters below, between and above the known ones are named, known ones are not."""
     with pytest.raises(InputError) as error:
         Vocabulary.of("bcdxy").encode("bcd" + unknown + "xy")
     accused, known = str(error.value).split(";")
@@ -110,7 +110,7 @@ def test_several_unknown_characters_are_all_named() -> None:
 
 
 def test_characters_in_any_order() -> None:
-    """Tokens are numbered as the characters are given, as in a vocabulary made elsewhere."""
+    """Tokens follow the given order of the characters, as in a vocabulary of another program."""
     vocabulary = Vocabulary("zaé\n")
     assert vocabulary.encode("a\nzéa").tolist() == [1, 3, 0, 2, 1]
     assert vocabulary.decode([1, 3, 0, 2, 1]) == "a\nzéa"
@@ -127,25 +127,25 @@ def test_characters_in_any_order() -> None:
         ({"characters": "ab", "by_bytes": True}, "has no characters"),
     ],
 )
-def test_a_vocabulary_that_is_none(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_vocabularies_are_refused(wrong: dict[str, Any], message: str) -> None:
     with unchecked(), pytest.raises(ValueError, match=message):
         Vocabulary(**wrong)
 
 
 @pytest.mark.parametrize("raw", [b"caf\xe9", b"\xff\x00\xed\xa0\x80", "é€".encode() + b"\xc3"])
 def test_bytes_of_a_command_line_become_themselves(raw: bytes) -> None:
-    """Python decodes what is not UTF-8 to surrogates (PEP 383)."""
+    """Python decodes bytes that are not UTF-8 to surrogates (PEP 383)."""
     typed = raw.decode(errors="surrogateescape")
     assert Vocabulary.of_bytes().encode(typed).tobytes() == raw
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udc00b", "\udbff\udfff"])
-def test_half_a_character_has_no_bytes(text: str) -> None:
+def test_half_a_surrogate_pair_has_no_bytes(text: str) -> None:
     with pytest.raises(InputError, match="surrogate"):
         Vocabulary.of_bytes().encode(text)
 
 
-def test_equal_by_value() -> None:
+def test_vocabularies_compare_by_value() -> None:
     one, same = Vocabulary.of("ab"), Vocabulary.of("baab")
     one.encode("a")  # what an instance has computed is no part of it
     assert one == same and hash(one) == hash(same)
@@ -161,6 +161,6 @@ def test_whitespace_of_characters() -> None:
 
 
 def test_whitespace_of_bytes() -> None:
-    """Only ASCII: 0x85 and 0xa0 are parts of other characters."""
+    """Only ASCII white space counts, because 0x85 and 0xa0 are parts of other characters."""
     white = np.flatnonzero(Vocabulary.of_bytes().whitespace())
     assert bytes(white.tolist()).decode() == "\t\n\v\f\r\x1c\x1d\x1e\x1f "

@@ -1,4 +1,4 @@
-"""The device is chosen by name, described in a line, and missed in a line that says what to do."""
+"""Tests of selecting a device by name, its description, and the error if it is missing."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="JAX computes
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, where it may set up JAX for good."""
+    """Run code in a new process, since the setup of JAX cannot be undone."""
     return subprocess.run(
         [sys.executable, "-c", code],
         env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | environment,
@@ -27,14 +27,14 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @on_cpu
-def test_auto_takes_what_is_there() -> None:
+def test_auto_uses_the_default_device() -> None:
     accelerator.use("auto")
     assert jax.numpy.zeros(1).devices() == {jax.devices("cpu")[0]}
 
 
 @on_cpu
 @pytest.mark.parametrize("wanted, extra", [("gpu", "cuda"), ("tpu", "tpu")])
-def test_what_is_not_there_is_told_with_what_to_install(wanted: Any, extra: str) -> None:
+def test_the_error_for_a_missing_accelerator_says_what_to_install(wanted: Any, extra: str) -> None:
     with pytest.raises(InputError) as caught:
         accelerator.use(wanted)
     message = str(caught.value)
@@ -44,7 +44,9 @@ def test_what_is_not_there_is_told_with_what_to_install(wanted: Any, extra: str)
 
 
 @on_cpu
-def test_a_platform_forced_from_outside_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_platform_forced_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     with pytest.raises(InputError, match="JAX_PLATFORMS=cpu"):
         accelerator.use("gpu")
@@ -55,12 +57,12 @@ def test_a_platform_forced_from_outside_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @on_cpu
-def test_cpu_described() -> None:
+def test_description_of_a_cpu() -> None:
     assert accelerator.describe() == f"cpu, {os.cpu_count()} cores"
     assert accelerator.memory_limit() is None
 
 
-def test_others_described(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device = fake("gpu", device_kind="NVIDIA H200", memory_stats=lambda: {"bytes_limit": 123})
     monkeypatch.setattr(accelerator, "device", lambda: device)
     assert accelerator.describe() == "NVIDIA H200"
@@ -85,7 +87,7 @@ def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
     assert accelerator.fast_dtype() == dtype
 
 
-def test_cpu_in_a_process_of_its_own() -> None:
+def test_cpu_is_used_in_a_new_process() -> None:
     done = python(
         "from jaxrnn.devices import accelerator\n"
         "accelerator.use('cpu')\n"
@@ -98,7 +100,7 @@ def test_cpu_in_a_process_of_its_own() -> None:
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "no-such-platform"])
 @pytest.mark.parametrize("wanted", ["auto", "gpu"])
-def test_a_platform_that_jax_does_not_have(platform: str, wanted: str) -> None:
+def test_a_platform_unknown_to_jax(platform: str, wanted: str) -> None:
     """JAX_PLATFORMS names it; JAX itself raises a RuntimeError or an AssertionError."""
     done = python(
         f"""

@@ -1,5 +1,7 @@
-"""What is done against growth, each in a process of its own: it is done to a whole process. And how
-much memory there is and how much a training needs."""
+"""Tests of the limit to heap growth, of available memory, and of the estimated need of a training.
+
+The limit is set for a whole process, so it is tested in new processes.
+"""
 
 import re
 import resource
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxrnn import InputError, charlm, generate, load, sample, train
+from jaxrnn import InputError, charlm, generate, load, sample, sample_many, train
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
 from tests.support.runs import flags
@@ -68,15 +70,15 @@ def told(program: str, way: str) -> int:
 
 
 @pytest.mark.parametrize(("way", "some"), [("as it is", True), ("steady", False)])
-def test_a_save_leaves_no_objects(way: str, some: bool) -> None:
-    """8 saves; without `steady` tensorstore keeps dozens of objects of each. If that ends, so may it."""
+def test_saving_leaks_no_objects(way: str, some: bool) -> None:
+    """Without `limit_heap_growth` tensorstore keeps dozens of objects per save; 8 saves are made."""
     assert (told(SAVES, way) > 8 * 10) is some
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
 @pytest.mark.parametrize(("way", "some"), [("as it is", True), ("steady", False)])
-def test_freed_buffers_go_back(way: str, some: bool) -> None:
-    """Seven of eight buffers of 4 MiB are freed below one that is not: in kB."""
+def test_freed_buffers_are_returned_to_the_system(way: str, some: bool) -> None:
+    """Seven of eight buffers of 4 MiB are freed, below one that is not; the growth is in kB."""
     assert (told(BUFFERS, way) > 4 * 4 * 1024) is some
 
 
@@ -89,7 +91,7 @@ SOME = (
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
-    """A system of its own: what /proc and /sys say there."""
+    """Write the files of a system, as in /proc and /sys, and return their root."""
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
@@ -126,7 +128,7 @@ SYSTEMS: dict[str, tuple[dict[str, str], float]] = {  # files, GB
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_memory_that_is_available(name: str, tmp_path: Path) -> None:
+def test_available_memory_of_the_host(name: str, tmp_path: Path) -> None:
     files, want = SYSTEMS[name]
     root = tree(tmp_path, {"proc/meminfo": MEMINFO.format(0)} | files)
     assert memory.available_on_host(root) == pytest.approx(want * GB)
@@ -134,7 +136,7 @@ def test_memory_that_is_available(name: str, tmp_path: Path) -> None:
 
 @contextmanager
 def limited(kind: int, size: int) -> Iterator[None]:
-    """This process may take so many bytes more."""
+    """Limit this process to `size` more bytes."""
     before = resource.getrlimit(kind)
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmSize:\s+(\d+)", status)
@@ -147,14 +149,14 @@ def limited(kind: int, size: int) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
-def test_a_limit_of_the_process_counts() -> None:
+def test_resource_limits_of_the_process_count() -> None:
     with limited(resource.RLIMIT_AS, GB):
         found = memory.available_on_host()
     assert found is not None and 0.9 * GB < found < 1.1 * GB
     assert memory.available_on_host() != found
 
 
-def test_memory_of_a_device_that_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = {"bytes_limit": 80 * GB, "bytes_in_use": 5 * GB}
     gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
     monkeypatch.setattr(accelerator, "device", lambda: gpu)
@@ -199,8 +201,8 @@ print(needs[0], resident("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
-def test_the_estimate_is_near_what_a_training_takes() -> None:
-    """And not above, or it would refuse what fits: half for the model, half for its batch."""
+def test_the_estimate_is_close_to_the_memory_of_a_training() -> None:
+    """It is not above, so that nothing that fits is refused. Model and batch take half each."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED], capture_output=True, text=True, timeout=250
     )
@@ -210,8 +212,10 @@ def test_the_estimate_is_near_what_a_training_takes() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
-def test_a_training_that_does_not_fit(tmp_path: Path, refusal: Callable[..., str]) -> None:
-    """Refused within seconds; to allocate it would hang."""
+def test_a_training_that_does_not_fit_is_refused(
+    tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    """It is refused within seconds; allocating that much memory would hang."""
     (tmp_path / "text").write_text("a long text\n" * 100)
     more = ["--recurrent-init", "glorot", "--cell", "lstm", "--hidden-size", "12000"]
     with limited(resource.RLIMIT_AS, 6 * GB):
@@ -222,7 +226,7 @@ def test_a_training_that_does_not_fit(tmp_path: Path, refusal: Callable[..., str
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_does_not_fit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = memory.bytes_per_device(load(place / "run"))
     monkeypatch.setattr(memory, "available_on_host", lambda: size)
     load(place / "run")
@@ -233,7 +237,7 @@ def test_a_model_that_does_not_fit(place: Path, monkeypatch: pytest.MonkeyPatch)
         load(place / "run")
 
 
-def test_texts_that_do_not_fit(
+def test_samples_that_do_not_fit_are_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     params = load(place / "run")
@@ -241,13 +245,13 @@ def test_texts_that_do_not_fit(
     for count, length in (10**15, 0), (10_000, 2**20):
         message = f"writing {count:,} texts at once needs about "
         with pytest.raises(InputError, match=message):
-            sample(params, "1", length, count=count)
+            sample_many(params, "1", length, count=count)
         many = ["--count", str(count), "--length", str(length)]
         assert message in refusal(generate.main, [str(place / "run"), *many])
-    assert len(sample(params, "1", 3, count=1000)) == 1000
+    assert len(sample_many(params, "1", 3, count=1000)) == 1000
 
 
-def test_memory_that_runs_out_nevertheless(
+def test_running_out_of_memory_is_reported(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     def short(*_: object, **__: object) -> None:
@@ -258,6 +262,6 @@ def test_memory_that_runs_out_nevertheless(
     assert message.startswith("out of memory (MemoryError); ") and "--batch" in message
 
 
-def test_size_of_arrays() -> None:
+def test_bytes_of_parameters() -> None:
     params = charlm.init(charlm.ModelConfig(hidden_size=3, embedding_size=2), Vocabulary.of("abc"))
     assert memory.bytes_per_device(params) == 4 * charlm.count(params)

@@ -1,4 +1,4 @@
-"""The same seed gives the same curve on 1, 2, 4 and 8 devices, and what does not fit them is refused."""
+"""Tests of meshes: the same seed gives the same curve on 1, 2, 4 and 8 devices."""
 
 import json
 import os
@@ -41,6 +41,7 @@ CASES = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.timeout(1500)  # the first waits for all
 @pytest.mark.parametrize(
     "name, implementation, sizes", CASES, ids=lambda value: str(value).replace(" ", "")
@@ -58,27 +59,31 @@ def test_the_curve_does_not_depend_on_the_devices(
     assert found["programs"] == 1, "the state comes out as it went in"
 
 
+@pytest.mark.process
 def test_rows_read_from_a_file_are_the_same(trained: dict[str, Any]) -> None:
     for part in ("curves", "weights", "validation"):
         assert trained["from a file"][part] == trained["from the device"][part]
 
 
+@pytest.mark.process
 def test_a_state_made_on_a_mesh_is_the_same(trained: dict[str, Any]) -> None:
     assert trained["begins alike"]
 
 
-def test_samples_are_drawn_where_the_model_lies(trained: dict[str, Any]) -> None:
-    """By one device where each has all of it, by all together where its units are divided."""
+@pytest.mark.process
+def test_samples_are_drawn_on_the_devices_of_the_model(trained: dict[str, Any]) -> None:
+    """One device draws if each holds the whole model; all draw together if units are divided."""
     assert [found["devices"] for found in trained["samples"]] == [1, 8] * len(MODELS)
     for found in trained["samples"]:
         assert found["divided"] == found["alone"]
 
 
+@pytest.mark.process
 def test_units_on_several_devices_need_scan_or_xla(trained: dict[str, Any]) -> None:
     assert "implementation 'native' keeps all units on one device" in trained["refused"]
 
 
-def test_both_axes_are_tried() -> None:
+def test_both_axes_are_covered() -> None:
     assert all(sizes in RUNS["rnn", "xla"] for sizes in [*DATA, *BOTH])
 
 
@@ -97,8 +102,9 @@ def run_command(
     )
 
 
-def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
-    """Begun on 8 devices, gone on with 4 and 2 of them along units, ended on one."""
+@pytest.mark.process
+def test_a_run_resumes_with_other_devices(tmp_path: Path) -> None:
+    """It starts on 8 devices, resumes on 4, two of them along units, and ends on one."""
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("".join(f"{n} green bottles, {n * n}\n" for n in range(80)))
     alone = run_command(text, tmp_path / "alone", 1, "--steps=24", "--schedule=constant")
@@ -114,6 +120,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
     assert np.isfinite(np.asarray(load(run).w_out)).all()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "more, told",
     [
@@ -126,7 +133,9 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(more: list[str], told: str, tmp_path: Path) -> None:
+def test_sizes_that_do_not_fit_the_devices_are_refused(
+    more: list[str], told: str, tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text("green bottles " * 40)
     done = run_command(tmp_path / "text.txt", tmp_path / "run", 4, *more)
     assert done.returncode == 2
@@ -141,12 +150,12 @@ def test_what_does_not_fit_is_refused(more: list[str], told: str, tmp_path: Path
 @pytest.mark.parametrize(
     "words", ["", "data", "data=0", "data=2,data=2", "rows=2", "data=2;model=1"]
 )
-def test_words_that_are_no_mesh(words: str) -> None:
+def test_invalid_meshes_are_refused(words: str) -> None:
     with pytest.raises(InputError, match="`mesh` must be of the form data=8,model=2"):
         mesh.parse(words)
 
 
-def test_words_for_a_mesh() -> None:
+def test_meshes_are_parsed() -> None:
     assert mesh.parse("data=8,model=2") == {"data": 8, "model": 2}
     assert mesh.parse("model=4") == {"model": 4}
 

@@ -1,4 +1,4 @@
-"""A run is the same run in every mode of JAX: trained, resumed, read and sampled."""
+"""Tests that a run is trained, resumed, loaded and sampled alike in every mode of JAX."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def fit(run: Path, steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 steps in the usual modes, not to be changed."""
+    """A run of 8 steps in the default modes; tests must not change it."""
     run = tmp_path_factory.mktemp("modes") / "run"
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
@@ -70,7 +70,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @modes
-def test_first_parameters(mode: str) -> None:
+def test_initial_parameters_are_the_same_in_every_mode(mode: str) -> None:
     config = charlm.ModelConfig(hidden_size=5, embedding_size=3, peephole=True)
     usual = charlm.init(config, CORPUS.vocabulary, seed=3)
     with entered(mode):
@@ -80,8 +80,8 @@ def test_first_parameters(mode: str) -> None:
 
 
 @modes
-def test_a_run_goes_from_mode_to_mode(mode: str, plain: Path, tmp_path: Path) -> None:
-    """Begun in one mode and resumed in another, both ways: to the last bit the run of one mode."""
+def test_a_run_resumes_in_another_mode(mode: str, plain: Path, tmp_path: Path) -> None:
+    """Resumed in another mode, either way, it is bit-identical to the run of one mode."""
     here, there = tmp_path / "here", tmp_path / "there"
     fit(here, 4)
     with entered(mode):
@@ -94,7 +94,7 @@ def test_a_run_goes_from_mode_to_mode(mode: str, plain: Path, tmp_path: Path) ->
 
 
 @modes
-def test_a_run_is_read_and_sampled(mode: str, plain: Path) -> None:
+def test_a_run_is_loaded_and_sampled_in_every_mode(mode: str, plain: Path) -> None:
     params = load(plain)
     text = sample(params, "1 green", 40)
     [_, inside] = activations(params, "green")
@@ -106,8 +106,8 @@ def test_a_run_is_read_and_sampled(mode: str, plain: Path) -> None:
     np.testing.assert_array_equal(inside_too["hidden"], inside["hidden"])
 
 
-def test_a_run_that_an_older_version_trained_in_other_modes(plain: Path, tmp_path: Path) -> None:
-    """There the embedding was float64 under x64, and a key as long as its generator's."""
+def test_a_run_trained_by_an_older_version_in_other_modes(plain: Path, tmp_path: Path) -> None:
+    """Its embedding was float64 under x64, and its key had the length of the other generator's."""
     shapes = jax.eval_shape(lambda: stepping.create(DROPPING, _optimizer(), CORPUS.vocabulary))
     usual = Checkpoints(plain, read_only=True)
     found = usual.restore(shapes.params, loop._rest(shapes))
@@ -156,7 +156,7 @@ for name, arguments in json.loads(sys.argv[1]):
 
 
 def commands(text: Path, run: Path) -> list[tuple[str, list[str]]]:
-    """Train and then write with the model."""
+    """Train a model and generate text with it."""
     settings = f"--data {text} --workdir {run} --cell gru --hidden-size 6 --embedding-size 4 --dropout 0.2 "  # noqa: E501
     settings += "--dtype float32 --batch 4 --seq-len 8 --steps 8 --warmup 5 --log-every 2 "
     settings += "--eval-every 4 --sample-every 4"
@@ -164,8 +164,9 @@ def commands(text: Path, run: Path) -> list[tuple[str, list[str]]]:
     return [("train", settings.split()), ("generate", writing)]
 
 
+@pytest.mark.process
 def test_the_commands_in_other_modes(tmp_path: Path) -> None:
-    """A run of the usual modes is finished and written with in others, and a new one is its equal."""
+    """A run is resumed and sampled in other modes, and equals a run trained in them."""
     text, old, new = (tmp_path / name for name in ("text", "old", "new"))
     text.write_text(TEXT)
     mains = {"train": train.main, "generate": generate.main}

@@ -1,6 +1,6 @@
-"""Several processes on one machine train one model; one that goes, or does not fit, ends all in words.
+"""Tests of several processes that train one model on one machine, and of their failures.
 
-The processes are real, and talk over the CPU's collectives as hosts talk over a network.
+The processes are real and use the collectives of the CPU, as hosts would over a network.
 """
 
 import json
@@ -36,7 +36,7 @@ END = 60  # seconds in which the others must notice that one is gone
 
 
 def slurm(number: int, count: int) -> dict[str, str]:
-    """What SLURM tells the tasks that srun starts on one node."""
+    """Return the environment of a task that srun starts on one node."""
     return {
         "SLURM_JOB_ID": "4242",
         "SLURM_STEP_NODELIST": "localhost",
@@ -48,7 +48,7 @@ def slurm(number: int, count: int) -> dict[str, str]:
 
 
 def open_mpi(number: int, count: int) -> dict[str, str]:
-    """What Open MPI tells the processes that mpirun starts on one host."""
+    """Return the environment of a process that mpirun starts on one host."""
     return {
         "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
         "OMPI_COMM_WORLD_SIZE": str(count),
@@ -112,14 +112,14 @@ class Job:
             time.sleep(0.01)
 
     def end(self, patience: float = PATIENCE) -> tuple[list[int], list[str], list[str]]:
-        """Every process' status, output and errors."""
+        """Return the exit status, output and errors of each process."""
         said = [process.communicate(timeout=patience) for process in self.processes]
         outs, errors = ([said[n][k] for n in range(len(said))] for k in (0, 1))
         return [process.returncode for process in self.processes], outs, errors
 
 
 def errors_of(texts: list[str]) -> list[str]:
-    """The lines for users; what JAX's own layers log is theirs."""
+    """Return the error lines for users, without the logs of JAX."""
     return [line for text in texts for line in text.splitlines() if line.startswith("error: ")]
 
 
@@ -132,7 +132,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(text: Path) -> dict[int, Path]:
-    """Undisturbed runs of 2 and of 4 processes."""
+    """Uninterrupted runs of 2 and of 4 processes."""
     runs = {count: text.parent / f"whole{count}" for count in (2, 4)}
     for count, run in runs.items():
         statuses, outs, errors = Job(text, run, count).end()
@@ -151,7 +151,7 @@ def digests(run: Path) -> Any:
 @several
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count, victim", [(2, 0), (4, 2)])
-def test_one_is_killed_and_all_start_again(
+def test_all_resume_after_one_process_is_killed(
     count: int, victim: int, whole: dict[int, Path], text: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -173,7 +173,7 @@ def test_one_is_killed_and_all_start_again(
 @several
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cluster", [slurm, open_mpi])
-def test_a_cluster_says_who_is_who(
+def test_a_cluster_numbers_the_processes(
     cluster: Any, whole: dict[int, Path], text: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -185,7 +185,7 @@ def test_a_cluster_says_who_is_who(
 @several
 @pytest.mark.timeout(900)
 def test_checkpoints_move_between_4_processes_and_1(text: Path, tmp_path: Path) -> None:
-    """Half of the run each way round comes to the same model."""
+    """Half of the run with each number of processes, in either order, gives the same model."""
     models = []
     for first, second in [(4, 1), (1, 4)]:
         run = tmp_path / f"{first}"
@@ -200,7 +200,9 @@ def test_checkpoints_move_between_4_processes_and_1(text: Path, tmp_path: Path) 
 
 @several
 @pytest.mark.timeout(600)
-def test_units_over_two_processes(text: Path, whole: dict[int, Path], tmp_path: Path) -> None:
+def test_units_are_divided_over_two_processes(
+    text: Path, whole: dict[int, Path], tmp_path: Path
+) -> None:
     """Neither process has the whole model: they train, sample and save together."""
     run = tmp_path / "run"
     more = ["--mesh=model=2", "--sample-every=20"]
@@ -218,7 +220,9 @@ def test_units_over_two_processes(text: Path, whole: dict[int, Path], tmp_path: 
 
 @several
 @pytest.mark.timeout(900)
-def test_sigterm_to_one_saves_in_all(text: Path, whole: dict[int, Path], tmp_path: Path) -> None:
+def test_sigterm_to_one_process_makes_all_save(
+    text: Path, whole: dict[int, Path], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     job = Job(text, run, 2)
     job.until(lines=5)
@@ -235,7 +239,7 @@ def test_sigterm_to_one_saves_in_all(text: Path, whole: dict[int, Path], tmp_pat
 
 @several
 @pytest.mark.timeout(600)
-def test_nan_in_one_process_sends_all_back(text: Path, tmp_path: Path) -> None:
+def test_nan_in_one_process_rolls_all_back(text: Path, tmp_path: Path) -> None:
     run, program = tmp_path / "run", Path(__file__).parents[1] / "support/children/nan.py"
     statuses, outs, errors = Job(text, run, 2, program=program).end()
     assert statuses == [0, 0], errors
@@ -261,7 +265,7 @@ def test_nan_in_one_process_sends_all_back(text: Path, tmp_path: Path) -> None:
     ],
     ids=["settings", "text", "folder", "missing", "rows"],
 )
-def test_processes_that_differ(
+def test_processes_with_different_settings_are_refused(
     changes: dict[int, list[str]], told: str, text: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other.txt").write_text(TEXT.replace("wall", "roof"))
@@ -285,7 +289,7 @@ def test_processes_that_differ(
     ],
     ids=["no coordinator", "nobody else", "one number twice"],
 )
-def test_processes_that_do_not_meet(
+def test_missing_and_duplicate_processes_are_reported(
     start: list[int], told: str, text: Path, tmp_path: Path
 ) -> None:
     patience = 4 if len(start) < 3 else 60
@@ -302,7 +306,7 @@ def test_processes_that_do_not_meet(
     "here, told",
     [(1, "did not answer within 4 s"), (0, "process 1 of 2 did not connect within 4 s")],
 )
-def test_a_cluster_whose_others_do_not_come(
+def test_missing_processes_of_a_cluster_are_reported(
     here: int, told: str, text: Path, tmp_path: Path
 ) -> None:
     job = Job(text, tmp_path / "run", 2, start=[here], patience=4, cluster=slurm)
@@ -312,7 +316,7 @@ def test_a_cluster_whose_others_do_not_come(
 
 
 @several
-def test_processes_told_of_different_numbers(text: Path, tmp_path: Path) -> None:
+def test_different_num_processes_are_refused(text: Path, tmp_path: Path) -> None:
     changes = {1: ["--num-processes=3"]}
     statuses, _, errors = Job(text, tmp_path / "run", 2, changes=changes).end()
     assert statuses == [2, 2]
@@ -331,12 +335,12 @@ def test_processes_told_of_different_numbers(text: Path, tmp_path: Path) -> None
         (dict(coordinator="host:99999", process_id=0, num_processes=2), "must be HOST:PORT"),
     ],
 )
-def test_flags_that_do_not_fit(given: dict[str, Any], told: str) -> None:
+def test_inconsistent_process_settings_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         Processes(**given)
 
 
-def test_no_cluster_says_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distributed_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR_")):
             monkeypatch.delenv(name)
@@ -346,14 +350,14 @@ def test_no_cluster_says_anything(monkeypatch: pytest.MonkeyPatch) -> None:
         processes.start(Processes(distributed=True, connect_timeout=2.0))
 
 
-def test_an_unknown_host() -> None:
+def test_an_unknown_host_is_reported() -> None:
     with pytest.raises(
         InputError, match=r"the host of the coordinator no\.such\.host\.invalid:1 is"
     ):
         processes.start(Processes(False, "no.such.host.invalid:1", 1, 2, connect_timeout=2.0))
 
 
-def test_one_process_agrees_with_itself() -> None:
+def test_a_single_process_needs_no_communication() -> None:
     assert processes.is_primary()
     assert processes.allgather_json({"a": [1, None]}) == [{"a": [1, None]}]
     action: Callable[[], int] = lambda: 3  # noqa: E731

@@ -1,4 +1,4 @@
-"""Files are replaced whole or not at all, and are on the disk before they get their name."""
+"""Tests of atomic writes: a file is synced before it gets its name, or it is not replaced."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def test_all_of_a_file_is_synced_before_it_gets_its_name(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_file_that_cannot_be_written_is_as_it_was(
+def test_a_file_that_cannot_be_written_keeps_its_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
