@@ -52,6 +52,7 @@ sys.exit(opened)
 """
 
 
+@pytest.mark.process
 def test_closed_streams_are_opened(tmp_path: Path) -> None:
     """So that no file that is opened later becomes standard output, and gets what is printed."""
     file = tmp_path / "file"
@@ -236,7 +237,8 @@ def test_a_value_like_a_flag_is_explained(flag: str, value: str) -> None:
 
 def test_numbers_can_be_none() -> None:
     """Which undoes what a preset says."""
-    assert arguments.parse(generate.GenerateOptions, "", ["run", "--top-k", "None"]).top_k is None
+    options = arguments.parse(generate.GenerateOptions, "", ["run", "--top-k", "None"])
+    assert options.sampling.top_k is None
     assert train.parse(["--preset", "shakespeare"]).training.steps == 3500
     assert train.parse(["--preset", "shakespeare", "--steps", "None"]).training.steps is None
 

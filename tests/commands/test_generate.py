@@ -1,4 +1,4 @@
-"""The generating command: what it writes, in every encoding, and one clear line for what it cannot do."""  # noqa: E501
+"""The generate command: what it writes, in every encoding, and its one-line errors."""
 
 import contextlib
 import io
@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from jaxrnn import generate, load, prepare, sample, sample_bytes, train
+from jaxrnn import (
+    generate,
+    load,
+    prepare,
+    sample,
+    sample_bytes,
+    sample_bytes_many,
+    sample_many,
+    train,
+)
 from jaxrnn.data import sources
 from jaxrnn.data.vocabulary import Vocabulary
 from tests.support.runs import KNOWN, TEXT, environment, flags, lose_the_reader
@@ -31,6 +40,7 @@ def written(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     return out
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "changes",
     [
@@ -61,9 +71,10 @@ def test_defaults(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert text != written(capsys, place / "run", "--seed", 1)
 
 
+@pytest.mark.slow
 def test_many_texts(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = written(capsys, place / "run", "--prime", KNOWN, "--length", 20, "--count", 2)
-    one, two = sample(load(place / "run"), KNOWN, 20, count=2)
+    one, two = sample_many(load(place / "run"), KNOWN, 20, count=2)
     assert one != two
     assert out == f"--- 1 ---\n{one}\n--- 2 ---\n{two}\n"
 
@@ -81,19 +92,21 @@ def test_prime_from_a_file_and_output_to_one(
     assert (tmp_path / "out").read_text() == on_screen
 
 
+@pytest.mark.slow
 def test_best_or_latest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for which in ("best", "latest"):
         text = written(capsys, run, "--which", which, "--length", 20)
         assert text == sample(load(run, which), "\n", 20)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--prime", "Ω€"], "never seen: 'Ω' '€'"),
         (["--prime", ""], "prime is empty"),
         (["--prime", "caf\udce9"], "--prime is not UTF-8: byte 0xe9 at offset 3"),
-        (["--prime", "-s"], "one that begins with - follows an equals sign: --prime=VALUE"),
+        (["--prime", "-s"], "--prime needs a value; write one that begins with - as --prime=VALUE"),
         (["--prime", "--length"], "--prime=VALUE"),
         (["--temperature", "0"], "--temperature must be a number above 0, not 0.0; --mode argmax"),
         (["--temperature", "nan"], "--temperature must be a number above 0"),
@@ -108,7 +121,7 @@ def test_best_or_latest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--prime-file", "/"], "cannot read /"),
         (
             ["--prime-file", "latin"],
-            "latin is not UTF-8: byte 0xe9 at offset 3 (line 1); it is perh",
+            "latin is not UTF-8: byte 0xe9 at offset 3 (line 1); it may be",
         ),
         (["--prime-file", "empty"], "prime is empty"),
         (["--prime-file", "-"], "standard input is closed"),
@@ -117,20 +130,20 @@ def test_best_or_latest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_bad_input_to_generate(
     arguments: list[str],
-    told: str,
+    message: str,
     place: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     refusal: Callable[..., str],
 ) -> None:
-    """And what is in the output file stays there."""
+    """The content of the output file is kept."""
     monkeypatch.chdir(tmp_path)
     Path("latin").write_bytes(b"caf\xe9")
     Path("empty").touch()
     monkeypatch.setattr(sys, "stdin", None)
     Path("out").write_text("from before")
-    message = refusal(generate.main, [str(place / "run"), *arguments, "--output", "out"])
-    assert told in message
+    line = refusal(generate.main, [str(place / "run"), *arguments, "--output", "out"])
+    assert message in line
     assert Path("out").read_text() == "from before"
 
 
@@ -183,6 +196,7 @@ def strict_screen(monkeypatch: pytest.MonkeyPatch, encoding: str) -> Callable[[]
     return raw.getvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bar", [False, True], ids=["lines", "bar"])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_no_encoding_of_the_screen_stops_a_command(
@@ -216,6 +230,7 @@ def test_no_encoding_of_the_screen_stops_a_command(
     assert b"done. Now: python -m jaxrnn.train --data $'" in screen()
 
 
+@pytest.mark.slow
 def test_files_whose_names_are_not_utf8(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -237,6 +252,7 @@ def test_files_whose_names_are_not_utf8(
     assert "is not UTF-8" in refusal(generate.main, ["."])
 
 
+@pytest.mark.slow
 def test_what_a_model_of_bytes_writes(
     place: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -250,7 +266,7 @@ def test_what_a_model_of_bytes_writes(
         assert generate.main([*arguments, *more]) == 0
     assert capfdbinary.readouterr().out == raw * 2
     assert out.read_bytes() == raw
-    one, two = sample_bytes(load(run), b"caf\xe9 ", 30, count=2)
+    one, two = sample_bytes_many(load(run), b"caf\xe9 ", 30, count=2)
     assert generate.main([run, "--prime", prime, "--length", "30", "--count", "2"]) == 0
     assert capfdbinary.readouterr().out == b"--- 1 ---\n%b\n--- 2 ---\n%b\n" % (one, two)
 
@@ -263,6 +279,7 @@ def is_utf8(raw: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_binary_file_from_end_to_end(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -313,6 +330,7 @@ def test_a_prime_file_of_bytes(
     assert Path(out).read_bytes() == raw
 
 
+@pytest.mark.slow
 def test_output_can_be_the_next_prime(
     place: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
@@ -343,6 +361,7 @@ def test_a_terminal_gets_a_last_new_line(
         assert written.decode() == shown
 
 
+@pytest.mark.slow
 def test_none_is_a_prime_like_any_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +391,7 @@ def test_a_text_whose_output_has_no_reader(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("by", "status"), [("pipe", 141), ("Ctrl-C", 130)])
 def test_an_endless_text_ends(by: str, status: int, place: Path) -> None:
     """As in `python -m jaxrnn.generate run --length endless | head -c 10`; what was written stays."""

@@ -1,7 +1,10 @@
-"""The sampling kernel without a GPU: interpreted on the CPU with a detector of races against the loop of
-`jaxrnn.charlm.decoding`, from the same states and keys; lowered for a GPU in every cut that is interpreted and
-in those that only a GPU can run (counters in L2); how it is cut, and what it refuses. Whether a GPU runs
-it right and fast, only a GPU can tell."""  # noqa: E501
+"""The sampling kernel without a GPU.
+
+It is interpreted on the CPU with a race detector and compared to the loop of `jaxrnn.charlm.decoding`,
+from the same states and keys. It is lowered for a GPU in every tiling that is interpreted, and in those
+that only a GPU can run (counters in L2). Other tests check the tiling, and what is refused. Only a GPU
+can show whether it runs right and fast there.
+"""
 
 from functools import partial
 from typing import Any
@@ -12,49 +15,50 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn import InputError, ModelConfig, Vocabulary, charlm, init, sample, stream
+from benchmarks.ahead_of_time import hopper as hopper_static
+from benchmarks.ahead_of_time import programs as hopper_programs
+from jaxrnn import InputError, ModelConfig, Vocabulary, charlm, init, sample, sample_many, stream
 from jaxrnn.charlm import decoding, sampling
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
-from jaxrnn.recurrence.kernels.hopper import sampling_cta as hopper_sampling_part
-from jaxrnn.recurrence.kernels.hopper import search as hopper_search
-from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
-from jaxrnn.recurrence.kernels.hopper.sampling_cta import Cut
+from jaxrnn.recurrence.kernels.hopper import sampling_cta, search, tiles
+from jaxrnn.recurrence.kernels.hopper.sampling_cta import SamplingTiling
 from tests.support.fakes import fake
-from tests.support.hopper import SHARED, gpu_aot, hopper_programs, hopper_static, interpreted
+from tests.support.hopper import SHARED, gpu_aot, interpreted
 from tests.support.oracle import TOLERANCES, assert_close, unchecked
 
 Size = hopper_programs.Size
 VOCABULARY = Vocabulary.of("abcdefghijklmnopqrstuvwxyz,.;:!?-'\n 12345")  # 41, in two pieces
 SIZE = len(VOCABULARY)
-BATCH, LENGTH, DRAWN = (
-    9,
-    3,
-    4,
-)  # of 16 rows that are moved; characters, of tokens that there is room for
-HIDDEN, WIDTH = 20, 32  # units and with their padding, shared by two parts
-CUT = Cut(parts=2, cluster=2, rows=16, units=16, columns=32, chunk=16, slots=2)
-NARROW = CUT._replace(units=8, slots=1)  # 16 units, in rows of 16 bytes
+# Rows, of the 16 that are moved.
+BATCH = 9
+# Characters to draw, and the length of the tokens.
+LENGTH, DRAWN = 3, 4
+# Units, without and with their padding, shared by two parts.
+HIDDEN, WIDTH = 20, 32
+TILING = SamplingTiling(parts=2, cluster=2, rows=16, units=16, columns=32, chunk=16, slots=2)
+# 16 units, in rows of 16 bytes.
+NARROW = TILING._replace(units=8, slots=1)
 
 CASES = {
-    "lstm": ("categorical", CUT, {"cell": "lstm", "peephole": True}),
+    "lstm": ("categorical", TILING, {"cell": "lstm", "peephole": True}),
     "lstm-bfloat16": (
         "categorical",
         NARROW,
         {"cell": "lstm", "hidden_size": 10, "dtype": "bfloat16"},
     ),
-    "lstm-layers": ("after-space", CUT._replace(chunk=8), {"cell": "lstm", "layers": 2}),
-    "gru-before": ("after-space", CUT._replace(chunk=8, slots=3), {"cell": "gru", "layers": 2}),
+    "lstm-layers": ("after-space", TILING._replace(chunk=8), {"cell": "lstm", "layers": 2}),
+    "gru-before": ("after-space", TILING._replace(chunk=8, slots=3), {"cell": "gru", "layers": 2}),
     "gru-before-bfloat16": (
         "argmax",
-        CUT,
+        TILING,
         {"cell": "gru", "dtype": "bfloat16", "embedding_size": 0},
     ),
-    "gru-after": ("categorical", CUT._replace(columns=64), {"cell": "gru", "reset": "after"}),
-    "rnn": ("argmax", CUT, {"cell": "rnn", "layers": 3}),
+    "gru-after": ("categorical", TILING._replace(columns=64), {"cell": "gru", "reset": "after"}),
+    "rnn": ("argmax", TILING, {"cell": "rnn", "layers": 3}),
     "rnn-alone": (
         "categorical",
-        CUT._replace(parts=1, cluster=1, units=32, columns=64),
+        TILING._replace(parts=1, cluster=1, units=32, columns=64),
         {"cell": "rnn", "activation": "relu", "dtype": "bfloat16", "layers": 2},
     ),
 }
@@ -62,11 +66,11 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that makes a cut everybody's."""
+def use_tiling(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that makes every char-RNN use a tiling."""
 
-    def use(cut: Cut) -> None:
-        monkeypatch.setattr(hopper_sampling, "cut_for", lambda *_: cut)
+    def use(tiling: SamplingTiling) -> None:
+        monkeypatch.setattr(hopper_sampling, "tiling_for", lambda *_: tiling)
 
     return use
 
@@ -77,7 +81,7 @@ def problem(**config: Any) -> tuple[Any, ...]:
     more = lambda a: jnp.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype)  # noqa: E731
     params = init(ModelConfig(**{"hidden_size": HIDDEN, "embedding_size": 6} | config), VOCABULARY)
     params = jax.tree.map(more, params)
-    state = decoding.begin(params.config, SIZE, BATCH, jnp.uint32(3))
+    state = decoding.initial_state(params.config, SIZE, BATCH, jnp.uint32(3))
     state = state._replace(
         carry=jax.tree.map(more, state.carry),
         logits=more(state.logits),
@@ -85,17 +89,17 @@ def problem(**config: Any) -> tuple[Any, ...]:
         position=jnp.int32(5),
     )
     whitespace = np.arange(SIZE) % 2 == 0  # many, so that both kinds of draws are seen
-    settings = decoding.Settings(
+    options = decoding.TracedOptions(
         jnp.float32(0.8), jnp.int32(SIZE), jnp.float32(1), jnp.asarray(whitespace)
     )
-    return params.config, charlm.prepare(params), state, settings
+    return params.config, charlm.step_params(params), state, options
 
 
-def launch(mode: Any, config: Any, prepared: Any, state: Any, settings: Any, how: Any) -> Any:
+def launch(mode: Any, config: Any, prepared: Any, state: Any, options: Any, how: Any) -> Any:
     weights = hopper_sampling.arrange(config.make_cell(), prepared, BATCH)
     length = jnp.int32(LENGTH)
-    return decoding.launch.__wrapped__(
-        config, weights, state, length, settings, mode=mode, size=DRAWN, interpret=how
+    return decoding.draw_by_kernel.__wrapped__(
+        config, weights, state, length, options, mode=mode, size=DRAWN, interpret=how
     )
 
 
@@ -111,11 +115,11 @@ def lowered(mode: Any, config: Any, *given: Any) -> str:
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def loop(mode: Any, config: Any, prepared: Any, state: Any, settings: Any) -> Any:
+def loop(mode: Any, config: Any, prepared: Any, state: Any, options: Any) -> Any:
     """What `jaxrnn.sample` runs everywhere."""
     none, length = np.zeros(1, np.int32), np.int32(LENGTH)
     how = {"mode": mode, "truncate": False, "size": DRAWN}
-    return decoding.advance(config, prepared, state, none, np.int32(0), length, settings, **how)
+    return decoding.advance(config, prepared, state, none, np.int32(0), length, options, **how)
 
 
 def assert_same(got: Any, want: Any, dtype: str) -> None:
@@ -130,27 +134,29 @@ def assert_same(got: Any, want: Any, dtype: str) -> None:
 # --- values and races ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @interpreted
 @every_case
-def test_kernel_is_the_loop(name: str, cut: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_is_the_loop(name: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same characters, state and logits."""
-    mode, tiles, config = CASES[name]
-    cut(tiles)
+    mode, tiling, config = CASES[name]
+    use_tiling(tiling)
     given = problem(**config)
     assert_same(interpret(mode, *given), loop(mode, *given), given[0].dtype)
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize(
     ("missing", "name"), [("barrier_wait", "rnn"), ("wait_smem_to_gmem", "rnn-alone")]
 )
 def test_the_detector_finds_what_is_missing(
-    missing: str, name: str, cut: Any, monkeypatch: pytest.MonkeyPatch
+    missing: str, name: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or that it finds nothing above would mean nothing: without one of the waits there is a race."""
-    mode, tiles, config = CASES[name]
-    cut(tiles)
-    monkeypatch.setattr(hopper_sampling_part.plgpu, missing, lambda *_, **__: None)
+    mode, tiling, config = CASES[name]
+    use_tiling(tiling)
+    monkeypatch.setattr(sampling_cta.plgpu, missing, lambda *_, **__: None)
     with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
         jax.block_until_ready(interpret(mode, *problem(**config)))
 
@@ -158,15 +164,17 @@ def test_the_detector_finds_what_is_missing(
 # --- lowering -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_case
-def test_kernel_lowers(name: str, cut: Any) -> None:
+def test_kernel_lowers(name: str, use_tiling: Any) -> None:
     """Interpreting accepts shapes that no GPU does."""
-    mode, tiles, config = CASES[name]
-    cut(tiles)
+    mode, tiling, config = CASES[name]
+    use_tiling(tiling)
     assert "mosaic_gpu" in lowered(mode, *problem(**config))
 
 
-SIZES = [  # as they are cut over 132 multiprocessors
+# Tiled over 132 multiprocessors.
+SIZES = [
     Size("lstm", "bfloat16", 1, 512),
     Size("lstm", "bfloat16", 64, 512, 2),
     Size("lstm", "bfloat16", 8, 1024),
@@ -177,13 +185,13 @@ SIZES = [  # as they are cut over 132 multiprocessors
 ]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("size", SIZES)
 def test_usual_sizes_lower(size: Size) -> None:
-    """As they are cut for an H100, with counters in L2 where no cluster holds all parts."""
-    run, given, cut = hopper_programs.sampler(size)
-    assert cut is not None
-    assert cut.parts * cut.units == hopper_tiles.width(size.hidden)
-    assert cut.parts <= hopper_search.multiprocessors() and cut.rows - 8 < size.batch <= cut.rows
+    """Tiled for an H100, with counters in L2 where no cluster holds all parts."""
+    run, given, tiling = hopper_programs.sampler(size)
+    assert tiling.parts * tiling.units == tiles.width(size.hidden)
+    assert tiling.parts <= search.multiprocessors() and tiling.rows - 8 < size.batch <= tiling.rows
     text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text
 
@@ -200,7 +208,7 @@ class TestCompiled:
         run, given, _ = hopper_programs.sampler(size)
         (report,) = hopper_static.reports(run, *given)
         assert report.kernel.endswith("_sampling")
-        assert report.blocks <= hopper_search.multiprocessors()
+        assert report.blocks <= search.multiprocessors()
         assert report.static_shared + report.shared <= SHARED
         assert report.spill_stores <= SPILLS and not report.losses
 
@@ -217,7 +225,7 @@ class TestCompiled:
         (1, 64, 5000, 1, "bfloat16", "H = 64 with V = 5000"),
     ],
 )
-def test_obstacles(
+def test_unsupported_problems_have_a_reason(
     layers: int, hidden: int, vocabulary: int, batch: int, dtype: str, words: str
 ) -> None:
     cell = ModelConfig(hidden_size=hidden).make_cell()
@@ -236,16 +244,16 @@ PARAMS = init(ModelConfig(hidden_size=6, embedding_size=4), VOCABULARY)
 
 def test_elsewhere_it_is_refused() -> None:
     with pytest.raises(InputError, match="runs on a Hopper GPU and this is a CPU"):
-        sample(PARAMS, "a", 3, implementation="pallas")
+        sample(PARAMS, "a", 3, implementation="hopper")
     with pytest.raises(InputError, match="runs on a Hopper GPU and this is a CPU"):
-        stream(PARAMS, "a", 3, implementation="pallas")
+        stream(PARAMS, "a", 3, implementation="hopper")
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"top_k": 3}, "without top_k and top_p"),
-        ({"top_p": 0.5}, "without top_k and top_p"),
+        ({"top_k": 3}, "without `top_k` and `top_p`"),
+        ({"top_p": 0.5}, "without `top_k` and `top_p`"),
         ({"count": 65}, "at most 64 texts at once, not 65"),
     ],
 )
@@ -254,31 +262,34 @@ def test_what_it_cannot_draw_is_refused(
 ) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: fake("gpu", compute_capability="9.0"))
     with pytest.raises(InputError, match=words):
-        sample(PARAMS, "a", 3, implementation="pallas", **how)
+        sample_many(PARAMS, "a", 3, implementation="hopper", **({"count": 1} | how))
 
 
+@pytest.mark.slow
 def test_the_loop_by_name() -> None:
     assert sample(PARAMS, "a", 9, implementation="xla") == sample(PARAMS, "a", 9)
     with (
         unchecked(),
-        pytest.raises(InputError, match="must be one of xla, pallas or None, not 'x'"),
+        pytest.raises(InputError, match="must be one of xla, hopper or None, not 'x'"),
     ):
         sample(PARAMS, "a", 9, implementation="x")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @interpreted
 def test_samples_by_the_kernel_are_those_of_the_loop(
-    cut: Any, monkeypatch: pytest.MonkeyPatch
+    use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From prime to end, over several launches, and in a stream."""
-    cut(CUT._replace(rows=8, parts=1, cluster=1, chunk=16, units=16, columns=64, slots=1))
+    use_tiling(TILING._replace(rows=8, parts=1, cluster=1, chunk=16, units=16, columns=64, slots=1))
     how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
-    monkeypatch.setattr(sampling, "_check", lambda *_: None)
-    monkeypatch.setattr(sampling, "LAUNCH", 4)
-    monkeypatch.setattr(sampling, "launch", partial(sampling.launch, interpret=how))
-    by_kernel = {"implementation": "pallas", "temperature": 0.7, "seed": 3}
+    monkeypatch.setattr(sampling, "_check_kernel", lambda *_: None)
+    monkeypatch.setattr(sampling, "KERNEL_CHUNK", 4)
+    draw = partial(sampling.draw_by_kernel, interpret=how)
+    monkeypatch.setattr(sampling, "draw_by_kernel", draw)
+    by_kernel = {"implementation": "hopper", "temperature": 0.7, "seed": 3}
     by_loop = by_kernel | {"implementation": "xla"}
-    got = sample(PARAMS, "ab", 6, **by_kernel, count=2)
-    assert got == sample(PARAMS, "ab", 6, **by_loop, count=2)
+    got = sample_many(PARAMS, "ab", 6, **by_kernel, count=2)
+    assert got == sample_many(PARAMS, "ab", 6, **by_loop, count=2)
     pieces = list(stream(PARAMS, "ab", 6, **by_kernel))
     assert "".join(pieces) == got[0]

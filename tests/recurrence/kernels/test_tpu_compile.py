@@ -274,9 +274,9 @@ def sampling_loop(chip: str, hidden: int, rows: int) -> aot.Program:
     config, size = model(hidden), len(VOCABULARY)
     scalar = functools.partial(abstract, ())
     params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
-    prepared = jax.eval_shape(charlm.prepare, params)
-    state = jax.eval_shape(lambda: decoding.begin(config, size, rows, jnp.uint32(0)))
-    settings = decoding.Settings(
+    prepared = jax.eval_shape(charlm.step_params, params)
+    state = jax.eval_shape(lambda: decoding.initial_state(config, size, rows, jnp.uint32(0)))
+    settings = decoding.TracedOptions(
         scalar(jnp.float32), scalar(jnp.int32), scalar(jnp.float32), abstract((size,), jnp.bool_)
     )
     prime, length = abstract((16,), jnp.int32), scalar(jnp.int32)
