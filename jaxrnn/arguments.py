@@ -43,6 +43,11 @@ def _optional_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     )
 
 
+def shown_default(text: str) -> object:
+    """Return an annotation of a field whose default is None: what `--help` shows as the default."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
 def parse(
     kind: type[T],
     prog: str,

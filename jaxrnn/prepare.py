@@ -13,10 +13,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rich import filesize
 
 from jaxrnn import arguments, console, progress
+from jaxrnn.arguments import shown_default
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import entropy_floor
 from jaxrnn.data.preparation import Preparation
@@ -35,10 +37,10 @@ class PrepareOptions:
     data: tuple[str, ...]
     """Text, as for python -m jaxrnn.train: files, folders, "-" (standard input), "shakespeare" or
     "play"."""
-    output: Path | None = None
-    """Folder for the token files (default: tokens/DATA)."""
-    glob: str | None = None
-    """Pattern of the files to read from folders, for example "*.c" (default: "*.txt")."""
+    output: Annotated[Path | None, shown_default("tokens/DATA")] = None
+    """Folder for the token files."""
+    glob: Annotated[str | None, shown_default("*.txt")] = None
+    """Pattern of the files to read from folders, for example "*.c"."""
     bytes: bool = False
     """Read the text as bytes instead of UTF-8 characters."""
     overwrite: bool = False

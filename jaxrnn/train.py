@@ -14,12 +14,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 import jax
 import tyro
 
 from jaxrnn import arguments, charlm, console
+from jaxrnn.arguments import shown_default
 from jaxrnn.charlm import sampling
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
@@ -49,22 +50,28 @@ class TrainOptions:
     """Training text: files, folders, "-" (standard input), "shakespeare" (Tiny Shakespeare, downloaded
     once), "play" (a play that a grammar of known entropy generates), or a single folder that python -m
     jaxrnn.prepare made."""
-    glob: str | None = setting(None, may_change=True)
-    """Pattern of the files to read from folders, for example "*.c" (default: "*.txt")."""
+    glob: Annotated[str | None, shown_default("*.txt")] = setting(None, may_change=True)
+    """Pattern of the files to read from folders, for example "*.c"."""
     bytes: bool = setting(False, may_change=False)
     """Read the text as bytes instead of UTF-8 characters."""
-    workdir: Path | None = setting(None, may_change=True, per_process=True)
-    """Run directory (default: runs/DATA-PRESET)."""
+    workdir: Annotated[Path | None, shown_default("runs/DATA-PRESET")] = setting(
+        None, may_change=True, per_process=True
+    )
+    """Run directory."""
     overwrite: bool = setting(False, may_change=True)
     """Delete the run that is in the run directory and start a new one."""
     accelerator: accelerator.Accelerator = setting("auto", may_change=True)
     """Device to train on; auto takes the fastest kind that JAX finds."""
-    mesh: str | None = setting(None, may_change=True)
-    """Mesh of several devices, for example data=8,model=2: rows of each batch are divided over data,
-    units of each layer over model (default: all devices on data)."""
+    mesh: Annotated[str | None, shown_default("all devices on data")] = setting(
+        None, may_change=True
+    )
+    """Mesh of several devices, for example data=8,model=2: the rows of each batch are divided over data,
+    the units of each layer over model."""
     processes: processes.Processes = nested(processes.Processes, may_change=True)
-    sample_prime: str | None = setting(None, may_change=True)
-    """Beginning of the samples that are written while training (default: a line break)."""
+    sample_prime: Annotated[str | None, shown_default("a line break")] = setting(
+        None, may_change=True
+    )
+    """Beginning of the samples that are written while training."""
     tensorboard: bool = setting(False, may_change=True)
     """Also write TensorBoard events into the run directory."""
     training: TrainingConfig = nested(TrainingConfig, may_change=False)

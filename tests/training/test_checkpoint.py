@@ -90,6 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- there and back ---
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "changes", [dict(), dict(embedding_size=4, tie=True, cell="gru", clip_norm=0.0)]
 )
@@ -130,6 +131,7 @@ def test_saving_copies_what_the_next_step_will_overwrite(tmp_path: Path) -> None
     assert_same_bits(found.tree, before)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("reopen", [False, True], ids=["one process", "many"])
 def test_the_best_and_the_two_latest_are_kept(reopen: bool, tmp_path: Path) -> None:
     losses = {1: 5.0, 2: 1.0, 3: None, 4: 4.0, 5: 3.0, 6: 2.0, 7: None}
@@ -151,6 +153,7 @@ def test_the_best_and_the_two_latest_are_kept(reopen: bool, tmp_path: Path) -> N
             assert found is not None and found.step == step == float(found.tree[0]["x"])
 
 
+@pytest.mark.slow
 def test_load_takes_the_best_or_the_latest(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -227,6 +230,7 @@ def assert_passed_over(lines: list[str]) -> None:
     assert "\n" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_damage_to_any_file_is_harmless_or_passed_over(
     damage: Callable[[Path], None], copy: Path
@@ -307,6 +311,7 @@ def other_notes(newest: Path) -> None:
 HITS = [missing_item, missing_notes, emptied, half_written, half_written_and_damaged, garbled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hit", [*HITS, other_notes], ids=lambda hit: hit.__name__)
 def test_training_resumes_from_the_checkpoint_before(
     hit: Callable[[Path], None], copy: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
@@ -391,6 +396,7 @@ def test_a_checkpoint_of_another_model_is_not_called_damaged(copy: Path) -> None
     assert contents(copy).keys() == before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -420,12 +426,13 @@ def test_a_failure_of_the_machine_is_not_called_damage(
     assert contents(copy) == before
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_load_passes_over_damage(which: Any, copy: Path) -> None:
     """Step 8 is both the best and the latest of this run."""
     four = load_before(copy)
     spoil(copy / "checkpoints" / "8" / "params")
-    with pytest.warns(RuntimeWarning, match="checkpoint 8 in .* passed over for checkpoint 4"):
+    with pytest.warns(RuntimeWarning, match="checkpoint 8 in .* checkpoint 4 is read instead"):
         assert_same_bits(load(copy, which), four)
     lines: list[str] = []
     assert_same_bits(load(copy, which, warn=lines.append), four)
@@ -566,6 +573,7 @@ ENDINGS: dict[str, Callable[[Checkpoints], None]] = {  # what first hears of it
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_failing_write_is_one_line_and_loses_nothing(ending: str, tmp_path: Path) -> None:
     state = state_of(change(LSTM, hidden_size=40))
@@ -601,6 +609,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.process
 def test_a_full_disk_ends_the_command_in_one_line(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def by_one_stream(params: charlm.Params, corpus: Corpus, first: int) -> float:
     return float(np.mean(np.asarray(nats)[corpus.split - first - 1 :], dtype=np.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [200, 5003, 11777, 20485])
 @pytest.mark.parametrize(
     "batch, seq_len, memory_map", [(1, 64, "never"), (4, 100, "always"), (5, 37, "never")]
@@ -65,6 +66,7 @@ def test_every_validation_character_counts_once(
     assert evaluate(params, corpus, config) == pytest.approx(exact, **MEAN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "length, first, tolerance",
     [

@@ -32,6 +32,7 @@ class Recorder:
         return state.replace(step=state.step + count), stepping.Metrics(nothing, nothing)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_fit_reads_batch_after_batch(
     shuffle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -51,6 +52,7 @@ def test_fit_reads_batch_after_batch(
         assert not np.array_equal(seen.starts[0], np.sort(once)[:4]), "nor come in order"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_memory_mapping_changes_no_bit(shuffle: bool, tmp_path: Path) -> None:
     config = change(CONFIG, shuffle=shuffle)

@@ -28,6 +28,7 @@ from tests.support.runs import (
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
+@pytest.mark.slow
 def test_a_whole_fit_compiles_once(tmp_path: Path) -> None:
     config = change(CONFIG, steps=11, log_every=4, seed=9)  # the last call is cut short
     run = run_of(tmp_path)
@@ -41,6 +42,7 @@ def test_a_whole_fit_compiles_once(tmp_path: Path) -> None:
         assert evaluation._evaluate._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [dict(log_every=5, sample_every=3), dict(log_every=100)])
 def test_any_intervals_go_together_and_change_no_bit(
     changes: dict[str, Any], tmp_path: Path
@@ -107,6 +109,7 @@ class Failing(Notes):
         self._fail("show", step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["steps", "sample", "show"])
 @pytest.mark.parametrize("at", [6, 8], ids=["between evaluations", "at an evaluation"])
 def test_what_cannot_be_shown_loses_no_step(way: str, at: int, tmp_path: Path) -> None:
@@ -121,6 +124,7 @@ def test_what_cannot_be_shown_loses_no_step(way: str, at: int, tmp_path: Path) -
     assert others == metrics
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_drawn_is_only_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +163,7 @@ def break_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     stepping.run_steps.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step, recoveries, back_to, part",
     [(1, 1, 0, "loss"), (6, 1, 4, "grad_norm"), (7, 2, 4, "params"), (11, 3, 8, "loss")],
@@ -182,6 +187,7 @@ def test_a_loss_that_is_not_finite_is_mended_at_half_the_rate(
     assert stepping.run_steps._cache_size() == 1, "going back compiles nothing"
 
 
+@pytest.mark.slow
 def test_the_rate_stays_halved_when_resumed(tmp_path: Path, break_at: Any) -> None:
     break_at(5, 0.5)
     whole, stopped = Notes(run_of(tmp_path, "whole")), Notes(run_of(tmp_path, "stopped"))
@@ -194,6 +200,7 @@ def test_the_rate_stays_halved_when_resumed(tmp_path: Path, break_at: Any) -> No
     assert_same_bits(params, again)
 
 
+@pytest.mark.slow
 def test_it_goes_back_to_a_checkpoint_of_the_plan(tmp_path: Path, break_at: Any) -> None:
     """Not to the one where the run happened to be stopped, so that stopping changes nothing."""
     break_at(7, 0.5)
@@ -208,6 +215,7 @@ def test_it_goes_back_to_a_checkpoint_of_the_plan(tmp_path: Path, break_at: Any)
     assert_same_bits(params, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["loss", "params"])
 def test_it_gives_up_and_leaves_the_good_checkpoint(
     part: str, tmp_path: Path, break_at: Any
@@ -225,6 +233,7 @@ def test_it_gives_up_and_leaves_the_good_checkpoint(
     assert_same_bits(good, latest(run, good))
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_cannot_work(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     report = Notes(run)
@@ -237,6 +246,7 @@ def test_a_learning_rate_that_cannot_work(tmp_path: Path) -> None:
 # --- and it learns ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_periodic_text_is_learned(cell: Any, tmp_path: Path) -> None:
     corpus = make_corpus("abcdefgabcfed." * 150)

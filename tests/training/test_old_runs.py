@@ -41,6 +41,7 @@ def test_text_is_that_of_the_version_that_trained_it(run: Path) -> None:
     assert sample(params, "To", 20, seed=3) == EXPECTED["seed 3"]
 
 
+@pytest.mark.slow
 def test_training_resumes_and_writes_the_format_of_today(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_no_metrics_yet(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+@pytest.mark.slow
 def test_samples(tmp_path: Path, params: charlm.Params) -> None:
     report = Report(tmp_path, 40, prime="ab", quiet=True)
     report.sample(5, params)
@@ -78,6 +79,7 @@ def test_samples(tmp_path: Path, params: charlm.Params) -> None:
     assert len(first) == 2 + SAMPLE_LENGTH + 2
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_no_text(tmp_path: Path) -> None:
     """A lone surrogate can be in a vocabulary but not in a file or on a screen."""
     params = charlm.init(
@@ -87,6 +89,7 @@ def test_a_sample_that_is_no_text(tmp_path: Path) -> None:
     assert (tmp_path / "samples.txt").read_text().startswith("--- step 5 ---\n?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bar", [False, True])
 def test_a_sample_of_bytes(
     bar: bool,
@@ -159,6 +162,7 @@ def test_rewind_never_makes_a_file_longer(tmp_path: Path) -> None:
 GOOD = b'{"step": 5, "loss": 3.0}\n{"step": 10, "loss": 2.5, "val_loss": 2.75}\n'
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("damage", "lines"),
     [
@@ -284,6 +288,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "losses, judged, floor",
     [
@@ -317,6 +322,7 @@ def test_a_curve_is_bounded_and_keeps_the_means() -> None:
     np.testing.assert_allclose(curve.points, means, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_curve_of_an_undisturbed_one(tmp_path: Path) -> None:
     report = Report(tmp_path, 40, quiet=True)
     tell(report)
@@ -345,6 +351,7 @@ def test_without_matplotlib_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- TensorBoard ---
 
 
+@pytest.mark.slow
 def test_tensorboard_only_where_asked(tmp_path: Path) -> None:
     tell(Report(tmp_path, 40, quiet=True))
     assert not (tmp_path / "tensorboard").exists()

@@ -75,6 +75,7 @@ def newest(config: TrainingConfig, run: Path, step: int) -> Any:
     return found.tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_stopped_after_every_call(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +183,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert digests[0] == digests[1], "the whole state, arrays of the optimizer too"
 
 
+@pytest.mark.process
 def test_killed_at_random_moments(workplace: Path, tmp_path: Path) -> None:
     """SIGKILL, while starting and while training, again and again."""
     chance = random.Random(1)
@@ -203,6 +205,7 @@ def test_killed_at_random_moments(workplace: Path, tmp_path: Path) -> None:
     assert_same_run(run, workplace / "whole")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_by_a_signal(
     number: signal.Signals, status: int, workplace: Path, tmp_path: Path
@@ -224,6 +227,7 @@ def test_stopped_by_a_signal(
     assert_same_run(run, workplace / "whole")
 
 
+@pytest.mark.process
 def test_a_finished_run_stays_as_it_is(workplace: Path, tmp_path: Path) -> None:
     run = shutil.copytree(workplace / "whole", tmp_path / "run")
     before = contents(run)

@@ -49,6 +49,7 @@ FOREIGN: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
 def test_a_folder_of_others_is_refused(
     files: dict[str, str],
@@ -68,6 +69,7 @@ def test_a_folder_of_others_is_refused(
     assert everything(there) == before
 
 
+@pytest.mark.slow
 def test_what_a_training_never_touches_is_no_obstacle(place: Path, tmp_path: Path) -> None:
     """Other names, an empty folder for checkpoints, links to other disks, half a first start."""
     there, disk = tmp_path / "run", tmp_path / "disk"
@@ -142,10 +144,11 @@ def test_a_run_does_not_learn_from_its_own_files(
     before = everything(run)
     for data in (run / name, link):
         message = refusal(train.main, flags(data, run, "--bytes", *overwrite))
-        assert f"--data {data} takes in {run / name}" in message
+        assert f"--data {data} includes {run / name}" in message
     assert everything(run) == before
 
 
+@pytest.mark.slow
 def test_samples_would_become_part_of_the_text(tmp_path: Path, refusal: Callable[..., str]) -> None:
     """A folder of texts, and the run's folder is it or is inside of it."""
     texts = tmp_path / "texts"
@@ -154,13 +157,14 @@ def test_samples_would_become_part_of_the_text(tmp_path: Path, refusal: Callable
     before = everything(tmp_path)
     for workdir in (texts, texts / "run"):
         message = refusal(train.main, flags(texts, workdir, sample_every=4))
-        assert f"--data {texts} takes in {workdir / 'samples.txt'}" in message
+        assert f"--data {texts} includes {workdir / 'samples.txt'}" in message
         assert everything(tmp_path) == before
     only = ["--glob", "text*.txt"]
     assert train.main(flags(texts, texts / "run", *only, steps=4, sample_every=4)) == 0
     assert train.main(flags(texts, texts, steps=4)) == 0  # writes no samples
 
 
+@pytest.mark.slow
 def test_a_text_beside_the_run_s_files(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     for steps in (4, 8):
@@ -197,6 +201,7 @@ REFUSED: list[tuple[list[str], Callable[[pytest.MonkeyPatch], None] | None, str]
 ]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("more", "prepare", "told"), REFUSED, ids=[" ".join(more) or "memory" for more, *_ in REFUSED]
 )
@@ -219,6 +224,7 @@ def test_a_refused_command_changes_nothing(
         assert everything(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_were_taken_away(
     place: Path, run: Path, refusal: Callable[..., str]
 ) -> None:
@@ -295,6 +301,7 @@ def held_back() -> Iterator[list[str]]:
         pytest.skip("permissions do not hold for root")
 
 
+@pytest.mark.process
 def test_what_the_system_forbids_is_reported_as_that_and_changes_nothing(
     held_back: list[str], place: Path, run: Path
 ) -> None:

@@ -42,6 +42,7 @@ def rate_by_hand(config: TrainingConfig, total: int, n: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * (n - warmup) / (total - warmup))) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -88,6 +89,7 @@ def test_train_step_is_the_plain_update(changes: dict[str, Any]) -> None:
     assert int(state.step) == 5
 
 
+@pytest.mark.slow
 def test_carry_goes_on_and_a_fresh_start_forgets_it() -> None:
     optimizer, state = start(CONFIG)
     tokens = tokens_of(CONFIG, 0)
@@ -103,6 +105,7 @@ def test_carry_goes_on_and_a_fresh_start_forgets_it() -> None:
     assert np.isfinite(metrics.loss), "zero times nan is not zero"
 
 
+@pytest.mark.slow
 def test_rate_scales_the_update() -> None:
     optimizer, state = start(change(CONFIG, warmup=0))
     step = jax.jit(functools.partial(stepping.train_step, optimizer))
@@ -118,6 +121,7 @@ def test_rate_scales_the_update() -> None:
         np.testing.assert_allclose(0.25 * a, b, **DIFFERENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
     config = change(CONFIG, cell="lstm", layers=2)
@@ -136,6 +140,7 @@ def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
         np.testing.assert_allclose(a, b, **ORDER)
 
 
+@pytest.mark.slow
 def test_dropout_follows_from_the_step_and_differs_between_parts() -> None:
     config = change(CONFIG, dropout=0.5)
     optimizer, state = start(config)
@@ -155,6 +160,7 @@ def test_dropout_follows_from_the_step_and_differs_between_parts() -> None:
 # --- the optimizer ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5, 5.0])
 def test_clip_norm_bounds_the_global_norm(clip_norm: float) -> None:
     gradient = {"a": jnp.asarray([2.0, -1.0]), "b": jnp.asarray([[2.0]])}  # of norm 3
@@ -171,6 +177,7 @@ def test_clip_norm_bounds_the_global_norm(clip_norm: float) -> None:
         np.testing.assert_allclose(seen["a"], 0.1 * shrink * gradient["a"], rtol=1e-6)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "changes, total",
     [
@@ -221,6 +228,7 @@ def dispatch(config: TrainingConfig, calls: list[int]) -> tuple[stepping.TrainSt
     return state, np.concatenate(metrics, axis=1)
 
 
+@pytest.mark.slow
 def test_dispatch_changes_no_bit() -> None:
     config = change(CONFIG, cell="lstm", dropout=0.3, accumulate=2, eval_every=6, log_every=6)
     whole, metrics = dispatch(config, [6])
