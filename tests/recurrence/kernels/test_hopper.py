@@ -121,6 +121,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.first_case
 @interpreted
 @pytest.mark.parametrize(("name", "dtype", "reverse"), EVERY)
 def test_kernel_is_scan(name: str, dtype: str, reverse: bool, use_tiling: Any) -> None:
@@ -132,6 +133,7 @@ def test_kernel_is_scan(name: str, dtype: str, reverse: bool, use_tiling: Any) -
     assert_close(got, scan(cell, given, reverse, **MASKS), TOLERANCES[dtype])
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
 def test_kernel_is_numpy(name: str, use_tiling: Any) -> None:
@@ -143,6 +145,7 @@ def test_kernel_is_numpy(name: str, use_tiling: Any) -> None:
     assert_close(got, expected(cell, given.exact()), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
 def test_every_tiling_is_scan(kind: str, name: str, use_tiling: Any) -> None:
@@ -160,6 +163,7 @@ def test_every_tiling_is_scan(kind: str, name: str, use_tiling: Any) -> None:
     assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
 @pytest.mark.parametrize("slots", [2, 3, 8])
@@ -180,6 +184,7 @@ def test_a_packed_ring_is_scan(name: str, slots: int, use_tiling: Any) -> None:
     assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @interpreted
 def test_float16(use_tiling: Any) -> None:
     use_tiling(PLAIN)
@@ -188,6 +193,7 @@ def test_float16(use_tiling: Any) -> None:
     assert_close(got, scan(cell_of("lstm"), given), TOLERANCES["float16"])
 
 
+@pytest.mark.slow
 @interpreted
 def test_vmap_is_a_loop(use_tiling: Any) -> None:
     """One launch after the other: together their CTAs would not fit the GPU, and would wait forever."""
@@ -199,6 +205,7 @@ def test_vmap_is_a_loop(use_tiling: Any) -> None:
     assert_close(got, stack(*(scan(cell, given) for given in problems)), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize("missing", ["wait_smem_to_gmem", "barrier_wait"])
 def test_the_detector_finds_what_is_missing(
@@ -216,6 +223,7 @@ def test_the_detector_finds_what_is_missing(
 # --- the same, lowered for a GPU ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype", "reverse"), EVERY)
 def test_kernel_lowers(name: str, dtype: str, reverse: bool, use_tiling: Any) -> None:
     use_tiling(PLAIN)
@@ -249,6 +257,7 @@ REAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype", "batch", "hidden"), REAL)
 def test_real_sizes_lower(name: str, dtype: str, batch: int, hidden: int) -> None:
     """In the tiling that a GPU would get. More shared memory than there is would not lower."""
@@ -264,6 +273,7 @@ def test_real_sizes_lower(name: str, dtype: str, batch: int, hidden: int) -> Non
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [True, False])
 def test_sharded_rows_lower(check: bool) -> None:
     """Rows of the batch over a mesh, the weights everywhere, and their gradient summed."""
@@ -340,6 +350,7 @@ def test_a_tiling_can_run(name: str, dtype: str) -> None:
             assert taken <= tiles.SHARED
 
 
+@pytest.mark.slow
 def test_more_rows_take_no_less_time() -> None:
     """By the model, in the tiling that it picks."""
     cell, dtype = lstm(512), jnp.dtype("bfloat16")
@@ -358,6 +369,7 @@ def test_a_smaller_gpu_gets_a_smaller_tiling() -> None:
     assert tiling is not None and tiling.parts * tiling.groups <= 78
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_the_table_is_what_the_search_finds() -> None:
     """But for rows that were measured; of the others a few are enough."""

@@ -1,7 +1,7 @@
-"""The Hopper kernels compile for an H100 that is not there, by NVIDIA's own assembler.
+"""NVIDIA's own assembler compiles the Hopper kernels for an H100 that is not there.
 
-What that says of registers and spills is read from its text (`benchmarks/hopper_static.py`). None of
-this ran on a GPU.
+The registers and spills that it reports are read from its output (`benchmarks/ahead_of_time/hopper.py`).
+No test here runs on a GPU.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jaxrnn.recurrence.kernels.hopper.residency import ROOM
 from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS
 from tests.support.hopper import SHARED, gpu_aot
 
-SERVED = [(name, "bfloat16") for name in hopper_programs.CELLS] + [
+SERVED = [(name, "bfloat16") for name in hopper_programs.CELL_NAMES] + [
     ("lstm", "float16"),
     ("lstm", "float32"),
 ]
@@ -61,9 +61,9 @@ class TestReports:
     pytestmark = gpu_aot
 
     def test_launch(self) -> None:
-        cut = {"grid": (3,), "grid_names": ("x",), "cluster": (2,), "cluster_names": ("peer",)}
+        launch = {"grid": (3,), "grid_names": ("x",), "cluster": (2,), "cluster_names": ("peer",)}
         (report,) = hopper_static.reports(
-            adding("kernel", **cut, num_threads=2, thread_name="warpgroup"), NUMBERS
+            adding("kernel", **launch, num_threads=2, thread_name="warpgroup"), NUMBERS
         )
         assert report.kernel == "kernel" and 0 < report.registers < 64
         assert (report.blocks, report.cluster, report.threads) == (6, 2, 256)

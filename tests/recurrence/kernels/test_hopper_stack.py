@@ -1,5 +1,8 @@
-"""Several layers in one launch of the Hopper kernel, without a GPU: interpreted with a detector of races
-and lowered for a GPU, against the scan layer after layer; what it refuses, and when it pays."""
+"""Several layers in one launch of the Hopper kernel, without a GPU.
+
+It is interpreted with a race detector and lowered for a GPU, and compared to the scan layer after layer.
+Other tests check what is refused, and when it pays.
+"""
 
 import re
 from functools import partial
@@ -16,12 +19,9 @@ from benchmarks.ahead_of_time import programs as hopper_programs
 from jaxrnn import charlm, gru, lstm, unroll
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
-from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
-from jaxrnn.recurrence.kernels.hopper import stack_block as hopper_stack_block
-from jaxrnn.recurrence.kernels.hopper import tiles as hopper_tiles
+from jaxrnn.recurrence.kernels.hopper import search, stack, stack_block, tiles
 from jaxrnn.recurrence.kernels.hopper.residency import ROOM
-from jaxrnn.recurrence.kernels.hopper.search import search
-from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiles, span
+from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiling, launched_cluster
 from jaxrnn.recurrence.problem import Masks
 from tests.support.hopper import (
     BATCH,
@@ -41,25 +41,25 @@ from tests.support.problems import Problem, as_masks, problem
 Size = hopper_programs.Size
 
 # Every layer in two CTAs with one block of rows; all meet at one cluster's barrier.
-CUT = PLAIN._replace(forward=Memory(16, 3, 4, 1), backward=Memory(16, 2, 16, 1))
+TILING = PLAIN._replace(forward=Memory(16, 3, 4, 1), backward=Memory(16, 2, 16, 1))
 NAMES = "rnn-tanh", "lstm-peephole", "gru-after"
 
 
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that makes a cut everybody's, with units padded to 32."""
+def use_tiling(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that makes every problem use a tiling, with units padded to 32."""
 
-    def use(tiles: Tiles, width: int = 32) -> None:
-        def fitted(cell: Any, *_: Any) -> Tiles:
+    def use(tiling: Tiling, width: int = 32) -> None:
+        def fitted(cell: Any, *_: Any) -> Tiling:
             memories = {}
             for name, count in (("forward", 1), ("backward", len(cell.GATES))):
-                memory = getattr(tiles, name)
+                memory = getattr(tiling, name)
                 resident = 2 * count * width // memory.chunk
                 memories[name] = memory._replace(resident=resident)
-            return tiles._replace(**memories)
+            return tiling._replace(**memories)
 
-        monkeypatch.setattr(hopper_stack, "tiles_for", fitted)
-        monkeypatch.setattr(hopper_stack, "width", lambda _: width)
+        monkeypatch.setattr(stack, "tiling_for", fitted)
+        monkeypatch.setattr(stack, "width", lambda _: width)
 
     return use
 
@@ -94,7 +94,7 @@ def at_once(name: str, masks: Masks, reverse: bool, interpret: Any = None) -> An
 
     def run(params: Any, xs: Any, states: Any) -> Any:
         gx = cell.project(params[0], xs)
-        return hopper_stack.run(cell, params, gx, states, masks, reverse, interpret=interpret)
+        return stack.run(cell, params, gx, states, masks, reverse, interpret=interpret)
 
     return jax.jit(partial(values_and_gradients, run))
 
@@ -115,12 +115,12 @@ def one_by_one(name: str, reverse: bool, masks: dict[str, Any]) -> Any:
 def interpret(name: str, given: Any, masks: dict[str, Any], reverse: bool = False) -> Any:
     """With a detector of races, which raises where it finds one."""
     how = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
-    as_given = as_masks(STEPS, **masks) if masks else Masks(None, None)
+    as_given = as_masks(STEPS, **masks) if masks else Masks()
     return at_once(name, as_given, reverse, how)(given)
 
 
 def lowered(name: str, given: Any, masks: dict[str, Any], reverse: bool = False) -> str:
-    as_given = as_masks(STEPS, **masks) if masks else Masks(None, None)
+    as_given = as_masks(STEPS, **masks) if masks else Masks()
     traced = at_once(name, as_given, reverse).trace(given)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
@@ -136,64 +136,69 @@ EVERY = [
 every = pytest.mark.parametrize(("name", "layers", "dtype", "reverse", "masks"), EVERY)
 
 
+@pytest.mark.slow
 @interpreted
 @every
 def test_layers_at_once_are_layers_one_by_one(
-    name: str, layers: int, dtype: str, reverse: bool, masks: Any, cut: Any
+    name: str, layers: int, dtype: str, reverse: bool, masks: Any, use_tiling: Any
 ) -> None:
-    cut(CUT)
+    use_tiling(TILING)
     given = problems(name, layers, dtype)
     got = interpret(name, given, masks, reverse)
     arrays = {k: jnp.asarray(mask) for k, mask in masks.items()}
     assert_close(got, one_by_one(name, reverse, arrays)(given), TOLERANCES[dtype])
 
 
+@pytest.mark.slow
 @every
 def test_layers_at_once_lower(
-    name: str, layers: int, dtype: str, reverse: bool, masks: Any, cut: Any
+    name: str, layers: int, dtype: str, reverse: bool, masks: Any, use_tiling: Any
 ) -> None:
-    cut(CUT)
+    use_tiling(TILING)
     program = lowered(name, problems(name, layers, dtype), masks, reverse)
     assert program.count("mosaic_gpu") >= 2
 
 
 # Without groups of parts that fit a cluster all meet at a counter, which the interpreter does not have.
 ON_A_GPU_ALONE = {
-    "counter": CUT._replace(cluster=1),
-    "counter and multicast": CUT._replace(parts=4),
-    "warpgroups, groups and turns": CUT._replace(cluster=1, warpgroups=2, groups=2, turns=2),
-    "alone in its layer": CUT._replace(parts=1, cluster=1),
+    "counter": TILING._replace(cluster=1),
+    "counter and multicast": TILING._replace(parts=4),
+    "warpgroups, groups and turns": TILING._replace(cluster=1, warpgroups=2, groups=2, turns=2),
+    "alone in its layer": TILING._replace(parts=1, cluster=1),
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", ON_A_GPU_ALONE)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cut_lowers(name: str, kind: str, cut: Any) -> None:
-    tiles = ON_A_GPU_ALONE[kind]
-    cut(tiles, width=64 if tiles.parts == 4 else 32)
-    given = problems(name, 3, "float32", tiles.rows * tiles.blocks)
+def test_every_tiling_lowers(name: str, kind: str, use_tiling: Any) -> None:
+    tiling = ON_A_GPU_ALONE[kind]
+    use_tiling(tiling, width=64 if tiling.parts == 4 else 32)
+    given = problems(name, 3, "float32", tiling.rows * tiling.blocks)
     assert "mosaic_gpu" in lowered(name, given, {})
 
 
+@pytest.mark.slow
 @interpreted
-def test_rows_over_warpgroups_and_turns(cut: Any) -> None:
+def test_rows_over_warpgroups_and_turns(use_tiling: Any) -> None:
     """Parts that are alone in their layers, inputs two steps ahead, and no masks."""
-    deep = CUT.forward._replace(depth=2)
-    tiles = CUT._replace(parts=1, cluster=1, warpgroups=2, turns=2, forward=deep)
-    cut(tiles)
-    given = problems("rnn-tanh", 2, "float32", tiles.rows * tiles.blocks - 1)
+    deep = TILING.forward._replace(depth=2)
+    tiling = TILING._replace(parts=1, cluster=1, warpgroups=2, turns=2, forward=deep)
+    use_tiling(tiling)
+    given = problems("rnn-tanh", 2, "float32", tiling.rows * tiling.blocks - 1)
     got = interpret("rnn-tanh", given, {})
     assert_close(got, one_by_one("rnn-tanh", False, {})(given), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize("missing", ["wait_smem_to_gmem", "barrier_wait"])
 def test_the_detector_finds_what_is_missing(
-    missing: str, cut: Any, monkeypatch: pytest.MonkeyPatch
+    missing: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or that it finds nothing above would mean nothing."""
-    cut(CUT)
-    monkeypatch.setattr(hopper_stack_block.plgpu, missing, lambda *_, **__: None)
+    use_tiling(TILING)
+    monkeypatch.setattr(stack_block.plgpu, missing, lambda *_, **__: None)
     with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
         jax.block_until_ready(interpret("rnn-tanh", problems("rnn-tanh", 2, "float32"), {}))
 
@@ -208,9 +213,10 @@ REAL = [
 SPILLS = 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", REAL)
 def test_real_sizes_lower(size: Size) -> None:
-    """In the cut that a GPU would get. More shared memory than there is would not lower."""
+    """In the tiling that a GPU would get. More shared memory than there is would not lower."""
     run, given, _ = hopper_programs.at_once(size)
     text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("mosaic_gpu") >= 2
@@ -232,25 +238,27 @@ class TestCompiled:
             assert report.spill_stores <= SPILLS and not report.losses
 
 
-# --- the cut, and what it refuses -----------------------------------------------------------------
+# --- the tiling, and what it refuses -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("layers", [2, 3, 8])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cut_can_run(name: str, layers: int) -> None:
+def test_a_tiling_can_run(name: str, layers: int) -> None:
     """All CTAs of all layers are on the GPU at once, and all weights stay."""
     for batch, hidden in ((1, 64), (64, 256), (200, 100)):
         cell = cell_of(name, hidden)
-        tiles = search(cell, batch, jnp.dtype("bfloat16"), ROOM, layers)
-        assert tiles is not None
-        resident = ROOM[CLUSTERS.index(span(tiles.parts, tiles.cluster, layers))]
-        assert layers * tiles.parts * tiles.groups <= resident
-        size = hopper_tiles.width(hidden)
-        assert tiles.forward.resident * tiles.forward.chunk == 2 * size
-        assert tiles.backward.resident * tiles.backward.chunk == 2 * len(cell.GATES) * size
+        tiling = search.search(cell, batch, jnp.dtype("bfloat16"), ROOM, layers)
+        assert tiling is not None
+        resident = ROOM[CLUSTERS.index(launched_cluster(tiling.parts, tiling.cluster, layers))]
+        assert layers * tiling.parts * tiling.groups <= resident
+        size = tiles.width(hidden)
+        assert tiling.forward.resident * tiling.forward.chunk == 2 * size
+        assert tiling.backward.resident * tiling.backward.chunk == 2 * len(cell.GATES) * size
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("cell", "layers", "dtype", "message"),
     [
@@ -266,7 +274,7 @@ def test_what_cannot_run_is_refused_with_the_reason(
     cell: Any, layers: int, dtype: str, message: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
-    reason = hopper_stack.unsupported_reason(cell, layers, 2, dtype)
+    reason = stack.unsupported_reason(cell, layers, 2, dtype)
     if message is None:
         assert reason is None
         return
@@ -276,24 +284,25 @@ def test_what_cannot_run_is_refused_with_the_reason(
     with pytest.raises(ValueError, match=f"cannot run this: .*{message}"):
         narrow = params._replace(w_h=jax.ShapeDtypeStruct(params.w_h.shape, jnp.dtype(dtype)))
         states = (cell.initial_state(2),) * layers
-        hopper_stack.run(cell, (narrow,) * layers, gx, states, Masks(None, None), False)
+        stack.run(cell, (narrow,) * layers, gx, states, Masks(), False)
 
 
 def test_it_pays_where_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many steps of small layers; not over one, nor where they do not fit."""
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
-    assert hopper_stack.pays(lstm(128), 4, 200, 16, "bfloat16")
-    assert not hopper_stack.pays(lstm(128), 4, 1, 16, "bfloat16")
-    assert not hopper_stack.pays(lstm(2048), 3, 200, 16, "bfloat16")
+    assert stack.pays(lstm(128), 4, 200, 16, "bfloat16")
+    assert not stack.pays(lstm(128), 4, 1, 16, "bfloat16")
+    assert not stack.pays(lstm(2048), 3, 200, 16, "bfloat16")
 
 
+@pytest.mark.slow
 def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no units are dropped between the layers."""
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
     vocabulary = Vocabulary.of("abc")
     tokens = jnp.zeros((200, 16), jnp.int32)
 
-    def kernels(key: Any = None, implementation: Any = "pallas", **model: Any) -> list[str]:
+    def kernels(key: Any = None, implementation: Any = "hopper", **model: Any) -> list[str]:
         config = charlm.ModelConfig("lstm", 2, 128, 8, dtype="bfloat16", **model)
         params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, 16)
         run = partial(charlm.forward, dropout_key=key, implementation=implementation)
@@ -307,12 +316,13 @@ def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernels(implementation="xla")
 
 
+@pytest.mark.slow
 @interpreted
-def test_a_char_rnn_by_it_is_the_char_rnn(cut: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_char_rnn_by_it_is_the_char_rnn(use_tiling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, state and gradients of all parameters."""
-    cut(CUT)
+    use_tiling(TILING)
     how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
-    at_once = SimpleNamespace(run=partial(hopper_stack.run, interpret=how))
+    at_once = SimpleNamespace(run=partial(stack.run, interpret=how))
     vocabulary = Vocabulary.of("abcde")
     config = charlm.ModelConfig("lstm", 2, 20, 6, peephole=True, dtype="float32")
     params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, BATCH)
