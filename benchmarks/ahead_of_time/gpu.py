@@ -36,7 +36,7 @@ from benchmarks import measure, tables
 from benchmarks.ahead_of_time import compiler
 from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels import xla
-from jaxrnn.recurrence.problem import Dense, Masks
+from jaxrnn.recurrence.problem import Dense, Problem
 
 CELL_NAMES = ("lstm", "gru-before", "gru-after")
 DTYPES = ("bfloat16", "float32")
@@ -191,8 +191,7 @@ def counted(
         if implementation == "scan":
             return jaxrnn.unroll(cell, params, xs, implementation="scan")[1]
         inputs, state = Dense(xs, params.w_x, params.b), cell.initial_state(batch)
-        none = Masks(None, None)
-        return xla.run(cell, params, inputs, state, none, False, unroll=unroll)[1].astype(dtype)
+        return xla.run(Problem(cell, params, inputs, state), unroll=unroll)[1].astype(dtype)
 
     def both(params: Any, xs: Any, d_ys: Any) -> Any:
         ys, pull = jax.vjp(run, params, xs)

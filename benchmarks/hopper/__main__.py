@@ -1,188 +1,52 @@
-"""All that is measured on one H100 or H200, in one command and nine minutes.
+"""All measurements on one H100 or H200, in one command and nine minutes.
 
-    benchmarks/hopper.sh [FOLDER] [FLAGS]             sets the environment and runs this
-    python benchmarks/hopper.py --quick               tiny sizes on any device, nothing written
-    python benchmarks/hopper.py --from FILE           show a measured file, measure nothing
-    benchmarks/hopper.sh FOLDER --after FILE          go on from it, with what it has not got
-    benchmarks/hopper.sh FOLDER --stages flashrnn     one stage has all the time
+    benchmarks/hopper/run.sh [FOLDER] [FLAGS]           sets the environment and runs this
+    python -m benchmarks.hopper --quick                 tiny sizes on any device; writes no file
+    python -m benchmarks.hopper --from FILE             show a measured file; measure nothing
+    benchmarks/hopper/run.sh FOLDER --after FILE        continue from a file with what it lacks
+    benchmarks/hopper/run.sh FOLDER --stages flashrnn   give all the time to one stage
 
-The stages, each with its share of the time; what one does not use goes to the next, and what is left in
-the end to jobs that were not begun:
+Each stage has a share of the time. Time that a stage does not use goes to the next stage, and time
+that is left at the end goes to jobs that were not started:
 
-    right       errors of the kernels against float64 on the CPU, beside those of "xla"
-    others      the same for the peers
-    table       everybody in turns, T = 1024, D = H; the sizes that matter most come first
+    right       errors of the kernels relative to float64 on the CPU, beside those of "xla"
+    others      errors of the peers
+    table       times of all contenders in turns, T = 1024, I = H; the most important sizes come first
     latency     the recurrence alone, beside the derived floor
-    layers      several at once, beside one after the other (`hopper_layers`)
+    layers      several layers in one launch, beside one after the other (`layers.py`)
     training    steps of the char-RNN
-    sampling    characters one by one (`hopper_sampling`)
-    flashrnn    only when asked for: the table with FlashRNN, which compiles for minutes at each size
+    sampling    texts, character by character (`sampling.py`)
+    flashrnn    only on request: the table with FlashRNN, which compiles for minutes at each size
 
-All of it runs in a child process, which is given up when it hangs or dies (`hopper_child`). The file is
-written after every job. The goals are in `hopper_report`.
+Everything runs in a child process, which is ended when it hangs and replaced when it crashes
+(`child.py`). The file is written after every job. The goals are in `report.py`.
 """
 
 from __future__ import annotations
 
-import collections
-import itertools
+import json
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hopper import report
-from benchmarks import measure
-from benchmarks.hopper.child import Children
 from rich.console import Console
 
-Job = dict[str, Any]
+from benchmarks import measure
+from benchmarks.hopper import report
+from benchmarks.hopper.child import Children
+from benchmarks.hopper.jobs import CELLS, SHARES, USUAL, marks, out, plan, quick_plan
 
-SHARES = {  # of the time
-    "right": 0.22,
-    "others": 0.03,
-    "table": 0.44,
-    "latency": 0.08,
-    "layers": 0.05,
-    "training": 0.10,
-    "sampling": 0.08,
-    "flashrnn": 0.50,
-}
-USUAL = [stage for stage in SHARES if stage != "flashrnn"]
-AGAIN = ("table", "latency", "right", "layers", "training", "sampling", "others", "flashrnn")
 SECONDS, QUICK_SECONDS = 530, 300
-GRACE = 20.0  # seconds that the last job of a stage may go on for
-STRIKES = 2  # hangs and deaths at one cell, dtype and H until a contender is not asked again
 REPEATS, QUICK_REPEATS = 5, 1
-CELLS = ("lstm", "gru-after", "gru-before", "lstm-peephole", "rnn")
-HIDDEN, BATCH = (512, 1024, 768, 256, 2048), (64, 16, 128, 256, 1)
-STEPS = 1024
-KERNELS = ["jaxrnn pallas", "jaxrnn xla"]
-PEERS = ["jaxrnn cudnn float32", "torch float16", "torch", "flax nnx"]
-SLOW = ["jaxrnn scan", "flax linen"]  # at the first size alone
-CHILD = [sys.executable, str(Path(__file__).parent / "hopper_worker.py")]
-
-
-def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
-    """Every stage's jobs, the most important first. there: what `hopper_worker.where` found."""
-
-    def rows(stage: str, cells: tuple[str, ...], sizes: list[Any], contenders: Any) -> list[Job]:
-        return [
-            {"stage": stage, "cell": cell, "dtype": "bfloat16", "size": [b, STEPS, h, h]}
-            | {"contenders": contenders, "repeats": repeats}
-            for b, h in sizes
-            for cell in cells
-        ]
-
-    sizes = [(b, h) for b in BATCH for h in HIDDEN]
-    first = [(b, h) for b, h in sizes if b in report.BATCHES and h in report.WIDTHS]
-    rest = [size for size in sizes if size not in first]
-    table = rows("table", CELLS[:2], first[:1], KERNELS + PEERS + SLOW)
-    table += rows("table", CELLS[:2], first[1:] + rest, KERNELS + PEERS)
-    table += rows("table", CELLS[2:3], first, KERNELS + PEERS)
-    flash = [(16, 768), *(size for size in first if size != (16, 768))]  # its own published size
-    contenders = ["jaxrnn pallas", "torch float16", "torch", "flashrnn"]
-    here = "flashrnn" not in there["missing"]
-    settings = itertools.product(("lecture", "lecture, older"), (None, "xla", "pallas"))
-    return {
-        "right": _right(there["dtypes"]),
-        "others": [
-            {"stage": "others", "cell": cell, "dtype": dtype, "size": [16, 32, 512, 512]}
-            | {"contenders": ["torch", "flax nnx", *SLOW[1:]]}
-            for dtype in ("bfloat16", "float16")
-            for cell in CELLS[:2]
-        ],
-        "table": table,
-        "latency": rows("latency", CELLS[:2], first + rest, KERNELS),
-        "layers": [
-            job | {"layers": count}
-            for size in ((64, 512), (16, 256), (1, 512), (128, 256))
-            for count in (2, 4)
-            for job in rows("layers", CELLS[:2], [size], [report.AT_ONCE, *KERNELS])
-        ],
-        "training": [
-            {"stage": "training", "setting": setting, "implementation": implementation}
-            | {"steps": 20, "peers": [] if implementation else ["torch", "flax nnx"]}
-            | {"repeats": repeats, "quick": False}
-            for setting, implementation in settings
-        ],
-        "sampling": [
-            {"stage": "sampling", "size": size, "dtype": dtype, "length": 500}
-            | {"contenders": [*reversed(KERNELS), "torch"], "repeats": repeats}
-            for dtype in ("bfloat16", "float32")
-            for size in ([1, 2, 512], [64, 2, 512], [1, 1, 1024])
-        ],
-        "flashrnn": rows("flashrnn", CELLS[:2], flash, contenders) if here else [],
-    }
-
-
-def _right(dtypes: list[str]) -> list[Job]:
-    """Masks and dtypes of all cells in the first few jobs, then every width and batch, then the rest."""
-
-    def jobs(cells: Any, sizes: Any, dtype: str = "bfloat16", mode: str = "plain") -> list[Job]:
-        return [
-            {"stage": "right", "cell": cell, "dtype": dtype, "size": [b, 32, 64, h]}
-            | {"mode": mode, "contenders": KERNELS}
-            for b, h in sizes
-            for cell in cells
-        ]
-
-    usual, two = [(64, 512)], CELLS[:2]
-    narrow = [dtype for dtype in ("float16", "float32") if dtype in dtypes]
-    made = jobs(CELLS, usual, mode="masked")
-    for dtype in narrow:
-        made += jobs(two[:1], usual, dtype)
-    made += jobs(two, [(16, 1024), (1, 256)]) + jobs(two[:1], [(16, 1024)], mode="reverse")
-    made += jobs(CELLS, usual) + jobs(two[:1], [(200, 2048)])
-    for dtype in narrow:
-        made += jobs(two[1:], usual, dtype)
-    made += jobs(two[1:], [(16, 1024)], mode="reverse") + jobs(CELLS[1:], [(200, 2048)])
-    for dtype in narrow:
-        made += jobs(CELLS[2:], usual, dtype) + jobs(CELLS, [(16, 1024)], dtype, "masked")
-    every = list(itertools.product((1, 16, 64, 200), (256, 512, 1024, 2048)))
-    made += jobs(CELLS, every) + jobs(CELLS, every, mode="masked")
-    return [job for n, job in enumerate(made) if job not in made[:n]]
-
-
-def quick_plan(jobs: dict[str, list[Job]]) -> dict[str, list[Job]]:
-    """The first of every stage, tiny."""
-    usual = {"size": [3, 8, 16, 16]}
-    return {
-        stage: [job | _TINY.get(stage, {}) | (usual if "cell" in job else {}) for job in jobs[:1]]
-        for stage, jobs in jobs.items()
-    }
-
-
-_TINY = {
-    "others": {"contenders": ["torch"]},
-    "table": {"contenders": [*KERNELS, "torch", "flax nnx"]},
-    "training": {"steps": 2, "quick": True, "peers": []},
-    "sampling": {"size": [2, 1, 16], "length": 8},
-}
-
-
-def out(job: Job, results: list[dict[str, Any]]) -> list[str]:
-    """The contenders that hung or died too often at this cell, dtype and H to be asked again."""
-
-    def kind(job: Job) -> Any:
-        return [job.get(k) for k in ("cell", "dtype", "setting")] + job.get("size", [])[-1:]
-
-    alike = (result for result in results if kind(result["job"]) == kind(job))
-    lost = collections.Counter(name for result in alike for name in result["lost"])
-    return [name for name, times in lost.items() if times >= STRIKES]
-
-
-def marks(stages: list[str], begin: float, end: float) -> list[tuple[str, float]]:
-    """When each stage is to end, in order, and then once more for what is left of any."""
-    shares = itertools.accumulate(SHARES[stage] for stage in stages)
-    whole = sum(SHARES[stage] for stage in stages)
-    made = [(s, begin + (end - begin) * n / whole) for s, n in zip(stages, shares, strict=True)]
-    return made + [(stage, end) for stage in AGAIN if stage in stages]
+# Seconds by which the last job of a stage may exceed the stage's time.
+GRACE = 20.0
+CHILD = [sys.executable, "-m", "benchmarks.hopper.worker"]
 
 
 def run(flags: Any, console: Console, begin: float) -> dict[str, Any]:
-    """Measures until the time is up. The file, if there is to be one, is written after every job."""
+    """Measure until the time runs out. The file, if one is wanted, is written after every job."""
     end = begin + flags.seconds
     before = read(flags.after) if flags.after else {"results": []}
     children = Children(CHILD)
@@ -193,12 +57,15 @@ def run(flags: Any, console: Console, begin: float) -> dict[str, Any]:
         record = {"benchmark": "hopper"} | there["surroundings"] | {"missing": there["missing"]}
         if record["platform"] != "gpu" and not flags.quick:
             where = record["platform"].upper()
-            lines = [f"error: this needs a GPU, not a {where}; try --quick", *children.tail()[-3:]]
+            lines = [
+                f"error: this needs a GPU and not a {where}; try --quick",
+                *children.tail()[-3:],
+            ]
             sys.exit("\n".join(lines))
         if flags.after and any(before.get(k) != record[k] for k in ("device", "commit")):
-            sys.exit(f"error: {flags.after} is of another device or commit")
+            sys.exit(f"error: {flags.after} was measured on another device or commit")
         if not record["commit"]:
-            console.print("no commit is known: set JAXRNN_COMMIT", markup=False)
+            console.print("the commit is unknown: set JAXRNN_COMMIT", markup=False)
         record |= {"seconds": flags.seconds, "pause": measure.PAUSE, "stages": {}}
         record["results"] = [r for r in before["results"] if "failed" not in r]
         output = flags.folder and flags.folder / f"hopper-{there['place']}.json"
@@ -221,7 +88,7 @@ def run(flags: Any, console: Console, begin: float) -> dict[str, Any]:
                 state["seconds"] += result["took"]
                 state["done"] += 1
                 state["left"] -= 1
-                _tell(console, result)
+                _report(console, result)
                 if output:
                     measure.write(record, output)
     finally:
@@ -233,14 +100,15 @@ def run(flags: Any, console: Console, begin: float) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file that `run` wrote. Ends the program with one line where it is not one."""
+    """Read a file that `run` wrote, or end the program with a line that says why it cannot be read."""
     record = measure.read(path)
     if record.get("benchmark") != "hopper":
         sys.exit(f"error: {path} is not a file of this benchmark")
-    return record
+    # Files of November 2026 have the implementation's former name.
+    return json.loads(json.dumps(record).replace('"jaxrnn pallas"', '"jaxrnn hopper"'))
 
 
-def _tell(console: Console, result: dict[str, Any]) -> None:
+def _report(console: Console, result: dict[str, Any]) -> None:
     job = result["job"]
     place = (str(job[k]) for k in report.PLACE if k in job)
     line = f"{' '.join(place)}: {result['took']:.1f} s"
@@ -255,6 +123,7 @@ def _last(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the command."""
     begin = time.monotonic()
     flags = _flags()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -264,23 +133,21 @@ def main() -> None:
 
 
 def _flags() -> Any:
-    parser = measure.Parser(description="everything that is measured on one H100 or H200")
-    say = parser.add_argument
+    parser = measure.Parser(description="Measure everything on one H100 or H200.")
+    add = parser.add_argument
     stages = ", ".join(SHARES)
-    say(
-        "--stages",
-        nargs="+",
-        choices=SHARES,
-        metavar="STAGE",
-        help=f"of {stages} (all but the last)",
-    )
-    say("--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"of {', '.join(CELLS)}")
-    say("--seconds", type=measure.positive, help=f"in all ({SECONDS}; quick {QUICK_SECONDS})")
-    say("--repeats", type=measure.positive, help=f"turns of each ({REPEATS}; quick {QUICK_REPEATS})")
-    say("--quick", action="store_true", help="the first of every stage, tiny, on any device")
-    say("--folder", type=Path, help="where hopper-DEVICE.json goes (results; quick: nowhere)")
-    say("--after", type=Path, metavar="FILE", help="go on from this file of the same device")
-    say("--from", dest="source", type=Path, metavar="FILE", help="show this, measure nothing")
+    stages_help = f"stages: {stages} (all but the last)"
+    add("--stages", nargs="+", choices=SHARES, metavar="STAGE", help=stages_help)
+    add("--cells", nargs="+", choices=CELLS, metavar="CELL", help=f"cells: {', '.join(CELLS)}")
+    seconds_help = f"seconds in all ({SECONDS}; with --quick {QUICK_SECONDS})"
+    add("--seconds", type=measure.positive, help=seconds_help)
+    repeats_help = f"turns of each contender ({REPEATS}; with --quick {QUICK_REPEATS})"
+    add("--repeats", type=measure.positive, help=repeats_help)
+    add("--quick", action="store_true", help="the first job of every stage, tiny, on any device")
+    folder_help = "folder for hopper-DEVICE.json (benchmarks/results; with --quick none)"
+    add("--folder", type=Path, help=folder_help)
+    add("--after", type=Path, metavar="FILE", help="continue from this file of the same device")
+    add("--from", dest="source", type=Path, metavar="FILE", help="show this file; measure nothing")
     flags = parser.parse_args()
     flags.stages = [stage for stage in SHARES if stage in (flags.stages or USUAL)]
     flags.seconds = flags.seconds or (QUICK_SECONDS if flags.quick else SECONDS)

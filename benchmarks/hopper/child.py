@@ -1,12 +1,12 @@
-"""A child process for work that may hang or die, which then costs one job and not the rest.
+"""A child process for work that may hang or crash, so that only one job is lost.
 
-Parent and child write JSON, an object a line. The parent sends a job; the child answers with
+Parent and child exchange JSON, one object per line. The parent sends a job; the child answers with
 
-    {"at": who, "doing": what, "seconds": n}    often; nothing more for n seconds is a hang
-    {"lost": why}                               who is at it has failed, and broken the process
-    {"done": result}                            the job's end
+    {"at": contender, "doing": what, "seconds": n}    often; silence for n seconds after it is a hang
+    {"lost": why}                                     this contender failed and broke the process
+    {"done": result}                                  the job is done
 
-A contender that hangs or dies is left out, with the reason, and its job is done again without it.
+A contender that hangs or crashes is left out, with the reason, and its job is repeated without it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-START = 120.0  # seconds until the first word about a job, a new child's imports included
-TAIL, WIDTH = 40, 300  # lines of its last words that are kept, characters of each
+from benchmarks import measure
+
+# Seconds until the first message about a job, including the imports of a new child.
+START = 120.0
+# Last lines of a child's output that are kept, and characters of each.
+TAIL, WIDTH = 40, 300
 
 
 class Lost(Exception):
-    """The child is gone, or had to go: `at` names the contender that it was busy with."""
+    """The child ended or had to be ended; `at` names the contender that it was running."""
 
     def __init__(self, at: str, why: str, tail: list[str]) -> None:
         super().__init__(why)
@@ -36,25 +40,26 @@ class Lost(Exception):
 
 
 class Late(Exception):
-    """The time for the job was up."""
+    """The time for the job ran out."""
 
 
 class Children:
-    """One child at a time, started when there is a job, started anew when the last one is gone."""
+    """One child at a time, started for the first job and restarted when it has ended."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command, self.child = list(command), None
 
     def result(self, job: dict[str, Any], without: Sequence[str], until: float) -> dict[str, Any]:
-        """What comes of a job, under "lost" who was left out of it because of a hang or a death.
+        """Run a job and return its result.
 
         Args:
-          job: the child's, to which "without", the contenders to leave out from the start, is added.
-          until: of `time.monotonic`.
+          job: the job.
+          without: contenders to leave out from the start; the child gets them as "without".
+          until: the time of `time.monotonic` at which the job must be done.
 
         Returns:
-          the child's result; {"failed": why} where it failed without any contender to blame or the
-          time was up.
+          the child's result, or {"failed": why} if it failed without a contender to blame or the time
+          ran out; and under "lost" the contenders that hung or crashed, which were left out.
         """
         lost: dict[str, Any] = {}
         result: dict[str, Any] = {}
@@ -63,22 +68,23 @@ class Children:
             try:
                 result = self.child.run(job | {"without": [*without, *lost]}, until)
             except Late:
-                result = {"failed": "the time was up"}
+                result = {"failed": "the time ran out"}
             except Lost as loss:
                 if loss.at and loss.at not in lost:
                     lost[loss.at] = {"why": str(loss), "tail": loss.tail}
-                elif not used:  # a job before this one may have broken it
+                elif not used:
+                    # Otherwise an earlier job may have broken the child, and this one is repeated.
                     result = {"failed": str(loss), "tail": loss.tail}
             if not result or "failed" in result:
                 self.stop()
         return result | {"lost": lost}
 
     def tail(self) -> list[str]:
-        """The last lines that the child has printed."""
+        """Return the last lines that the child printed."""
         return self.child.tail() if self.child else []
 
     def stop(self) -> None:
-        """End the child, whatever it does."""
+        """End the child, whatever it is doing."""
         if self.child:
             self.child.kill()
         self.child = None
@@ -86,14 +92,17 @@ class Children:
 
 class _Child:
     def __init__(self, command: list[str]) -> None:
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the child
+        # It lives as long as the child.
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
+            env=measure.child_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            start_new_session=True,  # so that what it starts itself ends with it
+            # So that processes that the child starts end with it.
+            start_new_session=True,
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -101,7 +110,8 @@ class _Child:
     def run(self, job: dict[str, Any], until: float) -> dict[str, Any]:
         at, doing, patience = "", "starting", START
         self.begin = os.fstat(self.log.fileno()).st_size
-        with contextlib.suppress(OSError):  # a child that is gone already says so below
+        # If the child has ended already, this is noticed below.
+        with contextlib.suppress(OSError):
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
         while True:
@@ -113,18 +123,19 @@ class _Child:
                     raise Late from None
                 raise Lost(at, f"hung: {doing}, for {patience:g} s", self.tail()) from None
             if line is None:
-                raise Lost(at, f"died: {doing} ({self._end()})", self.tail())
-            said = json.loads(line)
-            if "done" in said:
-                return said["done"]
-            if "lost" in said:
-                raise Lost(at, f"failed: {doing} ({said['lost']})", self.tail())
-            at, doing, patience = said["at"], said["doing"], said["seconds"]
+                raise Lost(at, f"crashed: {doing} ({self._end()})", self.tail())
+            message = json.loads(line)
+            if "done" in message:
+                return message["done"]
+            if "lost" in message:
+                raise Lost(at, f"failed: {doing} ({message['lost']})", self.tail())
+            at, doing, patience = message["at"], message["doing"], message["seconds"]
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may take its time
+        # The GPU driver may need some time to end it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
         for pipe in (self.process.stdin, self.log):
             with contextlib.suppress(OSError):
@@ -151,22 +162,29 @@ class _Child:
         return [line[:WIDTH] for line in lines if line.strip()][-TAIL:]
 
 
-class Say:
-    """What the child says. It takes standard output for that; what others print goes to the errors."""
+class Reporter:
+    """The child's messages to its parent.
+
+    They use standard output; everything else that the process prints goes to standard error.
+    """
 
     def __init__(self) -> None:
         self.channel = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
 
     def now(self, at: str, doing: str, seconds: float) -> None:
+        """Say which contender runs now, and after how many seconds of silence it counts as hung."""
         self._write({"at": at, "doing": doing, "seconds": seconds})
 
     def done(self, result: dict[str, Any]) -> None:
+        """Send the result of the job."""
         self._write({"done": result})
 
     def lost(self, why: str) -> NoReturn:
+        """Say that the contender that runs now has failed, and end the process."""
         self._write({"lost": why})
-        os._exit(1)  # a broken device may not let go of an orderly end
+        # With a broken device an orderly exit may hang.
+        os._exit(1)
 
-    def _write(self, words: dict[str, Any]) -> None:
-        self.channel.write(json.dumps(words) + "\n")
+    def _write(self, message: dict[str, Any]) -> None:
+        self.channel.write(json.dumps(message) + "\n")

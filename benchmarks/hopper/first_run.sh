@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The first look at an H100 or H200, at most five minutes: benchmarks/hopper/first_run.sh [STEP ...]
-#   occupancy   how many CTAs are resident at once, by the size of their clusters
-#   latencies   what an exchange between multiprocessors costs
-#   tests       the tests that wait for a card
-#   ladder      the kernels in several tilings: right, and how fast
-#   train       a char-RNN by the commands of the README
-#   table       errors and times beside cuDNN, PyTorch and flax (benchmarks/hopper.sh)
-# Every step has a time limit of its own, so that one that hangs costs only itself, and writes to $OUT
-# (build/hopper without it) as it goes. In a copy without its git repository, JAXRNN_COMMIT says which
-# commit this is.
+# First measurements on an H100 or H200, at most five minutes: benchmarks/hopper/first_run.sh [STEP ...]
+#   occupancy   number of resident CTAs, by the size of their clusters
+#   latencies   time of an exchange between multiprocessors
+#   tests       the tests that need a GPU
+#   ladder      errors and times of the kernels in several tilings
+#   train       a char-RNN, by the commands of the README
+#   table       errors and times beside cuDNN, PyTorch and flax (benchmarks/hopper/run.sh)
+# Every step has its own time limit, so that a step that hangs costs only itself. Output goes to $OUT
+# (default: build/hopper) as it comes. In a copy without the git repository, set JAXRNN_COMMIT to the
+# commit.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -21,7 +21,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-1}
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # or one process would leave no memory for the others
+# Otherwise one process leaves no memory for the others.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
 begin=$SECONDS
 say() { echo "== $((SECONDS - begin)) s: $*"; }
 stop() {
@@ -37,7 +38,8 @@ toolkit=$("$python" -m jaxrnn.recurrence.kernels.hopper.toolkit) || stop "the ke
 export CUDA_ROOT=$toolkit
 say "CUDA toolkit in $CUDA_ROOT"
 
-step() { # NAME SECONDS COMMAND ...: its output is shown and kept
+# step NAME SECONDS COMMAND ...: run a command with a time limit; show and keep its output
+step() {
   local name=$1 limit=$2
   shift 2
   say "$name, at most $limit s"
@@ -59,17 +61,17 @@ export python here out scratch
 for name in "${@:-occupancy latencies tests ladder train table}"; do
   for name in $name; do
     case $name in
-      occupancy) step occupancy 30 "$python" "$here/occupancy.py" ;;
+      occupancy) step occupancy 30 "$python" -m benchmarks.hopper.occupancy ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
         step tests 120 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu" tests/test_cudnn.py tests/test_hopper.py
         ;;
       ladder)
-        step ladder $((seconds + 20)) "$python" "$here/ladder.py" --seconds "$seconds" --output "$out/ladder.jsonl"
+        step ladder $((seconds + 20)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"
         ;;
       train) step train 90 bash -c train ;;
       table)
-        step table 200 bash "$root/benchmarks/hopper.sh" "$out" --seconds 180 --repeats 3 \
+        step table 200 bash "$here/run.sh" "$out" --seconds 180 --repeats 3 \
           --cells lstm gru-after --stages right table latency
         ;;
       *) stop "there is no step $name" ;;

@@ -1,7 +1,7 @@
-"""The stage "layers" of `hopper.py`: layers of one cell in one launch, beside one after the other.
+"""The stage "layers": several layers of a cell in one launch, beside one layer after the other.
 
-All ways get the same layers, as wide as their inputs. Their errors are against float64 on the CPU, in
-few steps; their times are of value and gradients, the inputs' products included.
+All contenders get the same layers, as wide as their inputs. Errors are relative to float64 on the CPU,
+for a few steps. Times are of values and gradients, including the products of the inputs.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
 import numpy as np
-from benchmarks import peers
-from benchmarks.hopper.child import Say
-from benchmarks.hopper.contenders import COMPILE, DRAWN, OURS, RUN, TURNS, Job, problem, queue, ready, reason
-from benchmarks.hopper.report import AT_ONCE
-from benchmarks.peers import Given
 
 import jaxrnn
+from benchmarks import measure, peers
+from benchmarks.contenders import OURS, queue, ready
+from benchmarks.hopper.child import Reporter
+from benchmarks.hopper.contenders import COMPILE, DRAWN, RUN, TURNS, Job, problem, reason
+from benchmarks.hopper.report import AT_ONCE
+from benchmarks.peers import Given
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import dispatch
-from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
+from jaxrnn.recurrence.problem import Masks
 
 
-def layers(job: Job, say: Say) -> dict[str, Any]:
-    """Errors as in the stage "right", and then seconds per call of who has none, in turns."""
+def layers(job: Job, say: Reporter) -> dict[str, Any]:
+    """Measure errors as in the stage "right", then the seconds per call of the contenders, in turns."""
     batch, steps, inputs, hidden = job["size"]
     cell, few = problem(job | {"size": [batch, min(steps, DRAWN), inputs, hidden]})
     say.now("", "float64", COMPILE)
@@ -68,7 +68,7 @@ def layers(job: Job, say: Say) -> dict[str, Any]:
 
 
 def refused(cell: Any, job: Job, name: str) -> str | None:
-    """Why somebody cannot run this here."""
+    """Return why a contender cannot run this here; None if it can."""
     batch, steps, inputs, _ = job["size"]
     if name != AT_ONCE:
         try:
@@ -83,28 +83,28 @@ def refused(cell: Any, job: Job, name: str) -> str | None:
 
 
 def reference(cell: Any, given: Given, count: int) -> Any:
-    """Values and gradients by the plain scan in float64 on the CPU."""
+    """Return values and gradients of the plain scan in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         return peers.numpy(backward(cell, OURS + "scan", given._replace(dtype="float64"), count)())
 
 
 def backward(cell: Any, name: str, given: Given, count: int) -> Any:
-    """Compiled: ((loss, (final states, outputs)), gradients) of all layers, inputs and states."""
+    """Compile ((loss, (final states, outputs)), gradients of all layers, inputs and states)."""
     return ready(*call(cell, name, given, count))
 
 
 def call(cell: Any, name: str, given: Given, count: int) -> tuple[Any, Any]:
-    """The same as a function and its arguments."""
+    """Return the same as a function and its arguments."""
     wide = "float64" if given.dtype == "float64" else "float32"
     each = tuple(jax.tree.map(lambda a, n=n: np.roll(a, n, -1), given.params) for n in range(count))
     given_layers, xs, d_ys = (
         peers.cast(part, given.dtype) for part in (each, given.xs, given.cotangent)
     )
     states = peers.cast((given.state,) * count, wide)
-    way = at_once if name == AT_ONCE else partial(one_by_one, name.removeprefix(OURS))
+    run = at_once if name == AT_ONCE else partial(one_by_one, name.removeprefix(OURS))
 
     def loss(layers: Any, xs: Any, states: Any, cotangents: Any) -> Any:
-        results = way(cell, layers, xs, states)
+        results = run(cell, layers, xs, states)
         pairs = zip(*map(jax.tree.leaves, (results, cotangents)), strict=True)
         return sum(jnp.sum(r * c.astype(r.dtype), dtype=wide) for r, c in pairs), results
 
@@ -114,14 +114,16 @@ def call(cell: Any, name: str, given: Given, count: int) -> tuple[Any, Any]:
 
 
 def at_once(cell: Any, layers: Any, xs: Any, states: Any) -> tuple[Any, Any]:
+    """Run all layers in one launch."""
     gx = cell.project(layers[0], xs)
-    final, ys = hopper_stack.run(cell, layers, gx, states, Masks(None, None), False)
+    final, ys = hopper_stack.run(cell, layers, gx, states, Masks(), False)
     return final, ys.astype(xs.dtype)
 
 
 def one_by_one(
     implementation: Any, cell: Any, layers: Any, xs: Any, states: Any
 ) -> tuple[Any, Any]:
+    """Run one layer after the other."""
     final = []
     for params, state in zip(layers, states, strict=True):
         state, ys = jaxrnn.unroll(cell, params, xs, state, implementation=implementation)

@@ -1,8 +1,8 @@
-"""What `hopper.py` shows of a record, and the goals that its ratios are held against.
+"""The tables of a record, and the goals that its ratios are compared with.
 
-A floor is what one forward step of an LSTM in bfloat16 could take at best on an H200, derived and not
-measured: 990 TFLOP/s, 30 TB/s of shared memory, and 1 to 2 µs for all its blocks to meet. A backward
-step is taken as 1.7 times that.
+A floor is the shortest time of one forward step of an LSTM in bfloat16 on an H200. It is derived and not
+measured, from 990 TFLOP/s, 30 TB/s of shared memory, and 1 to 2 µs for all blocks to synchronise. The
+floor of a backward step is 1.7 times that.
 """
 
 from __future__ import annotations
@@ -10,32 +10,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.tables import medians
 from rich.console import Console
 from rich.table import Table
 
-PASSES = ("forward", "forward+backward")
-OWN = ("jaxrnn pallas", "jaxrnn xla")
-AT_ONCE = "jaxrnn at once"  # all layers in one launch
-PLACE = ("stage", "cell", "layers", "setting", "size", "dtype", "mode")  # what names a job
+from benchmarks.problems import PASSES
+from benchmarks.tables import joined, medians
+
+OWN = ("jaxrnn hopper", "jaxrnn xla")
+# All layers in one launch.
+AT_ONCE = "jaxrnn at once"
+# The fields that identify a job.
+PLACE = ("stage", "cell", "layers", "setting", "size", "dtype", "mode")
 RIVALS = ("torch", "torch float16", "jaxrnn cudnn float32", "flashrnn")
 FLAX = ("flax nnx", "flax linen")
-BATCHES, WIDTHS = range(16, 128 + 1), range(512, 1024 + 1)  # where others are to be beaten
-TIMES_RIVAL = {"lstm": 1.5, "gru-before": 3.0, "gru-after": 3.0}  # faster, forward + backward
-TIMES_FLAX = 10.0  # faster
-TIMES_FLOOR = 2.0  # at most
-FLOORS = {  # µs by H, up to B
+# Batches and hidden sizes for which there are goals.
+BATCHES, WIDTHS = range(16, 128 + 1), range(512, 1024 + 1)
+# Goals: faster than the best rival in forward + backward, faster than flax, slower than the floor.
+TIMES_RIVAL = {"lstm": 1.5, "gru-before": 3.0, "gru-after": 3.0}
+TIMES_FLAX = 10.0
+TIMES_FLOOR = 2.0
+# Microseconds by hidden size, and for batches up to a number of rows.
+FLOORS = {
     512: {128: 1.1, 256: 1.3},
     1024: {16: 1.8, 64: 2.0, 128: 2.8, 256: 4.0},
     2048: {16: 3.0, 64: 4.5, 128: 7.5, 256: 13.0},
 }
-BACKWARD = 1.7  # of a forward step
-RIGHT = 3.0  # times the error of "xla" in the same dtype, at most
-TIMED = ("table", "flashrnn", "latency")  # stages whose results are times by pass
+# The floor of a backward step, in units of that of a forward step.
+BACKWARD = 1.7
+# The largest error, in units of the error of "xla" in the same dtype.
+RIGHT = 3.0
+# The stages that time passes.
+TIMED = ("table", "flashrnn", "latency")
 
 
 def floor(job: dict[str, Any], what: str) -> float | None:
-    """Seconds of one step; None where none was derived."""
+    """Return the floor of one step in seconds; None if none was derived."""
     batch, _, _, hidden = job["size"]
     rows = [rows for rows in FLOORS.get(hidden, {}) if rows >= batch]
     if job["cell"] != "lstm" or job["dtype"] != "bfloat16" or not rows:
@@ -44,23 +53,23 @@ def floor(job: dict[str, Any], what: str) -> float | None:
 
 
 def fastest(times: dict[str, float], names: tuple[str, ...]) -> str | None:
-    """Of those that were timed."""
+    """Return the fastest of the named contenders that were timed."""
     return min(
         (name for name in names if name in times), key=lambda name: times[name], default=None
     )
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of one result: ratios of its medians, what is wanted of each (null: nothing here), whether met.
+    """Return ratios of a result's medians, the goal of each (null: none) and whether it is met.
 
-    The rivals' and flax' ratios are their time over that of the faster of OWN; the floor's is the
-    time of OWN's first over the floor.
+    The ratios of rivals and flax are their time divided by that of the faster one of OWN. The ratio of
+    the floor is the time of OWN's first divided by the floor.
     """
     job, found = result["job"], []
     if job["stage"] not in TIMED:
         return []
     for what, contenders in result.get("passes", {}).items():
-        times = medians({"contenders": contenders})
+        times = medians(contenders)
         if job["stage"] == "latency":
             least = floor(job, what)
             if least and OWN[0] in times:
@@ -78,11 +87,12 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_right(result: dict[str, Any], name: str = OWN[0]) -> bool | None:
-    """Whether the kernels' errors are near those of "xla", and the same each time; None: did not run."""
+    """Return whether errors are near those of "xla" and calls repeatable; None if it did not run."""
     kernels, plain = (result.get("contenders", {}).get(name, {}) for name in (name, OWN[1]))
     if "left_out" in kernels or name in (*result["lost"], *result["without"]):
         return False
-    if "alike" in kernels:  # texts, which are looked at where they are drawn
+    if "alike" in kernels:
+        # Texts are checked where they are drawn.
         return True
     if "values" not in kernels or "values" not in plain:
         return None
@@ -91,12 +101,12 @@ def is_right(result: dict[str, Any], name: str = OWN[0]) -> bool | None:
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """Tables of every stage, then who is missing and why."""
+    """Print the tables of every stage, then the missing contenders and the reasons."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for result in record["results"]:
         stages.setdefault(result["job"]["stage"], []).append(result)
     for stage, results in stages.items():
-        console.print(_SHOWN[stage](f"{stage}: {_SAYS[stage]}", results))
+        console.print(_SHOWN[stage](f"{stage}: {_MEANING[stage]}", results))
     say = console.print
     for name, why in record["missing"].items():
         say(f"without {name}: {why}", markup=False, soft_wrap=True)
@@ -110,31 +120,31 @@ def show(record: dict[str, Any], console: Console) -> None:
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """What was found of everybody, each in a few words: errors, or microseconds or characters."""
+    """Return the errors, microseconds or characters per second of all contenders, as short texts."""
     job, found = result["job"], []
     for name, errors in result.get("contenders", {}).items():
         numbers = [f"{what} {errors[what]:.1e}" for what in _ERRORS if what in errors]
         found += [f"{name} {' '.join(numbers)}"] if numbers else []
     for what, contenders in result.get("passes", {}).items():
-        times = medians({"contenders": contenders})
+        times = medians(contenders)
         steps = [f"{name} {times[name] / job['size'][1] * 1e6:.2f}" for name in times]
         found += [f"{what}, us a step: {', '.join(steps)}"] if steps else []
     if "characters" in result:
-        times = medians({"contenders": result["contenders"]})
+        times = medians(result["contenders"])
         rates = [f"{name} {result['characters'] / time:,.0f}" for name, time in times.items()]
         found.append(f"characters/s: {', '.join(rates)}")
     return found
 
 
 def verdict(record: dict[str, Any]) -> str:
-    """How many goals are met, of those that were judged."""
+    """Return how many results are right and how many goals are met."""
     judged = [g for r in record["results"] for g in goals(r) if g["wanted"] is not None]
     alone = [r for r in record["results"] if r["job"]["stage"] in ("right", "sampling")]
     answers = [is_right(r) for r in alone]
     answers += [is_right(r, AT_ONCE) for r in record["results"] if r["job"]["stage"] == "layers"]
     known = [answer for answer in answers if answer is not None]
     return (
-        f"kernels right in {sum(known)} of {len(known)}; "
+        f"kernels right in {sum(known)} of {len(known)} checks; "
         f"goals met: {sum(g['met'] for g in judged)} of {len(judged)}"
     )
 
@@ -149,7 +159,7 @@ def _errors(title: str, results: list[dict[str, Any]]) -> Table:
     made.add_column("right")
     for result in results:
         job = result["job"]
-        place = [job["cell"], job["dtype"], _size(job), job.get("mode", "")]
+        place = [job["cell"], job["dtype"], joined(job["size"]), job.get("mode", "")]
         for name, errors in result.get("contenders", {}).items():
             numbers = [f"{errors[k]:.1e}" if k in errors else "-" for k in _ERRORS]
             answer = {True: "yes", False: "NO", None: "-"}[is_right(result)]
@@ -175,7 +185,7 @@ def _times(title: str, results: list[dict[str, Any]]) -> Table:
     for result in results:
         job, judged = result["job"], goals(result)
         for what, contenders in result.get("passes", {}).items():
-            times = medians({"contenders": contenders})
+            times = medians(contenders)
             ratios = {goal["goal"]: _said(goal) for goal in judged if goal["pass"] == what}
             least = floor(job, what)
             extra = [ratios.get("rival", "-"), ratios.get("flax", "-")]
@@ -184,7 +194,7 @@ def _times(title: str, results: list[dict[str, Any]]) -> Table:
             steps = [
                 f"{times[n] / job['size'][1] * 1e6:,.2f}" if n in times else "-" for n in names
             ]
-            made.add_row(job["cell"], _size(job), what, *steps, *extra)
+            made.add_row(job["cell"], joined(job["size"]), what, *steps, *extra)
     return made
 
 
@@ -196,13 +206,13 @@ def _layers(title: str, results: list[dict[str, Any]]) -> Table:
     made.add_column("right")
     for result in results:
         job = result["job"]
-        times = medians({"contenders": result.get("passes", {}).get(PASSES[1], {})})
+        times = medians(result.get("passes", {}).get(PASSES[1], {}))
         steps = [times[n] / job["size"][1] * 1e6 if n in times else None for n in (AT_ONCE, *OWN)]
         one, alone = fastest(times, OWN), times.get(AT_ONCE)
         made.add_row(
             job["cell"],
             str(job["layers"]),
-            _size(job),
+            joined(job["size"]),
             *("-" if step is None else f"{step:,.2f}" for step in steps),
             f"{times[one] / alone:.2f}" if one and alone else "-",
             {True: "yes", False: "NO", None: "-"}[is_right(result, AT_ONCE)],
@@ -215,23 +225,23 @@ def _rates(title: str, results: list[dict[str, Any]]) -> Table:
     for result in results:
         job = result["job"]
         if job["stage"] == "sampling":
-            place = [f"B, L, H = {_size(job)}, {job['dtype']}", ""]
+            place = [f"B, L, H = {joined(job['size'])}, {job['dtype']}", ""]
         else:
             picked = dict.fromkeys(
                 why.partition(":")[0] for why in result.get("picked", {}).values()
             )
             place = [job["setting"], ", ".join(picked)]
         characters = result.get("characters", 0)
-        times = medians({"contenders": result.get("contenders", {})})
+        times = medians(result.get("contenders", {}))
         for name, time in times.items():
             ratio = f"{times['torch'] / time:.2f}" if "torch" in times else "-"
             made.add_row(*place, name, f"{characters / time:,.0f}", ratio)
     return made
 
 
-_SAYS = {
-    "right": "largest error from float64, of each array's largest entry",
-    "others": "the peers' errors",
+_MEANING = {
+    "right": "largest error relative to float64, in units of each array's largest entry",
+    "others": "errors of the peers",
     "table": "µs per step of time, median; + a goal met, ! missed",
     "flashrnn": "µs per step of time, median; + a goal met, ! missed",
     "latency": "the recurrence alone, µs per step of time, median",
@@ -269,12 +279,8 @@ def _said(goal: dict[str, Any]) -> str:
     return f"{goal['ratio']:.2f}" + {True: " +", False: " !", None: "  "}[goal["met"]]
 
 
-def _size(job: dict[str, Any]) -> str:
-    return ", ".join(map(str, job["size"]))
-
-
 def _left_out(results: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[str]]:
-    """Where a contender is missing: by stage, name and reason."""
+    """Return where contenders are missing, by stage, name and reason."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for result in results:
         job = result["job"]
@@ -286,12 +292,12 @@ def _left_out(results: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[
 
 def _reasons(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "failed" in result:
-        yield "everybody", result["failed"]
+        yield "all contenders", result["failed"]
     yield from result.get("unserved", {}).items()
     for name, loss in result["lost"].items():
         yield name, loss["why"]
     for name in result["without"]:
-        yield name, "not asked again: it hung or died at this width before"
+        yield name, "not run again: it hung or crashed at this hidden size before"
     for contenders in (result.get("contenders", {}), *result.get("passes", {}).values()):
         for name, contender in contenders.items():
             if "left_out" in contender:

@@ -1,8 +1,8 @@
-"""The stage "sampling" of `hopper.py`: texts drawn by one kernel, beside the loop and PyTorch's.
+"""The stage "sampling": texts drawn by one kernel, beside jaxrnn's loop and PyTorch's.
 
-Who draws is looked at before it is timed. The likeliest characters that it takes must be so, or nearly,
-by the logits that the CPU finds for its text; and what it draws must begin as the loop's text from the
-same seed, until rounding parts them.
+Each contender is checked before it is timed. With mode "argmax" its characters must be the most likely
+ones, up to rounding, by logits that the CPU computes for its text. With mode "categorical" its text must
+begin like the loop's text with the same seed, until rounding separates them.
 """
 
 from __future__ import annotations
@@ -12,33 +12,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarks import measure
 import numpy as np
-from benchmarks import sampling_throughput as samples
-from benchmarks.cell_throughput import TOLERANCES
-from benchmarks.hopper.child import Say
-from benchmarks.hopper.contenders import COMPILE, OURS, TURNS, Job, absent, reason
-from benchmarks.hopper.report import OWN
 
 import jaxrnn
+from benchmarks import measure
+from benchmarks import sampling_throughput as samples
+from benchmarks.contenders import OURS
+from benchmarks.hopper.child import Reporter
+from benchmarks.hopper.contenders import COMPILE, TURNS, Job, absent, reason
+from benchmarks.hopper.report import OWN
+from benchmarks.problems import TOLERANCES, VOCABULARY
 from jaxrnn import charlm
 
-LOOK, TEXTS = 64, 4  # characters that are looked at, of so many texts at least
-# what may be missing to the likeliest logit, in units of the largest of all: some roundings
+# Characters that are checked in each text, and the least number of texts.
+LOOK, TEXTS = 64, 4
+# How far a logit may be below the largest one, in units of the largest of all: some rounding errors.
 SHORT = {"bfloat16": 2**-6, "float32": 2**-8}
-ALIKE = 8  # characters of LOOK that must be the loop's, on average
+# Characters of LOOK that must be equal to the loop's, on average.
+ALIKE = 8
 
 
-def sampling(job: Job, say: Say) -> dict[str, Any]:
-    """short: what the logits of the likeliest characters lack. alike: characters until the first that
-    differs. Then seconds per call, in turns, of who is right."""
+def sampling(job: Job, say: Reporter) -> dict[str, Any]:
+    """Check the contenders, and time those that are right.
+
+    short: how far the logits of the characters are below the largest ones, with mode "argmax".
+    alike: number of characters until the first one that differs from the loop's.
+    """
     batch, layers, hidden = job["size"]
     config = jaxrnn.ModelConfig("lstm", layers, hidden, samples.EMBED, dtype=job["dtype"])
-    params = jaxrnn.init(config, samples.VOCABULARY)
+    params = jaxrnn.init(config, VOCABULARY)
     found: dict[str, dict[str, Any]] = {}
     out: dict[str, str] = {}
     sides: dict[str, Any] = {}
-    drawn: list[str] = []  # by the loop
+    # Texts that the loop drew.
+    drawn: list[str] = []
     for name in job["contenders"]:
         if name in job["without"] or (name == "torch" and absent(name)):
             continue
@@ -49,7 +56,7 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
                 look, texts = looked_at(params, draw)
                 drawn = texts if name == OWN[1] else drawn
                 if not drawn:
-                    out[name] = "the loop drew nothing to hold it against"
+                    out[name] = "the loop drew no text to compare with"
                     continue
                 found[name] = look | {"alike": alike(texts, drawn)}
                 if why := wrong(found[name], job["dtype"]):
@@ -63,8 +70,8 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
             out[name] = str(why)
         except (Exception, SystemExit) as failure:
             sides.pop(name, None)
-            told = str(failure) if isinstance(failure, SystemExit) else reason(failure, say)
-            found.setdefault(name, {})["left_out"] = told
+            why = str(failure) if isinstance(failure, SystemExit) else reason(failure, say)
+            found.setdefault(name, {})["left_out"] = why
     say.now(OWN[0] if OWN[0] in sides else "", "in turns", TURNS)
     for name, times in measure.in_turns(sides, job["repeats"]).items():
         found[name] |= times
@@ -72,13 +79,13 @@ def sampling(job: Job, say: Say) -> dict[str, Any]:
 
 
 def own(params: Any, implementation: Any, batch: int, length: int, mode: Any, seed: int) -> Any:
-    """Texts of jaxrnn's."""
+    """Return texts that jaxrnn draws."""
     how = {"temperature": samples.TEMPERATURE, "mode": mode, "seed": seed, "count": batch}
     return jaxrnn.sample_many(params, samples.PRIME, length, **how, implementation=implementation)
 
 
 def rival(params: Any, dtype: str) -> samples.Peer:
-    """PyTorch's, which ends the program where its logits are others."""
+    """Return PyTorch's contender; exits with an error if its logits differ."""
     on_gpu = jax.default_backend() == "gpu"
     peer = samples.Peer(params, "cuda" if on_gpu else "cpu", dtype)
     samples.check(params, peer, TOLERANCES[jax.default_backend(), dtype])
@@ -86,7 +93,7 @@ def rival(params: Any, dtype: str) -> samples.Peer:
 
 
 def looked_at(params: Any, draw: Any) -> tuple[dict[str, Any], list[str]]:
-    """How far its likeliest characters fall short, and texts that it draws."""
+    """Return the check of the most likely characters of a contender, and texts that it draws."""
     likeliest = draw(LOOK, "argmax", 0)
     seeds = range(-(-TEXTS // len(likeliest)))
     drawn = [text for seed in seeds for text in draw(LOOK, "categorical", seed)]
@@ -94,8 +101,10 @@ def looked_at(params: Any, draw: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def short(params: Any, texts: list[str]) -> float:
-    """What the logits of the characters after the prime lack of the largest at their places, at most,
-    in units of the largest of all; by the plain scan on the CPU."""
+    """Return how far the logits of the characters after the prime are below the largest, at most.
+
+    The unit is the largest logit of all; the plain scan computes the logits on the CPU.
+    """
     tokens = np.stack([params.vocabulary.encode(text) for text in texts], 1).astype(np.int32)
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
@@ -108,7 +117,7 @@ def short(params: Any, texts: list[str]) -> float:
 
 
 def alike(texts: list[str], others: list[str]) -> float:
-    """Characters after the prime until the first that differs, on average."""
+    """Return the number of characters after the prime until the first difference, on average."""
     begin = len(samples.PRIME)
     pairs = [zip(a[begin:], b[begin:], strict=True) for a, b in zip(texts, others, strict=True)]
     counts = [next((n for n, (a, b) in enumerate(p) if a != b), LOOK) for p in pairs]
@@ -116,11 +125,9 @@ def alike(texts: list[str], others: list[str]) -> float:
 
 
 def wrong(look: dict[str, Any], dtype: str) -> str | None:
-    """What is wrong with the texts of somebody; None for nothing."""
+    """Return what is wrong with the texts of a contender; None if nothing is."""
     if not look["short"] <= SHORT[dtype]:
-        return f"its likeliest characters fall {look['short']:.1e} short, above {SHORT[dtype]:.1e}"
+        return f"logits of its characters are {look['short']:.1e} too low, above {SHORT[dtype]:.1e}"
     if look["alike"] < ALIKE:
-        return (
-            f"what it draws is the loop's for {look['alike']:.1f} characters alone, below {ALIKE}"
-        )
+        return f"its texts are the loop's only for {look['alike']:.1f} characters, below {ALIKE}"
     return None

@@ -1,51 +1,50 @@
-"""Whether the Hopper kernels give the same results call after call: a race shows as one that moves.
+"""Stress test of the Hopper kernels: a race would show as a result that changes from call to call.
 
-    python benchmarks/hopper/stress.py [--rounds 1000]       # on an H100 or H200, under a minute
+    python -m benchmarks.hopper.stress [--rounds 1000]       # on an H100 or H200, under a minute
 
 Tilings that synchronise at a cluster's barrier run in turn with calls on other data, so that memory that
-is used again holds other numbers than the right ones, and every result is compared bit for bit with the
-first. Each runs with fences of no scope, of the cluster's and of the GPU's around the barrier, to see
-which of them the order of memory operations needs, and what they cost.
+is used again holds wrong numbers, and every result is compared bit for bit with the first one. Each runs
+without fences around the barrier, with fences of cluster scope and with fences of GPU scope. This shows
+which fences the order of memory operations needs, and what they cost.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import jax
 import jax.numpy as jnp
-from benchmarks.hopper import ladder
-from benchmarks import measure
 
+from benchmarks import measure
+from benchmarks.hopper import ladder
 from jaxrnn.recurrence.kernels import fused
 from jaxrnn.recurrence.kernels.hopper import mosaic as hopper_mosaic
-from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiles
+from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
 
 SCOPES = "", "cluster", "gpu"
 PROBLEMS = [
     (
         ladder.Problem("lstm", 64, 256),
-        Tiles(16, 16, 16, 1, 4, 1, Memory(64, 4, 4, 2), Memory(64, 16, 16, 2)),
+        Tiling(16, 16, 16, 1, 4, 1, Memory(64, 4, 4, 2), Memory(64, 16, 16, 2)),
     ),
     (
         ladder.Problem("lstm", 64, 256),
-        Tiles(8, 8, 8, 1, 8, 1, Memory(64, 4, 4, 2), Memory(128, 8, 8, 2)),
+        Tiling(8, 8, 8, 1, 8, 1, Memory(64, 4, 4, 2), Memory(128, 8, 8, 2)),
     ),
 ]
 
 
 def main() -> None:
-    parser = measure.Parser(description="whether results of the Hopper kernels move")
-    parser.add_argument("--rounds", type=measure.positive, default=1000)
-    parser.add_argument("--output", type=Path, help="where a JSON object goes for each")
+    """Run the command."""
+    parser = measure.Parser(description="Check that results of the Hopper kernels do not change.")
+    add = parser.add_argument
+    add("--rounds", type=measure.positive, default=1000, help="calls of each kernel (1000)")
+    add("--output", type=Path, metavar="FILE", help="file for a JSON object of each tiling")
     flags = parser.parse_args()
     with ThreadPoolExecutor() as pool:
         made = []
@@ -53,8 +52,10 @@ def main() -> None:
             hopper_mosaic.SCOPE = scope
             jax.clear_caches()
             for problem, tiles in PROBLEMS:
-                given = jax.eval_shape(partial(ladder._draw, problem))
-                made.append((scope, problem, tiles, ladder._programs(problem, tiles, given, pool)))
+                given = jax.eval_shape(partial(ladder.draw, problem))
+                made.append(
+                    (scope, problem, tiles, ladder.programs_of(problem, tiles, given, pool))
+                )
         moved = dict.fromkeys(SCOPES, 0)
         for scope, problem, tiles, programs in made:
             result = {"scope": scope, **problem._asdict(), "tiles": ladder.as_json(tiles)}
@@ -66,27 +67,25 @@ def main() -> None:
                 with flags.output.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(result) + "\n")
     for scope, count in moved.items():
-        print(
-            f"fences of scope {scope or 'none'}: {count} of {len(PROBLEMS) * 2 * flags.rounds} moved"
-        )
+        total = len(PROBLEMS) * 2 * flags.rounds
+        print(f"fences of scope {scope or 'none'}: {count} of {total} results changed")
 
 
-def stressed(problem: ladder.Problem, tiles: Tiles, programs: list[Any], rounds: int) -> Any:
-    """Calls of each kernel that gave another result than the first, where that was, and its time."""
+def stressed(problem: ladder.Problem, tiles: Tiling, programs: list[Any], rounds: int) -> Any:
+    """Count the calls of each kernel whose result differs from the first; say where, and time them."""
     forward, backward = programs
-    given = jax.jit(partial(ladder._draw, problem))()
+    given = jax.jit(partial(ladder.draw, problem))()
     rows = tiles.rows * tiles.blocks
-    d_ys = fused._more_rows(given[3], 1, to=rows)
-    out = forward(*given)
-    kept = {k: out[k] for k in ("gates", "previous_hidden", "previous_cell", "q") if k in out}
+    d_ys = fused.pad_rows(given[3], 1, to=rows)
+    _, residuals = forward(*given)
     others = given[0], -given[1], *given[2:]
-    other = forward(*others)
+    _, other = forward(*others)
     calls = {
         "forward": (forward, given, others),
         "backward": (
             backward,
-            (given[0], kept, given[2], d_ys),
-            (given[0], {k: other[k] for k in kept}, given[2], d_ys),
+            (given[0], residuals, given[2], d_ys),
+            (given[0], other, given[2], d_ys),
         ),
     }
     found: dict[str, Any] = {}
@@ -97,7 +96,7 @@ def stressed(problem: ladder.Problem, tiles: Tiles, programs: list[Any], rounds:
         for n in range(rounds):
             run(*different)
             got = run(*arguments)
-            off = ladder._moved(got, want)
+            off = ladder.moved_by(got, want)
             count, largest = count + (off > 0), jnp.maximum(largest, off)
             if n % 50 == 0 and first is None and bool(off > 0):
                 first = _where(got, want)
@@ -105,15 +104,17 @@ def stressed(problem: ladder.Problem, tiles: Tiles, programs: list[Any], rounds:
         found[f"{name}_largest"] = float(largest)
         found[f"{name}_where"] = first
         found[f"{name}_seconds"] = round(time.perf_counter() - begin, 1)
-        found[f"{name}_microseconds"] = round(ladder._timed(partial(run, *arguments)), 3)
+        found[f"{name}_microseconds"] = round(ladder.microseconds_of(partial(run, *arguments)), 3)
     return found
 
 
 def _where(got: Any, want: Any) -> dict[str, Any]:
-    """By array: how many entries differ, and the first step, rows and units in which they do."""
+    """Return by array the number of entries that differ, and the first step, rows and units."""
+    wanted = {jax.tree_util.keystr(path): array for path, array in jax.tree.leaves_with_path(want)}
     places = {}
-    for name in want:
-        differs = jnp.asarray(got[name] != want[name])
+    for path, array in jax.tree.leaves_with_path(got):
+        name = jax.tree_util.keystr(path)
+        differs = jnp.asarray(array != wanted[name])
         if not bool(differs.any()):
             continue
         if differs.ndim == 3:

@@ -1,64 +1,57 @@
-"""The child process of `hopper.py`: does the jobs that it is sent and says how it gets on.
+"""The child process of `python -m benchmarks.hopper`: runs jobs and reports its progress.
 
-A job is a dict with a stage and the problem: a cell, a size (B, T, I, H), a dtype and who takes part
-(`hopper_contenders`). Those named under "without" are left out.
+A job is a dict with a stage and a problem: a cell, a size (B, T, I, H), a dtype and the contenders
+(`contenders.py`). Contenders named under "without" are left out.
 
-What may hang is announced first (`hopper_child`), so nothing is lost but what is named. After an error
-of the device the process is of no more use, and it ends.
+Everything that may hang is announced first (`child.py`), so that only the named contender is lost. After
+an error of the device nothing can run in the process any more, and it ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import json
 import math
 import sys
-import types
 from functools import partial
 from typing import Any
 
-from benchmarks import cell_throughput
-from benchmarks.hopper import layers
-from benchmarks.hopper import sampling
 import jax
-from benchmarks import measure
 import numpy as np
-from benchmarks import peers
-from benchmarks.cell_throughput import PASSES, TOLERANCES
-from benchmarks.hopper.child import Say
+
+from benchmarks import measure, peers, training_throughput
+from benchmarks.contenders import OURS, PLAIN, Mode, Run, queue, reference
+from benchmarks.hopper import layers, sampling
+from benchmarks.hopper.child import Reporter
 from benchmarks.hopper.contenders import (
     COMPILE,
-    OURS,
     PEERS,
     RUN,
     TURNS,
-    How,
     Job,
-    Run,
     absent,
-    apart,
     compiled,
+    difference,
+    mode,
     patience,
     peer,
     problem,
-    queue,
     reason,
-    reference,
     rivals,
     suspect,
-    way,
 )
-
+from benchmarks.problems import PASSES, TOLERANCES
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import dispatch
 
-QUEUE = 0.05  # seconds of calls that are queued, where the device alone is timed
+# Seconds of queued calls, where only the device is timed.
+QUEUE = 0.05
 
 
 def main() -> None:
-    say = Say()
+    """Run jobs from standard input until it ends."""
+    say = Reporter()
     for line in sys.stdin:
         job = json.loads(line)
         say.done(STAGES[job["stage"]](job, say))
@@ -70,24 +63,25 @@ def main() -> None:
 # --- the stages ---------------------------------------------------------------------------------
 
 
-def where(job: Job, say: Say) -> dict[str, Any]:
-    """The stamp, the device as part of a file's name, the dtypes there are, who is missing."""
+def where(job: Job, say: Reporter) -> dict[str, Any]:
+    """Return machine and versions, the device as part of a file name, dtypes, and missing peers."""
     packages = "torch", "flax", "optax", "flashrnn", "nvidia-cudnn-cu13", "nvidia-cublas"
     missing = {name: why for name in PEERS if (why := absent(name))}
     found = {"surroundings": measure.surroundings(packages), "place": measure.place()}
     return found | {"dtypes": list(dispatch.DTYPES), "missing": missing}
 
 
-def right(job: Job, say: Say) -> dict[str, Any]:
-    """Errors against float64 on the CPU, in units of each array's largest entry.
+def right(job: Job, say: Reporter) -> dict[str, Any]:
+    """Measure errors relative to float64 on the CPU, in units of each array's largest entry.
 
-    values: of final state and outputs, without and with a backward pass to follow.
-    gradients: of all weights, inputs and the initial state.
-    moved: how far the same call, made again, was from itself.
+    values: errors of final state and outputs, without and with a backward pass.
+    gradients: errors of the gradients of all weights, inputs and the initial state.
+    moved: difference between repeated calls.
     """
     cell, given = problem(job)
-    how = way(job)
-    if getattr(given.params, "b_h", None) is not None:  # zero as drawn, since flax has none
+    how = mode(job)
+    if getattr(given.params, "b_h", None) is not None:
+        # It was drawn as zero, since flax has none.
         b_h = np.resize(given.params.b[::-1], cell.hidden_size)
         given = given._replace(params=given.params._replace(b_h=b_h))
     truth = reference(cell, given, how)
@@ -112,10 +106,10 @@ def right(job: Job, say: Say) -> dict[str, Any]:
     return {"contenders": found, "unserved": out}
 
 
-def others(job: Job, say: Say) -> dict[str, Any]:
-    """The same errors of the peers, whose loss is of the outputs alone."""
+def others(job: Job, say: Reporter) -> dict[str, Any]:
+    """Measure the same errors of the peers, whose loss includes only the outputs."""
     cell, given = problem(job)
-    truth = cell_throughput.reference(cell, given)
+    truth = reference(cell, given)
     found: dict[str, Any] = {}
     out: dict[str, str] = {}
     for name, contender in rivals(job, cell, given, out, say):
@@ -130,17 +124,17 @@ def others(job: Job, say: Say) -> dict[str, Any]:
     return {"contenders": found, "unserved": out}
 
 
-def table(job: Job, say: Say) -> dict[str, Any]:
-    """Seconds per call of everybody in both passes, in turns; jaxrnn's own held against "xla" first.
+def table(job: Job, say: Reporter) -> dict[str, Any]:
+    """Time all contenders in both passes, in turns; compare jaxrnn's implementations with "xla" first.
 
-    error: from "xla" in the same dtype, in units of each array's largest entry.
-    loss: as everybody summed it up, a look at whether the peers run the same problem.
+    error: difference from "xla" in the same dtype, in units of each array's largest entry.
+    loss: the loss of each contender, which shows whether the peers run the same problem.
     """
     cell, given = problem(job)
     entered: dict[str, dict[str, Run]] = {}
     found: dict[str, dict[str, Any]] = {what: {} for what in PASSES}
     results: dict[tuple[str, str], Any] = {}
-    runs, out = compiled(job, cell, given, How(), say)
+    runs, out = compiled(job, cell, given, PLAIN, say)
     for name, both in runs.items():
         entered[name] = dict(zip(PASSES, both, strict=True))
     entered |= {
@@ -164,13 +158,14 @@ def table(job: Job, say: Say) -> dict[str, Any]:
     for (what, name), result in results.items():
         truth = results.get((what, OURS + "xla"))
         if truth is not None:
-            error = float(apart(result, truth))
+            error = float(difference(result, truth))
             found[what][name]["error"] = error
             tolerance = TOLERANCES[jax.default_backend(), given.dtype]
-            if (
-                not error <= tolerance and name != OURS + "scan"
-            ):  # which sums up in the narrow dtype
-                found[what][name]["left_out"] = f"{error:.1e} off xla, above {tolerance:g}"
+            # The plain scan sums in the narrow dtype.
+            if not error <= tolerance and name != OURS + "scan":
+                found[what][name]["left_out"] = (
+                    f"differs from xla by {error:.1e}, above {tolerance:g}"
+                )
     results.clear()
     for what in PASSES:
         timed = {n: entered[n][what] for n, c in found[what].items() if "left_out" not in c}
@@ -180,12 +175,11 @@ def table(job: Job, say: Say) -> dict[str, Any]:
     return {"passes": found, "unserved": out}
 
 
-def latency(job: Job, say: Say) -> dict[str, Any]:
-    """Seconds per call of the recurrence alone, its inputs projected before; the host hides behind
-    calls that are queued."""
+def latency(job: Job, say: Reporter) -> dict[str, Any]:
+    """Time the recurrence alone, with inputs projected beforehand and calls queued on the device."""
     cell, given = problem(job)
     found: dict[str, dict[str, Any]] = {what: {} for what in PASSES}
-    runs, out = compiled(job, cell, given, How(projected=True), say, wait=False)
+    runs, out = compiled(job, cell, given, Mode(projected=True), say, wait=False)
     for n, what in enumerate(PASSES):
         queued: dict[str, Run] = {}
         counts: dict[str, int] = {}
@@ -206,14 +200,11 @@ def latency(job: Job, say: Say) -> dict[str, Any]:
     return {"passes": found, "unserved": out}
 
 
-def training(job: Job, say: Say) -> dict[str, Any]:
-    """Whole training steps, as `training_throughput.py` times them; an implementation may be named."""
-    if "tyro" not in sys.modules and importlib.util.find_spec("tyro") is None:
-        sys.modules["tyro"] = types.ModuleType("tyro")  # for command lines, and here is none
-    from benchmarks import training_throughput as steps
+def training(job: Job, say: Reporter) -> dict[str, Any]:
+    """Time whole training steps, as `training_throughput.py` does, by one implementation."""
 
-    config = steps.SETTINGS[job["setting"]]
-    asked = "xla" if OURS + "pallas" in job["without"] else job["implementation"]
+    config = training_throughput.SETTINGS[job["setting"]]
+    asked = "xla" if OURS + "hopper" in job["without"] else job["implementation"]
     if job["quick"]:
         model = dataclasses.replace(config.model, hidden_size=16, embedding_size=16)
         config = dataclasses.replace(config, model=model, batch=2, seq_len=5)
@@ -222,7 +213,7 @@ def training(job: Job, say: Say) -> dict[str, Any]:
         config.model.make_cell(),
     )
     dtypes = list(dict.fromkeys(("float32", accelerator.fast_dtype())))
-    there = {name: peer(name) for name in job["peers"] if not absent(name)}
+    available = {name: peer(name) for name in job["peers"] if not absent(name)}
     backend, usual = jax.default_backend(), dispatch.measured
     try:
         if asked:
@@ -230,14 +221,17 @@ def training(job: Job, say: Say) -> dict[str, Any]:
             place |= {"batch": config.batch, "hidden": cell.hidden_size}
             rows = [place | {"dtype": dtype} for dtype in dtypes]
             dispatch.measured = lambda: rows
-            jax.clear_caches()  # of steps that were traced with another implementation
+            # Forget steps that were traced with another implementation.
+            jax.clear_caches()
         picked = {dtype: str(dispatch.explain(cell, shape, dtype)) for dtype in dtypes}
         if asked and not any(why.startswith(asked) for why in picked.values()):
             why = "; ".join(dict.fromkeys(picked.values()))
             return {"contenders": {}, "picked": picked, "unserved": {OURS + asked: why}}
-        steps.TOLERANCES |= {dtype: TOLERANCES[backend, dtype] for dtype in dtypes}
-        say.now(OURS + (asked or "pallas"), "training steps", COMPILE)
-        contenders = steps.measured(config, job["steps"], job["repeats"], there)
+        tolerances = {dtype: TOLERANCES[backend, dtype] for dtype in dtypes}
+        say.now(OURS + (asked or "hopper"), "training steps", COMPILE)
+        contenders = training_throughput.measured(
+            config, job["steps"], job["repeats"], available, tolerances
+        )
     finally:
         dispatch.measured = usual
         jax.clear_caches()

@@ -1,7 +1,7 @@
 """Haiku: hk.dynamic_unroll over hk.LSTM and hk.GRU (reset before), time-major.
 
 Haiku's LSTM has the gate order i g f o and one matrix over [x, h], and adds 1 to the forget gate.
-Haiku's GRU multiplies the old state by 1 - z instead of z, so the update gate's weights change their sign.
+Its GRU multiplies the old state by 1 - z instead of z, so the update gate's weights change sign.
 """
 
 from __future__ import annotations
