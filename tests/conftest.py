@@ -71,7 +71,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     quicken(monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with texts and finished runs of them, none to be changed: `run`, and `latin` of bytes."""
     from jaxrnn import train
@@ -134,6 +134,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen, left_out = [], []
     for item in items:
         test = item.nodeid.partition("[")[0]
+        if cases[test] and item.get_closest_marker("first_case"):
+            item.add_marker("slow")
         (left_out if cases[test] % config.getoption("every") else chosen).append(item)
         cases[test] += 1
     if left_out:

@@ -44,6 +44,7 @@ def arguments(cell: Any) -> Any:
     return given.inputs
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm-peephole", "gru-before", "gru-after"])
 def test_an_exported_program_needs_no_kernel_and_computes_the_same(name: str) -> None:
     """Without the CPU's custom calls, for which `jax.export` would ask to disable its checks."""
@@ -57,6 +58,7 @@ def test_an_exported_program_needs_no_kernel_and_computes_the_same(name: str) ->
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("platforms", [("cuda",), ("tpu",), ("cpu", "cuda")])
 @pytest.mark.parametrize("implementation", [None, "xla"])
 def test_a_program_for_another_platform_holds_no_call_of_the_cpu(
@@ -69,12 +71,14 @@ def test_a_program_for_another_platform_holds_no_call_of_the_cpu(
     assert TARGET not in lowered and TARGET not in exported
 
 
+@pytest.mark.process
 def test_the_program_of_this_platform_holds_it() -> None:
     given = arguments(CELLS["lstm"])
     text = jax.jit(gradients(CELLS["lstm"])).lower(*given).as_text()
     assert (TARGET in text) == (USUAL == "native")
 
 
+@pytest.mark.process
 def test_sizes_may_be_symbols() -> None:
     """A program for any number of steps and rows."""
     cell = CELLS["gru-after"]
@@ -137,6 +141,7 @@ else:
 """
 
 
+@pytest.mark.process
 def test_what_is_serialized_runs_in_another_process() -> None:
     """Exported functions of parameters and states, and compiled programs with the CPU's kernels."""
 

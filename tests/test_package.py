@@ -33,6 +33,7 @@ OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matpl
 OPTIONAL += ["tensorboardX", "torch", "keras", "tensorflow"]
 
 
+@pytest.mark.process
 def test_the_library_needs_six_packages_alone() -> None:
     """With these six imported (they may use what they like) nothing else is to be had."""
     program = f"""
@@ -84,6 +85,7 @@ def imports_of(path: Path, known: Collection[str]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_imports_run_downwards() -> None:
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     known = modules()

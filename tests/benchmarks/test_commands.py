@@ -19,7 +19,7 @@ from benchmarks.peers import Contender
 from jaxrnn.recurrence.dispatch import Implementation
 from tests.support.oracle import TOLERANCES, assert_close, differences, reference
 
-pytestmark = [pytest.mark.once, pytest.mark.slow]
+pytestmark = [pytest.mark.once, pytest.mark.long]
 
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.endurance import faults as chaos
 
-pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.uncached]
+pytestmark = [pytest.mark.once, pytest.mark.long, pytest.mark.uncached]
 
 ROUNDS = 2  # of all faults
 

@@ -37,6 +37,7 @@ TORCH = importlib.util.find_spec("torch") is not None
 # --- all of it, tiny ----------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_every_stage_runs_and_says_what_is_not_there(tmp_path: Path) -> None:
     """By the command that people run, with the folder as the environment names it."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "OUT": str(tmp_path)}
@@ -100,6 +101,7 @@ hopper_worker.main()
 """
 
 
+@pytest.mark.slow
 def test_kernels_are_checked_and_their_death_costs_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +127,7 @@ def run_here(folder: Path, **flags: Any) -> dict[str, Any]:
     return hopper.run(Namespace(**usual | flags), Console(quiet=True), time.monotonic())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru-after"])
 def test_layers_at_once_are_called_as_the_kernel_takes_them(cell: str) -> None:
     """Lowered for the GPU that is not here; by shape they give what one by one gives."""
@@ -309,6 +312,7 @@ def test_the_first_run_stops_in_one_line_without_a_driver(tmp_path: Path) -> Non
     assert done.stderr == "error: there is no NVIDIA driver on this machine (nvidia-smi)\n"
 
 
+@pytest.mark.process
 def test_occupancy_stops_in_one_line_without_a_driver() -> None:
     script = ROOT / "benchmarks" / "hopper" / "occupancy.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
@@ -318,6 +322,7 @@ def test_occupancy_stops_in_one_line_without_a_driver() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -486,6 +491,7 @@ def written() -> tuple[Any, list[str]]:
     return params, hopper_sampling.own(params, None, 2, 64, "argmax", 0)
 
 
+@pytest.mark.slow
 def test_likeliest_characters_fall_short_where_one_is_another(
     written: tuple[Any, list[str]],
 ) -> None:
@@ -497,6 +503,7 @@ def test_likeliest_characters_fall_short_where_one_is_another(
     assert "fall" in str(hopper_sampling.wrong(found, "bfloat16"))
 
 
+@pytest.mark.slow
 def test_a_kernel_is_timed_where_the_loop_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the loop in the kernel's place."""
     loop = hopper_sampling.own
@@ -512,6 +519,7 @@ def test_a_kernel_is_timed_where_the_loop_draws_the_same(monkeypatch: pytest.Mon
     assert hopper_report.is_right(result | {"lost": [], "without": []}) is None
 
 
+@pytest.mark.slow
 def test_texts_that_do_not_begin_alike_are_wrong(written: tuple[Any, list[str]]) -> None:
     params, _ = written
     draw = functools.partial(hopper_sampling.own, params, None, 2)

@@ -326,6 +326,7 @@ def test_bad_input_is_one_line(
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_workers_train_on_as_many_devices_as_they_are_told_and_in_turns() -> None:
     cores = sorted(os.sched_getaffinity(0))[:1] if hasattr(os, "sched_getaffinity") else []
     worker = Worker([1, 2], hidden=8, rows=2, cores=cores or [0])

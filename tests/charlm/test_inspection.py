@@ -11,6 +11,7 @@ from jaxrnn import InputError, ModelConfig, Vocabulary, activations, init
 from tests.support.oracle import TOLERANCES, assert_close, trace
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "config",
     [
@@ -37,6 +38,7 @@ def test_activations_are_those_of_the_cells(config: ModelConfig) -> None:
         xs = inside["hidden"]
 
 
+@pytest.mark.slow
 def test_bytes_and_errors() -> None:
     params = init(ModelConfig(hidden_size=4, embedding_size=2), Vocabulary.of_bytes())
     assert activations(params, "é")[0]["hidden"].shape == (2, 4)

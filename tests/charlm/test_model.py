@@ -105,6 +105,7 @@ def number(logits: jax.Array) -> jax.Array:
 # --- values and gradients -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @configs
 def test_forward_is_the_equations(config: ModelConfig) -> None:
     """Logits and states, from a state that is not zero."""
@@ -113,6 +114,7 @@ def test_forward_is_the_equations(config: ModelConfig) -> None:
     assert_close(got, by_hand(params, tokens, carry), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @few_configs
 def test_table_is_embed_then_project(config: ModelConfig) -> None:
     """For one-hot characters the table is w_x, the product with the one-hot vectors."""
@@ -128,6 +130,7 @@ def test_table_is_embed_then_project(config: ModelConfig) -> None:
     assert_close(got, want, TOLERANCES["gradient"])
 
 
+@pytest.mark.slow
 def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     params, tokens = model(CONFIGS["tied"]), text()
     carry = random_carry(params.config)
@@ -147,6 +150,7 @@ def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     assert_close((tied.layers, tied.b_out), (untied.layers, untied.b_out), TOLERANCES["gradient"])
 
 
+@pytest.mark.first_case
 @few_configs
 def test_chunks_are_the_whole(config: ModelConfig) -> None:
     """The state is carried from one call to the next."""
@@ -159,6 +163,7 @@ def test_chunks_are_the_whole(config: ModelConfig) -> None:
     assert_close((carry, jnp.concatenate(pieces)), whole, TOLERANCES["float32"])
 
 
+@pytest.mark.first_case
 @few_configs
 def test_steps_are_forward(config: ModelConfig) -> None:
     params, tokens, carry = model(config), text(), random_carry(config)
@@ -172,6 +177,7 @@ def test_steps_are_forward(config: ModelConfig) -> None:
     assert_close((carry, jnp.stack(rows)), whole, TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @few_configs
 def test_recording_changes_nothing(config: ModelConfig) -> None:
     """`record` returns the state and the logits of `forward`, and the states inside."""
@@ -183,6 +189,7 @@ def test_recording_changes_nothing(config: ModelConfig) -> None:
         assert_close(inside["hidden"][-1], state.hidden, 0)
 
 
+@pytest.mark.slow
 @few_configs
 def test_bfloat16_is_close(config: ModelConfig) -> None:
     """The products are in bfloat16; logits, states and gradients stay float32."""
@@ -214,6 +221,7 @@ def test_loss_is_the_mean_of_nats() -> None:
     assert_close(got, (-np.log(target).mean(), after), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 def test_uniform_logits_cost_ln_of_the_vocabulary() -> None:
     params = model(CONFIGS["lstm"])
     params = params.replace(w_out=0 * params.w_out, b_out=0 * params.b_out + 3)
@@ -221,6 +229,7 @@ def test_uniform_logits_cost_ln_of_the_vocabulary() -> None:
     assert float(got) == pytest.approx(math.log(SIZE), abs=TOLERANCES["uniform"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("lstm", 2), ("lstm", 65), ("gru-after, one-hot", 65), ("tied", 256)],
@@ -233,6 +242,7 @@ def test_first_loss_is_near_ln_of_the_vocabulary(name: str, size: int) -> None:
     assert float(got) == pytest.approx(math.log(size), abs=TOLERANCES["init"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
 def test_hello(cell: Any) -> None:
     """The lecture's pairs (H,E) (E,L) (L,L) (L,O). What follows L is known only from the state, so
@@ -273,6 +283,7 @@ def bare(rate: float) -> Params:
     return params.replace(w_out=jnp.eye(SIZE), b_out=jnp.zeros(SIZE))
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_a_rate() -> None:
     tokens, key = text(), jax.random.key(0)
     carry = charlm.initial_carry(bare(0.5).config, BATCH)
@@ -296,6 +307,7 @@ def test_dropout_drops_or_scales_outputs_only(rate: float) -> None:
     assert float((dropped == 0).mean()) == pytest.approx(rate, abs=5 * standard_error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.99, 0.999])
 def test_dropout_at_its_ends(rate: float) -> None:
     """Near 0 it drops few units, near 1 most of them, and the others are finite."""
@@ -354,6 +366,7 @@ def test_dropout_of_two_layers_is_independent() -> None:
     assert set(np.unique(above)) == {0, 4}
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_expectation() -> None:
     params, tokens = bare(0.5), text()
     carry = charlm.initial_carry(params.config, BATCH)
@@ -367,6 +380,7 @@ def test_dropout_keeps_the_expectation() -> None:
     assert_close(mean, forward(params, tokens, carry)[1], TOLERANCES["expectation"])
 
 
+@pytest.mark.slow
 def test_no_gradient_through_dropped_units() -> None:
     params = bare(0.5)
     tokens, carry = text(1), charlm.initial_carry(params.config, BATCH)
@@ -384,6 +398,7 @@ def test_no_gradient_through_dropped_units() -> None:
     assert 0 < dropped.sum() < dropped.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
 def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
     """All rows and steps share a mask. Without inputs, unit vectors as the state read out w_h."""

@@ -88,6 +88,7 @@ def nexts(params: Params, prime: str, count: int, **how: Any) -> np.ndarray:
 # --- the loop -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "mode"),
     [(MODEL, "categorical"), (model(cell="lstm", embedding_size=0), "after-space")],
@@ -120,6 +121,7 @@ def test_argmax_is_a_plain_loop() -> None:
     assert len(set(text[len(PRIME) :])) > 2
 
 
+@pytest.mark.slow
 @modes
 def test_texts_begin_with_the_prime(mode: Any) -> None:
     """They have the length asked for, and text 0 does not depend on the number of texts."""
@@ -131,6 +133,7 @@ def test_texts_begin_with_the_prime(mode: Any) -> None:
     assert sample(MODEL, prime, 30, mode=mode) == texts[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 16, 17, 700])
 def test_primes_of_any_length_are_read_to_their_end(size: int) -> None:
     """An argmax text that is cut anywhere continues in the same way."""
@@ -147,6 +150,7 @@ def test_length_zero_returns_the_prime() -> None:
 # --- streams ------------------------------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("length", "how"),
     [
@@ -183,6 +187,7 @@ def parrot(cycle: bytes) -> Params:
     return params.replace(layers=(layer,), w_out=w_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [144, 145, 147, 150])
 def test_characters_cut_between_pieces_are_whole(length: int) -> None:
     """Nine bytes are repeated in pieces of 16, so every character is cut at each of its bytes.
@@ -196,6 +201,7 @@ def test_characters_cut_between_pieces_are_whole(length: int) -> None:
     assert "".join(stream(params, "😀", length, mode="argmax")) == text
 
 
+@pytest.mark.slow
 def test_streams_of_random_bytes_are_samples() -> None:
     """Most of the bytes are not UTF-8: both functions replace every kind of error in the same way."""
     params = model(Vocabulary.of_bytes())
@@ -207,18 +213,21 @@ def test_streams_of_random_bytes_are_samples() -> None:
 # --- the draws ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [2.0, 4.0, 8.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
     tokens = nexts(MODEL, PRIME, 2000, temperature=temperature)
     assert_drawn_from(tokens, softmax(logits_of(MODEL, PRIME)[-1] / temperature))
 
 
+@pytest.mark.slow
 def test_frequencies_over_seeds_are_the_softmax() -> None:
     texts = [sample(MODEL, PRIME, 1, temperature=4.0, seed=seed) for seed in range(400)]
     tokens = VOCABULARY.encode("".join(text[-1] for text in texts))
     assert_drawn_from(tokens, softmax(logits_of(MODEL, PRIME)[-1] / 4))
 
 
+@pytest.mark.slow
 def test_draws_along_a_text_are_independent() -> None:
     """A model without memory: the character after the most likely one has the same distribution."""
     params = MODEL.replace(w_out=0 * MODEL.w_out, b_out=MODEL.b_out / 2)
@@ -237,6 +246,7 @@ def test_temperature_reaches_from_argmax_to_uniform() -> None:
     assert_drawn_from(nexts(MODEL, PRIME, 2000, temperature=1e4), np.full(SIZE, 1 / SIZE))
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("smallest", [{"temperature": 1e-40}, {"top_p": 1e-46}])
 def test_smallest_positive_numbers_are_argmax(smallest: dict[str, float]) -> None:
     """Numbers that float32 cannot distinguish from zero."""
@@ -261,6 +271,7 @@ def test_after_space_draws_after_white_space_only() -> None:
     assert drawn > 10 and likeliest > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [" ", "\n"])
 def test_after_space_draws_from_the_softmax(space: str) -> None:
     prime = PRIME + space
@@ -297,6 +308,7 @@ def truncated(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     return np.asarray(decoding.truncated(jnp.asarray(logits), jnp.int32(top_k), jnp.float32(top_p)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("top_k", [1, 2, 5, 20])
 def test_truncated_sets_are_numpys(top_k: int, top_p: float) -> None:
@@ -335,6 +347,7 @@ def test_truncated_draws_are_the_softmax_of_what_is_kept(
     assert (np.abs(observed - chances) < 5 * np.sqrt(chances / len(tokens))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-6}])
 def test_top_one_is_argmax(how: dict[str, Any]) -> None:
     texts = sample_many(MODEL, PRIME, 40, count=3, temperature=2.0, **how)
@@ -371,6 +384,7 @@ def test_changed_options_do_not_recompile(caplog: pytest.LogCaptureFixture) -> N
     assert len(compiled(prime="a" * 17)) == len(compiled(length=33)) == 1
 
 
+@pytest.mark.slow
 def test_streams_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
     params = model(hidden_size=8)  # used by no other test
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -428,6 +442,7 @@ def test_a_count_is_at_least_one(count: Any) -> None:
         sample_many(MODEL, PRIME, 1, count=count)
 
 
+@pytest.mark.slow
 def test_numbers_of_any_type() -> None:
     """Numbers of numpy and JAX give the same texts as those of Python."""
     plain = sample_many(MODEL, PRIME, 5, count=2, temperature=0.5, top_k=3, top_p=0.9, seed=7)

@@ -21,12 +21,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich import filesize
 
-from jaxrnn import prepare, train
+from jaxrnn import prepare, progress, train
 from jaxrnn.data import files, preparation, sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.vocabulary import Numbering, Vocabulary
 from jaxrnn.errors import InputError
+from jaxrnn.training import signals
 from tests.support.runs import TEXT, contents, flags, lose_the_reader, quicken
 
 pytestmark = pytest.mark.once
@@ -72,7 +74,7 @@ def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Co
     return make_corpus(source.content, source.nats)
 
 
-# --- it is the text ---
+# --- the tokens ---
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -126,15 +128,15 @@ def test_errors_for_invalid_utf8_do_not_depend_on_chunks(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "raw.txt"
     path.write_bytes(b"\xef\xbb\xbf" * mark + raw)
-    told = []
+    results = []
     for chunk in (-1, size):
         try:
             chunks = list(files.stream(sources.find([str(path)]), size=chunk))
-            told.append("".join(c.text for c in chunks))
-            assert b"".join(c.raw for c in chunks) == told[-1].encode()
+            results.append("".join(c.text for c in chunks))
+            assert b"".join(c.raw for c in chunks) == results[-1].encode()
         except InputError as error:
-            told.append(str(error))
-    assert told[0] == told[1]
+            results.append(str(error))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("kinds", [100, 256, 257, 300, 70_000])
@@ -192,7 +194,7 @@ def test_numbering_in_order_of_first_occurrence(parts: list[str]) -> None:
     assert sorted(numbering.vocabulary.characters) == list(Vocabulary.of("".join(parts)).characters)
 
 
-# --- it goes on ---
+# --- resuming ---
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
@@ -206,12 +208,13 @@ def test_resuming_from_every_saved_state(
         Path("texts", f"{n}.txt").write_bytes(piece.encode())
     want = corpus_of("texts", as_bytes=as_bytes)
     monkeypatch.setattr(preparation, "BLOCK", 64)
-    note, ends, size = preparation.Preparation._save, 0, 7
+    save = preparation.Preparation._save
+    ends, size = 0, 7
 
     class Cut(Exception): ...
 
     def cut(self: Any) -> None:
-        note(self)
+        save(self)
         raise Cut
 
     while True:
@@ -305,15 +308,15 @@ def test_a_stopped_stream_leaves_nothing(here: Path) -> None:
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and err == ""
-    assert "cannot be read again: give the command again" in out.splitlines()[-1]
+    assert "cannot be read twice: run the command again" in out.splitlines()[-1]
     assert contents(here / "out") == {}
 
 
 def test_the_second_signal_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    monkeypatch.setattr(prepare.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", left.append)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(prepare.Stopped), prepare._Signals() as _:
+    with pytest.raises(prepare.Stopped), signals.catching(prepare._stop):
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -334,8 +337,9 @@ def test_full_disk(
     size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
     monkeypatch.setattr(files, "CHUNK", 1000)
     monkeypatch.setattr(preparation, "BLOCK", 1000)
-    write, save, output = preparation._write, token_files.write_json, here / "out"
-    limit = int(room * size) + 100  # a note alone is longer
+    write, save = preparation._write, token_files.write_json
+    output = here / "out"
+    limit = int(room * size) + 100  # the saved state alone is longer
 
     def full(size: int) -> OSError | None:
         used = sum(path.stat().st_size for path in output.iterdir())
@@ -347,29 +351,30 @@ def test_full_disk(
             raise error
         write(file, new)
 
-    def save_some(path: Path, said: Any) -> None:
-        if error := full(len(json.dumps(said))):
+    def save_some(path: Path, content: Any) -> None:
+        if error := full(len(json.dumps(content))):
             raise error
-        save(path, said)
+        save(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "_write", write_some)
         patch.setattr(token_files, "write_json", save_some)
-        patch.setattr(preparation, "SAVE_EVERY", 1e9)  # so that the last note is that of the end
+        patch.setattr(preparation, "SAVE_EVERY", 1e9)  # so that only the error saves the state
         message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)
-    progress, noted = output / "progress.json", 0
+    progress = output / "progress.json"
+    saved = 0
     if progress.exists():
-        noted = json.loads(progress.read_text())["state"]["size"]
+        saved = json.loads(progress.read_text())["state"]["size"]
     assert message == (
-        f"could not write to out: the disk is full; stopped at {prepare._size(noted)} of text; "
+        f"could not write to out: the disk is full; stopped at {filesize.decimal(saved)} of text; "
         "the same command resumes from there"
     )
-    assert noted >= min(room, 1) * size - 3000
+    assert saved >= min(room, 1) * size - 3000
     assert command("--data", "text.txt", "--output", "out") == 0
     assert_same(output, corpus_of("text.txt"))
 
 
-# --- what it says ---
+# --- output ---
 
 
 def test_different_bytes_are_reported(
@@ -379,10 +384,10 @@ def test_different_bytes_are_reported(
     quicken(monkeypatch)
     Path("text.txt").write_text(TEXT)
     assert command("--data", "text.txt", "--output", "out", "--bytes") == 0
-    told = f"text: {len(TEXT):,} bytes, {len(set(TEXT))} different"
-    assert f"{told}, in out as uint8" in capsys.readouterr().out
+    expected = f"text: {len(TEXT):,} bytes, {len(set(TEXT))} different"
+    assert f"{expected}, in out as uint8" in capsys.readouterr().out
     assert train.main(flags("out", "run", steps=2)) == 0
-    assert capsys.readouterr().out.startswith(f"{told}; the last")
+    assert capsys.readouterr().out.startswith(f"{expected}; the last")
     meta = json.loads(Path("out/meta.json").read_text())
     assert meta.pop("different") == len(set(TEXT))
     Path("out/meta.json").write_text(json.dumps(meta))
@@ -408,7 +413,7 @@ def test_a_closed_pipe_stops_the_command(
     """As in `python -m jaxrnn.prepare | head -1`. The same command resumes."""
     Path("text.txt").write_text(TEXT)
     monkeypatch.setattr(files, "CHUNK", 100)
-    monkeypatch.setattr(prepare, "PLAIN_EVERY", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
     with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
         lose_the_reader(patch, stack.callback)
         assert command("--data", "text.txt", "--output", "out") == 128 + signal.SIGPIPE
@@ -418,7 +423,7 @@ def test_a_closed_pipe_stops_the_command(
     assert_same(here / "out", make_corpus(TEXT))
 
 
-# --- what it refuses ---
+# --- refusals ---
 
 
 def test_a_refused_overwrite_loses_nothing(here: Path, refusal: Callable[..., str]) -> None:
@@ -538,10 +543,10 @@ def test_a_text_changed_during_preparation_is_refused(
 
     def interrupted() -> list[str]:
         with monkeypatch.context() as patch:
-            note = preparation.Preparation._save_if_due
+            save_if_due = preparation.Preparation._save_if_due
 
             def stop(self: Any) -> None:
-                note(self)
+                save_if_due(self)
                 raise OSError(errno.EIO, "Input/output error")
 
             patch.setattr(preparation.Preparation, "_save_if_due", stop)
@@ -560,7 +565,7 @@ def test_a_text_changed_during_preparation_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "expected"),
     [
         (b"short", "only 5 characters; give at least 20"),
         (b"", "text.txt is empty"),
@@ -574,7 +579,7 @@ def test_a_text_changed_during_preparation_is_refused(
 )
 def test_invalid_texts_are_refused(
     raw: bytes | None,
-    told: str,
+    expected: str,
     here: Path,
     refusal: Callable[..., str],
 ) -> None:
@@ -582,10 +587,12 @@ def test_invalid_texts_are_refused(
     if raw is not None:
         Path("text.txt").write_bytes(raw)
     Path("good.txt").write_text(TEXT)
-    assert told in refusal(prepare.main, ["--data", "text.txt", "--output", "out"])
+    assert expected in refusal(prepare.main, ["--data", "text.txt", "--output", "out"])
     assert contents(here / "out") == {}
     if raw is None or raw.endswith(b"\xff"):
-        assert told in refusal(prepare.main, ["--data", "good.txt", "text.txt", "--output", "out"])
+        assert expected in refusal(
+            prepare.main, ["--data", "good.txt", "text.txt", "--output", "out"]
+        )
     assert command("--data", "good.txt", "--output", "out") == 0
 
 
@@ -623,24 +630,24 @@ def test_mapped_tokens_are_not_copied(
     lines = [Path(run, "metrics.jsonl").read_text().splitlines() for run in ("plain", "mapped")]
     losses = [[(m["loss"], m.get("val_loss")) for m in map(json.loads, each)] for each in lines]
     assert losses[0] == losses[1] and len(losses[0]) == 4
-    assert train.main(flags("out", "plain", steps=12)) == 0  # a run of the plain text goes on
+    assert train.main(flags("out", "plain", steps=12)) == 0  # a run of the plain text resumes
 
 
 def test_train_refuses_options_decided_by_prepare(
     prepared: Path, refusal: Callable[..., str]
 ) -> None:
     before = contents(prepared)
-    assert "out is a prepared text and is trained on alone" in refusal(
+    assert "out is a prepared text and cannot be combined with others" in refusal(
         train.main, ["--data", "out", "text.txt", "--workdir", "run"]
     )
     for flag in ["--bytes"], ["--glob", "*.c"]:
-        told = f"{flag[0]} was decided when out was prepared; leave it out"
-        assert refusal(train.main, ["--data", "out", *flag, "--workdir", "run"]) == told
+        expected = f"{flag[0]} was decided when out was prepared; leave it out"
+        assert refusal(train.main, ["--data", "out", *flag, "--workdir", "run"]) == expected
     assert contents(prepared) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "expected"),
     [
         ("meta.json", None, "the preparation in {} is unfinished; run the same"),
         ("meta.json", "{", "meta.json is damaged (JSONDecodeError"),
@@ -655,7 +662,7 @@ def test_train_refuses_options_decided_by_prepare(
 def test_damaged_folders_are_refused(
     name: str,
     change: Any,
-    told: str,
+    expected: str,
     prepared: Path,
     refusal: Callable[..., str],
 ) -> None:
@@ -666,7 +673,7 @@ def test_damaged_folders_are_refused(
         path.write_text(path.read_text().replace(*change) if isinstance(change, tuple) else change)
     before = contents(prepared)
     message = refusal(train.main, ["--data", "out", "--workdir", "run"])
-    assert told.format("out") in message
+    assert expected.format("out") in message
     assert contents(prepared) == before
     if name == "meta.json" and not isinstance(
         change, tuple

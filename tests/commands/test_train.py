@@ -47,6 +47,7 @@ pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.once]
 # --- train: what it does ---
 
 
+@pytest.mark.slow
 def test_a_training_from_start_to_end(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_training_from_start_to_end(
     assert (run / "samples.txt").read_text().count("--- step ") == 2
 
 
+@pytest.mark.slow
 def test_a_pass_that_reads_a_part_of_the_text_is_reported(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_pass_that_reads_a_part_of_the_text_is_reported(
     assert capsys.readouterr().out.splitlines()[1].startswith(line)
 
 
+@pytest.mark.slow
 def test_the_play_is_told_with_its_entropy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,12 +104,14 @@ def test_the_play_is_told_with_its_entropy(
     assert f"floor {floor:.3f}" in out
 
 
+@pytest.mark.slow
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     assert train.main(flags("-", tmp_path, steps=2)) == 0
     assert json.loads((tmp_path / "config.json").read_text())["text"]["name"] == "stdin"
 
 
+@pytest.mark.slow
 def test_bytes_and_a_text_without_newlines(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.write_bytes(bytes(range(11, 256)) * 10)
@@ -245,6 +250,7 @@ def folder(data: Path) -> None:
     (data / "notes.md").write_text(TEXT)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "make, told",
     [
@@ -279,6 +285,7 @@ def test_bad_texts(
     assert contents(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch, seq_len", [(4, 8), (3, 10), (2, 17)])
 def test_a_text_just_long_enough(
     batch: int, seq_len: int, tmp_path: Path, refusal: Callable[..., str]
@@ -373,6 +380,7 @@ def test_the_same_text_from_another_place(place: Path, run: Path, tmp_path: Path
     assert train.main(flags(tmp_path / "moved.txt", run)) == 0
 
 
+@pytest.mark.slow
 def test_overwrite_begins_again(place: Path, run: Path) -> None:
     (run / "mine.txt").write_text("not the run's")
     assert train.main(flags(place / "text.txt", run, "--overwrite", hidden_size=5, steps=4)) == 0
@@ -519,6 +527,7 @@ def test_the_example_begins_as_the_text_does(content: str | bytes, prime: str | 
         corpus.vocabulary.encode(prime)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_the_last_line_is_a_command_for_a_shell(
     encoding: str, monkeypatch: pytest.MonkeyPatch
@@ -560,6 +569,7 @@ def test_a_training_whose_output_has_no_reader_saves_and_ends(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 def test_a_full_disk_behind_the_screen(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
@@ -573,6 +583,7 @@ def test_a_full_disk_behind_the_screen(
     assert generate.main([str(place / "run")]) == 1
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", signals.NAMES)
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
 def test_signals_while_it_trains(
@@ -614,6 +625,7 @@ def test_the_command_that_resumes_does_not_overwrite(
 # --- windows of runs that were begun before they overlapped ---
 
 
+@pytest.mark.slow
 def test_shuffled_runs_keep_their_windows(place: Path, tmp_path: Path) -> None:
     """An old run, whose description has no `overlap`, goes on with the windows that it had."""
 
@@ -640,6 +652,7 @@ def test_shuffled_runs_keep_their_windows(place: Path, tmp_path: Path) -> None:
     assert losses(cut)[1:] != losses(old)[1:]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str, place: Path, tmp_path: Path) -> None:
     """There is no traceback, and a text for a file is written there."""
@@ -651,6 +664,7 @@ def test_closed_streams(closed: str, place: Path, tmp_path: Path) -> None:
     assert out.read_text() == sample(load(place / "run"), "\n", 9)
 
 
+@pytest.mark.process
 def test_cpu_by_name(place: Path, tmp_path: Path) -> None:
     """Both commands in processes of their own, told to use the CPU."""
     steps = [
@@ -669,6 +683,7 @@ def test_cpu_by_name(place: Path, tmp_path: Path) -> None:
     assert done.stdout == sample(load(tmp_path / "run"), KNOWN, 10)
 
 
+@pytest.mark.process
 def test_errors_of_a_process(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jaxrnn.train", *flags(tmp_path / "nothing", tmp_path / "run")],

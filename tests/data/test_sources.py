@@ -147,7 +147,8 @@ def test_the_error_for_invalid_utf8_names_file_byte_and_offset(here: Path, mark:
 
 
 WORDS = "a few words of plain text\n" * 3
-ENCODED = {  # a file, and what is said of it: what it seems to be, and the command that converts it
+# The content of files, the format that the error names, and the command that converts it.
+ENCODED = {
     "utf-16.txt": (WORDS.encode("utf-16"), "looks like UTF-16", "iconv -f utf-16 -t utf-8"),
     "utf-16le.txt": (
         WORDS.encode("utf-16-le"),

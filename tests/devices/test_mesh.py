@@ -122,7 +122,7 @@ def test_a_run_resumes_with_other_devices(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "more, told",
+    "more, expected",
     [
         (["--mesh=data=3"], "3 x 1 = 3 devices, and there are 4; choose sizes whose product is 4"),
         (["--batch=6"], "--batch 6 cannot be divided over 4 devices"),
@@ -134,12 +134,12 @@ def test_a_run_resumes_with_other_devices(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(
-    more: list[str], told: str, tmp_path: Path
+    more: list[str], expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("green bottles " * 40)
     done = run_command(tmp_path / "text.txt", tmp_path / "run", 4, *more)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and told in done.stderr
+    assert done.stderr.startswith("error: ") and expected in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists(), "nothing was written"
 

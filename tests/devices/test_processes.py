@@ -86,16 +86,17 @@ class Job:
         self.processes = []
         for number in numbers:
             flags = f"--coordinator=localhost:{port} --process-id={number} --num-processes={count}"
-            said = {}
+            environment = {}
             if cluster is not None:
-                flags, said = "--distributed", cluster(number, count)
-                said["JAX_COORDINATOR_PORT"] = str(port)
+                flags = "--distributed"
+                environment = cluster(number, count)
+                environment["JAX_COORDINATOR_PORT"] = str(port)
             flags += f" --connect-timeout={patience}"
             own = (changes or {}).get(number, [])
             self.processes.append(
                 subprocess.Popen(
                     [*words, "--batch=8", "--eval-every=10", *flags.split(), *more, *own],
-                    env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "4"} | said
+                    env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "4"} | environment
                     | {"JAX_COMPILATION_CACHE_DIR": str(text.parent / "cache")}
                     | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
                     stdout=subprocess.PIPE,
@@ -105,7 +106,7 @@ class Job:
             )  # fmt: skip
 
     def until(self, lines: int) -> None:
-        """Wait for so many lines of metrics.jsonl."""
+        """Wait until metrics.jsonl has `lines` lines."""
         end = time.monotonic() + PATIENCE
         while not (self.metrics.exists() and self.metrics.read_bytes().count(b"\n") >= lines):
             assert time.monotonic() < end and self.processes[0].poll() is None
@@ -113,8 +114,9 @@ class Job:
 
     def end(self, patience: float = PATIENCE) -> tuple[list[int], list[str], list[str]]:
         """Return the exit status, output and errors of each process."""
-        said = [process.communicate(timeout=patience) for process in self.processes]
-        outs, errors = ([said[n][k] for n in range(len(said))] for k in (0, 1))
+        pairs = [process.communicate(timeout=patience) for process in self.processes]
+        outs = [out for out, _ in pairs]
+        errors = [error for _, error in pairs]
         return [process.returncode for process in self.processes], outs, errors
 
 
@@ -160,13 +162,13 @@ def test_all_resume_after_one_process_is_killed(
     job.processes[victim].kill()
     statuses, _, errors = job.end(END)
     assert statuses.pop(victim) == -signal.SIGKILL
-    assert all(status != 0 for status in statuses), "nobody goes on alone"
-    # where JAX sees it first it ends them itself, with SIGABRT and words of its own
-    told = all("start all processes again" in line for line in errors_of(errors))
-    assert told and all(status in (1, -signal.SIGABRT) for status in statuses)
+    assert all(status != 0 for status in statuses), "no process continues alone"
+    # If JAX notices it first, it ends the processes with SIGABRT and its own message.
+    reported = all("start all processes again" in line for line in errors_of(errors))
+    assert reported and all(status in (1, -signal.SIGABRT) for status in statuses)
     statuses, _, errors = Job(text, run, count).end()
     assert statuses == [0] * count, errors
-    assert metrics_of(run) == metrics_of(whole[count]), "the curve goes on to the bit"
+    assert metrics_of(run) == metrics_of(whole[count]), "the curve is bit-identical"
     assert digests(run) == digests(whole[count]), "and so does the whole state"
 
 
@@ -255,7 +257,7 @@ def test_nan_in_one_process_rolls_all_back(text: Path, tmp_path: Path) -> None:
 @several
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, expected",
     [
         ({1: ["--batch=16"]}, "batch is 8 in process 0 and 16 in process 1"),
         ({1: ["--data={other}"]}, "sha256 is "),
@@ -266,7 +268,7 @@ def test_nan_in_one_process_rolls_all_back(text: Path, tmp_path: Path) -> None:
     ids=["settings", "text", "folder", "missing", "rows"],
 )
 def test_processes_with_different_settings_are_refused(
-    changes: dict[int, list[str]], told: str, text: Path, tmp_path: Path
+    changes: dict[int, list[str]], expected: str, text: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other.txt").write_text(TEXT.replace("wall", "roof"))
     places = {"other": "other.txt", "elsewhere": "elsewhere", "missing": "missing.txt"}
@@ -275,44 +277,44 @@ def test_processes_with_different_settings_are_refused(
     statuses, _, errors = Job(text, tmp_path / "run", 2, changes=filled).end()
     assert statuses == [2, 2]
     lines = errors_of(errors)
-    assert len(lines) == 1 and told in lines[0]
+    assert len(lines) == 1 and expected in lines[0]
     assert not (tmp_path / "run" / "config.json").exists()
 
 
 @several
 @pytest.mark.parametrize(
-    "start, told",
+    "start, expected",
     [
         ([1], "did not answer within 4 s"),
         ([0], "process 1, 2 of 3 did not connect within 4 s"),
         ([0, 1, 1], "two processes have --process-id 1"),
     ],
-    ids=["no coordinator", "nobody else", "one number twice"],
+    ids=["no coordinator", "no other process", "one number twice"],
 )
 def test_missing_and_duplicate_processes_are_reported(
-    start: list[int], told: str, text: Path, tmp_path: Path
+    start: list[int], expected: str, text: Path, tmp_path: Path
 ) -> None:
     patience = 4 if len(start) < 3 else 60
     job = Job(text, tmp_path / "run", 3, start=start, patience=patience)
     statuses, _, errors = job.end()
     assert statuses == [2] * len(start)
     lines = errors_of(errors)
-    assert len(lines) == len(start) and all(told in line for line in lines)
+    assert len(lines) == len(start) and all(expected in line for line in lines)
     assert all(len(error.splitlines()) == 1 for error in errors)
 
 
 @several
 @pytest.mark.parametrize(
-    "here, told",
+    "here, expected",
     [(1, "did not answer within 4 s"), (0, "process 1 of 2 did not connect within 4 s")],
 )
 def test_missing_processes_of_a_cluster_are_reported(
-    here: int, told: str, text: Path, tmp_path: Path
+    here: int, expected: str, text: Path, tmp_path: Path
 ) -> None:
     job = Job(text, tmp_path / "run", 2, start=[here], patience=4, cluster=slurm)
     statuses, _, errors = job.end()
     assert statuses == [2]
-    assert told in errors[0] and len(errors[0].splitlines()) == 1
+    assert expected in errors[0] and len(errors[0].splitlines()) == 1
 
 
 @several
@@ -326,7 +328,7 @@ def test_different_num_processes_are_refused(text: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, expected",
     [
         (dict(process_id=1), "go together"),
         (dict(coordinator="host:1", process_id=0), "go together"),
@@ -335,8 +337,8 @@ def test_different_num_processes_are_refused(text: Path, tmp_path: Path) -> None
         (dict(coordinator="host:99999", process_id=0, num_processes=2), "must be HOST:PORT"),
     ],
 )
-def test_inconsistent_process_settings_are_refused(given: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_inconsistent_process_settings_are_refused(given: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
         Processes(**given)
 
 

@@ -75,7 +75,7 @@ def test_the_list_on_a_screen_without_unicode(monkeypatch: pytest.MonkeyPatch) -
     assert len(screen.read().splitlines()) == len(NAMES)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_writes_its_files_and_leaves_the_full_results(
     name: str, tmp_path: Path

@@ -20,6 +20,7 @@ def test_the_symbol_is_shown_early_and_the_cues_come_later() -> None:
     assert {keep.argmax(0).min(), keep.argmax(0).max()} == {0, gates.EARLY - 1}
 
 
+@pytest.mark.slow
 def test_the_measure_distinguishes_the_gates_of_the_figure_from_others() -> None:
     inputs = jax.device_get(gates.task(jax.random.key(0), 300)[0])
     shown, keep, tell = np.moveaxis(inputs, -1, 0)

@@ -24,6 +24,7 @@ def halves(steps: list[np.ndarray], length: int) -> bool:
     return set(first) == set(range(length // 2)) and set(second) == set(range(length // 2, length))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 7, 10])
 def test_adding(length: int) -> None:
     xs, targets = batch("adding", length)
@@ -35,6 +36,7 @@ def test_adding(length: int) -> None:
     assert xs[..., 0].min() >= 0 and xs[..., 0].max() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 7, 10])
 def test_order(length: int) -> None:
     xs, targets = batch("order", length)

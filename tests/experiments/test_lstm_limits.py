@@ -38,6 +38,7 @@ def test_the_equation_is_the_cells_recurrence() -> None:
         np.testing.assert_allclose(made, np.stack(cells), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", ["fire", "tell"])
 def test_the_answer_follows_from_the_spikes(name: str) -> None:
     spikes, wanted, counts = jax.device_get(lstm_limits.TASKS[name](jax.random.key(0), 200))

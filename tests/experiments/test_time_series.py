@@ -19,6 +19,7 @@ def error_of_the_best(step: Any, noise: float, rows: int) -> np.ndarray:
     return np.sqrt(((best - truth[200:]) ** 2).mean(1))
 
 
+@pytest.mark.slow
 def test_the_floor_of_a_linear_series_is_the_known_one() -> None:
     """The best forecast of x' = a x + noise is a^n x, with error noise sqrt((1 - a^2n) / (1 - a^2))."""
     ahead = np.arange(1, AHEAD + 1)

@@ -58,6 +58,7 @@ def torch_layer(cell: Any, weights: dict[str, np.ndarray], xs: Any, state: Any) 
     return np.stack(ys)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", [name for name in make.CASES if name.startswith("torch")])
 def test_torch_weights_reproduce_the_stored_outputs(name: str) -> None:
     """From golden parameters to PyTorch's arrays and back gives what PyTorch computed."""
@@ -72,6 +73,7 @@ def test_torch_weights_reproduce_the_stored_outputs(name: str) -> None:
         assert_close(got, ys, TOLERANCES["torch"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", [name for name in make.CASES if name.startswith("keras")])
 def test_keras_weights_reproduce_the_stored_outputs(name: str) -> None:
     cell = make.CASES[name].cell

@@ -65,6 +65,7 @@ def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any
 # --- values and gradients -----------------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @both_ways
 @pytest.mark.parametrize(("name", "mask"), PRODUCT)
 def test_every_implementation_is_numpy(name: str, mask: str, reverse: bool) -> None:
@@ -72,6 +73,7 @@ def test_every_implementation_is_numpy(name: str, mask: str, reverse: bool) -> N
     assert_implementations_agree(CELLS[name], given, **MASKS[mask], reverse=reverse)
 
 
+@pytest.mark.first_case
 @both_ways
 @few_cells
 def test_gradients_under_masks_are_finite_differences(name: str, reverse: bool) -> None:
@@ -82,6 +84,7 @@ def test_gradients_under_masks_are_finite_differences(name: str, reverse: bool) 
     assert_close(gradients, expected(CELLS[name], given, **masks)[1], TOLERANCES["differences"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "batch", "features", "hidden"), [(0, 2, 3, 4), (1, 1, 1, 1), (7, 1, 5, 3)]
 )
@@ -94,6 +97,7 @@ def test_odd_sizes(name: str, steps: int, batch: int, features: int, hidden: int
     assert_close(gradients, expected(cell, given)[1], TOLERANCES["differences"])
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, derandomize=True, database=None)
 @hypothesis.given(
     kind=st.sampled_from(sorted(CELLS)),
@@ -120,6 +124,7 @@ def test_every_implementation_is_numpy_for_any_sizes_and_masks(
 # --- state, resets, lengths, direction ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both_ways
 @two_cells
 def test_chunks_with_the_state_carried_are_the_whole(name: str, reverse: bool) -> None:
@@ -150,6 +155,7 @@ def test_chunks_with_the_state_carried_are_the_whole(name: str, reverse: bool) -
     assert_close(values_and_gradients(given), whole, TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @implementations
 @two_cells
 def test_reverse_with_lengths_reverses_each_row_within_its_length(
@@ -172,6 +178,7 @@ def test_reverse_with_lengths_reverses_each_row_within_its_length(
     assert_close(got, (final, turn(ys)), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @implementations
 @two_cells
 def test_a_reset_is_a_new_start_from_zeros(name: str, implementation: str) -> None:
@@ -184,6 +191,7 @@ def test_a_reset_is_a_new_start_from_zeros(name: str, implementation: str) -> No
     assert_close(got, (final, jnp.concatenate([first, second])), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @every_implementation
 @both_ways
 @two_cells
@@ -211,6 +219,7 @@ def test_padding_is_inert(name: str, reverse: bool, implementation: str) -> None
     assert_close((other_ys, gradients), (ys, (d_params, d_xs, d_state)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "save_every", "implementation"),
     [("array", 1, "scan"), ("dense", 1, USUAL), *(("lookup", 2, name) for name in EVERY)],
@@ -245,6 +254,7 @@ def test_padding_of_projected_inputs_is_inert(
     assert_close(got, want, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reverse", "implementation"), [(False, "scan"), *((True, name) for name in EVERY)]
 )
@@ -262,6 +272,7 @@ def test_a_first_state_that_is_reset_is_inert(reverse: bool, implementation: str
         assert_close(run(other, resets), run(given, resets), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [None, ["f", "cell"]])
 def test_padding_is_inert_in_what_is_recorded_and_for_a_cell_of_ones_own(record: Any) -> None:
     cell = CELLS["lstm"] if record else Leaky(HIDDEN)
@@ -278,6 +289,7 @@ def test_padding_is_inert_in_what_is_recorded_and_for_a_cell_of_ones_own(record:
     assert_close(slopes(jnp.nan), slopes(0.0), 0)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "int64", "uint64"])
 def test_lengths_of_any_integer_dtype(dtype: str) -> None:
     """Longer than a narrow dtype can count: 300 steps, of which up to 120 are real."""
@@ -293,6 +305,7 @@ def test_lengths_of_any_integer_dtype(dtype: str) -> None:
         assert_close(traced(np.array(numbers, dtype)), want, 0)
 
 
+@pytest.mark.slow
 def test_traced_lengths_out_of_range_are_the_nearest_in_it() -> None:
     """Whatever their dtype; outside of jit they are refused."""
     cell = rnn(2)
@@ -303,6 +316,7 @@ def test_traced_lengths_out_of_range_are_the_nearest_in_it() -> None:
     assert_close(run(jnp.array([0, 2**32 - 1], jnp.uint32)), want, 0)
 
 
+@pytest.mark.slow
 @implementations
 @both_ways
 def test_a_reset_in_the_padding_leaves_the_state_alone(reverse: bool, implementation: str) -> None:
@@ -326,6 +340,7 @@ def test_marks_of_first_steps_are_rolled_for_the_reverse_direction() -> None:
         assert_close(together, jnp.concatenate(alone), TOLERANCES["float32"])
 
 
+@pytest.mark.first_case
 @implementations
 @two_cells
 def test_no_state_means_zeros(name: str, implementation: str) -> None:
@@ -337,6 +352,7 @@ def test_no_state_means_zeros(name: str, implementation: str) -> None:
         assert_close(run(), run(jax.tree.map(jnp.zeros_like, given.state)), 0)
 
 
+@pytest.mark.first_case
 @implementations
 @two_cells
 def test_unroll_projected_after_project_is_unroll(name: str, implementation: str) -> None:
@@ -348,6 +364,7 @@ def test_unroll_projected_after_project_is_unroll(name: str, implementation: str
     assert_close(got, want, TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @implementations
 @two_cells
@@ -358,6 +375,7 @@ def test_narrow_products_are_numpy(name: str, implementation: str, dtype: str) -
     assert_close(got, expected(CELLS[name], given.exact()), TOLERANCES[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @implementations
 @two_cells
@@ -379,6 +397,7 @@ def test_narrow_products_keep_the_state_in_float32(
 # --- inputs that are projected in the loop ------------------------------------------------------
 
 
+@pytest.mark.slow
 @implementations
 @two_cells
 def test_lookup_and_dense_are_their_projection(name: str, implementation: str) -> None:
@@ -405,6 +424,7 @@ def test_lookup_and_dense_are_their_projection(name: str, implementation: str) -
     assert_close(got, want, TOLERANCES["float64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "dtype", "implementation"),
     [*((5, "int8", name) for name in EVERY), (300, "uint8", "xla"), (300, "uint8", "columns")],
@@ -432,6 +452,7 @@ def test_tokens_out_of_range_are_the_nearest_in_it(
     assert_close(run(params, table, implementation), run(params, table, "numpy"), 3e-6)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_tokens_runs_in_bfloat16() -> None:
     """By columns, where a product with one-hot rows on the right was one that XLA's CPU has not."""
     cell = CELLS["lstm"]
@@ -449,6 +470,7 @@ def test_the_gradient_of_tokens_runs_in_bfloat16() -> None:
 # --- what numpy gives, and nothing ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_arrays_of_numpy_are_taken_as_jax_takes_them() -> None:
     """float64 as float32: inputs, parameters (of a converted model), state, masks, tokens, tables."""
     cell, exact = CELLS["lstm-peephole"], problem(CELLS["lstm-peephole"], STEPS, BATCH, FEATURES)
@@ -463,6 +485,7 @@ def test_arrays_of_numpy_are_taken_as_jax_takes_them() -> None:
     assert_close(looked, unroll_projected(cell, given.params, jnp.ones((STEPS, BATCH, 16))), 1e-6)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("implementation", "save_every"), [*((name, 1) for name in EVERY), (None, 2)]
 )
@@ -486,6 +509,7 @@ def test_no_rows(implementation: Any, save_every: int) -> None:
 # --- JAX's transformations ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @implementations
 @two_cells
 def test_jit_changes_nothing(name: str, implementation: str) -> None:
@@ -495,6 +519,7 @@ def test_jit_changes_nothing(name: str, implementation: str) -> None:
     assert_close(jax.jit(run)(*given.inputs), run(*given.inputs), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @implementations
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_vmap_is_a_loop(shared: bool, implementation: str) -> None:
@@ -512,6 +537,7 @@ def test_vmap_is_a_loop(shared: bool, implementation: str) -> None:
     assert_close(jax.vmap(run, in_axes=(axes,))(both), loop, TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @two_cells
 def test_jvp_and_checkpoint_through_scan(name: str) -> None:
     """Forward mode is the gradient times the direction; rematerialising changes no gradient."""
@@ -534,6 +560,7 @@ def test_jvp_and_checkpoint_through_scan(name: str) -> None:
     assert_close(again, gradients, TOLERANCES["float64"])
 
 
+@pytest.mark.slow
 @two_cells
 def test_hessian_through_scan(name: str) -> None:
     """In the bias, against finite differences of the hand-written gradient."""
@@ -597,6 +624,7 @@ EAGER = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("what", EAGER)
 def test_a_second_eager_call_compiles_nothing(what: str, caplog: pytest.LogCaptureFixture) -> None:
     """Outside of jit, of the same shapes."""
@@ -614,6 +642,7 @@ def test_a_second_eager_call_compiles_nothing(what: str, caplog: pytest.LogCaptu
     assert compiled[1] == 0, compiled
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("what", ["jvp", "jacfwd", "hessian", "linearize"])
 @pytest.mark.parametrize("implementation", ["xla", USUAL])
 def test_forward_mode_asks_for_scan(what: str, implementation: Any) -> None:
@@ -645,6 +674,7 @@ def test_forward_mode_asks_for_scan(what: str, implementation: Any) -> None:
 # --- what a cell does inside -------------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("save_every", [1, 2])
 @both_ways
 @few_cells
@@ -664,6 +694,7 @@ def test_what_is_recorded_is_numpy(name: str, reverse: bool, save_every: int) ->
     assert_close((state, ys), plain, 0)
 
 
+@pytest.mark.first_case
 @few_cells
 def test_gradients_flow_through_what_is_recorded(name: str) -> None:
     """Against finite differences: of a gate, and so through every state before it."""

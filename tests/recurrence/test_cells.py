@@ -33,6 +33,7 @@ def rounded_and_answer(name: str, dtype: str) -> tuple[Problem, Any]:
     return exact, expected(CELLS[name], exact)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("name", CELLS)
@@ -50,6 +51,7 @@ def test_values_and_gradients_are_those_of_the_equations(
     assert dtypes[0] == dtypes[1]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", make.CASES)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_golden_vectors_of_pytorch_and_keras(name: str, implementation: str) -> None:
@@ -77,6 +79,7 @@ def held(cell: Any, **biases: float) -> Problem:
     return given.cast("float32")
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cell", LSTMS, ids=["lstm", "peephole"])
 def test_forget_gate_shut_only_the_block_input_counts(cell: Any, implementation: str) -> None:
@@ -119,6 +122,7 @@ def test_input_gate_shut_and_forget_gate_open_the_cell_is_kept(
     assert not d_state.hidden.any()
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["gru-before", "gru-after"])
 def test_update_gate_at_one_keeps_the_state(name: str, implementation: str) -> None:
@@ -217,6 +221,7 @@ def blocks(cell: Any, w: Any) -> list[np.ndarray]:
     return np.split(np.asarray(w), len(cell.GATES), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [rnn(WIDTH), lstm(WIDTH), gru(WIDTH)], ids=["rnn", "lstm", "gru"])
 def test_recurrent_weights_are_orthogonal_gate_by_gate(cell: Any) -> None:
     params = cell.init(jax.random.key(0), FEATURES)
@@ -234,6 +239,7 @@ def test_input_weights_are_glorot_uniform_gate_by_gate(cell: Any) -> None:
         assert np.var(w) == pytest.approx(limit**2 / 3, rel=TOLERANCES["variance"])
 
 
+@pytest.mark.slow
 def test_orthogonal_weights_are_distributed_as_those_of_a_qr_decomposition() -> None:
     """Moments of the entries, which of a sparse or little-mixed rotation are far larger."""
     w = np.asarray(rnn(256).init(jax.random.key(0), 1).w_h, np.float64)
@@ -254,6 +260,7 @@ for cell in (jaxrnn.rnn(300), jaxrnn.gru(257)):
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="waits for two cores",
@@ -268,6 +275,7 @@ def test_initial_weights_do_not_depend_on_the_number_of_cores() -> None:
     assert found[0] and found[0] == found[1]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_small_widths_are_orthogonal_too(size: int) -> None:
     w = np.asarray(rnn(size).init(jax.random.key(0), 1).w_h)
@@ -290,6 +298,7 @@ def test_gates_are_drawn_apart_and_the_key_decides(cell: Any) -> None:
         assert len({block.tobytes() for block in every}) == len(every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_biases_and_peepholes_start_at_zero_but_for_the_forget_gate(name: str) -> None:
     cell = CELLS[name]
@@ -306,6 +315,7 @@ def test_forget_bias_is_the_callers() -> None:
     np.testing.assert_array_equal(b, [0, 0, -0.5, -0.5, 0, 0, 0, 0])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CELLS)
 def test_dtypes_of_parameters_state_and_projection(name: str, dtype: str) -> None:
@@ -318,6 +328,7 @@ def test_dtypes_of_parameters_state_and_projection(name: str, dtype: str) -> Non
     assert cell.project(params, jnp.ones((2, 3), dtype)).dtype == jnp.float32
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", CELLS)
 def test_project_takes_any_leading_axes(name: str) -> None:
     """[5, 2, 3], [2, 3] and [3] give the same rows, and those are x W_x + b in numpy."""
@@ -329,6 +340,7 @@ def test_project_takes_any_leading_axes(name: str) -> None:
     assert_close(CELLS[name].project(params, xs[1, 1]), whole[1, 1], TOLERANCES["float32"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", CELLS)
 def test_a_step_of_one_row_without_a_batch_axis(name: str) -> None:
     """The state [H] and all that the step computes are the row of the batch, not [1, H]."""

@@ -122,6 +122,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("cell", "params", "message"), FOREIGN)
 def test_parameters_of_another_cell_are_refused(cell: Any, params: Any, message: str) -> None:
     """In the same words by every implementation and by all that runs a cell."""
@@ -159,6 +160,7 @@ def test_parameters_that_are_no_arrays_are_refused(parts: dict[str, Any], messag
         unroll(CELL, params, jnp.zeros((5, 2, 3)))
 
 
+@pytest.mark.slow
 def test_projected_inputs_need_no_weights_of_the_inputs() -> None:
     """w_x and b may be None there, and there alone."""
     cell, given = in_float32("lstm-peephole")
@@ -186,6 +188,7 @@ def test_float8_is_refused(names: tuple[str, ...]) -> None:
         jax.eval_shape(partial(unroll, CELL), narrow, xs)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("lengths", [[-1, 4], [1, 6]])
 def test_lengths_out_of_range_are_found_outside_jit(lengths: list[int]) -> None:
     """As in a plain call, where the arrays are at hand."""

@@ -216,6 +216,7 @@ def test_projected_inputs_and_resets_reach_the_choice() -> None:
     assert explain(lstm(HIDDEN), shape, resets=True, reverse=True).implementation == USUAL
 
 
+@pytest.mark.process
 def test_kernels_are_imported_when_they_are_picked() -> None:
     """Pallas takes a second to import, which nobody on a CPU should wait for."""
     program = """

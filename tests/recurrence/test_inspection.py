@@ -14,6 +14,7 @@ from tests.support.problems import CELLS, problem
 T, B = 5, 2
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm-peephole", "gru-before", "gru-after"])
 def test_gradient_flow_is_the_norm_of_the_jacobian(name: str) -> None:
     """Every entry of the Jacobian by central differences of the numpy oracle."""
@@ -33,6 +34,7 @@ def test_gradient_flow_is_the_norm_of_the_jacobian(name: str) -> None:
     assert_close(np.exp(flow), np.sqrt(squares)[::-1], TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 def test_what_is_too_small_for_float32_is_still_told() -> None:
     """A linear chain, h^t = x^t + h^{t-1}/10^3, whose influence falls by 1000 a step."""
     cell = rnn(1, activation="relu")

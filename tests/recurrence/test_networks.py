@@ -30,6 +30,7 @@ def given(cell: Any, outputs: int = OUTPUTS) -> tuple[Any, Any, Any, Any]:
     return net, params, xs, state
 
 
+@pytest.mark.slow
 @cells
 def test_apply_is_the_output_layer_over_the_cell(cell: Any) -> None:
     net, params, xs, state = given(cell)
@@ -46,6 +47,7 @@ def test_apply_is_the_output_layer_over_the_cell(cell: Any) -> None:
     assert_close(got, (final, outputs, {"hidden": inside["hidden"]}), TOLERANCES["float64"])
 
 
+@pytest.mark.slow
 @cells
 def test_a_forecast_feeds_its_outputs_back(cell: Any) -> None:
     """Against a loop in numpy; the first value is the plain one-step prediction."""
@@ -66,12 +68,14 @@ def test_a_forecast_feeds_its_outputs_back(cell: Any) -> None:
     assert_close(got, np.stack(want), TOLERANCES["float64"])
 
 
+@pytest.mark.slow
 def test_a_forecast_of_one_step_is_the_last_output() -> None:
     net, params, xs, state = given(lstm(HIDDEN), outputs=INPUTS)
     params, xs, state = jax.tree.map(jnp.float32, (params, xs, state))
     assert_close(net.forecast(params, xs, 1, state)[0], net.apply(params, xs, state)[1][-1], 0)
 
 
+@pytest.mark.slow
 def test_first_parameters() -> None:
     net = network(lstm(200), 3, 100)
     params = net.init(jax.random.key(0))
@@ -81,6 +85,7 @@ def test_first_parameters() -> None:
     assert not np.array_equal(params.cell.w_x, net.init(jax.random.key(1)).cell.w_x)
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_float32_outputs() -> None:
     net, params, xs, state = given(lstm(HIDDEN), outputs=INPUTS)
     params, xs = jax.tree.map(jnp.bfloat16, (params, xs))

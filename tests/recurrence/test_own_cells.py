@@ -78,6 +78,7 @@ class Float32Alone(Leaky):
         return super().project(params, xs).astype(jnp.float32)
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("make", [Unlike, Unhashable, Float32Alone])
 def test_cells_that_are_not_as_the_librarys(make: Any) -> None:
     """An init that JAX cannot evaluate without numbers is not asked; no cell need compare by value."""

@@ -30,6 +30,7 @@ from tests.support.problems import (
 # --- fewer states kept --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @implementations
 @pytest.mark.parametrize(
     ("name", "mask", "reverse", "save_every"),
@@ -54,6 +55,7 @@ def test_save_every_changes_no_result(
     assert_close(gradients, want[1], TOLERANCES["differences"])
 
 
+@pytest.mark.slow
 @implementations
 @pytest.mark.parametrize("kind", ["array", "lookup"])
 def test_save_every_of_projected_inputs(kind: str, implementation: str) -> None:
@@ -77,6 +79,7 @@ def test_save_every_of_projected_inputs(kind: str, implementation: str) -> None:
     assert_close(got, want, TOLERANCES["float64"])
 
 
+@pytest.mark.first_case
 @implementations
 def test_save_every_adds_up_gradients_in_float32(implementation: str) -> None:
     """A sigmoid RNN with no weights: each step adds 1/4 to b, 1/8 to W_h and 1/4 to W_x.
@@ -97,6 +100,7 @@ def test_save_every_adds_up_gradients_in_float32(implementation: str) -> None:
     assert_close(got._asdict(), want, 2**-8)
 
 
+@pytest.mark.first_case
 @implementations
 @pytest.mark.parametrize(("name", "states", "gates"), [("lstm", 2, 4), ("gru-before", 1, 3)])
 def test_save_every_keeps_every_kth_state_and_the_inputs(
@@ -123,6 +127,7 @@ def test_save_every_keeps_every_kth_state_and_the_inputs(
     assert kept(1) >= (states + gates) * steps * one
 
 
+@pytest.mark.slow
 def test_save_every_takes_less_memory() -> None:
     """By the compiler's own account of a gradient: less than a third, of 16 rows over 500 steps."""
     cell = lstm(32)

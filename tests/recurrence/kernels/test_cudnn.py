@@ -40,6 +40,7 @@ def around_cudnn(given: Problem, lengths: Any = None, interpret: bool = True) ->
     return results, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_values_and_gradients(lengths: str) -> None:
     """Of the weights that go into cuDNN's vector, the inputs and the initial state."""

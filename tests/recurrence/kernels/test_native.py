@@ -74,6 +74,7 @@ def compare(cell: Any, exact: Problem, **how: Any) -> None:
 # --- values and gradients -----------------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize(
@@ -89,6 +90,7 @@ def test_rows_on_cores_of_their_own(
     compare(cell, given, **masks, reverse=reverse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     "cell",
@@ -108,6 +110,7 @@ def test_few_rows_that_cores_share(cell: Any, batch: int) -> None:
     compare(cell, given, **masks_for(steps, batch), reverse=batch == 3)
 
 
+@pytest.mark.slow
 def test_more_steps_than_are_projected_at_once() -> None:
     """With one row, 32 steps are projected at a time; 70 leave a part over."""
     for reverse in (False, True):
@@ -130,6 +133,7 @@ def test_finite_differences(name: str) -> None:
     assert_close(gradients, differences(loss, exact.inputs), TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @two_cells
 def test_tokens_and_projected_inputs(name: str, masked: bool) -> None:
@@ -157,6 +161,7 @@ def test_tokens_and_projected_inputs(name: str, masked: bool) -> None:
     assert_close(want[1][0], by_row, TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
 def test_tokens_of_any_integer_dtype(dtype: str) -> None:
     """With a table of more rows than the dtype has numbers, and numbers that no int32 holds."""
@@ -176,6 +181,7 @@ def test_tokens_of_any_integer_dtype(dtype: str) -> None:
 # --- numbers at their limits --------------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("size", [30.0, 200.0, 1e30])
 @cells
 def test_gates_that_saturate(name: str, size: float) -> None:
@@ -208,6 +214,7 @@ def test_what_is_not_a_number_stays_in_its_row(name: str) -> None:
 # --- under JAX's transformations ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @two_cells
 def test_second_derivatives_are_those_of_scan(name: str) -> None:
     cell = CELLS[name]
@@ -225,6 +232,7 @@ def test_second_derivatives_are_those_of_scan(name: str) -> None:
     assert_close(second(inputs, "native"), second(inputs, "scan"), TOLERANCE)
 
 
+@pytest.mark.slow
 @two_cells
 def test_checkpoint(name: str) -> None:
     cell = CELLS[name]
@@ -301,6 +309,7 @@ AXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "axes"), list(zip(TWO * 3, AXES.values(), strict=True)), ids=AXES)
 def test_vmap(name: str, axes: Mapped) -> None:
     """Values and gradients, of the sum over the mapped axis and of each element."""
@@ -318,6 +327,7 @@ def test_vmap(name: str, axes: Mapped) -> None:
     assert_close(results("native"), results("scan"), TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru-before"])
 def test_a_mapped_axis_over_shared_weights_becomes_rows(name: str) -> None:
     """One call of three times the rows, the same bits as that batch; no gradient for each element."""
@@ -342,6 +352,7 @@ def test_a_mapped_axis_over_shared_weights_becomes_rows(name: str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_nested_vmap() -> None:
     cell = CELLS["gru-after"]
     given = problem(cell, 4, 1).cast("float32")
@@ -357,6 +368,7 @@ def test_nested_vmap() -> None:
     assert_close(results("native"), results("scan"), TOLERANCE)
 
 
+@pytest.mark.slow
 def test_vmap_over_tokens_and_over_a_table() -> None:
     cell = CELLS["lstm"]
     given = problem(cell, 4, 2).cast("float32")
@@ -389,6 +401,7 @@ def test_vmap_of_nothing() -> None:
 # --- on several devices -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_save_every() -> None:
     cell = CELLS["lstm"]
     given = problem(cell, 7, 5).cast("float32")
@@ -396,6 +409,7 @@ def test_save_every() -> None:
     assert_close(library(cell, given, implementation="native", save_every=3), want, TOLERANCE)
 
 
+@pytest.mark.slow
 def test_sharded_over_the_batch() -> None:
     cell = CELLS["gru-after"]
     given = problem(cell, 4, 4).cast("float32")
@@ -460,6 +474,7 @@ print("done")
 """
 
 
+@pytest.mark.process
 def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
     """Where a batch is sharded, each device computes its own rows, and only gradients are exchanged."""
     environment = {"JAXRNN_CACHE": str(build._library().parent)}
@@ -469,6 +484,7 @@ def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
 # --- many callers and busy cores ----------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("cell", "batch"), [(lstm(64), 32), (gru(256), 1)], ids=["own", "shared"])
 def test_many_calls_at_once_end_and_agree(cell: Any, batch: int) -> None:
     """More callers than cores, each with a loop on all cores: no call may wait for another for ever."""
@@ -495,6 +511,7 @@ print(sorted(times)[10])
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.cpu_count() == 1, reason="waits for a second core")
 def test_few_rows_on_busy_cores(tmp_path: Path) -> None:
     """Beside busy processes, all cores together take no many times as long as one thread alone."""
@@ -522,6 +539,7 @@ def compiled(tmp_path: Path, source: str, *options: str) -> Path:
     return program
 
 
+@pytest.mark.process
 @pytest.mark.once
 def test_turns_with_threads_that_are_hindered(tmp_path: Path) -> None:
     """Threads that come late or never, and one that falls asleep: order, and time."""
@@ -529,6 +547,7 @@ def test_turns_with_threads_that_are_hindered(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.process
 @pytest.mark.once
 def test_turns_under_a_thread_sanitizer(tmp_path: Path) -> None:
     try:
@@ -555,6 +574,7 @@ def sanitizer() -> list[str]:
     return paths if all(os.path.isabs(path) for path in paths) else []
 
 
+@pytest.mark.process
 @pytest.mark.once
 @pytest.mark.timeout(600)
 def test_no_handler_reads_or_writes_outside_of_its_arrays(tmp_path: Path) -> None:
@@ -570,6 +590,7 @@ def test_no_handler_reads_or_writes_outside_of_its_arrays(tmp_path: Path) -> Non
     assert refused["jaxrnn_forward"] >= 26 and refused["jaxrnn_backward"] >= 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["b", "w_c"])
 def test_narrower_vectors_beside_float32_weights(wrong: str) -> None:
     """Handlers take float32 alone; a bias or peepholes of bfloat16 are widened, as by the others."""
@@ -590,6 +611,7 @@ def test_narrower_vectors_beside_float32_weights(wrong: str) -> None:
     assert_close(results("native"), results("xla"), TOLERANCES["bfloat16"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(("steps", "batch", "features"), [(3, 0, 2), (0, 2, 2), (3, 2, 0)])
 def test_sizes_of_zero(steps: int, batch: int, features: int) -> None:
     cell = CELLS["gru-after"]
@@ -659,6 +681,7 @@ def libraries(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "cache").glob("*.so"))
 
 
+@pytest.mark.process
 def test_without_a_compiler_xla_runs_and_says_why(tmp_path: Path) -> None:
     said = ask(tmp_path, CXX="no-such-compiler")
     reason = "no C++ compiler is here (no-such-compiler); install one, or name one in CXX"
@@ -667,6 +690,7 @@ def test_without_a_compiler_xla_runs_and_says_why(tmp_path: Path) -> None:
     assert said.stderr.count(warning) == 1
 
 
+@pytest.mark.process
 def test_the_first_fallback_warns_and_no_other(tmp_path: Path) -> None:
     program = """
 import jax, jax.numpy as jnp, jaxrnn, warnings
@@ -687,6 +711,7 @@ print(len(said), said[0].category.__name__)
     assert said.stdout == "refused\n1 RuntimeWarning\n" and "Warning" not in said.stderr
 
 
+@pytest.mark.process
 def test_a_command_reports_the_fallback_in_one_line(tmp_path: Path) -> None:
     program = """
 import jax, jax.numpy as jnp, jaxrnn
@@ -699,6 +724,7 @@ jaxrnn.unroll(cell, cell.init(jax.random.key(0), 4), jnp.ones((30, 2, 4)))
     assert said.startswith("note: the recurrence runs by ") and said.count("\n") == 1
 
 
+@pytest.mark.process
 def test_a_compiler_that_fails_is_reported_in_a_line(tmp_path: Path) -> None:
     failing = script(tmp_path, "echo 'x.cc:1: error: no such ‘header' >&2; exit 1")
     said = ask(tmp_path, CXX=failing, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="utf-8").stdout
@@ -707,6 +733,7 @@ def test_a_compiler_that_fails_is_reported_in_a_line(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").iterdir())  # nothing half-made stays
 
 
+@pytest.mark.process
 def test_it_is_compiled_once(tmp_path: Path) -> None:
     compiler = quick_compiler(tmp_path)
     for _ in range(2):
@@ -714,6 +741,7 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert times_compiled(tmp_path) == 1
 
 
+@pytest.mark.process
 def test_cxx_is_read_as_a_shell_reads_it(tmp_path: Path) -> None:
     quick_compiler(tmp_path, "a compiler")
     wrapper = script(tmp_path, 'test "$2" = -DOPTION || exit 1\nexec "$@"', "cache")
@@ -725,12 +753,14 @@ def test_cxx_is_read_as_a_shell_reads_it(tmp_path: Path) -> None:
     assert ask(tmp_path, CXX=" ", PATH="/nowhere").stdout.startswith("native: ")  # of the cache
 
 
+@pytest.mark.process
 def test_a_library_of_the_cache_needs_no_compiler(tmp_path: Path) -> None:
     assert ask(tmp_path, CXX=quick_compiler(tmp_path)).stdout.startswith("native: ")
     said = ask(tmp_path, CXX="no-such-compiler")
     assert said.stdout.startswith("native: ") and not said.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("left", [0, 1000, -1], ids=["empty", "short", "one byte less"])
 def test_a_damaged_library_is_compiled_again(tmp_path: Path, left: int) -> None:
     compiler = quick_compiler(tmp_path)
@@ -744,6 +774,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path: Path, left: int) -> None:
     assert times_compiled(tmp_path) == 2
 
 
+@pytest.mark.process
 def test_a_library_that_does_not_load_is_compiled_again(tmp_path: Path) -> None:
     """Whole, but not for this system, as in a home directory that several of them share."""
     compiler = quick_compiler(tmp_path)
@@ -757,6 +788,7 @@ def test_a_library_that_does_not_load_is_compiled_again(tmp_path: Path) -> None:
     assert times_compiled(tmp_path) == 2
 
 
+@pytest.mark.process
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """Then the folder for temporary files serves."""
     (tmp_path / "cache").write_text("a file, not a folder", encoding="utf-8")
@@ -769,6 +801,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert own.name == f"jaxrnn-{os.getuid()}" and own.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.process
 def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, not a folder", encoding="utf-8")
     shared = tmp_path / "temporary" / f"jaxrnn-{os.getuid()}"
@@ -779,6 +812,7 @@ def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path: Path) -
     assert not list(shared.iterdir())
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.getuid() != 0, reason="waits for root, who can be somebody without a home")
 def test_without_a_home_directory(tmp_path: Path) -> None:
     """A user without an entry in /etc/passwd and without HOME, as in containers."""
@@ -811,12 +845,14 @@ shutil.rmtree(storage.cache_folder())
     assert said.startswith("(30, 2, 8) native ") and said.endswith("jaxrnn-12345\n")
 
 
+@pytest.mark.process
 def test_an_ascii_locale(tmp_path: Path) -> None:
     """The C++ has characters that are none of ASCII, and so may a processor's name."""
     how = {"LC_ALL": "C", "PYTHONUTF8": "0", "CXX": quick_compiler(tmp_path)}
     assert ask(tmp_path, **how).stdout.startswith("native: ")
 
 
+@pytest.mark.process
 @pytest.mark.once
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="waits for a processor with AVX")
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])

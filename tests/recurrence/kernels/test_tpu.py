@@ -135,6 +135,7 @@ def scan(cell: Any, given: Problem, reverse: bool = False, **masks: Any) -> tupl
 # --- values and gradients -----------------------------------------------------------------------
 
 
+@pytest.mark.first_case
 @both_kinds
 @both_ways
 @pytest.mark.parametrize(("name", "mask"), PRODUCT)
@@ -162,6 +163,7 @@ def wide_problem(cell: Any, steps: int, batch: int) -> tuple[Problem, dict[str, 
     }
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("name, reverse", CELL_AND_DIRECTION)
 def test_several_tiles_in_either_direction(name: str, reverse: bool, streamed: bool) -> None:
@@ -172,6 +174,7 @@ def test_several_tiles_in_either_direction(name: str, reverse: bool, streamed: b
     assert_close(got, scan(cell, given, reverse, **masks), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("name", ["rnn-relu", "lstm-peephole", "gru-before"])
 def test_as_in_the_chips_memory(name: str, streamed: bool) -> None:
@@ -189,6 +192,7 @@ def test_as_in_the_chips_memory(name: str, streamed: bool) -> None:
     assert_close(got, scan(cell, given, True, **masks), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize(("steps", "batch", "hidden"), [(1, 1, 1), (9, 2, 130)])
 def test_odd_sizes(steps: int, batch: int, hidden: int, streamed: bool) -> None:
@@ -204,6 +208,7 @@ def test_no_step() -> None:
     assert_close(kernel(cell, given, Masks()), scan(cell, given), 0)
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("name", CELLS)
 def test_bfloat16(name: str, streamed: bool) -> None:
@@ -221,6 +226,7 @@ def test_bfloat16(name: str, streamed: bool) -> None:
     assert {d.dtype for d in jax.tree.leaves(gradients[0])} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 @both_kinds
 @both_ways
 def test_inactive_rows(reverse: bool, streamed: bool) -> None:
@@ -248,6 +254,7 @@ def test_inactive_rows(reverse: bool, streamed: bool) -> None:
     assert_close(pulled(jnp.where(jnp.asarray(padding)[..., None], jnp.nan, gx)), got, 0)
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize(("name", "dtype"), [("lstm", "float32"), ("gru-before", "bfloat16")])
 def test_looked_up_inputs(name: str, dtype: str, streamed: bool) -> None:
@@ -290,6 +297,7 @@ def test_these_are_two_kernels(streamed: bool) -> None:
 # --- JAX's transformations ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop() -> None:
     cell = CELLS["lstm-peephole"]
     first, second = (problem(cell, STEPS, BATCH, FEATURES, seed).cast("float32") for seed in (0, 1))
@@ -320,10 +328,12 @@ def compare_sharded(devices: int) -> None:
         assert_close(got, want, TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 def test_sharded_over_one_device() -> None:
     compare_sharded(1)
 
 
+@pytest.mark.process
 def test_sharded_over_four_devices() -> None:
     """Runs in a process of its own, since the number of devices is fixed when JAX starts."""
     code = "import jax; from tests import conftest; from tests.recurrence.kernels import test_tpu; "
@@ -410,12 +420,14 @@ def test_what_does_not_fit_has_no_tiles() -> None:
         tiles.tiles_for(lstm(8192), 2, 64, jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_other_cells_are_refused() -> None:
     given = abstract(rnn(4), 3, "float32")
     reason = tpu.unsupported_reason(given._replace(cell=Leaky(4)))
     assert reason is not None and "no backward pass for Leaky" in reason
 
 
+@pytest.mark.slow
 def test_by_name_what_does_not_fit_is_refused() -> None:
     given = abstract(lstm(8192), 64, "float32")
     with unchecked(), pytest.raises(ValueError, match=r"cannot run this: w_h of H = 8192"):

@@ -57,6 +57,7 @@ def in_turns(
     return results, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "reverse"), [(2, False), (2, True), (8, False)])
 @pytest.mark.parametrize("layout", [Rows, Columns])
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
@@ -72,6 +73,7 @@ def test_turns_of_several_steps_are_the_plain_loop(
     assert_close(got, want, TOLERANCES["float64"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("steps", [2, 8])
 def test_turns_of_several_steps_in_bfloat16(steps: int) -> None:
     """dgx is stored as bits in one case and as scan's own output in the other."""
