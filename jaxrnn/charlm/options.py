@@ -72,7 +72,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         raise InputError(str(error)) from None
 
 
-def _temperature(name: str, value: Any) -> float:
+def _temperature(name: str, value: object) -> float:
     number = _number(name, value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(
@@ -82,11 +82,11 @@ def _temperature(name: str, value: Any) -> float:
     return number
 
 
-def _top_k(name: str, value: Any) -> int | None:
+def _top_k(name: str, value: object) -> int | None:
     return None if value is None else whole_number(name, value, 1)
 
 
-def _top_p(name: str, value: Any) -> float | None:
+def _top_p(name: str, value: object) -> float | None:
     if value is None:
         return None
     number = _number(name, value)
@@ -95,14 +95,14 @@ def _top_p(name: str, value: Any) -> float | None:
     return number
 
 
-def _seed(name: str, value: Any) -> int:
+def _seed(name: str, value: object) -> int:
     number = whole_number(name, value)
     if not 0 <= number < 2**32:
         raise ValueError(f"{name} must be from 0 to 2^32 - 1, not {number}")
     return number
 
 
-def _implementation(name: str, value: Any) -> str | None:
+def _implementation(name: str, value: object) -> object:
     if value not in (None, *get_args(SamplingImplementation)):
         names = ", ".join(get_args(SamplingImplementation))
         raise ValueError(f"{name} must be one of {names} or None, not {value!r}")

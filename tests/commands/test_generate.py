@@ -29,7 +29,7 @@ from tests.support.runs import KNOWN, TEXT, environment, flags, lose_the_reader
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("without_pictures")]
 
-# --- generate ---
+# --- what it writes, and what it refuses ---
 
 
 def written(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
@@ -54,7 +54,7 @@ def written(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     ],
     ids=str,
 )
-def test_it_writes_what_sample_returns(
+def test_the_output_is_what_sample_returns(
     changes: dict[str, Any], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"prime": KNOWN, "length": 40} | changes
@@ -147,7 +147,9 @@ def test_bad_input_to_generate(
     assert Path("out").read_text() == "from before"
 
 
-def test_folders_that_are_no_run(place: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+def test_directories_that_are_not_runs(
+    place: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
     assert "is not a folder" in refusal(generate.main, [str(tmp_path / "nowhere")])
     assert "is not a run of jaxrnn" in refusal(generate.main, [str(tmp_path)])
     for name in ("config.json", "vocab.json"):
@@ -183,13 +185,13 @@ def test_ctrl_c_while_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ends() -> Iterator[Callable[[Any], None]]:
-    """Closes files at the end of a test."""
+    """A stack that closes files at the end of a test."""
     with contextlib.ExitStack() as stack:
         yield stack.callback
 
 
 def strict_screen(monkeypatch: pytest.MonkeyPatch, encoding: str) -> Callable[[], bytes]:
-    """Standard output and error that refuse what their encoding lacks. Returns how to see the first."""
+    """Give both outputs a strict encoding. Returns a function that reads standard output."""
     raw, options = io.BytesIO(), {"encoding": encoding, "errors": "strict", "write_through": True}
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, **options))
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), **options))
@@ -202,7 +204,7 @@ def strict_screen(monkeypatch: pytest.MonkeyPatch, encoding: str) -> Callable[[]
 def test_no_encoding_of_the_screen_stops_a_command(
     encoding: str, bar: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text, the file's name, the prime and the errors have characters that the screen lacks."""
+    """Text, file name, prime and errors have characters that the encoding of the screen lacks."""
     monkeypatch.chdir(tmp_path)
     if bar:
         for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "30"}.items():
@@ -237,7 +239,7 @@ def test_files_whose_names_are_not_utf8(
     capsys: pytest.CaptureFixture[str],
     refusal: Callable[..., str],
 ) -> None:
-    """They are read; a run's folder must have another name, which is said before anything is done."""
+    """They are read. A run directory must have another name, which is reported first of all."""
     monkeypatch.chdir(tmp_path)
     Path("caf\udce9.txt").write_text(TEXT)
     no_workdir = [word for word in flags("caf\udce9.txt", "") if word not in ("--workdir", "")]
@@ -256,7 +258,7 @@ def test_files_whose_names_are_not_utf8(
 def test_what_a_model_of_bytes_writes(
     place: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """The bytes that it draws, in the file and on the screen, one text or many, whole or in pieces."""
+    """It writes the bytes it draws, to a file or the screen, one text or many, whole or in pieces."""
     run, out = str(place / "latin"), tmp_path / "out"
     prime = "caf\udce9 "  # as Python gives the byte 0xe9 of a command line
     raw = sample_bytes(load(run), b"caf\xe9 ", 2000)
@@ -307,7 +309,7 @@ def test_a_binary_file_from_end_to_end(
 def test_a_prime_file_is_read_as_training_reads(
     content: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No newline is translated or dropped, and a byte order mark at the start is no character."""
+    """No line break is translated or dropped, and a byte order mark at the start is not a character."""
     prime, raw = tmp_path / "prime", "\ufeff" + content
     prime.write_bytes(raw.encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw.encode()), "latin-1"))
@@ -334,7 +336,7 @@ def test_a_prime_file_of_bytes(
 def test_output_can_be_the_next_prime(
     place: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    """The file has the text and nothing more, so a text made in two parts is the text made in one."""
+    """The file contains only the text, so a text drawn in two parts equals the text drawn in one."""
     run, out, more = str(place / "run"), str(tmp_path / "out"), str(tmp_path / "more")
     how = ["--mode", "argmax", "--length", "20", "--output"]
     assert generate.main([run, "--prime", KNOWN, *how, out]) == 0
@@ -362,7 +364,7 @@ def test_a_terminal_gets_a_last_new_line(
 
 
 @pytest.mark.slow
-def test_none_is_a_prime_like_any_other(
+def test_the_word_none_is_a_prime_like_any_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -394,7 +396,7 @@ def test_a_text_whose_output_has_no_reader(
 @pytest.mark.process
 @pytest.mark.parametrize(("by", "status"), [("pipe", 141), ("Ctrl-C", 130)])
 def test_an_endless_text_ends(by: str, status: int, place: Path) -> None:
-    """As in `python -m jaxrnn.generate run --length endless | head -c 10`; what was written stays."""
+    """As in `python -m jaxrnn.generate run --length endless | head -c 10`; the output is kept."""
     command = [sys.executable, "-m", "jaxrnn.generate", str(place / "run"), "--length", "-1"]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
