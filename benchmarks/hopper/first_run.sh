@@ -64,7 +64,7 @@ for name in "${@:-occupancy latencies tests ladder train table}"; do
       occupancy) step occupancy 30 "$python" -m benchmarks.hopper.occupancy ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
-        step tests 120 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu" tests/test_cudnn.py tests/test_hopper.py
+        step tests 120 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
         ;;
       ladder)
         step ladder $((seconds + 20)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"

@@ -26,7 +26,7 @@ PREDICTED = (
     "at least, ms",
     "by XLA's cycles, ms",
 )
-MEASURED = ("device", "who", "rows", "step, of one device's", "efficiency", "of 2 processes'")
+MEASURED = ("device", "who", "rows", "step / one device's", "efficiency", "/ 2 processes'")
 NOTE = "predicted: nothing of this ran on a TPU"
 
 
