@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxrnn import InputError, charlm, generate, load, sample, sample_many, train
+from jaxrnn import InputError, charlm, generate, load, sample_many, train
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
 from tests.support.runs import flags
@@ -29,7 +29,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jaxrnn.devices import memory
 from jaxrnn.training.checkpoint import Checkpoints
-if sys.argv[1] == "steady":
+if sys.argv[1] == "limited":
     memory.limit_heap_growth()
 with tempfile.TemporaryDirectory() as folder:
     checkpoints = Checkpoints(Path(folder))
@@ -48,7 +48,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from jaxrnn.devices import memory
-if sys.argv[1] == "steady":
+if sys.argv[1] == "limited":
     memory.limit_heap_growth()
 def resident():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -61,7 +61,7 @@ print(resident() - before)
 """
 
 
-def told(program: str, way: str) -> int:
+def printed(program: str, way: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", program, way], capture_output=True, text=True, timeout=200
     )
@@ -69,17 +69,17 @@ def told(program: str, way: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize(("way", "some"), [("as it is", True), ("steady", False)])
+@pytest.mark.parametrize(("way", "some"), [("default", True), ("limited", False)])
 def test_saving_leaks_no_objects(way: str, some: bool) -> None:
     """Without `limit_heap_growth` tensorstore keeps dozens of objects per save; 8 saves are made."""
-    assert (told(SAVES, way) > 8 * 10) is some
+    assert (printed(SAVES, way) > 8 * 10) is some
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
-@pytest.mark.parametrize(("way", "some"), [("as it is", True), ("steady", False)])
+@pytest.mark.parametrize(("way", "some"), [("default", True), ("limited", False)])
 def test_freed_buffers_are_returned_to_the_system(way: str, some: bool) -> None:
     """Seven of eight buffers of 4 MiB are freed, below one that is not; the growth is in kB."""
-    assert (told(BUFFERS, way) > 4 * 4 * 1024) is some
+    assert (printed(BUFFERS, way) > 4 * 4 * 1024) is some
 
 
 # --- how much there is ---
@@ -220,8 +220,8 @@ def test_a_training_that_does_not_fit_is_refused(
     more = ["--recurrent-init", "glorot", "--cell", "lstm", "--hidden-size", "12000"]
     with limited(resource.RLIMIT_AS, 6 * GB):
         message = refusal(train.main, flags(tmp_path / "text", tmp_path / "run", *more))
-    said = re.search(r"needs about ([\d.]+) GB of memory, and there are ([\d.]+) GB: ", message)
-    assert said and float(said[1]) > 6 >= float(said[2]) > 4
+    found = re.search(r"needs about ([\d.]+) GB of memory, and there are ([\d.]+) GB: ", message)
+    assert found and float(found[1]) > 6 >= float(found[2]) > 4
     assert "--hidden-size" in message and "--batch" in message
     assert not (tmp_path / "run").exists()
 
