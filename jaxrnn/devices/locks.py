@@ -13,7 +13,8 @@ import filelock
 
 from jaxrnn.errors import InputError
 
-LOCK = "lock"  # name of the lock file in the folder
+# The name of the lock file in the folder.
+LOCK = "lock"
 
 
 def make_folder(folder: Path, setting: str) -> None:
