@@ -37,13 +37,13 @@ def whole_number(name: str, value: object, least: int | None = None) -> int:
     return number
 
 
-def one_of(choices: Any) -> Callable[[str, Any], str]:
+def one_of(choices: Any) -> Callable[[str, object], str]:
     """Return a check that a value is one of the strings of a `Literal`.
 
     The check is called with the name and the value; it returns the value or raises ValueError.
     """
 
-    def check(name: str, value: Any) -> str:
+    def check(name: str, value: object) -> str:
         if not isinstance(value, str) or value not in get_args(choices):
             raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
         return str(value)
@@ -51,7 +51,7 @@ def one_of(choices: Any) -> Callable[[str, Any], str]:
     return check
 
 
-def truth(name: str, value: Any) -> bool:
+def truth(name: str, value: object) -> bool:
     """Return `value` as a bool. Raises ValueError for anything but True, False and numpy's."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, not {value!r}")

@@ -371,7 +371,7 @@ class _SavedStates:
                     save()
             raise
 
-    def _replicated(self, array: Any) -> Array:
+    def _replicated(self, array: Array | np.generic) -> Array:
         return jax.device_put(np.asarray(array), mesh.replicated(self._devices))
 
 
