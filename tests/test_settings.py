@@ -141,6 +141,7 @@ assert state() == before, "load"
 """
 
 
+@pytest.mark.process
 def test_importing_and_loading_change_nothing_in_the_process() -> None:
     run = Path(__file__).parent / "golden" / "run-format-1"
     command = [sys.executable, "-c", UNCHANGED, str(run)]
