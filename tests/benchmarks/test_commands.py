@@ -1,5 +1,7 @@
-"""The benchmarks: that every peer computes the same thing, that who does not is left out, what the files
-say, and how contenders take turns. No time is held to anything here."""
+"""The three commands: every peer computes the same, wrong results are left out, files are complete.
+
+No test depends on a time.
+"""
 
 import dataclasses
 import importlib.util
@@ -13,10 +15,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from benchmarks import cell_throughput, measure, training_throughput
-from benchmarks import tables as cell_report
+from benchmarks import cell_throughput, contenders, measure, tables, training_throughput
 from benchmarks.peers import Contender
-from jaxrnn.recurrence.dispatch import Implementation
+from benchmarks.problems import CELLS
+from jaxrnn.recurrence.kernels import Implementation
 from tests.support.oracle import TOLERANCES, assert_close, differences, reference
 
 pytestmark = [pytest.mark.once, pytest.mark.long]
@@ -24,7 +26,8 @@ pytestmark = [pytest.mark.once, pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
 
-SERVED = {  # which cells a peer has, and the package it comes from
+# The package of each peer, and the cells that it has.
+SERVED = {
     "torch": ("torch", {"rnn", "lstm", "gru-after"}),
     "flax nnx": ("flax", {"rnn", "lstm", "gru-after"}),
     "flax linen": ("flax", {"lstm"}),
@@ -37,9 +40,9 @@ REPEATS = 2
 
 
 def run(script: str, *flags: str, output: Path) -> dict[str, Any]:
-    """The record that a benchmark writes, run in a process of its own, as people run it."""
+    """Run a benchmark as users do, in a separate process, and return the record that it writes."""
     env = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, f"benchmarks/{script}.py", "--quick", *flags]
+    command = [sys.executable, *script.split(), "--quick", *flags]
     command += ["--repeats", str(REPEATS), "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -54,7 +57,9 @@ def test_every_peer_computes_the_same_and_is_timed(tmp_path: Path) -> None:
     """In float32 against the float64 reference: outputs, and all gradients."""
     cells = ["rnn", "lstm", "gru-before", "gru-after"]
     output = tmp_path / "cells.json"
-    record = run("cell_throughput", "--cells", *cells, "--size", "3,4,5,6", output=output)
+    record = run(
+        "benchmarks/cell_throughput.py", "--cells", *cells, "--size", "3,4,5,6", output=output
+    )
     assert (tmp_path / "cells.png").stat().st_size > 0
     assert set(record["missing"]) == {"flashrnn", *SERVED} - INSTALLED
     assert [(r["cell"], r["pass"]) for r in record["results"]] == [
@@ -65,7 +70,7 @@ def test_every_peer_computes_the_same_and_is_timed(tmp_path: Path) -> None:
         timed, unserved = set(result["contenders"]), set(result["unserved"])
         assert timed | unserved == OWN | INSTALLED and not timed & unserved
         assert timed - OWN == there and timed >= {"jaxrnn scan", "jaxrnn xla"}
-        assert unserved >= {"jaxrnn pallas", "jaxrnn cudnn"}  # this is a CPU
+        assert unserved >= {"jaxrnn tpu", "jaxrnn hopper", "jaxrnn cudnn"}
         for name, contender in result["contenders"].items():
             assert contender["error"] < TOLERANCES["float32"], (name, contender)
             assert len(contender["seconds"]) == REPEATS and min(contender["seconds"]) > 0
@@ -80,23 +85,23 @@ def test_every_peer_computes_the_same_and_is_timed(tmp_path: Path) -> None:
 @pytest.mark.peers
 def test_every_training_program_comes_to_the_same_losses(tmp_path: Path) -> None:
     """Through several steps of Adam, so that gradients, clipping and the state carried count."""
-    record = run("training_throughput", output=tmp_path / "training.json")
+    record = run("benchmarks/training_throughput.py", output=tmp_path / "training.json")
     (result,) = record["results"]
-    contenders = result["contenders"]
-    assert set(contenders) >= {"jaxrnn", *INSTALLED.intersection(training_throughput.PEERS)}
+    timed = result["contenders"]
+    assert set(timed) >= {"jaxrnn", *INSTALLED.intersection(training_throughput.PEERS)}
     assert result["characters"] == result["steps"] * 50 * 50
-    for name, contender in contenders.items():
+    for name, contender in timed.items():
         dtype = "bfloat16" if name.endswith("bfloat16") else "float32"
         tolerance = training_throughput.TOLERANCES[dtype]
-        np.testing.assert_allclose(contender["losses"], contenders["jaxrnn"]["losses"], tolerance)
+        np.testing.assert_allclose(contender["losses"], timed["jaxrnn"]["losses"], tolerance)
         assert len(contender["seconds"]) == REPEATS and "left_out" not in contender
-    losses = contenders["jaxrnn"]["losses"]
+    losses = timed["jaxrnn"]["losses"]
     assert len(losses) == result["steps"] == len(set(losses))  # it does learn
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
-def test_what_the_input_takes_is_measured(tmp_path: Path) -> None:
-    record = run("input_pipeline", output=tmp_path / "input.json")
+def test_memory_and_time_of_a_large_text_are_measured(tmp_path: Path) -> None:
+    record = run("-m benchmarks.endurance.large_text", output=tmp_path / "input.json")
     for what in record["prepare"], record["train"]["streams"]:
         assert list(what) == ["small", "big"]
         for taken in what.values():
@@ -109,17 +114,17 @@ def test_what_the_input_takes_is_measured(tmp_path: Path) -> None:
     assert record["pass"]["steps"] == alone["per_epoch"]
 
 
-@pytest.mark.parametrize("name", cell_throughput.CELLS)
+@pytest.mark.parametrize("name", CELLS)
 def test_the_reference_is_numpy(name: str) -> None:
-    cell = cell_throughput.CELLS[name](3)
-    given = cell_throughput.draw(cell, (2, 3, 2, 3), "float32")
+    cell = CELLS[name](3)
+    given = contenders.draw(cell, (2, 3, 2, 3), "float32")
     params, xs, state, cotangent = (
         type(part)(*(None if a is None else a.astype(np.float64) for a in part))
         if isinstance(part, tuple)
         else part.astype(np.float64)
         for part in given[:4]
     )
-    ys, gradients = cell_throughput.reference(cell, given)
+    ys, gradients = contenders.reference(cell, given)
     assert_close(ys, reference(cell, params, xs, state)[1], TOLERANCES["float64"])
 
     def loss(inputs: Any) -> float:
@@ -129,7 +134,7 @@ def test_the_reference_is_numpy(name: str) -> None:
     assert_close(gradients, want, TOLERANCES["differences"])
 
 
-def test_who_is_off_is_named_and_not_timed() -> None:
+def test_wrong_results_are_reported_and_not_timed() -> None:
     truth = np.ones(3), {"w": np.array([1.0, -4.0])}
 
     def contender(ys: Any, gradients: Any) -> Contender:
@@ -153,7 +158,7 @@ def test_who_is_off_is_named_and_not_timed() -> None:
         assert record["fails"]["left_out"] == "MemoryError: too big"
 
 
-def test_an_array_that_a_peer_does_not_have_is_passed_over_but_a_wrong_shape_is_not() -> None:
+def test_an_array_that_a_peer_lacks_is_skipped_but_a_wrong_shape_is_not() -> None:
     want = {"b": np.ones(2), "b_h": np.ones(2)}
     assert measure.error({"b": np.array([1, 1.5]), "b_h": None}, want) == 0.5
     with pytest.raises(ValueError, match=r"shape \(3,\) where the reference has \(2,\)"):
@@ -163,7 +168,7 @@ def test_an_array_that_a_peer_does_not_have_is_passed_over_but_a_wrong_shape_is_
 # --- turns, counts, files -----------------------------------------------------------------------
 
 
-def test_everybody_runs_in_every_round_and_begins_one() -> None:
+def test_every_contender_runs_in_every_round_and_begins_one() -> None:
     ran: list[str] = []
     names = "a", "b", "c"
     runs = {name: lambda name=name: ran.append(name) for name in names}
@@ -175,7 +180,7 @@ def test_everybody_runs_in_every_round_and_begins_one() -> None:
 
 def test_work_is_counted_as_stated() -> None:
     """B, T, I, H = 2, 3, 4, 5: 24 + 30 numbers in and out, 9 x 20 weights of the lstm's gates."""
-    cell, size = cell_throughput.CELLS["lstm"](5), (2, 3, 4, 5)
+    cell, size = CELLS["lstm"](5), (2, 3, 4, 5)
     flops, moved = 2 * 2 * 3 * 9 * 20, 24 + 30 + 180
     assert cell_throughput.work(cell, size, "float32", "forward") == (flops, 4 * moved)
     both = cell_throughput.work(cell, size, "bfloat16", "forward+backward")
@@ -207,10 +212,10 @@ def test_choices_are_the_fastest_and_other_platforms_rows_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "choices.json"
-    monkeypatch.setattr(cell_report, "CHOICES", path)
+    monkeypatch.setattr(tables, "CHOICES", path)
     tpu = {"platform": "tpu", "cell": "lstm", "dtype": "bfloat16", "batch": 1, "hidden": 2}
     old = {"platform": "cpu", "cell": "lstm", "dtype": "float32", "batch": 8, "hidden": 16}
-    rows = [row | {"implementation": "pallas"} for row in (tpu, old)]
+    rows = [row | {"implementation": "tpu"} for row in (tpu, old)]
     path.write_text(json.dumps(rows))
     record = record_of(
         result_of("lstm", jaxrnn_scan=1.0, jaxrnn_xla=1.015, torch=0.5),  # a tie
@@ -218,10 +223,10 @@ def test_choices_are_the_fastest_and_other_platforms_rows_stay(
         result_of("gru-before", jaxrnn_scan=1.1, jaxrnn_xla=1.0),
         result_of("gru-before", "forward", jaxrnn_scan=1.0, jaxrnn_xla=1.5),  # both passes count
     )
-    assert cell_report.write_choices(record) == 3
+    assert tables.write_choices(record) == 3
     chosen = {(r["platform"], r["cell"]): r["implementation"] for r in json.loads(path.read_text())}
     assert chosen == {
-        ("tpu", "lstm"): "pallas",
+        ("tpu", "lstm"): "tpu",
         ("cpu", "lstm"): "xla",
         ("cpu", "rnn"): "native",
         ("cpu", "gru-before"): "scan",
@@ -233,10 +238,12 @@ def test_the_summary_and_the_markdown_say_the_ratios() -> None:
         result_of("lstm", jaxrnn_scan=0.004, jaxrnn_xla=0.008, torch=0.016, keras=0.01),
         result_of("rnn", jaxrnn_xla=0.008, torch=0.004),
     )
-    said = cell_report.summary(record)
-    assert "at most 2.00 times the best of jaxrnn's own (lstm, 8, 4, 2, 16" in said
+    said = tables.summary(record)
+    assert (
+        "at most 2.00 times as long as jaxrnn's fastest implementation (lstm, 8, 4, 2, 16" in said
+    )
     assert "jaxrnn takes 1.00 of torch's time (geometric mean of 2; 0.50 to 2.00)" in said
-    cells = [cell.strip() for cell in cell_report.markdown(record).splitlines()[2].split("|")[5:-1]]
+    cells = [cell.strip() for cell in tables.markdown(record).splitlines()[2].split("|")[5:-1]]
     assert cells == ["2,000.0 (xla)", "4,000.0", "0.50", "2,500.0 (keras)", "0.80", "8.00"]
 
 

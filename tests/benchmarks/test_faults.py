@@ -1,7 +1,7 @@
-"""Training is hurt in every way that this machine allows; what it ends with is the undisturbed run's.
+"""Training under every fault that this machine allows ends bit-identical to an undisturbed run.
 
-How often each fault was tried stands at the end of pytest's output. benchmarks/chaos.py does the same
-for hundreds of faults.
+The end of pytest's output says how often each fault was injected. `python -m
+benchmarks.endurance.faults` injects hundreds.
 """
 
 from collections.abc import Callable
@@ -9,31 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.endurance import faults as chaos
+from benchmarks.endurance import faults
 
 pytestmark = [pytest.mark.once, pytest.mark.long, pytest.mark.uncached]
 
-ROUNDS = 2  # of all faults
+# Rounds of all faults.
+ROUNDS = 2
 
 
 @pytest.mark.timeout(900)
 def test_every_fault(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    kinds = chaos.possible()
-    runs = chaos.Chaos(tmp_path, kinds, steps=400, seed=0)
-    runs.go(ROUNDS * len(kinds))
+    kinds = faults.possible()
+    runs = faults.FaultInjector(tmp_path, kinds, steps=400, seed=0)
+    runs.run(ROUNDS * len(kinds))
     assert runs.tried == dict.fromkeys(kinds, ROUNDS)
-    for kind in chaos.KINDS:
+    for kind in faults.KINDS:
         record_property(f"fault {kind}", runs.tried[kind] if kind in kinds else "not possible here")
 
 
 def test_other_runs_differ_in_all_that_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcomes, flags = [], chaos.FLAGS
+    outcomes, flags = [], faults.FLAGS
     for seed in (0, 1):
-        monkeypatch.setattr(chaos, "FLAGS", f"{flags} --seed={seed}")
-        victim = chaos.Victim(tmp_path, 4, f"run{seed}")
-        victim.start(wait=False)
-        assert victim.end()[0] == 0
-        outcomes.append(victim.outcome())
+        monkeypatch.setattr(faults, "FLAGS", f"{flags} --seed={seed}")
+        training = faults.Training(tmp_path, 4, f"run{seed}")
+        training.start(wait=False)
+        assert training.end()[0] == 0
+        outcomes.append(training.outcome())
     assert all(outcomes[0][part] != outcomes[1][part] for part in outcomes[0])

@@ -1,7 +1,7 @@
-"""What `benchmarks/scaling.py` reads from compiled programs, the model of their time, and its tables.
+"""What `benchmarks/scaling` reads from compiled programs, its model of their time, and its tables.
 
-The compiled text is one written here; what the compiler makes of the real step is in
-`test_scaling_compile.py`. No time is held to anything.
+The compiled text here is written by hand; `test_scaling_compile.py` compiles the real step. No test
+depends on a time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from traffic import Collective
 
-from benchmarks import scaling
-from benchmarks.ahead_of_time import compiler as aot
-from benchmarks.ahead_of_time import traffic
-from benchmarks.scaling import model
+from benchmarks.ahead_of_time import compiler, traffic
+from benchmarks.ahead_of_time.traffic import Collective
+from benchmarks.scaling import __main__ as command
+from benchmarks.scaling import cases, measured, model
 from benchmarks.scaling import report as scaling_report
+from benchmarks.scaling.training import ROWS
 from benchmarks.scaling.worker import Worker
 
 pytestmark = pytest.mark.once
@@ -118,7 +118,7 @@ ENTRY %main (m0: f32[100,8,16], m1: bf16[8,64], m2: bf16[8,16]) -> bf16[8,64] {
 
 
 def parsed() -> tuple[dict[str, Any], list[Any]]:
-    entry, computations = aot.parse(TEXT)
+    entry, computations = compiler.parse(TEXT)
     return computations, computations[entry]
 
 
@@ -161,9 +161,9 @@ def test_bytes_of_hbm_are_slices_in_a_loop_and_nothing_on_the_core() -> None:
         ("source_target_pairs={{0,1},{1,0}}", (0, 1)),
     ],
 )
-def test_groups_in_every_way_that_xla_writes_them(text: str, group: tuple[int, ...]) -> None:
+def test_groups_in_every_notation_of_xla(text: str, group: tuple[int, ...]) -> None:
     assert traffic._group(text, 4) == group
-    with pytest.raises(ValueError, match="form not known here"):
+    with pytest.raises(ValueError, match="unknown notation"):
         traffic._group("replica_groups=@here", 4)
 
 
@@ -263,8 +263,8 @@ def record() -> dict[str, Any]:
     predicted += [row(1, 256, 4e-3, "total", memory=17e9), row(4, 256, 1.25e-3, "total")]
     seconds = {"1 device": [1.0, 2.0, 1.0], "2 processes": [1.0, 2.5, 1.25]}
     seconds["2 devices"] = [1.25, 2.5, 9.0]
-    measured = [{"device": "cpu", "rows": 64, "seconds": seconds}]
-    return {"layers": 2, "chips": chips, "predicted": predicted, "measured": measured}
+    here = [{"device": "cpu", "rows": 64, "seconds": seconds}]
+    return {"layers": 2, "chips": chips, "predicted": predicted, "measured": here}
 
 
 def test_efficiency_is_the_rate_of_a_chip_by_that_of_one_alone() -> None:
@@ -277,7 +277,7 @@ def test_predicted_and_measured_stand_apart() -> None:
     said = scaling_report.markdown(record())
     first, second, *others, last = said.split("\n\n")
     assert first.startswith(
-        "2 x 512 units, 64 rows a chip (predicted: nothing of this ran on a TPU)"
+        "2 x 512 units, 64 rows per chip (predicted: nothing of this ran on a TPU)"
     )
     assert [line.split(" | ")[-6:] for line in second.splitlines()[2:]] == [
         ["201", "1.00", "100%", "HBM", "1.00", "1.20 |"],
@@ -299,12 +299,12 @@ def test_the_limit_says_what_of_the_recurrence_it_is() -> None:
 
 
 def test_the_slices_go_from_one_chip_on_with_the_same_rows_on_each_or_in_all() -> None:
-    made = scaling.cases(quick=False)
+    made = cases.cases(quick=False)
     assert {c.chips for c in made if c.chip == "v5e"} == {1, 4, 8, 16, 64, 256}
     assert {c.chip for c in made} == set(model.CHIPS)
     for case in made:
-        each = case.rows == scaling.ROWS * case.chips
-        assert each if case.fixed == "chip" else case.rows == scaling.TOTAL
+        each = case.rows == ROWS * case.chips
+        assert each if case.fixed == "chip" else case.rows == cases.TOTAL
     for chip in model.CHIPS:
         assert next(c for c in made if c.chip == chip).chips == 1
 
@@ -321,7 +321,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["scaling", *flags])
     with pytest.raises(SystemExit) as exit:
-        scaling.main()
+        command.main()
     said = capsys.readouterr().err or f"{exit.value.code}\n"
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
 
@@ -332,6 +332,6 @@ def test_workers_train_on_as_many_devices_as_they_are_told_and_in_turns() -> Non
     worker = Worker([1, 2], hidden=8, rows=2, cores=cores or [0])
     assert len(worker.kinds) == 2
     runs = {"1 device": [(worker, 1)], "2 devices": [(worker, 2)]}
-    done = scaling.in_turns(runs, hidden=8, repeats=2)
+    done = measured.in_turns(runs, hidden=8, repeats=2)
     assert {who: len(each) for who, each in done["seconds"].items()} == dict.fromkeys(runs, 2)
     assert worker.process.poll() == 0

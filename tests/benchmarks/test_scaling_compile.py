@@ -1,6 +1,6 @@
-"""What the compiler makes of the real training step for several TPUs that are not here.
+"""The real training step, compiled for several TPUs that are not present.
 
-Which exchanges there are, of what and where, is read from its own text (`benchmarks/traffic.py`).
+Its exchanges between chips are read from the compiled text (`benchmarks/ahead_of_time/traffic.py`).
 Nothing ran on a TPU.
 """
 
@@ -10,26 +10,26 @@ from collections import Counter
 
 import jax
 import pytest
-from traffic import Collective
 
-from benchmarks import scaling
-from benchmarks.ahead_of_time import compiler as aot
-from benchmarks.ahead_of_time import traffic
+from benchmarks.ahead_of_time import compiler, traffic
+from benchmarks.ahead_of_time.traffic import Collective
+from benchmarks.scaling import cases
+from benchmarks.scaling.training import LAYERS, STEPS
 from jaxrnn.devices import mesh
 
 pytestmark = [
     pytest.mark.tpu_aot,
-    pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing())),
+    pytest.mark.skipif(compiler.missing() is not None, reason=str(compiler.missing())),
 ]
 HIDDEN, VOCABULARY = 256, 65
 COMPILE_SECONDS = 90  # of CPU time; seen: 15 to 30
 
 
-def exchanged(parts: int) -> tuple[aot.Program, Counter[Collective]]:
+def exchanged(parts: int) -> tuple[compiler.Program, Counter[Collective]]:
     """The step for four v5e chips, and all of its collectives."""
-    case = scaling.Case("v5e", "2x2", HIDDEN, parts, 4 * 40, "chip")
+    case = cases.Case("v5e", "2x2", HIDDEN, parts, 4 * 40, "chip")
     with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
-        program, _ = scaling.compiled(case)
+        program, _ = cases.compiled(case)
     assert program.seconds < COMPILE_SECONDS
     return program, traffic.collectives(program.computations, program.operations, 4)
 
@@ -45,12 +45,12 @@ def test_over_rows_gradients_are_summed_once_a_step_and_nothing_in_time() -> Non
     table = VOCABULARY * gates + VOCABULARY + 1  # float32, as are b_out and the loss
     sent = sum(n * c.bytes for c, n in found.items())
     assert 2 * matrices + 4 * table <= sent <= 2 * matrices + 4 * table + 2 * small
-    done, _ = scaling.work(program, bundles=1.0)
-    products = 2 * scaling.STEPS * 40 * HIDDEN * gates
-    assert done.recurrent_flops == scaling.LAYERS * 2 * products
+    done, _ = cases.work(program, bundles=1.0)
+    products = 2 * STEPS * 40 * HIDDEN * gates
+    assert done.recurrent_flops == LAYERS * 2 * products
     assert 5 <= done.flops / products < 5.6  # w_x thrice, dw_h twice; w_out and the table are small
-    assert done.recurrent_cycles == scaling.STEPS
-    assert done.bytes > 0 and done.recurrent_bytes > 4 * 40 * scaling.STEPS * gates
+    assert done.recurrent_cycles == STEPS
+    assert done.bytes > 0 and done.recurrent_bytes > 4 * 40 * STEPS * gates
 
 
 def test_over_units_the_state_is_gathered_and_its_gradient_scattered_at_every_step() -> None:
@@ -59,20 +59,20 @@ def test_over_units_the_state_is_gathered_and_its_gradient_scattered_at_every_st
     rows = 2 * 40  # of a device
     assert in_time == Counter(
         {
-            Collective("all-gather", 2 * rows * HIDDEN, (0, 1), scaling.STEPS): scaling.LAYERS,
-            Collective("reduce-scatter", 4 * rows * HIDDEN, (0, 1), scaling.STEPS): scaling.LAYERS,
+            Collective("all-gather", 2 * rows * HIDDEN, (0, 1), STEPS): LAYERS,
+            Collective("reduce-scatter", 4 * rows * HIDDEN, (0, 1), STEPS): LAYERS,
         }
     )
     over_rows = [c for c in found if c.group == (0, 2)]
     assert over_rows and {c.kind for c in over_rows} == {"all-reduce"}
     assert sum(n * c.bytes for c, n in found.items() if c in over_rows) < 4 * 1e6
-    assert scaling.work(program, bundles=None)[0].recurrent_cycles > 0
+    assert cases.work(program, bundles=None)[0].recurrent_cycles > 0
 
 
 @pytest.mark.parametrize("chip, shape", [("v5p", "4x4x4"), ("tpu7x", "4x4x4"), ("v5e", "16x16")])
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_every_slice_makes_a_mesh(chip: str, shape: str, parts: int) -> None:
     """Also where an axis of the slice must serve both of the mesh."""
-    devices = aot.devices(chip, shape)
+    devices = compiler.devices(chip, shape)
     made = mesh.make({"data": len(devices) // parts, "model": parts}, devices)
     assert set(made.devices.flat) == set(devices)

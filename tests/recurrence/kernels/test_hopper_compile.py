@@ -29,7 +29,7 @@ class TestCompiled:
 
     @pytest.mark.parametrize(("name", "dtype"), SERVED)
     def test_kernels_fit(self, name: str, dtype: str) -> None:
-        """All blocks are on the GPU at once, and registers suffice, with masks: nothing is spilled."""
+        """With masks, all blocks are on the GPU at once and no register is spilled."""
         program = hopper_programs.layer(hopper_programs.Size(name, dtype, 16, 256), masked=True)
         reports = hopper_static.reports(program.function, *program.args)
         assert [r.kernel.rpartition("_")[2] for r in reports] == ["forward", "backward"]
@@ -45,7 +45,7 @@ NUMBERS = jax.ShapeDtypeStruct((256,), jnp.float32)
 
 
 def adding(name: str, **options: Any) -> Callable[[Any], Any]:
-    """A kernel by this name, with 1 KiB of shared memory."""
+    """Return a kernel with this name and 1 KiB of shared memory."""
 
     def body(x: Any, out: Any, scratch: Any) -> None:
         scratch[...] = x[...] + 1
@@ -70,7 +70,7 @@ class TestReports:
         assert 1024 <= report.shared < 2048
 
     def test_a_kernel_that_was_compiled_before_is_reported_again(self) -> None:
-        """Also one that occurs twice in a program, with another between."""
+        """A kernel that occurs twice in a program, with another between, is reported twice."""
         once, other = adding("once"), adding("other", num_threads=2, thread_name="warpgroup")
         reports = hopper_static.reports(lambda x: once(other(once(x))), NUMBERS)
         assert [report.kernel for report in reports] == ["once", "other", "once"]
@@ -103,7 +103,7 @@ ptxas info    : Compile time = 2.690 ms
 
 
 def test_what_ptxas_says_is_read_kernel_by_kernel() -> None:
-    """What it warns of stands before a kernel, and what it does not mention is 0."""
+    """Warnings come before their kernel, and numbers that are not mentioned are 0."""
     loss = (
         "wgmma.mma_async instructions are serialized due to insufficient register resources for the "
         "wgmma pipeline"
@@ -112,4 +112,4 @@ def test_what_ptxas_says_is_read_kernel_by_kernel() -> None:
     one = {"kernel": "one", "losses": [loss], "registers": 255, "barriers": 3, "static_shared": 1}
     none = dict.fromkeys((*spills, "barriers", "static_shared"), 0)
     two = {"kernel": "two", "losses": [], "registers": 10}
-    assert hopper_static.said(PTXAS) == [one | spills, two | none]
+    assert hopper_static.parse(PTXAS) == [one | spills, two | none]

@@ -1,6 +1,6 @@
 """The unroll, the training step and the sampling loop compile for TPUs that are not here.
 
-libtpu's compiler is the real one; what it made is read from its own text (`benchmarks/aot.py`): matrix
+libtpu's compiler is the real one; what it made is read from its own text (`benchmarks/ahead_of_time`): matrix
 products, memory, loops, and which arrays a loop reads from HBM. None of this ran on a TPU.
 """
 
@@ -225,11 +225,12 @@ def test_what_autodiff_of_the_scan_saves_is_over_the_limit() -> None:
 
 
 def test_static_bounds(tmp_path: Path) -> None:
-    """`benchmarks/tpu_static.py` still reads the compiler's bundles, of either kernel."""
+    """`benchmarks/ahead_of_time/tpu.py` still reads the compiler's bundles, of either kernel."""
     sizes = ("256", "2048")
     command = ["--chips", "v4", "--hidden-size", *sizes, "--batch", "16", "--output"]
-    script = Path(aot.__file__).with_name("tpu_static.py")
-    subprocess.run([sys.executable, script, *command, tmp_path / "made.json"], check=True)
+    program = [sys.executable, "-m", "benchmarks.ahead_of_time", "--target", "tpu"]
+    root = Path(aot.__file__).parents[2]
+    subprocess.run([*program, *command, tmp_path / "made.json"], cwd=root, check=True)
     resident, streamed = json.loads((tmp_path / "made.json").read_text())["results"]
     assert [r["tiles"]["streamed"] for r in (resident, streamed)] == [False, True]
     for kind in ("forward", "backward"):  # 64 times the weights
