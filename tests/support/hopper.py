@@ -1,4 +1,4 @@
-"""Problems, tilings and marks that the tests of all Hopper kernels share."""
+"""Problems, tilings and pytest marks that the tests of all Hopper kernels share."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,9 @@ from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
 from tests.support.fakes import fake
 from tests.support.problems import CELLS
 
-STEPS, BATCH, FEATURES, HIDDEN = 3, 3, 2, 20  # of 32 units, 16 in each of two parts
+STEPS, BATCH, FEATURES = 3, 3, 2
+# 20 of 32 units, of which each of two parts has 16.
+HIDDEN = 20
 RESETS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]], bool)
 LENGTHS = np.array([STEPS, 0, 2], np.int32)
 MASKS = {"resets": RESETS, "lengths": LENGTHS}
@@ -21,7 +23,8 @@ interpreted = pytest.mark.skipif(
 )
 
 
-# One block of rows in two CTAs, which meet at a cluster's barrier; all weights stay, two chunks a ring.
+# One block of rows in two CTAs, which synchronise at a cluster's barrier; all weights stay, and a ring
+# has two chunks.
 PLAIN = Tiling(
     parts=2,
     cluster=2,
@@ -31,15 +34,18 @@ PLAIN = Tiling(
     turns=1,
     forward=Memory(chunk=16, slots=2, resident=2, depth=1),
     backward=Memory(chunk=16, slots=2, resident=8, depth=1),
-    packed=False,  # or the detector of races reports the rows past the block's own
+    # A race detector reports the rows past the block's own where slots are packed.
+    packed=False,
 )
 
 
 def cell_of(name: str, hidden: int = HIDDEN) -> Any:
+    """Return a cell of `CELLS` with another width."""
     return dataclasses.replace(CELLS[name], hidden_size=hidden)
 
 
 def on_gpu(capability: str) -> Any:
+    """Return a device that looks like a GPU of this compute capability."""
     return fake("gpu", device_kind="an H100", compute_capability=capability, core_count=132)
 
 
@@ -47,4 +53,5 @@ gpu_aot = [
     pytest.mark.gpu_aot,
     pytest.mark.skipif(gpu_static.missing() is not None, reason=str(gpu_static.missing())),
 ]
-SHARED = 232_448  # bytes that a block may have
+# Bytes of shared memory that a CTA may have.
+SHARED = 232_448

@@ -57,7 +57,7 @@ PAIRS = [
 
 
 def fitted(cell: Any, tiling: Tiling, width: int = 32) -> Tiling:
-    """With no more resident chunks than this cell's weights have."""
+    """Return the tiling with no more resident chunks than the cell's weights have."""
     backward = tiling.backward
     chunks = width * len(cell.GATES) // backward.chunk
     resident = min(backward.resident, chunks)
@@ -78,7 +78,7 @@ def use_tiling(monkeypatch: pytest.MonkeyPatch) -> Any:
 def values_and_gradients(
     cell: Any, given: Problem, masks: Masks, reverse: bool = False, interpret: Any = None
 ) -> tuple[Any, Any]:
-    """`oracle.library` by the Hopper kernels."""
+    """Return what `library` does, computed by the Hopper kernels."""
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         gx = cell.project(params, xs)
@@ -95,14 +95,14 @@ def values_and_gradients(
 def interpret(
     cell: Any, given: Problem, masks: Masks, reverse: bool = False, detect_races: bool = True
 ) -> tuple[Any, Any]:
-    """With a detector of races, which raises where it finds one."""
+    """Interpret with a race detector, which raises an error where it finds a race."""
     how = plgpu.InterpretGPUParams(detect_races=detect_races, inline_mgpu="ignore")
     run = partial(values_and_gradients, cell, reverse=reverse, interpret=how)
     return jax.jit(run)(given, masks)
 
 
 def lowered(cell: Any, given: Problem, masks: Masks, reverse: bool = False) -> str:
-    """The program for a GPU."""
+    """Return the program for a GPU."""
     run = partial(values_and_gradients, cell, reverse=reverse)
     return jax.jit(run).trace(given, masks).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -125,7 +125,7 @@ EVERY = [
 @interpreted
 @pytest.mark.parametrize(("name", "dtype", "reverse"), EVERY)
 def test_kernel_is_scan(name: str, dtype: str, reverse: bool, use_tiling: Any) -> None:
-    """With resets and lengths, and units that are padding in one of the parts."""
+    """Test with resets and lengths, and with units in one of the parts that are padding."""
     use_tiling(PLAIN)
     cell = cell_of(name)
     given = problem(cell, STEPS, BATCH, FEATURES).cast(dtype)
@@ -137,7 +137,7 @@ def test_kernel_is_scan(name: str, dtype: str, reverse: bool, use_tiling: Any) -
 @interpreted
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
 def test_kernel_is_numpy(name: str, use_tiling: Any) -> None:
-    """Values and finite differences of the equations, without masks."""
+    """Compare with the values and finite differences of the equations, without masks."""
     use_tiling(PLAIN._replace(forward=Memory(8, 2, 2, 1), backward=Memory(8, 2, 8, 1)), width=16)
     cell = cell_of(name, 10)
     given = problem(cell, STEPS, 2, FEATURES).cast("float32")
@@ -149,7 +149,7 @@ def test_kernel_is_numpy(name: str, use_tiling: Any) -> None:
 @interpreted
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
 def test_every_tiling_is_scan(kind: str, name: str, use_tiling: Any) -> None:
-    """Rows over warpgroups, groups and turns; inputs two steps ahead; weights that do not stay."""
+    """Divide rows over warpgroups, groups and turns, prefetch inputs for two steps, stream weights."""
     use_tiling(TILINGS[kind])
     tiling = TILINGS[kind]
     cell, rows = cell_of(name), tiling.rows * tiling.blocks - 1
@@ -168,7 +168,7 @@ def test_every_tiling_is_scan(kind: str, name: str, use_tiling: Any) -> None:
 @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
 @pytest.mark.parametrize("slots", [2, 3, 8])
 def test_a_packed_ring_is_scan(name: str, slots: int, use_tiling: Any) -> None:
-    """Slots that are as far apart as a block has rows, up to one forevery chunk."""
+    """Place slots as far apart as a block has rows, up to one slot for every chunk."""
     forward = Memory(16, min(slots, 2), 2, 1)
     use_tiling(
         PLAIN._replace(rows=16, packed=True, forward=forward, backward=Memory(16, slots, 8, 1))
@@ -196,7 +196,7 @@ def test_float16(use_tiling: Any) -> None:
 @pytest.mark.slow
 @interpreted
 def test_vmap_is_a_loop(use_tiling: Any) -> None:
-    """One launch after the other: together their CTAs would not fit the GPU, and would wait forever."""
+    """Launches follow each other: their CTAs together would not fit the GPU, and would wait forever."""
     use_tiling(PLAIN)
     cell, none = cell_of("rnn-tanh"), Masks()
     problems = [problem(cell, 2, 2, FEATURES, seed).cast("float32") for seed in (0, 1)]
@@ -211,7 +211,7 @@ def test_vmap_is_a_loop(use_tiling: Any) -> None:
 def test_the_detector_finds_what_is_missing(
     missing: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or that it finds nothing above would mean nothing: without one of the waits there is a race."""
+    """The race detector reports a kernel that lacks one of its waits; the tests above rely on that."""
     use_tiling(PLAIN)
     monkeypatch.setattr(block.plgpu, missing, lambda *_, **__: None)
     cell = cell_of("rnn-tanh")
@@ -260,7 +260,7 @@ REAL = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype", "batch", "hidden"), REAL)
 def test_real_sizes_lower(name: str, dtype: str, batch: int, hidden: int) -> None:
-    """In the tiling that a GPU would get. More shared memory than there is would not lower."""
+    """Lower with the tiling that a GPU would get; too much shared memory would be an error."""
     cell = cell_of(name, hidden)
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES, jnp.dtype(dtype)))
     gx = jax.ShapeDtypeStruct((STEPS, batch, shapes.w_h.shape[1]), jnp.float32)
@@ -276,7 +276,7 @@ def test_real_sizes_lower(name: str, dtype: str, batch: int, hidden: int) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [True, False])
 def test_sharded_rows_lower(check: bool) -> None:
-    """Rows of the batch over a mesh, the weights everywhere, and their gradient summed."""
+    """Divide the rows over a mesh, with the weights on every device and their gradients summed."""
     cell = cell_of("lstm-peephole", 64)
     given = problem(cell, STEPS, 8, FEATURES).cast("bfloat16")
     gx = cell.project(given.params, given.xs)
@@ -305,7 +305,7 @@ hopper_here = getattr(jax.devices()[0], "compute_capability", "").startswith("9.
 @pytest.mark.parametrize("hidden", [64, 512, 1024])
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm-peephole", "gru-before", "gru-after"])
 def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
-    """Through `unroll`, in the tilings that the search finds."""
+    """Compare `unroll` with the scan, in the tilings that the search finds."""
     cell, steps = cell_of(name, hidden), 20
     rng = np.random.default_rng(0)
     masks = {
@@ -326,7 +326,7 @@ SIZES = [(batch, hidden) for batch in (1, 70, 1000) for hidden in (1, 100, 512, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm", "gru-before", "gru-after"])
 def test_a_tiling_can_run(name: str, dtype: str) -> None:
-    """All CTAs are on the GPU at once, every row and unit is somebody's, and no block has none."""
+    """All CTAs are on the GPU at once, every row and unit has a CTA, and no block is empty."""
     for batch, hidden in SIZES:
         cell, narrow = cell_of(name, hidden), jnp.dtype(dtype)
         tiling = search.search(cell, batch, narrow, ROOM)
@@ -352,7 +352,7 @@ def test_a_tiling_can_run(name: str, dtype: str) -> None:
 
 @pytest.mark.slow
 def test_more_rows_take_no_less_time() -> None:
-    """By the model, in the tiling that it picks."""
+    """By the cost model, in the tiling that the search picks."""
     cell, dtype = lstm(512), jnp.dtype("bfloat16")
     times = []
     for batch in (1, 16, 64, 128, 256, 512):
@@ -372,7 +372,7 @@ def test_a_smaller_gpu_gets_a_smaller_tiling() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_the_table_is_what_the_search_finds() -> None:
-    """But for rows that were measured; of the others a few are enough."""
+    """Check some of the rows that were not measured."""
     rows = search.table()
     assert rows
     for row in rows[::11]:
@@ -440,7 +440,7 @@ def test_the_environment_forces_the_size_of_clusters(monkeypatch: pytest.MonkeyP
 def test_a_tiling_of_the_table_that_is_not_resident_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a card where fewer clusters find their place than on the one that the table is for."""
+    """On a card with room for fewer clusters than the card of the table, the search finds another."""
     known = GOOD._replace(parts=16, cluster=8)
     place = ROOM[0], "lstm", "bfloat16", 512, 64
     monkeypatch.setattr(search, "_known", lambda: {place: known})
@@ -453,7 +453,7 @@ def test_a_tiling_of_the_table_that_is_not_resident_is_not_taken(
 
 
 def test_a_gpu_whose_driver_cannot_be_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Since CTAs that are not resident would let the others wait forever."""
+    """CTAs that are not resident would let the others wait forever."""
     device = on_gpu("9.0")
     device.local_hardware_id = 99
     monkeypatch.setattr(accelerator, "device", lambda: device)
@@ -492,6 +492,8 @@ def test_what_cannot_run_is_refused_with_the_reason(
         explain(cell, (5, 2, 3), dtype, "hopper")
 
 
-def test_nothing_is_taken_by_itself_that_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_not_hopper_where_nothing_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
     assert explain(lstm(512), (5, 2, 3), "bfloat16").implementation == "xla"

@@ -76,7 +76,7 @@ def use_tiling(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def problem(**config: Any) -> tuple[Any, ...]:
-    """A configuration, its prepared weights, texts that are under way, and a low temperature."""
+    """Return a configuration, its weights, the state amid some texts, and options."""
     rng = np.random.default_rng(7)
     more = lambda a: jnp.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype)  # noqa: E731
     params = init(ModelConfig(**{"hidden_size": HIDDEN, "embedding_size": 6} | config), VOCABULARY)
@@ -104,19 +104,19 @@ def launch(mode: Any, config: Any, prepared: Any, state: Any, options: Any, how:
 
 
 def interpret(mode: Any, config: Any, *given: Any) -> Any:
-    """With a detector of races, which raises where it finds one."""
+    """Interpret with a race detector, which raises an error where it finds a race."""
     how = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
     return jax.jit(partial(launch, mode, config, how=how))(*given)
 
 
 def lowered(mode: Any, config: Any, *given: Any) -> str:
-    """The program for a GPU."""
+    """Return the program for a GPU."""
     traced = jax.jit(partial(launch, mode, config, how=False)).trace(*given)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def loop(mode: Any, config: Any, prepared: Any, state: Any, options: Any) -> Any:
-    """What `jaxrnn.sample` runs everywhere."""
+    """Run the loop that `jaxrnn.sample` runs on every device."""
     none, length = np.zeros(1, np.int32), np.int32(LENGTH)
     how = {"mode": mode, "truncate": False, "size": DRAWN}
     return decoding.advance(config, prepared, state, none, np.int32(0), length, options, **how)
@@ -138,7 +138,7 @@ def assert_same(got: Any, want: Any, dtype: str) -> None:
 @interpreted
 @every_case
 def test_kernel_is_the_loop(name: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same characters, state and logits."""
+    """The kernel gives the same characters, state and logits."""
     mode, tiling, config = CASES[name]
     use_tiling(tiling)
     given = problem(**config)
@@ -153,7 +153,7 @@ def test_kernel_is_the_loop(name: str, use_tiling: Any, monkeypatch: pytest.Monk
 def test_the_detector_finds_what_is_missing(
     missing: str, name: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or that it finds nothing above would mean nothing: without one of the waits there is a race."""
+    """The race detector reports a kernel that lacks one of its waits; the tests above rely on that."""
     mode, tiling, config = CASES[name]
     use_tiling(tiling)
     monkeypatch.setattr(sampling_cta.plgpu, missing, lambda *_, **__: None)
@@ -167,7 +167,7 @@ def test_the_detector_finds_what_is_missing(
 @pytest.mark.slow
 @every_case
 def test_kernel_lowers(name: str, use_tiling: Any) -> None:
-    """Interpreting accepts shapes that no GPU does."""
+    """The interpreter accepts shapes that no GPU accepts."""
     mode, tiling, config = CASES[name]
     use_tiling(tiling)
     assert "mosaic_gpu" in lowered(mode, *problem(**config))
@@ -233,7 +233,7 @@ def test_unsupported_problems_have_a_reason(
     assert reason is not None and words in reason
 
 
-def test_run_raises_what_stands_in_the_way() -> None:
+def test_arrange_raises_the_reason() -> None:
     cell, prepared = ModelConfig(hidden_size=HIDDEN).make_cell(), problem()[1]
     with pytest.raises(ValueError, match="cannot run this: it writes at most 64 texts"):
         hopper_sampling.arrange(cell, prepared, 65)
@@ -280,7 +280,7 @@ def test_the_loop_by_name() -> None:
 def test_samples_by_the_kernel_are_those_of_the_loop(
     use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From prime to end, over several launches, and in a stream."""
+    """Compare whole samples, drawn in several launches, and a stream."""
     use_tiling(TILING._replace(rows=8, parts=1, cluster=1, chunk=16, units=16, columns=64, slots=1))
     how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     monkeypatch.setattr(sampling, "_check_kernel", lambda *_: None)

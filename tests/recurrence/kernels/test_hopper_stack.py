@@ -65,7 +65,7 @@ def use_tiling(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def problems(name: str, layers: int, dtype: str, batch: int = BATCH) -> tuple[Problem, ...]:
-    """One a layer; of the last the outputs' weights count, of the first the inputs."""
+    """Return a problem for each layer; only the first one's inputs and the last one's ys are used."""
     cell = cell_of(name)
     widths = [FEATURES] + [cell.hidden_size] * (layers - 1)
     drawn = [problem(cell, STEPS, batch, width, k) for k, width in enumerate(widths)]
@@ -74,7 +74,7 @@ def problems(name: str, layers: int, dtype: str, batch: int = BATCH) -> tuple[Pr
 
 
 def values_and_gradients(run: Any, given: tuple[Problem, ...]) -> tuple[Any, Any]:
-    """Final states and outputs of `run`, and gradients by all parameters, the inputs and the states."""
+    """Return final states and outputs of `run`, and gradients for parameters, inputs and states."""
     d_final, d_ys = tuple(one.weights[0] for one in given), given[-1].weights[1]
 
     def loss(params: Any, xs: Any, states: Any) -> Any:
@@ -113,7 +113,7 @@ def one_by_one(name: str, reverse: bool, masks: dict[str, Any]) -> Any:
 
 
 def interpret(name: str, given: Any, masks: dict[str, Any], reverse: bool = False) -> Any:
-    """With a detector of races, which raises where it finds one."""
+    """Interpret with a race detector, which raises an error where it finds a race."""
     how = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
     as_given = as_masks(STEPS, **masks) if masks else Masks()
     return at_once(name, as_given, reverse, how)(given)
@@ -181,7 +181,7 @@ def test_every_tiling_lowers(name: str, kind: str, use_tiling: Any) -> None:
 @pytest.mark.slow
 @interpreted
 def test_rows_over_warpgroups_and_turns(use_tiling: Any) -> None:
-    """Parts that are alone in their layers, inputs two steps ahead, and no masks."""
+    """Run one part per layer, with inputs prefetched for two steps and no masks."""
     deep = TILING.forward._replace(depth=2)
     tiling = TILING._replace(parts=1, cluster=1, warpgroups=2, turns=2, forward=deep)
     use_tiling(tiling)
@@ -196,7 +196,7 @@ def test_rows_over_warpgroups_and_turns(use_tiling: Any) -> None:
 def test_the_detector_finds_what_is_missing(
     missing: str, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or that it finds nothing above would mean nothing."""
+    """The race detector reports a kernel that lacks one of its waits; the tests above rely on that."""
     use_tiling(TILING)
     monkeypatch.setattr(stack_block.plgpu, missing, lambda *_, **__: None)
     with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
@@ -216,7 +216,7 @@ SPILLS = 64
 @pytest.mark.slow
 @pytest.mark.parametrize("size", REAL)
 def test_real_sizes_lower(size: Size) -> None:
-    """In the tiling that a GPU would get. More shared memory than there is would not lower."""
+    """Lower with the tiling that a GPU would get; too much shared memory would be an error."""
     run, given, _ = hopper_programs.at_once(size)
     text = jax.jit(run).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("mosaic_gpu") >= 2
@@ -227,7 +227,7 @@ class TestCompiled:
 
     @pytest.mark.parametrize("size", REAL[:2])
     def test_kernels_fit(self, size: Size) -> None:
-        """All blocks are on the GPU at once, and registers suffice, but for a few bytes."""
+        """All blocks are on the GPU at once, and at most a few bytes are spilled."""
         run, given, _ = hopper_programs.at_once(size)
         reports = hopper_static.reports(run, *given)
         ways = [report.kernel.split("_", 1)[1] for report in reports]
@@ -288,7 +288,7 @@ def test_what_cannot_run_is_refused_with_the_reason(
 
 
 def test_it_pays_where_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over many steps of small layers; not over one, nor where they do not fit."""
+    """It pays for many steps of small layers, not for a single step or layers that do not fit."""
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
     assert stack.pays(lstm(128), 4, 200, 16, "bfloat16")
     assert not stack.pays(lstm(128), 4, 1, 16, "bfloat16")
@@ -297,7 +297,7 @@ def test_it_pays_where_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no units are dropped between the layers."""
+    """It does so unless outputs are dropped between the layers."""
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
     vocabulary = Vocabulary.of("abc")
     tokens = jnp.zeros((200, 16), jnp.int32)
@@ -319,7 +319,7 @@ def test_a_char_rnn_takes_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @interpreted
 def test_a_char_rnn_by_it_is_the_char_rnn(use_tiling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss, state and gradients of all parameters."""
+    """Compare loss, state and the gradients of all parameters."""
     use_tiling(TILING)
     how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     at_once = SimpleNamespace(run=partial(stack.run, interpret=how))
