@@ -293,6 +293,7 @@ def test_dropout_needs_a_key_and_a_rate() -> None:
     assert (forward(bare(0.5), tokens, carry, dropout_key=key)[1] == 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.25, 0.5])
 def test_dropout_drops_or_scales_outputs_only(rate: float) -> None:
     """Each output is 0 or divided by the fraction that is kept; the state is not dropped."""
@@ -317,6 +318,7 @@ def test_dropout_at_its_ends(rate: float) -> None:
     assert float((dropped == 0).mean()) == pytest.approx(rate, abs=TOLERANCES["rate"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "dtype"),
     [(0.001, "float32"), (0.1, "float32"), (0.999, "float32"), (0.03, "bfloat16")],
@@ -346,6 +348,7 @@ def test_dropout_differs_by_key_place_and_layer() -> None:
     assert (masks[0][:, 1:] != masks[0][:, :-1]).any()
 
 
+@pytest.mark.slow
 def test_dropout_of_two_layers_is_independent() -> None:
     """The first layer outputs ones, the second outputs its input."""
     config = ModelConfig(
@@ -475,6 +478,7 @@ def test_init_is_a_function_of_the_seed() -> None:
     assert (one.layers[0].w_x != one.layers[1].w_x).all()
 
 
+@pytest.mark.slow
 @few_configs
 def test_params_are_a_pytree_with_config_and_vocabulary(config: ModelConfig) -> None:
     """map, jit and grad keep the config and the vocabulary."""

@@ -169,6 +169,7 @@ def test_streams_are_samples(length: int, how: dict[str, Any]) -> None:
     assert "".join(pieces) == sample(MODEL, PRIME, length, **how)
 
 
+@pytest.mark.slow
 def test_streams_without_a_length_do_not_end() -> None:
     pieces = list(itertools.islice(stream(MODEL, PRIME), 5))
     assert "".join(pieces) == sample(MODEL, PRIME, 4 * sampling.STREAM_CHUNK)
@@ -253,6 +254,7 @@ def test_smallest_positive_numbers_are_argmax(smallest: dict[str, float]) -> Non
     assert set(nexts(MODEL, PRIME, 2000, **smallest)) == {logits_of(MODEL, PRIME)[-1].argmax()}
 
 
+@pytest.mark.slow
 def test_after_space_draws_after_white_space_only() -> None:
     """Inside of words the most likely character follows, after a space or a line break any."""
     white = VOCABULARY.whitespace()
@@ -279,6 +281,7 @@ def test_after_space_draws_from_the_softmax(space: str) -> None:
     assert_drawn_from(tokens, softmax(logits_of(MODEL, prime)[-1] / 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["categorical", "after-space"])
 def test_the_seed_decides_the_text(mode: Any) -> None:
     once, again = (
@@ -319,6 +322,7 @@ def test_truncated_sets_are_numpys(top_k: int, top_p: float) -> None:
         np.testing.assert_array_equal(after[inside], before[inside])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top_k", "inside"), [(1, [1, 3]), (2, [1, 3]), (3, [1, 2, 3, 4])])
 def test_equally_likely_characters_stay_together(top_k: int, inside: list[int]) -> None:
     got = truncated(np.float32([[1, 3, 2, 3, 2, 0]]), top_k, 1.0)
@@ -357,6 +361,7 @@ def test_top_one_is_argmax(how: dict[str, Any]) -> None:
 # --- what is compiled ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_changed_options_do_not_recompile(caplog: pytest.LogCaptureFixture) -> None:
     """Nor do other lengths of prime and text up to the same power of 2."""
     params = model(hidden_size=7)  # used by no other test
@@ -463,6 +468,7 @@ def test_top_k_above_the_vocabulary_is_all_of_it() -> None:
 # --- bytes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_of_bytes_returns_bytes() -> None:
     """Any bytes, as here, where none is UTF-8."""
     cycle = b"\xe9\x00\xff\n"

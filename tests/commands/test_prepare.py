@@ -77,6 +77,7 @@ def corpus_of(*data: str, glob: str | None = None, as_bytes: bool = False) -> Co
 # --- the tokens ---
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(
@@ -139,6 +140,7 @@ def test_errors_for_invalid_utf8_do_not_depend_on_chunks(
     assert results[0] == results[1]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kinds", [100, 256, 257, 300, 70_000])
 def test_tokens_are_widened_and_sorted(
     kinds: int, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,6 +268,7 @@ def wait_for_progress(output: Path, process: Any, least: int = 0) -> int:
     return least
 
 
+@pytest.mark.process
 def test_resuming_after_repeated_kills(here: Path) -> None:
     raw = (TEXT * 40 + "한국 é\n") * 20 + "Ω"
     Path("big.txt").write_text(raw)
@@ -282,6 +285,7 @@ def test_resuming_after_repeated_kills(here: Path) -> None:
     assert_same(output, make_corpus(raw))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_resuming_after_a_signal(number: int, here: Path) -> None:
     raw = TEXT * 2000
@@ -299,6 +303,7 @@ def test_resuming_after_a_signal(number: int, here: Path) -> None:
     assert_same(here / "out", make_corpus(raw))
 
 
+@pytest.mark.process
 def test_a_stopped_stream_leaves_nothing(here: Path) -> None:
     process = start("--data", "-", "--output", "out", stdin=subprocess.PIPE)
     assert process.stdin
@@ -377,6 +382,7 @@ def test_full_disk(
 # --- output ---
 
 
+@pytest.mark.slow
 def test_different_bytes_are_reported(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -438,6 +444,7 @@ def test_a_refused_overwrite_loses_nothing(here: Path, refusal: Callable[..., st
         assert contents(here / "out") == before
 
 
+@pytest.mark.process
 def test_an_interrupted_overwrite_resumes(
     here: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
@@ -606,6 +613,7 @@ def prepared(here: Path) -> Path:
     return here / "out"
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_other_form_of_its_text(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -617,6 +625,7 @@ def test_a_run_resumes_with_the_other_form_of_its_text(
     assert train.main(flags("out", "run", steps=12)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_mapped_tokens_are_not_copied(
     as_bytes: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
@@ -646,6 +655,7 @@ def test_train_refuses_options_decided_by_prepare(
     assert contents(prepared) == before
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [

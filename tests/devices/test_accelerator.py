@@ -87,6 +87,7 @@ def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
     assert accelerator.fast_dtype() == dtype
 
 
+@pytest.mark.process
 def test_cpu_is_used_in_a_new_process() -> None:
     done = python(
         "from jaxrnn.devices import accelerator\n"
@@ -98,6 +99,7 @@ def test_cpu_is_used_in_a_new_process() -> None:
     assert done.stdout.split(" ", 1)[1].startswith("cpu cpu, ")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "no-such-platform"])
 @pytest.mark.parametrize("wanted", ["auto", "gpu"])
 def test_a_platform_unknown_to_jax(platform: str, wanted: str) -> None:

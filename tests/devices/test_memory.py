@@ -69,12 +69,14 @@ def printed(program: str, way: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("way", "some"), [("default", True), ("limited", False)])
 def test_saving_leaks_no_objects(way: str, some: bool) -> None:
     """Without `limit_heap_growth` tensorstore keeps dozens of objects per save; 8 saves are made."""
     assert (printed(SAVES, way) > 8 * 10) is some
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
 @pytest.mark.parametrize(("way", "some"), [("default", True), ("limited", False)])
 def test_freed_buffers_are_returned_to_the_system(way: str, some: bool) -> None:
@@ -200,6 +202,7 @@ print(needs[0], resident("VmHWM") - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
 def test_the_estimate_is_close_to_the_memory_of_a_training() -> None:
     """It is not above, so that nothing that fits is refused. Model and batch take half each."""
@@ -211,6 +214,7 @@ def test_the_estimate_is_close_to_the_memory_of_a_training() -> None:
     assert 0.6 * taken < need < 1.05 * taken
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux: reads /proc")
 def test_a_training_that_does_not_fit_is_refused(
     tmp_path: Path, refusal: Callable[..., str]
@@ -226,6 +230,7 @@ def test_a_training_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = memory.bytes_per_device(load(place / "run"))
     monkeypatch.setattr(memory, "available_on_host", lambda: size)
@@ -237,6 +242,7 @@ def test_a_model_that_does_not_fit_is_refused(place: Path, monkeypatch: pytest.M
         load(place / "run")
 
 
+@pytest.mark.slow
 def test_samples_that_do_not_fit_are_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
@@ -262,6 +268,7 @@ def test_running_out_of_memory_is_reported(
     assert message.startswith("out of memory (MemoryError); ") and "--batch" in message
 
 
+@pytest.mark.slow
 def test_bytes_of_parameters() -> None:
     params = charlm.init(charlm.ModelConfig(hidden_size=3, embedding_size=2), Vocabulary.of("abc"))
     assert memory.bytes_per_device(params) == 4 * charlm.count(params)

@@ -69,6 +69,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 @modes
 def test_initial_parameters_are_the_same_in_every_mode(mode: str) -> None:
     config = charlm.ModelConfig(hidden_size=5, embedding_size=3, peephole=True)
@@ -79,6 +80,7 @@ def test_initial_parameters_are_the_same_in_every_mode(mode: str) -> None:
     assert_same_bits(found, usual)
 
 
+@pytest.mark.slow
 @modes
 def test_a_run_resumes_in_another_mode(mode: str, plain: Path, tmp_path: Path) -> None:
     """Resumed in another mode, either way, it is bit-identical to the run of one mode."""
@@ -93,6 +95,7 @@ def test_a_run_resumes_in_another_mode(mode: str, plain: Path, tmp_path: Path) -
         assert metrics_of(run) == metrics_of(plain)
 
 
+@pytest.mark.first_case
 @modes
 def test_a_run_is_loaded_and_sampled_in_every_mode(mode: str, plain: Path) -> None:
     params = load(plain)
@@ -106,6 +109,7 @@ def test_a_run_is_loaded_and_sampled_in_every_mode(mode: str, plain: Path) -> No
     np.testing.assert_array_equal(inside_too["hidden"], inside["hidden"])
 
 
+@pytest.mark.slow
 def test_a_run_trained_by_an_older_version_in_other_modes(plain: Path, tmp_path: Path) -> None:
     """Its embedding was float64 under x64, and its key had the length of the other generator's."""
     shapes = jax.eval_shape(lambda: stepping.create(DROPPING, _optimizer(), CORPUS.vocabulary))

@@ -9,6 +9,7 @@ from experiments import gates
 pytestmark = pytest.mark.once
 
 
+@pytest.mark.slow
 def test_the_symbol_is_shown_early_and_the_cues_come_later() -> None:
     inputs, target = jax.device_get(gates.task(jax.random.key(0), 300))
     shown, keep, tell = np.moveaxis(inputs, -1, 0)

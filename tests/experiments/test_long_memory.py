@@ -63,6 +63,7 @@ def test_copy(length: int) -> None:
         assert answer == "_" * (length + 10) + spelt[:10]
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_the_baseline_is_the_smallest_loss_without_looking_at_the_input(name: str) -> None:
     length = 6

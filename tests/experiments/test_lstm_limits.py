@@ -11,6 +11,7 @@ from experiments import lstm_limits
 pytestmark = pytest.mark.once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gate", "name"), [(0, "i"), (1, "f")])
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
 def test_a_gate_that_is_held_does_not_change(gate: int, name: str, value: float) -> None:

@@ -239,6 +239,7 @@ ON_A_GPU_ALONE = {  # the interpreter has no counters for a whole grid
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("kind", TILINGS | ON_A_GPU_ALONE)
 def test_every_tiling_lowers(kind: str, use_tiling: Any) -> None:
     tiling = (TILINGS | ON_A_GPU_ALONE)[kind]
@@ -322,6 +323,7 @@ def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
 SIZES = [(batch, hidden) for batch in (1, 70, 1000) for hidden in (1, 100, 512, 2048)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm", "gru-before", "gru-after"])
