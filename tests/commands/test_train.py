@@ -212,7 +212,7 @@ def test_bad_settings(
 ) -> None:
     [(name, value)] = changes.items()
     message = refusal(train.main, flags(place / "text.txt", tmp_path / "run", **changes))
-    assert f"--{name}" in message and str(value) in message
+    assert f"--{name.replace('_', '-')}" in message and str(value) in message
     assert not (tmp_path / "run").exists()
 
 
