@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,23 +123,27 @@ def forget_programs() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    words = "run the first case of each parametrized test and every N-th case after it"
+    words = "of the cases that are slow or start processes, run one in N"
     parser.addoption("--every", type=int, default=1, metavar="N", help=words)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    cases: Counter[str] = Counter()
-    chosen, left_out = [], []
+    """Mark the cases after the first of `first_case` tests as slow, and apply --every."""
+    seen: set[str] = set()
+    slow: list[pytest.Item] = []
     for item in items:
         test = item.nodeid.partition("[")[0]
-        if cases[test] and item.get_closest_marker("first_case"):
+        if test in seen and item.get_closest_marker("first_case"):
             item.add_marker("slow")
-        (left_out if cases[test] % config.getoption("every") else chosen).append(item)
-        cases[test] += 1
+        seen.add(test)
+        if item.get_closest_marker("slow") or item.get_closest_marker("process"):
+            slow.append(item)
+    chosen = set(slow[:: config.getoption("every")])
+    left_out = [item for item in slow if item not in chosen]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = chosen
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
