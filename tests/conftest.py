@@ -1,5 +1,6 @@
 """Strict numerics for every test: no silent promotion of dtypes or ranks, warnings are errors."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -90,6 +91,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, tmp_path: Path) -> Path:
     """A copy of the finished run."""
     return shutil.copytree(place / "run", tmp_path / "run")
+
+
+@pytest.fixture
+def ends() -> Iterator[Callable[..., None]]:
+    """Call functions at the end of a test, as `ends(file.close)`."""
+    with contextlib.ExitStack() as stack:
+        yield stack.callback
 
 
 @pytest.fixture

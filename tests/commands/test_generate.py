@@ -1,13 +1,12 @@
 """The generate command: what it writes, in every encoding, and its one-line errors."""
 
-import contextlib
 import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +180,6 @@ def test_ctrl_c_while_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- text of any kind, in and out ---
-
-
-@pytest.fixture
-def ends() -> Iterator[Callable[[Any], None]]:
-    """A stack that closes files at the end of a test."""
-    with contextlib.ExitStack() as stack:
-        yield stack.callback
 
 
 def strict_screen(monkeypatch: pytest.MonkeyPatch, encoding: str) -> Callable[[], bytes]:

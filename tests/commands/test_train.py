@@ -36,8 +36,9 @@ from tests.support.runs import (
     lose_the_reader,
 )
 
-FLAGS = """data workdir preset cell layers hidden embed dropout batch seq-len steps epochs learning-rate
-clip-norm dtype seed bytes shuffle overwrite accelerator"""  # that people were promised
+# The flags that users know.
+FLAGS = """data workdir preset cell layers hidden-size embedding-size dropout batch seq-len steps epochs
+learning-rate clip-norm dtype seed bytes shuffle overwrite accelerator"""
 draw = Report.draw
 
 
@@ -356,7 +357,8 @@ def test_another_model_in_the_same_folder(
     before = contents(run)
     message = refusal(train.main, flags(place / "text.txt", run, **changes))
     [(name, value)] = changes.items()
-    told = f"--{name} is {SMALL.get(name, {'layers': 1, 'seed': 0}.get(name))} there"
+    flag = "--" + name.replace("_", "-")
+    told = f"{flag} is {SMALL.get(name, {'layers': 1, 'seed': 0}.get(name))} there"
     assert f"{told} and {value} here" in message and "--overwrite" in message
     assert message.count(" there and ") == 1, "what is equal is not named"
     assert contents(run) == before
