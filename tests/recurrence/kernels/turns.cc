@@ -1,7 +1,7 @@
-// Threads that take the turns of a loop together (jaxrnn/kernels/cpu/shares.h), some of them hindered.
-// Built and run by tests/test_cpu.py, with a thread sanitizer where the compiler has one.
+// Threads that run the turns of a loop together (threads.h of kernels/native), some of them delayed.
+// test_native.py builds and runs it, with a thread sanitizer if the compiler has one.
 
-#include "shares.h"
+#include "threads.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -42,7 +42,7 @@ double turns(Pool& pool, int64_t members, int64_t turns, int64_t parts, std::fun
   std::vector<int64_t> now(parts, 0), next(parts);
   std::atomic<int64_t> out_of_order{0};
   const auto begun = Clock::now();
-  in_turns(pool, members, turns, parts, [&](int64_t turn, int64_t part) {
+  run_turns(pool, members, turns, parts, [&](int64_t turn, int64_t part) {
     const auto& from = turn % 2 ? next : now;
     for (int64_t n = 0; n < parts; ++n) out_of_order += from[n] != turn;
     (turn % 2 ? now : next)[part] = turn + 1;

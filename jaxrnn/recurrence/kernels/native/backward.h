@@ -1,5 +1,5 @@
-// The recurrence backward: the gradients of the gates' inputs, from the last step taken to the first. The
-// derivatives: jaxrnn/kernels/rules.py.
+// The backward pass through the recurrence: the derivatives with respect to the gates' inputs, from the last step
+// that was run to the first. The derivatives of a step are in jaxrnn/recurrence/equations.py.
 
 #pragma once
 
@@ -7,11 +7,16 @@
 
 class Backward : public Problem {
  public:
-  const float *w_h, *vectors;              // as in Forward
-  const float *entered, *kept, *extra;     // as Forward left them
-  const float *d_ys, *d_h_last, *d_c_last;  // [T, B, H], [B, H]
-  float *d_gx, *d_h_first, *d_c_first;      // [T, B, G], which may be `kept` itself, [B, H]
-  float* d_q = nullptr;                     // [T, B, H], of a reset-after GRU's h w_n + b_h
+  // As in Forward.
+  const float *w_h, *vectors;
+  // As Forward left them.
+  const float *previous_hidden, *kept_gates, *extra;
+  // [T, B, H], [B, H].
+  const float *d_ys, *d_h_last, *d_c_last;
+  // d_gx [T, B, G], which may be `kept_gates` itself; [B, H].
+  float *d_gx, *d_h_first, *d_c_first;
+  // [T, B, H], the derivative with respect to q = h w_n + b_h of a GRU that resets after the product.
+  float* d_q = nullptr;
 
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t size = B * width();
@@ -22,11 +27,11 @@ class Backward : public Problem {
       if (kind == LSTM) std::memcpy(d_c_ + row * width(), d_c_last + row * H, H * sizeof(float));
     }
     const int64_t phases = kind == GRU_BEFORE ? 3 : 2;
-    over_time(pool, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
+    run_steps(pool, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
       const int64_t t = reverse ? n : T - 1 - n;
-      if (phase == 0) gates_of(mine, t);
+      if (phase == 0) gates_backward(mine, t);
       else if (phase < phases - 1) gru_before_reset(mine, t);
-      else to_step_before(mine, t);
+      else products_backward(mine, t);
     });
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(d_h_first + row * H, d_h_ + row * width(), H * sizeof(float));
@@ -40,14 +45,14 @@ class Backward : public Problem {
 
   int64_t G() const { return gates() * H; }
 
-  void gates_of(const Share& mine, int64_t t) {
+  void gates_backward(const Share& mine, int64_t t) {
     if (kind == LSTM) lstm(mine, t);
     else if (kind == GRU_BEFORE) gru_before(mine, t);
     else if (kind == GRU_AFTER) gru_after(mine, t);
     else rnn(mine, t);
   }
 
-  void to_step_before(const Share& mine, int64_t t) {
+  void products_backward(const Share& mine, int64_t t) {
     const Left d_gx_t{d_gx + t * B * G(), G()};
     if (kind == GRU_AFTER) {
       multiply(mine, d_gx_t, 0, 2 * H, d_h_);
@@ -63,24 +68,25 @@ class Backward : public Problem {
       }
   }
 
-  // to += x w_h^T over K of the gates' columns, from `first`; in parts of K that stay in cache.
+  // Adds x w_h^T over K of the gates' columns, from `first`, to `to`, in parts of K that stay in cache.
   void multiply(const Share& mine, Left x, int64_t first, int64_t K, float* to) {
     for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD)
-      for (int64_t k = 0; k < K; k += PART)
-        by_tiles(mine.rows, [&](int64_t tile, int64_t count) {
+      for (int64_t k = 0; k < K; k += K_PART)
+        for_row_tiles(mine.rows, [&](int64_t tile, int64_t count) {
           const int64_t row = mine.row + tile;
           product<4>(count, x.from(row, k), w_t_.panel(quad / QUAD) + (first + k) * QUAD,
-                     std::min(PART, K - k), to + row * width() + quad, width());
+                     std::min(K_PART, K - k), to + row * width() + quad, width());
         });
   }
 
-  // Calls what(row, unit, d_h) for every V units: of rows that move, with what comes from the output and
-  // from the next step. What `what` returns goes on to the step before, beside the product. Of rows that
-  // stand still all goes on and the gates have no gradient.
+  // Calls what(row, unit, d_h) for every V units of the active rows. d_h is the derivative with respect to h
+  // after the step, from the output and from the next step. `what` returns the part of the derivative with
+  // respect to h before the step that does not come through the product. In the padding d_h passes unchanged,
+  // and the derivatives of the gates are zero.
   template <class What>
-  void elementwise(const Share& mine, int64_t t, What what) {
+  void for_active_rows(const Share& mine, int64_t t, What what) {
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
-      if (stands(t, row)) {
+      if (inactive(t, row)) {
         for (int64_t gate = 0; gate < gates(); ++gate)
           std::memset(d_gx + (t * B + row) * G() + gate * H + mine.unit, 0,
                       (mine.end - mine.unit) * sizeof(float));
@@ -95,22 +101,22 @@ class Backward : public Problem {
   }
 
   Vec gate(int64_t t, int64_t row, int64_t n, int64_t unit) const {
-    return load(kept + ((t * B + row) * gates() + n) * H + unit, H - unit);
+    return load(kept_gates + ((t * B + row) * gates() + n) * H + unit, H - unit);
   }
 
-  // Of `entered` or `extra`.
-  Vec saved(const float* from, int64_t t, int64_t row, int64_t unit) const {
+  // Loads from `previous_hidden` or `extra`.
+  Vec saved_value(const float* from, int64_t t, int64_t row, int64_t unit) const {
     return load(from + (t * B + row) * H + unit, H - unit);
   }
 
-  void give(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
+  void put_d_gx(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
     store(d_gx + (t * B + row) * G() + gate * H + unit, d, H - unit);
   }
 
   void rnn(const Share& mine, int64_t t) {
-    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+    for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const Vec h = gate(t, row, 0, unit);
-      give(t, row, 0, unit,
+      put_d_gx(t, row, 0, unit,
            kind == RNN_TANH      ? d_h * (1.f - h * h)
            : kind == RNN_SIGMOID ? d_h * h * (1.f - h)
                                  : (h > 0.f ? d_h : Vec{}));
@@ -119,20 +125,24 @@ class Backward : public Problem {
   }
 
   void lstm(const Share& mine, int64_t t) {
-    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+    for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
-      const Vec i = gate(t, row, 0, unit), f = gate(t, row, 1, unit), g = gate(t, row, 2, unit);
-      const Vec o = gate(t, row, 3, unit), before = saved(extra, t, row, unit);
+      const Vec i = gate(t, row, 0, unit);
+      const Vec f = gate(t, row, 1, unit);
+      const Vec g = gate(t, row, 2, unit);
+      const Vec o = gate(t, row, 3, unit);
+      const Vec before = saved_value(extra, t, row, unit);
       const Vec tanh_c = tanh(f * before + i * g);
       float* const d_cell = d_c_ + row * width() + unit;
       const Vec d_ao = d_h * tanh_c * o * (1.f - o);
       Vec d_c = load(d_cell) + d_h * o * (1.f - tanh_c * tanh_c);
       if (vectors) d_c += peephole(2) * d_ao;
-      const Vec d_ai = d_c * g * i * (1.f - i), d_af = d_c * before * f * (1.f - f);
-      give(t, row, 0, unit, d_ai);
-      give(t, row, 1, unit, d_af);
-      give(t, row, 2, unit, d_c * i * (1.f - g * g));
-      give(t, row, 3, unit, d_ao);
+      const Vec d_ai = d_c * g * i * (1.f - i);
+      const Vec d_af = d_c * before * f * (1.f - f);
+      put_d_gx(t, row, 0, unit, d_ai);
+      put_d_gx(t, row, 1, unit, d_af);
+      put_d_gx(t, row, 2, unit, d_c * i * (1.f - g * g));
+      put_d_gx(t, row, 3, unit, d_ao);
       d_c *= f;
       if (vectors) d_c += peephole(0) * d_ai + peephole(1) * d_af;
       store(d_cell, d_c);
@@ -142,28 +152,32 @@ class Backward : public Problem {
 
   void gru_after(const Share& mine, int64_t t) {
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
-      if (stands(t, row)) {
+      if (inactive(t, row)) {
         const int64_t bytes = (mine.end - mine.unit) * sizeof(float);
         std::memset(d_q + (t * B + row) * H + mine.unit, 0, bytes);
       }
-    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
-      const Vec z = gate(t, row, 0, unit), r = gate(t, row, 1, unit), n = gate(t, row, 2, unit);
-      const Vec q = saved(extra, t, row, unit), h = saved(entered, t, row, unit);
+    for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+      const Vec z = gate(t, row, 0, unit);
+      const Vec r = gate(t, row, 1, unit);
+      const Vec n = gate(t, row, 2, unit);
+      const Vec q = saved_value(extra, t, row, unit);
+      const Vec h = saved_value(previous_hidden, t, row, unit);
       const Vec d_an = d_h * (1.f - z) * (1.f - n * n);
-      give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
-      give(t, row, 1, unit, d_an * q * r * (1.f - r));
-      give(t, row, 2, unit, d_an);
+      put_d_gx(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
+      put_d_gx(t, row, 1, unit, d_an * q * r * (1.f - r));
+      put_d_gx(t, row, 2, unit, d_an);
       store(d_q + (t * B + row) * H + unit, d_an * r, H - unit);
       return d_h * z;
     });
   }
 
   void gru_before(const Share& mine, int64_t t) {
-    elementwise(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
-      const Vec z = gate(t, row, 0, unit), n = gate(t, row, 2, unit);
-      const Vec h = saved(entered, t, row, unit);
-      give(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
-      give(t, row, 2, unit, d_h * (1.f - z) * (1.f - n * n));
+    for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
+      const Vec z = gate(t, row, 0, unit);
+      const Vec n = gate(t, row, 2, unit);
+      const Vec h = saved_value(previous_hidden, t, row, unit);
+      put_d_gx(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
+      put_d_gx(t, row, 2, unit, d_h * (1.f - z) * (1.f - n * n));
       store(d_rh_ + row * width() + unit, Vec{});
       return d_h * z;
     });
@@ -172,12 +186,13 @@ class Backward : public Problem {
   void gru_before_reset(const Share& mine, int64_t t) {
     multiply(mine, {d_gx + t * B * G() + 2 * H, G()}, 2 * H, H, d_rh_);
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
-      if (stands(t, row)) continue;
+      if (inactive(t, row)) continue;
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
         const int64_t at = row * width() + unit;
-        const Vec r = gate(t, row, 1, unit), d_rh = load(d_rh_ + at);
-        const Vec h = saved(entered, t, row, unit);
-        give(t, row, 1, unit, d_rh * h * r * (1.f - r));
+        const Vec r = gate(t, row, 1, unit);
+        const Vec d_rh = load(d_rh_ + at);
+        const Vec h = saved_value(previous_hidden, t, row, unit);
+        put_d_gx(t, row, 1, unit, d_rh * h * r * (1.f - r));
         store(d_h_ + at, load(d_h_ + at) + d_rh * r);
       }
     }

@@ -1,5 +1,5 @@
-// What a call demands of its arrays. XLA passes on whatever a program holds, so every dimension that a loop
-// goes by is compared before anything is read or written.
+// Checks of a call's arrays. XLA passes whatever arrays a program has, so every size that a loop relies on is
+// checked before anything is read or written.
 
 #pragma once
 
@@ -10,28 +10,28 @@
 
 #include "xla/ffi/api/ffi.h"
 
-// Collects the first thing that is wrong with the arguments of a call.
+// Keeps the first error in the arguments of a call.
 class Checks {
  public:
   using Shape = std::vector<int64_t>;
 
   explicit Checks(const char* call) : call_(call) {}
 
-  bool fine() const { return wrong_.empty(); }
+  bool ok() const { return wrong_.empty(); }
   xla::ffi::Error error() const {
-    return fine() ? xla::ffi::Error::Success() : xla::ffi::Error::InvalidArgument(call_ + ": " + wrong_);
+    return ok() ? xla::ffi::Error::Success() : xla::ffi::Error::InvalidArgument(call_ + ": " + wrong_);
   }
 
-  void demand(bool truth, const std::string& wrong) {
-    if (!truth && fine()) wrong_ = wrong;
+  void require(bool truth, const std::string& wrong) {
+    if (!truth && ok()) wrong_ = wrong;
   }
 
-  // An array of any sizes with so many dimensions, each of at least one entry.
+  // Requires `rank` dimensions, of any sizes but 0.
   template <class Buffer>
   void rank(const char* name, const Buffer& x, size_t rank) {
     const auto sizes = x.dimensions();
     const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-    demand(sizes.size() == rank && !empty,
+    require(sizes.size() == rank && !empty,
            std::string(name) + " must have " + std::to_string(rank) + " dimensions, none of them 0, not " +
                words(sizes));
   }
@@ -39,14 +39,14 @@ class Checks {
   template <class Buffer>
   void shape(const char* name, const Buffer& x, const Shape& wanted) {
     const auto sizes = x.dimensions();
-    demand(sizes.size() == wanted.size() && std::equal(sizes.begin(), sizes.end(), wanted.begin()),
+    require(sizes.size() == wanted.size() && std::equal(sizes.begin(), sizes.end(), wanted.begin()),
            std::string(name) + " must be " + words(wanted) + ", not " + words(sizes));
   }
 
-  // An array without entries is one that is not there.
+  // Requires an empty array, which stands for an absent one.
   template <class Buffer>
   void absent(const char* name, const Buffer& x) {
-    demand(!x.element_count(), std::string(name) + " must be empty here, not " + words(x.dimensions()));
+    require(!x.element_count(), std::string(name) + " must be empty here, not " + words(x.dimensions()));
   }
 
   template <class Buffer>

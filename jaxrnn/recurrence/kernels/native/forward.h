@@ -1,4 +1,4 @@
-// The recurrence forward. The equations: jaxrnn/cells.py.
+// The forward pass. Its equations are in jaxrnn/recurrence/equations.py.
 
 #pragma once
 
@@ -6,18 +6,22 @@
 
 class Forward : public Problem {
  public:
-  // What goes in, one of: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B]; xs [T, B, D]
-  // with w_x [D, G] and b [G].
+  // The inputs, in one of three forms: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B];
+  // xs [T, B, D] with w_x [D, G] and b [G].
   const float* gx = nullptr;
   const int32_t* tokens = nullptr;
   const float *table = nullptr, *xs = nullptr, *w_x = nullptr, *b = nullptr;
   int64_t rows_of_table = 0, D = 0;
-  const float *w_h, *vectors;              // [H, G]; peepholes [3, H] or b_h [H], or null
-  const float *h_first, *c_first;          // [B, H]
-  float *ys, *h_last, *c_last;             // [T, B, H], [B, H]
-  // For the backward pass, or null: h before each step [T, B, H]; the activated gates [T, B, G], of a
-  // plain network h itself; c before each step of an LSTM, r * h or q = h w_n + b_h of a GRU [T, B, H].
-  float *entered = nullptr, *kept = nullptr, *extra = nullptr;
+  // w_h [H, G]; peepholes [3, H] or b_h [H], or null.
+  const float *w_h, *vectors;
+  // The state before the first step [B, H].
+  const float *h_first, *c_first;
+  // The outputs [T, B, H] and the state after the last step [B, H].
+  float *ys, *h_last, *c_last;
+  // What the backward pass needs, or null. previous_hidden [T, B, H]: h before each step. kept_gates [T, B, G]:
+  // the activated gates; of a plain RNN, h itself. extra [T, B, H]: of an LSTM, c before each step; of a GRU,
+  // r * h or q = h w_n + b_h.
+  float *previous_hidden = nullptr, *kept_gates = nullptr, *extra = nullptr;
 
   void run(xla::ffi::ThreadPool& pool) {
     const int64_t size = B * width(), G = gates() * H;
@@ -32,17 +36,17 @@ class Forward : public Problem {
     }
     if (xs) {
       w_in_ = gates() == 1 ? Packed::quads(pool, w_x, D, G, H) : Packed::gates(pool, w_x, D, G, gates(), H);
-      // With few rows to a step, several steps are projected at once: their rows lie side by side.
-      at_once_ = parts_of_rows(pool, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
-      projected_ = Scratch(at_once_ * B * gates() * width());
+      // If a step has few rows, several steps are projected at once: their rows are one after the other.
+      steps_at_once_ = parts_of_rows(pool, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
+      projected_ = Scratch(steps_at_once_ * B * gates() * width());
     }
     for (int64_t row = 0; row < B; ++row) {
       if (resets(time(0), row)) continue;
       std::memcpy(h_[0] + row * width(), h_first + row * H, H * sizeof(float));
       if (kind == LSTM) std::memcpy(c_ + row * width(), c_first + row * H, H * sizeof(float));
     }
-    over_time(pool, *this, kind == GRU_BEFORE ? 2 : 1,
-              [this](const Share& mine, int64_t n, int64_t phase) { take(mine, n, phase); });
+    run_steps(pool, *this, kind == GRU_BEFORE ? 2 : 1,
+              [this](const Share& mine, int64_t n, int64_t phase) { run_phase(mine, n, phase); });
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(h_last + row * H, h_[T % 2] + row * width(), H * sizeof(float));
       if (kind == LSTM) std::memcpy(c_last + row * H, c_ + row * width(), H * sizeof(float));
@@ -51,20 +55,26 @@ class Forward : public Problem {
 
  private:
   struct Step {
-    int64_t t, next;         // next: when the step after it is, -1 after the last
-    const float* old;        // h [B, width] before the step
-    float* now;              // and after it
-    const float* projected;  // gx of all rows [B, gates * width], where it is computed here
+    // The time of the step, and of the step that is run after it; -1 after the last step.
+    int64_t t, next;
+    // h [B, width] before the step.
+    const float* old;
+    // h after the step.
+    float* now;
+    // gx of all rows [B, gates * width], if it is computed here.
+    const float* projected;
   };
 
-  Packed w_, w_n_, w_in_;  // of h (a reset-before GRU's candidate on its own), of x
+  // Weights of h, those of the candidate of a GRU that resets before the product, and weights of x.
+  Packed w_, w_n_, w_in_;
   Scratch h_[2], c_, z_, rh_, projected_;
-  int64_t at_once_ = 1;  // steps that are projected together
+  // Steps that are projected together.
+  int64_t steps_at_once_ = 1;
 
   int64_t time(int64_t n) const { return n == T ? -1 : reverse ? T - 1 - n : n; }
 
-  void take(const Share& mine, int64_t n, int64_t phase) {
-    const int64_t at = n % at_once_, steps = std::min(at_once_, T - (n - at));
+  void run_phase(const Share& mine, int64_t n, int64_t phase) {
+    const int64_t at = n % steps_at_once_, steps = std::min(steps_at_once_, T - (n - at));
     if (xs && at == 0 && phase == 0) project(mine, std::min(time(n), time(n + steps - 1)), steps);
     const float* const gx_here = projected_ + (reverse ? steps - 1 - at : at) * B * gates() * width();
     const Step step{time(n), time(n + 1), h_[n % 2], h_[(n + 1) % 2], gx_here};
@@ -72,16 +82,18 @@ class Forward : public Problem {
     else if (kind == GRU_AFTER) gru_after(mine, step);
     else if (kind != GRU_BEFORE) rnn(mine, step);
     else if (phase == 0) gru_before_gates(mine, step);
-    else gru_before_state(mine, step);
+    else gru_before_hidden(mine, step);
   }
 
-  // gx = x w_x + b of `steps` steps from time t, for the rows and units of this share.
+  // Computes gx = x w_x + b of `steps` steps from time t, for the rows and units of this share.
   void project(const Share& mine, int64_t t, int64_t steps) {
-    const int64_t vectors = gates() == 1 ? 4 : gates(), units = gates() == 1 ? QUAD : V;  // of a panel
+    // Vectors and units of a panel.
+    const int64_t vectors = gates() == 1 ? 4 : gates();
+    const int64_t units = gates() == 1 ? QUAD : V;
     const int64_t stride = gates() * width();
     const float* x = xs + (t * B + mine.row) * D;
     for (int64_t unit = mine.unit; unit < mine.end; unit += units) {
-      by_tiles(steps * mine.rows, [&](int64_t first, int64_t count) {
+      for_row_tiles(steps * mine.rows, [&](int64_t first, int64_t count) {
         float* out = projected_ + (mine.row + first) * stride + unit * gates();
         for (int64_t a = 0; a < vectors; ++a) {
           const int64_t gate = gates() == 1 ? 0 : a, at = gates() == 1 ? unit + a * V : unit;
@@ -99,36 +111,37 @@ class Forward : public Problem {
   Vec input(const Step& step, int64_t row, int64_t gate, int64_t unit) const {
     if (xs) return load(step.projected + (row * width() + unit) * gates() + gate * V);
     const float* from = gx + (step.t * B + row) * gates() * H;
-    if (tokens) from = table + row_of(tokens[step.t * B + row], rows_of_table) * gates() * H;
+    if (tokens) from = table + table_row(tokens[step.t * B + row], rows_of_table) * gates() * H;
     return load(from + gate * H + unit, H - unit);
   }
 
   void keep(const Step& step, int64_t row, int64_t unit, int64_t gate, Vec x) {
-    if (kept) store(kept + ((step.t * B + row) * gates() + gate) * H + unit, x, H - unit);
+    if (kept_gates) store(kept_gates + ((step.t * B + row) * gates() + gate) * H + unit, x, H - unit);
   }
 
   void keep_extra(const Step& step, int64_t row, int64_t unit, Vec x) {
     if (extra) store(extra + (step.t * B + row) * H + unit, x, H - unit);
   }
 
-  // What the row shows and takes along: h, unless it stands still here or starts afresh at the next step.
-  void finish(const Step& step, int64_t row, int64_t unit, Vec h) {
+  // Writes the row's output, and its state for the next step: h, or the old state in the padding, or zeros if
+  // the next step resets the row.
+  void put_hidden(const Step& step, int64_t row, int64_t unit, Vec h) {
     const int64_t at = (step.t * B + row) * H + unit;
     const Vec old = load(step.old + row * width() + unit);
-    const bool stand = stands(step.t, row);
+    const bool stand = inactive(step.t, row);
     store(ys + at, stand ? Vec{} : h, H - unit);
-    if (entered) store(entered + at, old, H - unit);
-    store(step.now + row * width() + unit, afresh(step, row) ? Vec{} : stand ? old : h);
+    if (previous_hidden) store(previous_hidden + at, old, H - unit);
+    store(step.now + row * width() + unit, resets_next(step, row) ? Vec{} : stand ? old : h);
   }
 
-  bool afresh(const Step& step, int64_t row) const { return step.next >= 0 && resets(step.next, row); }
+  bool resets_next(const Step& step, int64_t row) const { return step.next >= 0 && resets(step.next, row); }
 
-  // Calls what(row, unit, sums) for every V units: sums [A, V] = x w, of A gates.
+  // Calls what(row, unit, sums) for every V units, with sums [A, V] = x w of A gates.
   template <int A, class What>
   void multiply(const Share& mine, const float* x, const Packed& w, What what) {
     for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
-      by_tiles(mine.rows, [&](int64_t first, int64_t count) {
-        float sums[MOST_ROWS * A * V] = {};
+      for_row_tiles(mine.rows, [&](int64_t first, int64_t count) {
+        float sums[MAX_TILE_ROWS * A * V] = {};
         const int64_t row = mine.row + first;
         product<A>(count, {x + row * width(), width()}, w.panel(unit / V), H, sums, A * V);
         for (int64_t r = 0; r < count; ++r) what(row + r, unit, sums + r * A * V);
@@ -136,12 +149,12 @@ class Forward : public Problem {
     }
   }
 
-  // Calls what(row, unit, sum) for every V units of one gate.
+  // Calls what(row, unit, sum) for every V units, with sum [V] = x w of one gate.
   template <class What>
   void multiply_quads(const Share& mine, const float* x, const Packed& w, What what) {
     for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD) {
-      by_tiles(mine.rows, [&](int64_t first, int64_t count) {
-        float sums[MOST_ROWS * QUAD] = {};
+      for_row_tiles(mine.rows, [&](int64_t first, int64_t count) {
+        float sums[MAX_TILE_ROWS * QUAD] = {};
         const int64_t row = mine.row + first;
         product<4>(count, {x + row * width(), width()}, w.panel(quad / QUAD), H, sums, QUAD);
         for (int64_t r = 0; r < count; ++r)
@@ -156,7 +169,7 @@ class Forward : public Problem {
       const Vec a = input(step, row, 0, unit) + sum;
       const Vec h = kind == RNN_TANH ? tanh(a) : kind == RNN_SIGMOID ? sigmoid(a) : a < 0.f ? Vec{} : a;
       keep(step, row, unit, 0, h);
-      finish(step, row, unit, h);
+      put_hidden(step, row, unit, h);
     });
   }
 
@@ -167,8 +180,14 @@ class Forward : public Problem {
       float* const cell = c_ + row * width() + unit;
       const Vec before = load(cell);
       Vec a_i = gate(0), a_f = gate(1), a_o = gate(3);
-      if (vectors) a_i += peephole(0) * before, a_f += peephole(1) * before;
-      const Vec i = sigmoid(a_i), f = sigmoid(a_f), g = tanh(gate(2)), c = f * before + i * g;
+      if (vectors) {
+        a_i += peephole(0) * before;
+        a_f += peephole(1) * before;
+      }
+      const Vec i = sigmoid(a_i);
+      const Vec f = sigmoid(a_f);
+      const Vec g = tanh(gate(2));
+      const Vec c = f * before + i * g;
       if (vectors) a_o += peephole(2) * c;
       const Vec o = sigmoid(a_o);
       keep(step, row, unit, 0, i);
@@ -176,8 +195,8 @@ class Forward : public Problem {
       keep(step, row, unit, 2, g);
       keep(step, row, unit, 3, o);
       keep_extra(step, row, unit, before);
-      store(cell, afresh(step, row) ? Vec{} : stands(step.t, row) ? before : c);
-      finish(step, row, unit, o * tanh(c));
+      store(cell, resets_next(step, row) ? Vec{} : inactive(step.t, row) ? before : c);
+      put_hidden(step, row, unit, o * tanh(c));
     });
   }
 
@@ -191,7 +210,7 @@ class Forward : public Problem {
       keep(step, row, unit, 1, r);
       keep(step, row, unit, 2, n);
       keep_extra(step, row, unit, q);
-      finish(step, row, unit, (1.f - z) * n + z * load(step.old + row * width() + unit));
+      put_hidden(step, row, unit, (1.f - z) * n + z * load(step.old + row * width() + unit));
     });
   }
 
@@ -207,13 +226,14 @@ class Forward : public Problem {
     });
   }
 
-  void gru_before_state(const Share& mine, const Step& step) {
+  void gru_before_hidden(const Share& mine, const Step& step) {
     multiply_quads(mine, rh_, w_n_, [&](int64_t row, int64_t unit, Vec sum) {
-      const Vec z = load(z_ + row * width() + unit), n = tanh(input(step, row, 2, unit) + sum);
+      const Vec z = load(z_ + row * width() + unit);
+      const Vec n = tanh(input(step, row, 2, unit) + sum);
       const Vec h = (1.f - z) * n + z * load(step.old + row * width() + unit);
       keep(step, row, unit, 0, z);
       keep(step, row, unit, 2, n);
-      finish(step, row, unit, h);
+      put_hidden(step, row, unit, h);
     });
   }
 };

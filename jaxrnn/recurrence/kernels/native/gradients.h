@@ -1,27 +1,33 @@
-// The gradients outside the recurrence: large products and sums over all N = T B rows.
+// The gradients outside of the recurrence: large products and sums over all N = T B rows.
 
 #pragma once
 
 #include "recurrence.h"
 
-// x [N, K] and columns first .. first + columns of d [N, G] give x^T d [K, columns] and the sums of d's
-// columns. Blocks of the result stay in cache, and both sides are copied to where they do.
+// Computes x^T d [K, columns] and the sums of d's columns, from x [N, K] and the columns first ..
+// first + columns of d [N, G]. A block of the result stays in cache, and so do copies of the parts of x and d
+// that it is computed from.
 inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, int64_t N, int64_t K,
                   int64_t G, int64_t first, int64_t columns, float* out, float* sums) {
-  constexpr int64_t ROWS = 128, TALL = 256;                // of x and d, and of the result, at a time
-  constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;  // of x: strides of powers of two would share few lines
-  const int64_t quads = (columns + QUAD - 1) / QUAD, tall = (K + TALL - 1) / TALL;
-  const int64_t most = std::clamp<int64_t>(quads * tall / (4 * pool.num_threads()), 1, 4);  // quads wide
+  // Rows of x and d, and rows of the result, at a time.
+  constexpr int64_t ROWS = 128, K_BLOCK = 256;
+  // Columns of x at a time, and the stride of their copy. With a power of two as the stride, the rows would
+  // share few lines of the cache.
+  constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;
+  const int64_t quads = (columns + QUAD - 1) / QUAD, tall = (K + K_BLOCK - 1) / K_BLOCK;
+  // Width of a block of the result, in quads.
+  const int64_t most = std::clamp<int64_t>(quads * tall / (4 * pool.num_threads()), 1, 4);
   const int64_t across = (quads + most - 1) / most;
-  each(pool, across * tall, N * K * columns, [&](int64_t block) {
-    const int64_t column = block % across * most * QUAD, k_first = block / across * TALL;
+  parallel_for(pool, across * tall, N * K * columns, [&](int64_t block) {
+    const int64_t column = block % across * most * QUAD, k_first = block / across * K_BLOCK;
     const int64_t wide = std::min(most * QUAD, columns - column), width = round_up(wide, QUAD);
-    const int64_t k_count = std::min(TALL, K - k_first);
+    const int64_t k_count = std::min(K_BLOCK, K - k_first);
     const Scratch d_part(ROWS * width), x_part(ROWS * STRIDE), total = Scratch::zeros(k_count * width);
     const Scratch sum = Scratch::zeros(width);
     for (int64_t n = 0; n < N; n += ROWS) {
       const int64_t rows = std::min(ROWS, N - n);
-      for (int64_t at = 0; at < width; at += V)  // as a panel [rows, 4, V] of each quad
+      // Copy each quad of d as a panel [rows, 4, V].
+      for (int64_t at = 0; at < width; at += V)
         for (int64_t row = 0; row < rows; ++row) {
           const float* from = d + (n + row) * G + first + column + at;
           const Vec value = at < wide ? load(from, wide - at) : Vec{};
@@ -33,7 +39,7 @@ inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, in
         for (int64_t row = 0; row < rows; ++row)
           std::memcpy(x_part + row * STRIDE, x + (n + row) * K + k_first + k, some * sizeof(float));
         for (int64_t at = 0; at < width; at += QUAD)
-          by_tiles(some, [&](int64_t tile, int64_t count) {
+          for_row_tiles(some, [&](int64_t tile, int64_t count) {
             product<4>(count, Left{x_part, 1, STRIDE}.from(tile), d_part + at * ROWS, rows,
                        total + (k + tile) * width + at, width);
           });
@@ -45,20 +51,20 @@ inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, in
   });
 }
 
-// d [N, G] and w [D, G] give d w^T [N, D].
+// Computes d w^T [N, D], from d [N, G] and w [D, G].
 inline void back(xla::ffi::ThreadPool& pool, const float* d, const float* w, int64_t N, int64_t G,
                  int64_t D, float* out) {
   constexpr int64_t ROWS = 64;
   const int64_t wide = round_up(D, QUAD);
   const Packed w_t = Packed::transposed(pool, w, G, D);
-  each(pool, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
+  parallel_for(pool, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
     const int64_t n = part * ROWS, rows = std::min(ROWS, N - n);
     const Scratch total = Scratch::zeros(rows * wide);
     const Left left{d + n * G, G};
-    for (int64_t k = 0; k < G; k += PART)
+    for (int64_t k = 0; k < G; k += K_PART)
       for (int64_t quad = 0; quad < D; quad += QUAD)
-        by_tiles(rows, [&](int64_t row, int64_t count) {
-          product<4>(count, left.from(row, k), w_t.panel(quad / QUAD) + k * QUAD, std::min(PART, G - k),
+        for_row_tiles(rows, [&](int64_t row, int64_t count) {
+          product<4>(count, left.from(row, k), w_t.panel(quad / QUAD) + k * QUAD, std::min(K_PART, G - k),
                      total + row * wide + quad, wide);
         });
     for (int64_t row = 0; row < rows; ++row)
@@ -66,14 +72,14 @@ inline void back(xla::ffi::ThreadPool& pool, const float* d, const float* w, int
   });
 }
 
-// Rows of d [N, G] summed over equal tokens [N]: [rows, G].
+// Adds up the rows of d [N, G] with equal tokens [N], to [rows, G].
 inline void sum_equal(xla::ffi::ThreadPool& pool, const int32_t* tokens, const float* d, int64_t N,
                       int64_t G, int64_t rows, float* out) {
-  each(pool, (G + QUAD - 1) / QUAD, N * G, [&](int64_t panel) {
+  parallel_for(pool, (G + QUAD - 1) / QUAD, N * G, [&](int64_t panel) {
     const int64_t column = panel * QUAD, wide = std::min<int64_t>(QUAD, G - column);
     for (int64_t row = 0; row < rows; ++row) std::memset(out + row * G + column, 0, wide * sizeof(float));
     for (int64_t n = 0; n < N; ++n) {
-      float* to = out + row_of(tokens[n], rows) * G + column;
+      float* to = out + table_row(tokens[n], rows) * G + column;
       const float* from = d + n * G + column;
       for (int64_t j = 0; j < wide; ++j) to[j] += from[j];
     }

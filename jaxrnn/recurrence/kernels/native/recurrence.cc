@@ -1,4 +1,4 @@
-// The passes as XLA's custom calls; calls.py makes their arguments.
+// The passes and gradients as custom calls of XLA; calls.py makes their arguments.
 
 #include "backward.h"
 #include "checks.h"
@@ -8,7 +8,7 @@
 
 namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
-using Truths = ffi::Buffer<ffi::PRED>;
+using Bools = ffi::Buffer<ffi::PRED>;
 using Tokens = ffi::Buffer<ffi::S32>;
 using Results = ffi::Result<Floats>;
 
@@ -24,14 +24,14 @@ auto data_or_null(Buffer& x) {
   return present(x) ? x.typed_data() : nullptr;
 }
 
-float* fresh(Results& x) {
+float* output_data(Results& x) {
   float* data = data_or_null(*x);
-  if (data) in_huge_pages(data, x->size_bytes());
+  if (data) use_huge_pages(data, x->size_bytes());
   return data;
 }
 
 template <class Run>
-ffi::Error within_memory(const Run& run) {
+ffi::Error catch_out_of_memory(const Run& run) {
   try {
     run();
   } catch (const std::bad_alloc&) {
@@ -40,12 +40,13 @@ ffi::Error within_memory(const Run& run) {
   return ffi::Error::Success();
 }
 
-// What both passes have in common, from `steps` [T, B, H]; sets its sizes only where they are right.
+// Checks and sets what both passes have in common, with the sizes of `steps` [T, B, H]. Nothing is set if
+// these are wrong.
 void describe(Checks& checks, Problem& p, int64_t kind, bool reverse, const char* name, const Floats& steps,
-              const Floats& w_h, const Floats& vectors, Truths& reset, Truths& active) {
-  checks.demand(kind >= RNN_TANH && kind <= GRU_AFTER, "there is no cell of kind " + std::to_string(kind));
+              const Floats& w_h, const Floats& vectors, Bools& reset, Bools& active) {
+  checks.require(kind >= RNN_TANH && kind <= GRU_AFTER, "there is no cell of kind " + std::to_string(kind));
   checks.rank(name, steps, 3);
-  if (!checks.fine()) return;
+  if (!checks.ok()) return;
   const auto sizes = steps.dimensions();
   p = {static_cast<Kind>(kind), reverse, sizes[0], sizes[1], sizes[2], data_or_null(reset),
        data_or_null(active)};
@@ -58,26 +59,26 @@ void describe(Checks& checks, Problem& p, int64_t kind, bool reverse, const char
 }
 
 ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
-                   Floats vectors, Floats h_first, Floats c_first, Truths reset, Truths active, Results ys,
-                   Results h_last, Results c_last, Results entered, Results kept, Results extra,
+                   Floats vectors, Floats h_first, Floats c_first, Bools reset, Bools active, Results ys,
+                   Results h_last, Results c_last, Results previous_hidden, Results kept_gates, Results extra,
                    int64_t kind, bool reverse) {
   Checks checks("jaxrnn_forward");
   Forward run;
   describe(checks, run, kind, reverse, "ys", *ys, w_h, vectors, reset, active);
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
 
   const int64_t T = run.T, B = run.B, H = run.H, G = run.gates() * H;
-  const bool lstm = run.kind == LSTM, gated = run.gates() > 1, keep = present(*kept);
+  const bool lstm = run.kind == LSTM, gated = run.gates() > 1, keep = present(*kept_gates);
   if (present(tokens)) {
     checks.shape("tokens", tokens, {T, B});
     checks.rank("the table", w_x, 2);
-    if (checks.fine()) checks.shape("the table", w_x, {w_x.dimensions()[0], G});
+    if (checks.ok()) checks.shape("the table", w_x, {w_x.dimensions()[0], G});
     checks.absent("xs", xs);
     checks.absent("b", b);
   } else if (present(w_x)) {
     checks.rank("w_x", w_x, 2);
-    if (checks.fine()) checks.shape("w_x", w_x, {w_x.dimensions()[0], G});
-    if (checks.fine()) checks.shape("xs", xs, {T, B, w_x.dimensions()[0]});
+    if (checks.ok()) checks.shape("w_x", w_x, {w_x.dimensions()[0], G});
+    if (checks.ok()) checks.shape("xs", xs, {T, B, w_x.dimensions()[0]});
     checks.shape("b", b, {G});
   } else {
     checks.shape("gx", xs, {T, B, G});
@@ -87,10 +88,10 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
   checks.shape_if(lstm, "c", c_first, {B, H});
   checks.shape("the last h", *h_last, {B, H});
   checks.shape_if(lstm, "the last c", *c_last, {B, H});
-  checks.shape_if(keep, "entered", *entered, {T, B, H});
-  checks.shape_if(keep, "gates", *kept, {T, B, G});
+  checks.shape_if(keep, "previous_hidden", *previous_hidden, {T, B, H});
+  checks.shape_if(keep, "gates", *kept_gates, {T, B, G});
   checks.shape_if(keep && gated, "extra", *extra, {T, B, H});
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
 
   if (present(tokens)) {
     run.tokens = tokens.typed_data();
@@ -108,28 +109,28 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
   run.vectors = data_or_null(vectors);
   run.h_first = h_first.typed_data();
   run.c_first = data_or_null(c_first);
-  run.ys = fresh(ys);
-  run.h_last = fresh(h_last);
-  run.c_last = fresh(c_last);
-  run.entered = fresh(entered);
-  run.kept = fresh(kept);
-  run.extra = fresh(extra);
-  return within_memory([&] { run.run(pool); });
+  run.ys = output_data(ys);
+  run.h_last = output_data(h_last);
+  run.c_last = output_data(c_last);
+  run.previous_hidden = output_data(previous_hidden);
+  run.kept_gates = output_data(kept_gates);
+  run.extra = output_data(extra);
+  return catch_out_of_memory([&] { run.run(pool); });
 }
 
-ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats entered, Floats kept,
-                    Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Truths reset, Truths active,
+ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats previous_hidden, Floats kept_gates,
+                    Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Bools reset, Bools active,
                     Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t kind,
                     bool reverse) {
   Checks checks("jaxrnn_backward");
   Backward run;
   describe(checks, run, kind, reverse, "d_ys", d_ys, w_h, vectors, reset, active);
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
 
   const int64_t T = run.T, B = run.B, H = run.H, G = run.gates() * H;
   const bool lstm = run.kind == LSTM, gated = run.gates() > 1, after = run.kind == GRU_AFTER;
-  checks.shape("entered", entered, {T, B, H});
-  checks.shape("gates", kept, {T, B, G});
+  checks.shape("previous_hidden", previous_hidden, {T, B, H});
+  checks.shape("gates", kept_gates, {T, B, G});
   checks.shape_if(gated, "extra", extra, {T, B, H});
   checks.shape("d_h", d_h_last, {B, H});
   checks.shape_if(lstm, "d_c", d_c_last, {B, H});
@@ -137,21 +138,21 @@ ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats ent
   checks.shape_if(after, "d_q", *d_q, {T, B, H});
   checks.shape("the first d_h", *d_h_first, {B, H});
   checks.shape_if(lstm, "the first d_c", *d_c_first, {B, H});
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
 
   run.w_h = w_h.typed_data();
   run.vectors = data_or_null(vectors);
-  run.entered = entered.typed_data();
-  run.kept = kept.typed_data();
+  run.previous_hidden = previous_hidden.typed_data();
+  run.kept_gates = kept_gates.typed_data();
   run.extra = data_or_null(extra);
   run.d_ys = d_ys.typed_data();
   run.d_h_last = d_h_last.typed_data();
   run.d_c_last = data_or_null(d_c_last);
-  run.d_gx = fresh(d_gx);
-  run.d_q = fresh(d_q);
-  run.d_h_first = fresh(d_h_first);
-  run.d_c_first = fresh(d_c_first);
-  return within_memory([&] { run.run(pool); });
+  run.d_gx = output_data(d_gx);
+  run.d_q = output_data(d_q);
+  run.d_h_first = output_data(d_h_first);
+  run.d_c_first = output_data(d_c_first);
+  return catch_out_of_memory([&] { run.run(pool); });
 }
 
 ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, Results out, Results sums, int64_t first) {
@@ -159,17 +160,17 @@ ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, Results out, Res
   checks.rank("x", x, 2);
   checks.rank("d", d, 2);
   checks.rank("the sums", *sums, 1);
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
   const int64_t N = x.dimensions()[0], K = x.dimensions()[1], G = d.dimensions()[1];
   const int64_t columns = sums->dimensions()[0];
   checks.shape("d", d, {N, G});
   checks.shape("the result", *out, {K, columns});
-  checks.demand(first >= 0 && columns <= G && first <= G - columns,
+  checks.require(first >= 0 && columns <= G && first <= G - columns,
                 "columns " + std::to_string(first) + " and on, " + std::to_string(columns) +
                     " of them, are not in d, which has " + std::to_string(G));
-  if (!checks.fine()) return checks.error();
-  return within_memory([&] {
-    outer(pool, x.typed_data(), d.typed_data(), N, K, G, first, columns, fresh(out), fresh(sums));
+  if (!checks.ok()) return checks.error();
+  return catch_out_of_memory([&] {
+    outer(pool, x.typed_data(), d.typed_data(), N, K, G, first, columns, output_data(out), output_data(sums));
   });
 }
 
@@ -177,25 +178,25 @@ ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, Results out) {
   Checks checks("jaxrnn_back");
   checks.rank("d", d, 2);
   checks.rank("w", w, 2);
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
   const int64_t N = d.dimensions()[0], G = d.dimensions()[1], D = w.dimensions()[0];
   checks.shape("w", w, {D, G});
   checks.shape("the result", *out, {N, D});
-  if (!checks.fine()) return checks.error();
-  return within_memory([&] { back(pool, d.typed_data(), w.typed_data(), N, G, D, fresh(out)); });
+  if (!checks.ok()) return checks.error();
+  return catch_out_of_memory([&] { back(pool, d.typed_data(), w.typed_data(), N, G, D, output_data(out)); });
 }
 
 ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, Results out) {
   Checks checks("jaxrnn_sum_equal");
   checks.rank("d", d, 2);
   checks.rank("the result", *out, 2);
-  if (!checks.fine()) return checks.error();
+  if (!checks.ok()) return checks.error();
   const int64_t N = d.dimensions()[0], G = d.dimensions()[1], rows = out->dimensions()[0];
   checks.shape("tokens", tokens, {N});
   checks.shape("the result", *out, {rows, G});
-  if (!checks.fine()) return checks.error();
-  return within_memory(
-      [&] { sum_equal(pool, tokens.typed_data(), d.typed_data(), N, G, rows, fresh(out)); });
+  if (!checks.ok()) return checks.error();
+  return catch_out_of_memory(
+      [&] { sum_equal(pool, tokens.typed_data(), d.typed_data(), N, G, rows, output_data(out)); });
 }
 
 }  // namespace
@@ -211,8 +212,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                                   .Arg<Floats>()   // peepholes [3, H] or b_h [H]
                                   .Arg<Floats>()   // h [B, H] before the first step
                                   .Arg<Floats>()   // c [B, H]
-                                  .Arg<Truths>()   // reset [T, B]
-                                  .Arg<Truths>()   // active [T, B]
+                                  .Arg<Bools>()   // reset [T, B]
+                                  .Arg<Bools>()   // active [T, B]
                                   .Ret<Floats>()   // ys [T, B, H]
                                   .Ret<Floats>()   // h after the last step
                                   .Ret<Floats>()   // c
@@ -233,8 +234,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                                   .Arg<Floats>()   // d_ys [T, B, H]
                                   .Arg<Floats>()   // d_h after the last step [B, H]
                                   .Arg<Floats>()   // d_c
-                                  .Arg<Truths>()   // reset [T, B]
-                                  .Arg<Truths>()   // active [T, B]
+                                  .Arg<Bools>()   // reset [T, B]
+                                  .Arg<Bools>()   // active [T, B]
                                   .Ret<Floats>()   // d_gx [T, B, G]
                                   .Ret<Floats>()   // d_q [T, B, H], of a reset-after GRU
                                   .Ret<Floats>()   // d_h before the first step

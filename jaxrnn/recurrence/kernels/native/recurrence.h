@@ -1,4 +1,4 @@
-// What both passes share: the problem, how threads divide it, packed weights, memory.
+// What both passes share: the problem, its division among threads, packed weights, memory.
 
 #pragma once
 
@@ -11,68 +11,73 @@
 #include <memory>
 #include <new>
 
-#include "shares.h"
+#include "threads.h"
 #include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
-constexpr int64_t PART = 512;  // of a product's K at a time, so that its weights stay in cache
+// Length of the parts in which a product's K is taken, so that the weights of a part stay in cache.
+constexpr int64_t K_PART = 512;
 
+// The equations of a cell, as `_kind` of calls.py numbers them.
 enum Kind : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// The row of a table that a token stands for: the nearest one where the token is out of range.
-inline int64_t row_of(int64_t token, int64_t rows) { return std::clamp<int64_t>(token, 0, rows - 1); }
+// Returns the row of a table for a token: the nearest row if the token is out of range.
+inline int64_t table_row(int64_t token, int64_t rows) { return std::clamp<int64_t>(token, 0, rows - 1); }
 
 struct Problem {
   Kind kind;
   bool reverse;
   int64_t T, B, H;
-  const bool *reset, *active;  // [T, B]; null where no row ever does
+  // [T, B]. Null if no row is ever reset, or if all rows are always active.
+  const bool *reset, *active;
 
   int64_t gates() const { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
-  int64_t width() const { return round_up(H, QUAD); }  // of a row of states in scratch
+  // Floats of a row of states in scratch.
+  int64_t width() const { return round_up(H, QUAD); }
   bool resets(int64_t t, int64_t row) const { return reset && reset[t * B + row]; }
-  bool stands(int64_t t, int64_t row) const { return active && !active[t * B + row]; }
+  bool inactive(int64_t t, int64_t row) const { return active && !active[t * B + row]; }
 };
 
-// A part of the batch and of the units, as one thread computes it; units in whole quads.
+// The rows and hidden units that one thread computes. Units begin and end with a quad, or with the last unit.
 struct Share {
   int64_t row, rows, unit, end;
 };
 
-// Parts of the batch that threads take through all of time on their own. A core reads all its weights at
-// every step and should use each for some rows.
+// Returns the number of parts of the batch that threads run through all of time, independently of each other.
+// A core reads all weights at every step, so a part should have several rows.
 inline int64_t parts_of_rows(const xla::ffi::ThreadPool& pool, const Problem& p) {
   constexpr int64_t FEWEST_ROWS = 4;
   return std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, std::max<int64_t>(1, pool.num_threads()));
 }
 
-// Runs what(Share, n, phase) for every step n and every phase of it in order, over all rows and units. A phase
-// may read what any thread wrote in an earlier phase. Threads have rows of their own, or with too few rows
-// share the units and wait for each other after each phase.
+// Runs what(Share, n, phase) for every step n and every phase of the step in order, over all rows and units. A
+// phase may read what any thread wrote in an earlier phase. Each thread has rows of its own. If there are too few
+// rows, the threads divide the units instead and wait for each other after each phase.
 template <class What>
-void over_time(xla::ffi::ThreadPool& pool, const Problem& p, int64_t phases, const What& what) {
-  constexpr int64_t FEWEST_WEIGHTS = 1 << 16;  // of a thread, to be worth waiting for each other
+void run_steps(xla::ffi::ThreadPool& pool, const Problem& p, int64_t phases, const What& what) {
+  // With fewer weights per thread, waiting for each other takes longer than it saves.
+  constexpr int64_t FEWEST_WEIGHTS = 1 << 16;
   const int64_t weights = p.gates() * p.H * p.H, work = p.T * p.B * weights;
   const int64_t parts = parts_of_rows(pool, p), quads = p.width() / QUAD;
   const int64_t members = std::min({pool.num_threads(), quads, weights / FEWEST_WEIGHTS});
   if (parts == 1 && members > 1 && work >= 8 * WORTH_WAKING) {
-    in_turns(pool, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
+    run_turns(pool, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
       const int64_t from = quad * QUAD;
       what(Share{0, p.B, from, std::min(from + QUAD, p.H)}, turn / phases, turn % phases);
     });
     return;
   }
-  each(pool, parts, work, [&](int64_t part) {
+  parallel_for(pool, parts, work, [&](int64_t part) {
     const int64_t from = p.B * part / parts, to = p.B * (part + 1) / parts;
     for (int64_t n = 0; n < p.T; ++n)
       for (int64_t phase = 0; phase < phases; ++phase) what(Share{from, to - from, 0, p.H}, n, phase);
   });
 }
 
-// Fresh memory comes page by page as it is first touched; asked for in huge pages it costs far less.
-inline void in_huge_pages(void* data, int64_t bytes) {
+// Asks for huge pages. New memory is mapped page by page at the first access, which costs far less with these.
+inline void use_huge_pages(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr int64_t HUGE_PAGE = 1 << 21;
   const int64_t start = reinterpret_cast<int64_t>(data), from = round_up(start, HUGE_PAGE);
@@ -81,7 +86,7 @@ inline void in_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// Floats for one call.
+// Temporary floats of one call.
 class Scratch {
  public:
   Scratch() = default;
@@ -89,7 +94,7 @@ class Scratch {
     const int64_t unit = floats < 1 << 19 ? 64 : 1 << 21, bytes = round_up(floats * 4, unit);
     data_.reset(static_cast<float*>(std::aligned_alloc(unit, bytes)));
     if (!data_ && bytes) throw std::bad_alloc();
-    in_huge_pages(data_.get(), bytes);
+    use_huge_pages(data_.get(), bytes);
   }
   static Scratch zeros(int64_t floats) {
     Scratch made(floats);
@@ -105,15 +110,15 @@ class Scratch {
   std::unique_ptr<float, Free> data_;
 };
 
-// Weights as `tile` reads them: panels [K, A, V], one after another. The A vectors of a panel are the
-// same V units of A gates ("gates"), or 4 V units of one gate ("quads").
+// Weights in the order in which `tile` reads them: panels [K, A, V], one after another. The A vectors of a
+// panel are the same V units of A gates ("gates"), or 4 V units of one gate ("quads").
 class Packed {
  public:
-  // `gates` blocks of H columns of w [K, ld]. A panel has V units of each.
+  // Packs `gates` blocks of H columns of w [K, ld]. A panel has V units of each gate.
   static Packed gates(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t gates,
                       int64_t H) {
     Packed packed(K, gates * V, (H + V - 1) / V);
-    each(pool, packed.panels_, packed.work(), [&](int64_t panel) {
+    parallel_for(pool, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       const int64_t unit = panel * V;
       for (int64_t k = 0; k < K; ++k)
@@ -123,10 +128,10 @@ class Packed {
     return packed;
   }
 
-  // H columns of w [K, ld].
+  // Packs H columns of w [K, ld].
   static Packed quads(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t H) {
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    each(pool, packed.panels_, packed.work(), [&](int64_t panel) {
+    parallel_for(pool, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       for (int64_t k = 0; k < K; ++k)
         for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V)
@@ -135,11 +140,12 @@ class Packed {
     return packed;
   }
 
-  // The transpose of w [H, K].
+  // Packs the transpose of w [H, K].
   static Packed transposed(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t H) {
-    constexpr int64_t BLOCK = 16;  // columns of w at a time, so that what is written stays in cache
+    // Columns of w that are copied at a time, so that what is written stays in cache.
+    constexpr int64_t BLOCK = 16;
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    each(pool, packed.panels_, packed.work(), [&](int64_t panel) {
+    parallel_for(pool, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       const int64_t units = std::min<int64_t>(QUAD, H - panel * QUAD);
       if (units < QUAD) std::memset(to, 0, K * QUAD * sizeof(float));
@@ -159,7 +165,8 @@ class Packed {
       : K_(K), wide_(wide), panels_(panels), data_(K * wide * panels) {}
   int64_t work() const { return COPY * K_ * wide_ * panels_; }
 
-  static constexpr int64_t COPY = 4;  // what copying a number takes, in multiply-adds
+  // The cost of copying a number, in multiply-adds.
+  static constexpr int64_t COPY = 4;
   int64_t K_ = 0, wide_ = 0, panels_ = 0;
   Scratch data_;
 };

@@ -1,4 +1,4 @@
-// Vectors of V floats, the gates' functions of them, and products of rows with packed weights.
+// Vectors of V floats, the activation functions on them, and products of rows with packed weights.
 
 #pragma once
 
@@ -7,27 +7,29 @@
 
 #if defined(__AVX512F__)
 constexpr int V = 16;
-constexpr int64_t MOST_ROWS = 6;  // of a tile: with 4 vectors each, 24 of 32 registers hold sums
+// Most rows of a tile: with 4 vectors each, 24 of 32 registers hold sums.
+constexpr int64_t MAX_TILE_ROWS = 6;
 #elif defined(__AVX__)
 constexpr int V = 8;
-constexpr int64_t MOST_ROWS = 3;  // 12 of 16
+// 12 of 16 registers hold sums.
+constexpr int64_t MAX_TILE_ROWS = 3;
 #elif defined(__ARM_NEON)
 constexpr int V = 4;
-constexpr int64_t MOST_ROWS = 6;
+constexpr int64_t MAX_TILE_ROWS = 6;
 #else
 constexpr int V = 4;
-constexpr int64_t MOST_ROWS = 3;
+constexpr int64_t MAX_TILE_ROWS = 3;
 #endif
 constexpr int QUAD = 4 * V;
 
 typedef float Vec __attribute__((vector_size(V * 4), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(V * 4), aligned(4), may_alias));
 
-inline Vec all(float x) { return x - Vec{}; }
+inline Vec broadcast(float x) { return x - Vec{}; }
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 
-// The first n floats of a vector; the rest are zeros, or stay as they were.
+// Loads or stores the first n floats of a vector. The others are zeros, or are not written.
 inline Vec load(const float* p, int64_t n) {
   if (n >= V) return load(p);
   Vec x{};
@@ -39,13 +41,16 @@ inline void store(float* p, Vec x, int64_t n) {
   std::memcpy(p, &x, n * sizeof(float));
 }
 
-// exp(x) - 1, to a few units in the last place: x = n ln 2 + r, and the series in r.
+// Returns exp(x) - 1, to a few units in the last place: x = n ln 2 + r, and the power series in r.
 inline Vec expm1(Vec x) {
-  x = x < -87.f ? all(-87.f) : x;  // where float32 ends
-  x = x > 87.f ? all(87.f) : x;
-  const Vec shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: the sum is a whole number, its bits n
+  // Beyond these bounds exp(x) leaves the range of float32.
+  x = x < -87.f ? broadcast(-87.f) : x;
+  x = x > 87.f ? broadcast(87.f) : x;
+  // 12582912 is 1.5 * 2^23, so the sum is rounded to a whole number, whose last bits are n.
+  const Vec shifted = x * 1.44269504f + 12582912.f;
   const Vec n = shifted - 12582912.f;
-  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  // ln 2 is subtracted in two parts, the first of which n multiplies exactly.
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Vec p = r * (1.f / 5040) + 1.f / 720;
   p = p * r + 1.f / 120;
   p = p * r + 1.f / 24;
@@ -53,7 +58,8 @@ inline Vec expm1(Vec x) {
   p = p * r + 0.5f;
   p = p * (r * r) + r;
   const Ints bits = (reinterpret_cast<const Ints&>(shifted) << 23) + (127 << 23);
-  const Vec scale = reinterpret_cast<const Vec&>(bits);  // 2^n
+  // 2^n
+  const Vec scale = reinterpret_cast<const Vec&>(bits);
   return scale * p + (scale - 1.f);
 }
 inline Vec sigmoid(Vec x) { return 1.f / (expm1(-x) + 2.f); }
@@ -62,14 +68,14 @@ inline Vec tanh(Vec x) {
   return e / (e + 2.f);
 }
 
-// The left side of a product: x[row, k] = data[row * by_row + k * by_k].
+// The left operand of a product: x[row, k] = data[row * by_row + k * by_k].
 struct Left {
   const float* data;
   int64_t by_row, by_k = 1;
   Left from(int64_t row, int64_t k = 0) const { return {data + row * by_row + k * by_k, by_row, by_k}; }
 };
 
-// out[r, a] += sum over k of x[r, k] w[k, a], for R rows and A vectors.
+// Adds x w to out: out[r, a] += sum over k of x[r, k] w[k, a], for R rows and A vectors.
 template <int R, int A>
 void tile(Left x, const float* w, int64_t K, float* out, int64_t ldo) {
   Vec sum[R][A];
@@ -83,7 +89,7 @@ void tile(Left x, const float* w, int64_t K, float* out, int64_t ldo) {
     for (int a = 0; a < A; ++a) row[a] = load(w + a * V);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec value = all(x.data[r * x.by_row]);
+      const Vec value = broadcast(x.data[r * x.by_row]);
 #pragma GCC unroll 8
       for (int a = 0; a < A; ++a) sum[r][a] += value * row[a];
     }
@@ -94,7 +100,7 @@ void tile(Left x, const float* w, int64_t K, float* out, int64_t ldo) {
     for (int a = 0; a < A; ++a) store(out + r * ldo + a * V, sum[r][a]);
 }
 
-// The same for 1 to MOST_ROWS rows.
+// The same as `tile`, for 1 to MAX_TILE_ROWS rows.
 template <int A>
 void product(int64_t rows, Left x, const float* w, int64_t K, float* out, int64_t ldo) {
   switch (rows) {
@@ -107,10 +113,10 @@ void product(int64_t rows, Left x, const float* w, int64_t K, float* out, int64_
   }
 }
 
-// Calls what(first, count) for rows in tiles of about equal height.
+// Calls what(first, count) for tiles of about equal height, which together have all rows.
 template <class What>
-void by_tiles(int64_t rows, What what) {
-  const int64_t tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;
+void for_row_tiles(int64_t rows, What what) {
+  const int64_t tiles = (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
   for (int64_t n = 0, row = 0; n < tiles; ++n) {
     const int64_t end = rows * (n + 1) / tiles;
     what(row, end - row);
