@@ -146,7 +146,8 @@ class Residuals(NamedTuple):
 
     Attributes:
       previous_hidden: [T, B, H], the hidden state that entered the step.
-      gates: [T, B, G], the activated gates in the order of `cell.GATES`; the output of a plain RNN.
+      gates: the activated gates in the order of `cell.GATES`, the output of a plain RNN: side by side in
+        [T, B, G], one after the other in [gates, T, B, H], or a tuple of arrays [T, B, H].
       previous_cell: [T, B, H], the cell that entered the step; only of an LSTM.
       q: [T, B, H], h W_hn + b_h; only of a GRU that resets after the product.
       reset_hidden: [T, B, H], r * h; of a GRU that resets before the product, where it was kept.

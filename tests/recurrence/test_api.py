@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxrnn import gradient_flow, gru, lstm, network, rnn, unroll
+from jaxrnn import gradient_flow, gru, lstm, network, record, rnn, unroll
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.problem import Dense, Lookup
 from tests.support.oracle import TOLERANCES, assert_close, differences, reference, trace, unchecked
@@ -140,9 +140,9 @@ def test_chunks_with_the_state_carried_are_the_whole(name: str, reverse: bool) -
                 params,
                 xs[start:stop],
                 state,
-                masks["resets"][start:stop],
-                jnp.clip(masks["lengths"] - start, 0, stop - start),
-                reverse,
+                resets=masks["resets"][start:stop],
+                lengths=jnp.clip(masks["lengths"] - start, 0, stop - start),
+                reverse=reverse,
             )
         return state, jnp.concatenate([ys[0], ys[2]])
 
@@ -173,8 +173,9 @@ def test_reverse_with_lengths_reverses_each_row_within_its_length(
     run = jax.jit(partial(unroll, cell, implementation=implementation), static_argnames="reverse")
     params, xs, state = given.inputs
     lengths = jnp.asarray(LENGTHS)
-    got = run(params, xs, state, jnp.asarray(RESETS), lengths, reverse=True)
-    final, ys = run(params, jnp.asarray(turn(xs)), state, jnp.asarray(turn(RESETS)), lengths)
+    got = run(params, xs, state, resets=jnp.asarray(RESETS), lengths=lengths, reverse=True)
+    resets = jnp.asarray(turn(RESETS))
+    final, ys = run(params, jnp.asarray(turn(xs)), state, resets=resets, lengths=lengths)
     assert_close(got, (final, turn(ys)), TOLERANCES["float32"])
 
 
@@ -186,7 +187,7 @@ def test_a_reset_is_a_new_start_from_zeros(name: str, implementation: str) -> No
     cell, given = in_float32(name)
     params, xs, state = given.inputs
     run = partial(unroll, cell, params, implementation=implementation)
-    got = run(xs, state, jnp.zeros((STEPS, BATCH), bool).at[2].set(True))
+    got = run(xs, state, resets=jnp.zeros((STEPS, BATCH), bool).at[2].set(True))
     (_, first), (final, second) = run(xs[:2], state), run(xs[2:])
     assert_close(got, (final, jnp.concatenate([first, second])), TOLERANCES["float32"])
 
@@ -273,13 +274,16 @@ def test_a_first_state_that_is_reset_is_inert(reverse: bool, implementation: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("record", [None, ["f", "cell"]])
-def test_padding_is_inert_in_what_is_recorded_and_for_a_cell_of_ones_own(record: Any) -> None:
-    cell = CELLS["lstm"] if record else Leaky(HIDDEN)
+@pytest.mark.parametrize("names", [None, ["f", "cell"]])
+def test_padding_is_inert_in_what_is_recorded_and_for_a_users_own_cell(names: Any) -> None:
+    cell = CELLS["lstm"] if names else Leaky(HIDDEN)
     params, padding = cell.init(jax.random.key(0), FEATURES), np.arange(STEPS)[:, None] >= LENGTHS
 
     def loss(params: Any, xs: Any) -> Any:
-        results = unroll(cell, params, xs, lengths=LENGTHS, record=record)
+        if names:
+            results: Any = record(cell, params, xs, lengths=LENGTHS, names=names)
+        else:
+            results = unroll(cell, params, xs, lengths=LENGTHS)
         return sum((leaf**2).sum() for leaf in jax.tree.leaves(results))
 
     def slopes(held: float) -> Any:
@@ -610,7 +614,7 @@ EAGER = {
     "scan": partial(unroll, lstm(HIDDEN), implementation="scan"),
     "xla": partial(unroll, lstm(HIDDEN), implementation="xla"),
     "masked": partial(unroll, gru(HIDDEN), lengths=[STEPS, 2, 1], save_every=2),
-    "record": partial(unroll, lstm(HIDDEN), record=["f"]),
+    "record": partial(record, lstm(HIDDEN), names=["f"]),
     "a cell of one's own": lambda params, xs: unroll(Leaky(HIDDEN), params, xs),
     "gradient": lambda params, xs: jax.grad(
         lambda params: unroll(gru(HIDDEN), params, xs)[1].sum()
@@ -675,18 +679,17 @@ def test_forward_mode_asks_for_scan(what: str, implementation: Any) -> None:
 
 
 @pytest.mark.first_case
-@pytest.mark.parametrize("save_every", [1, 2])
 @both_ways
 @few_cells
-def test_what_is_recorded_is_numpy(name: str, reverse: bool, save_every: int) -> None:
+def test_what_is_recorded_is_numpy(name: str, reverse: bool) -> None:
     """Every gate and state by its name, under resets and lengths; and nothing else changes."""
     cell, exact = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES)
     masks = MASKS["both"] | {"reverse": reverse}
     final, inside = trace(cell, *exact.inputs, **masks)
     with jax.enable_x64(True):
         given = exact.cast("float64").inputs
-        how = on_device(MASKS["both"]) | {"reverse": reverse, "save_every": save_every}
-        state, ys, recorded = unroll(cell, *given, **how, record=list(inside))
+        how = on_device(MASKS["both"]) | {"reverse": reverse}
+        state, ys, recorded = record(cell, *given, **how, names=list(inside))
         plain = unroll(cell, *given, **how, implementation="scan")
     assert set(recorded) == set(inside)
     assert_close(recorded, inside, TOLERANCES["float64"])
@@ -708,28 +711,21 @@ def test_gradients_flow_through_what_is_recorded(name: str) -> None:
         given = exact.cast("float64")
         gradients = jax.grad(
             lambda inputs: (
-                given.weights[1] * unroll(cell, *inputs, record=[wanted])[2][wanted]
+                given.weights[1] * record(cell, *inputs, names=[wanted])[2][wanted]
             ).sum()
         )(given.inputs)
     assert_close(gradients, differences(loss, exact.inputs), TOLERANCES["differences"])
 
 
 @pytest.mark.parametrize(
-    ("cell", "arguments", "message"),
+    ("cell", "names", "message"),
     [
-        (lstm(4), {"record": ["z"]}, "LSTM cannot record 'z': it has cell, f, g, hidden, i, o"),
-        (gru(4), {"record": ["z", "cell"]}, "GRU cannot record 'cell': it has hidden, n, r, z"),
-        (lstm(4), {"record": "cell"}, r"a list of names, as in \['cell'\], not a string"),
-        (
-            lstm(4),
-            {"record": ["f"], "implementation": "xla"},
-            "needs .*\"scan\" or None, not 'xla'",
-        ),
+        (lstm(4), ["z"], "LSTM cannot record 'z': it has cell, f, g, hidden, i, o"),
+        (gru(4), ["z", "cell"], "GRU cannot record 'cell': it has hidden, n, r, z"),
+        (lstm(4), "cell", r"a list of names, as in \['cell'\], not a string"),
     ],
 )
-def test_what_cannot_be_recorded_is_told(
-    cell: Any, arguments: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_recorded_is_reported(cell: Any, names: Any, message: str) -> None:
     params = cell.init(jax.random.key(0), 3)
     with unchecked(), pytest.raises(ValueError, match=message):
-        unroll(cell, params, jnp.zeros((5, 2, 3)), **arguments)
+        record(cell, params, jnp.zeros((5, 2, 3)), names=names)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import gradient_flow, gru, lstm, network, unroll
+from jaxrnn import gradient_flow, gru, lstm, network, record, unroll
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.cells import RNNState
 from jaxrnn.recurrence.networks import NetworkParams
@@ -135,7 +135,7 @@ def test_parameters_of_another_cell_are_refused(cell: Any, params: Any, message:
             for how in (None, *EVERY)
             for run, inputs in ((unroll, xs), (unroll_projected, gx))
         ),
-        (partial(unroll, cell, record=["hidden"]), params, xs),
+        (partial(record, cell, names=["hidden"]), params, xs),
         (partial(gradient_flow, cell), params, xs),
         (net.apply, whole, xs),
         (cell.step, params, one, zeros(gx.shape[1:])),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import rnn, unroll
+from jaxrnn import record, rnn, unroll
 from tests.support.oracle import TOLERANCES, assert_close, unchecked
 from tests.support.problems import (
     BATCH,
@@ -96,4 +96,4 @@ def test_a_cell_of_ones_own_without_activations_cannot_be_recorded() -> None:
     cell = Leaky(HIDDEN)
     params = cell.init(jax.random.key(0), FEATURES)
     with pytest.raises(ValueError, match="Leaky cannot record 'hidden': it has no activations"):
-        unroll(cell, params, jnp.zeros((STEPS, BATCH, FEATURES)), record=["hidden"])
+        record(cell, params, jnp.zeros((STEPS, BATCH, FEATURES)), names=["hidden"])

@@ -254,7 +254,9 @@ def trajectory(cell: Any, state: Any, residuals: Residuals) -> Trajectory:
     """
     gates: Any = residuals.gates
     if not isinstance(gates, tuple):
-        gates = tuple(jnp.split(gates, len(cell.GATES), axis=-1))
+        # Side by side in [T, B, G], or one after the other in [gates, T, B, H].
+        side_by_side = gates.ndim == 3
+        gates = tuple(jnp.split(gates, len(cell.GATES), axis=-1) if side_by_side else gates)
     hidden = residuals.previous_hidden.astype(gates[0].dtype)
     before = after = state._replace(hidden=hidden)
     if cell.kind is CellKind.RNN:
