@@ -102,13 +102,13 @@ def measured(record: dict[str, Any]) -> list[list[str]]:
     made = []
     for result in record["measured"]:
         seconds = result["seconds"]
-        first, apart = next(iter(seconds.values())), seconds.get("2 processes")
+        first, separate = next(iter(seconds.values())), seconds.get("2 processes")
         for who, each in seconds.items():
             count = int(who.split()[0])
             ratio = _ratio(each, first)
             cells = [result["device"], who, str(count * result["rows"])]
             cells += [f"{ratio:.2f}", f"{1 / ratio:.0%}"]
-            made.append([*cells, f"{_ratio(each, apart):.2f}" if apart and count == 2 else "-"])
+            made.append([*cells, f"{_ratio(each, separate):.2f}" if separate and count == 2 else "-"])
     return made
 
 
