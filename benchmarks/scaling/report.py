@@ -108,7 +108,9 @@ def measured(record: dict[str, Any]) -> list[list[str]]:
             ratio = _ratio(each, first)
             cells = [result["device"], who, str(count * result["rows"])]
             cells += [f"{ratio:.2f}", f"{1 / ratio:.0%}"]
-            made.append([*cells, f"{_ratio(each, separate):.2f}" if separate and count == 2 else "-"])
+            made.append(
+                [*cells, f"{_ratio(each, separate):.2f}" if separate and count == 2 else "-"]
+            )
     return made
 
 
