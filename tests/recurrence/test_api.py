@@ -27,7 +27,6 @@ from tests.support.problems import (
     MASKS,
     RESETS,
     STEPS,
-    TWO,
     USUAL,
     Leaky,
     Problem,
@@ -42,8 +41,6 @@ from tests.support.problems import (
     problem,
     two_cells,
 )
-
-PRODUCT = [(name, mask) for name in CELLS for mask in MASKS if name in TWO or mask == "both"]
 
 
 def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any:
@@ -63,25 +60,6 @@ def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any
 
 
 # --- values and gradients -----------------------------------------------------------------------
-
-
-@pytest.mark.first_case
-@both_ways
-@pytest.mark.parametrize(("name", "mask"), PRODUCT)
-def test_every_implementation_is_numpy(name: str, mask: str, reverse: bool) -> None:
-    given = problem(CELLS[name], STEPS, BATCH, FEATURES)
-    assert_implementations_agree(CELLS[name], given, **MASKS[mask], reverse=reverse)
-
-
-@pytest.mark.first_case
-@both_ways
-@few_cells
-def test_gradients_under_masks_are_finite_differences(name: str, reverse: bool) -> None:
-    """With resets and lengths at once, against finite differences of the numpy oracle."""
-    given = problem(CELLS[name], STEPS, BATCH, FEATURES)
-    masks = MASKS["both"] | {"reverse": reverse}
-    _, gradients = assert_implementations_agree(CELLS[name], given, **masks)
-    assert_close(gradients, expected(CELLS[name], given, **masks)[1], TOLERANCES["differences"])
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from jaxrnn.recurrence.kernels import native as native_kernel
 from jaxrnn.recurrence.kernels import xla
 from jaxrnn.recurrence.kernels.native import build
 from jaxrnn.recurrence.problem import Dense, Lookup, Masks
+from tests.support.conformance import Conformance
 from tests.support.oracle import TOLERANCES, assert_close, differences, reference, unchecked
 from tests.support.problems import CELLS, Problem, library, problem
 
@@ -878,3 +879,9 @@ def test_the_program_says_native() -> None:
     run: Callable[..., Any] = partial(unroll, cell)
     assert "jaxrnn_forward" in jax.jit(run).lower(*given.inputs).as_text()
     assert dispatch.kernel("native").__name__ == "jaxrnn.recurrence.kernels.native"
+
+
+class TestNative(Conformance):
+    implementation = "native"
+    exact = "float32"
+    narrow = ()

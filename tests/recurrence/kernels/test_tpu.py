@@ -32,6 +32,7 @@ from jaxrnn.recurrence.kernels.tpu import tiles
 from jaxrnn.recurrence.kernels.tpu.tiles import Tiles
 from jaxrnn.recurrence.problem import Lookup, Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
+from tests.support.conformance import Conformance
 from tests.support.oracle import TOLERANCES, assert_close, reference, unchecked
 from tests.support.problems import (
     BATCH,
@@ -45,13 +46,11 @@ from tests.support.problems import (
     Problem,
     as_masks,
     both_ways,
-    expected,
     library,
     problem,
     with_orthogonal,
 )
 
-PRODUCT = [(n, m) for n in CELLS for m in MASKS if m == "both" or n == "lstm-peephole"]
 both_kinds = pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
 
 
@@ -135,17 +134,26 @@ def scan(cell: Any, given: Problem, reverse: bool = False, **masks: Any) -> tupl
 # --- values and gradients -----------------------------------------------------------------------
 
 
-@pytest.mark.first_case
-@both_kinds
-@both_ways
-@pytest.mark.parametrize(("name", "mask"), PRODUCT)
-def test_kernel_is_scan_is_numpy(name: str, mask: str, reverse: bool, streamed: bool) -> None:
-    """H = 4 is padded to 128. Gradients are also compared with finite differences of the oracle."""
-    cell, given = CELLS[name], problem(CELLS[name], STEPS, BATCH, FEATURES).cast("float32")
-    got = kernel(cell, given, as_masks(STEPS, **MASKS[mask]), reverse, streamed=streamed)
-    assert_close(got, scan(cell, given, reverse, **MASKS[mask]), TOLERANCES["float32"])
-    want = expected(cell, given.exact(), **MASKS[mask], reverse=reverse)
-    assert_close(got, want, TOLERANCES["float32"])
+class TestResident(Conformance):
+    """The kernels whose recurrent weights stay in VMEM; H = 4 is padded to 128."""
+
+    implementation = "tpu"
+    exact = "float32"
+    # `test_bfloat16` has the tolerance of its products.
+    narrow = ()
+    streamed = False
+
+    def run(
+        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
+    ) -> tuple[Any, Any]:
+        steps = given.xs.shape[0]
+        return kernel(cell, given, as_masks(steps, **masks), reverse, streamed=self.streamed)
+
+
+class TestStreamed(TestResident):
+    """The kernels that stream the recurrent weights in every step."""
+
+    streamed = True
 
 
 EVERY_STEP = ["rnn-relu", "lstm", "lstm-peephole", "gru-before", "gru-after"]

@@ -18,6 +18,7 @@ from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels import cudnn, xla
 from jaxrnn.recurrence.kernels.xla.layouts import Columns, Rows
 from jaxrnn.recurrence.problem import Dense, Masks
+from tests.support.conformance import Conformance, SecondDerivative
 from tests.support.fakes import fake
 from tests.support.oracle import TOLERANCES, assert_close
 from tests.support.problems import CELLS, HIDDEN, Problem, library, problem
@@ -224,3 +225,7 @@ def test_launches_are_counted_from_the_loops_body() -> None:
 def test_a_listing_of_another_form_is_refused(listing: str, program: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gpu_static.loops(listing, program)
+
+
+class TestXla(SecondDerivative, Conformance):
+    implementation = "xla"
