@@ -1,6 +1,6 @@
 """Available and required memory, and a limit to how much a long training's heap grows.
 
-benchmarks/README.md, "An hour of training", has the measurements of that growth.
+benchmarks/endurance/README.md, "An hour of training", has the measurements of that growth.
 """
 
 from __future__ import annotations
