@@ -19,6 +19,7 @@ from benchmarks.ahead_of_time import programs as hopper_programs
 from jaxrnn import charlm, gru, lstm, unroll
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
+from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence.kernels.hopper import search, stack, stack_block, tiles
 from jaxrnn.recurrence.kernels.hopper.residency import ROOM
 from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiling, launched_cluster
@@ -330,7 +331,7 @@ def test_a_char_rnn_by_it_is_the_char_rnn(use_tiling: Any, monkeypatch: pytest.M
     carry = jax.tree.map(lambda s: s + 0.1, carry)
     results = []
     for module in (None, at_once):
-        monkeypatch.setattr(charlm.dispatch, "layers_at_once", lambda *_, m=module: m)
+        monkeypatch.setattr(dispatch, "layers_at_once", lambda *_, m=module: m)
         run = partial(charlm.loss, implementation="scan")
         results.append(jax.value_and_grad(run, has_aux=True)(params, tokens, carry))
     assert_close(results[1], results[0], TOLERANCES["float32"])
