@@ -53,7 +53,7 @@ class ModelConfig:
     """Fraction of the recurrent weights dropped in each training step, from 0 to 1 (Merity et al.
     2018)."""
     tie: bool = False
-    """Use the embedding as the output weights, too. Needs an embedding as wide as the hidden state."""
+    """Also use the embedding as the output weights. Needs an embedding as wide as the hidden state."""
     activation: cells.Activation = "tanh"
     """Activation of the plain RNN."""
     peephole: bool = False

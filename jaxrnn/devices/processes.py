@@ -42,7 +42,7 @@ class Processes:
     distributed: bool = False
     """Run as one of several processes; SLURM, Open MPI, Kubernetes or a Cloud TPU numbers them."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, if no cluster provides it; needs process-id and num-processes."""
+    """HOST:PORT of process 0, if no cluster provides it; needs --process-id and --num-processes."""
     process_id: int | None = setting(None, per_process=True)
     """Number of this process, from 0."""
     num_processes: int | None = None

@@ -29,7 +29,7 @@ class TrainingConfig:
     seq_len: int = 100
     """BPTT length, in characters."""
     steps: int | None = setting(None, may_change=True)
-    """Training steps in all; None lets epochs decide."""
+    """Total number of training steps. None derives it from the epochs."""
     epochs: float = setting(10.0, may_change=True)
     """Passes over the training text; a pass ends with its last full batch."""
     learning_rate: float = setting(2e-3, may_change=True)
@@ -55,7 +55,7 @@ class TrainingConfig:
     """Random seed for initial weights, dropout and batch order."""
     log_every: int = setting(10, may_change=True)
     """Training steps per device call; one line of metrics.jsonl each. At most 1000; evaluations and
-    samples end a device call, too."""
+    samples also end a device call."""
     eval_every: int = setting(250, may_change=True)
     """Steps between evaluations on the whole validation text, each followed by a checkpoint."""
     sample_every: int = setting(500, may_change=True)

@@ -281,7 +281,7 @@ def shared_bytes(
 # --- whether it can run, and in which tiling ------------------------------------------------------
 
 # Microseconds to publish and to wait for all parts, at a cluster's barrier or at a counter in L2, and
-# until data fetched from L2 arrives (benchmarks/results/h100-first-run/latencies.txt).
+# until data fetched from L2 arrives (benchmarks/results/h100/1-first-run/latencies.txt).
 EXCHANGE = {"cluster": 0.70, "grid": 1.15}
 FETCH = 0.55
 # Bytes of a row of the operands.
