@@ -1,7 +1,7 @@
-"""The unroll, the training step and the sampling loop compile for TPUs that are not here.
+"""The unroll, the training step and the sampling loop compile for TPUs that are not there.
 
-libtpu's compiler is the real one; what it made is read from its own text (`benchmarks/ahead_of_time`): matrix
-products, memory, loops, and which arrays a loop reads from HBM. None of this ran on a TPU.
+libtpu's compiler is the real one. What it made is read from its own text (`benchmarks/ahead_of_time`):
+matrix products, memory, loops, and which arrays a loop reads from HBM. None of this ran on a TPU.
 """
 
 from __future__ import annotations
