@@ -335,6 +335,7 @@ def test_dropout_drops_the_given_fraction_and_keeps_the_mean(rate: float, dtype:
     assert after.mean() == pytest.approx(before.mean(), abs=5 * error * spread)
 
 
+@pytest.mark.slow
 def test_dropout_differs_by_key_place_and_layer() -> None:
     params = bare(0.5)
     carry = charlm.initial_carry(params.config, BATCH)

@@ -240,6 +240,7 @@ def test_draws_along_a_text_are_independent() -> None:
     assert_drawn_from(after, chances)
 
 
+@pytest.mark.slow
 def test_temperature_reaches_from_argmax_to_uniform() -> None:
     assert set(nexts(MODEL, PRIME, 2000, temperature=1e-3)) == {
         logits_of(MODEL, PRIME)[-1].argmax()
@@ -483,6 +484,7 @@ def test_a_model_of_bytes_returns_bytes() -> None:
     assert sample_bytes(params, b"\xe9", 0) == b"\xe9"
 
 
+@pytest.mark.slow
 def test_bytes_and_text_are_the_same_draws() -> None:
     params = model(Vocabulary.of_bytes())
     raw = sample_bytes(params, "é", 300, temperature=3.0)

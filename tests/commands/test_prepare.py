@@ -186,6 +186,7 @@ def test_data_has_the_same_words_as_in_train(
     ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1))
 def test_numbering_in_order_of_first_occurrence(parts: list[str]) -> None:
     numbering, encoded = Numbering(), []

@@ -408,6 +408,7 @@ def test_a_finished_run_is_done(place: Path, run: Path, capsys: pytest.CaptureFi
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_vocabulary(place: Path, run: Path, refusal: Callable[..., str]) -> None:
     (run / "vocab.json").write_text("{")
     before = contents(run)

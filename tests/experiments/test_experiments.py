@@ -148,6 +148,7 @@ def test_a_missing_text_is_reported_in_one_line_and_stops_no_other_experiment(
     assert (tmp_path / "results" / "hello" / "table.md").read_text() != FORMER
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_once(capsys: pytest.CaptureFixture[str]) -> None:
     """The second time, it is loaded from its folder and is the same."""
     model = charlm.ModelConfig(hidden_size=4, embedding_size=2)

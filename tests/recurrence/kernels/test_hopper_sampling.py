@@ -233,6 +233,7 @@ def test_unsupported_problems_have_a_reason(
     assert reason is not None and words in reason
 
 
+@pytest.mark.slow
 def test_arrange_raises_the_reason() -> None:
     cell, prepared = ModelConfig(hidden_size=HIDDEN).make_cell(), problem()[1]
     with pytest.raises(ValueError, match="cannot run this: it writes at most 64 texts"):
