@@ -79,7 +79,10 @@ def samples(model: charlm.ModelConfig, sizes: dict[str, int]) -> dict[str, Any]:
 def train(config: TrainingConfig, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
     """Losses, gradient norms, the validation loss and the weights after STEPS steps."""
     optimizer = stepping.make_optimizer(config, STEPS)
-    source, batches = device_corpus(CORPUS.tokens, memory_map, devices=devices), config.batches(CORPUS)
+    source, batches = (
+        device_corpus(CORPUS.tokens, memory_map, devices=devices),
+        config.batches(CORPUS),
+    )
     state = begun(config, optimizer)  # compiled once, not for every mesh
     state = jax.device_put(state, mesh.shardings(devices, state))
     curves = []
