@@ -235,7 +235,7 @@ def forward(
         dtype = weights.w_out.dtype
         at_once = dispatch.layers_at_once(cell, len(layers), tokens.shape, dtype, implementation)
         if at_once is not None:
-            carry, ys = at_once.run(cell, layers, inputs, carry, Masks(None, None), False)
+            carry, ys = at_once.run(cell, layers, inputs, carry, Masks(), False)
             return carry, output(weights, ys.astype(dtype))
     after = []
     hidden: Float[Array, "T B H"]

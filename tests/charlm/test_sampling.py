@@ -248,7 +248,7 @@ def test_temperature_reaches_from_argmax_to_uniform() -> None:
     assert_drawn_from(nexts(MODEL, PRIME, 2000, temperature=1e4), np.full(SIZE, 1 / SIZE))
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @pytest.mark.parametrize("smallest", [{"temperature": 1e-40}, {"top_p": 1e-46}])
 def test_smallest_positive_numbers_are_argmax(smallest: dict[str, float]) -> None:
     """Numbers that float32 cannot distinguish from zero."""
@@ -330,6 +330,7 @@ def test_equally_likely_characters_stay_together(top_k: int, inside: list[int]) 
     assert np.flatnonzero(np.isfinite(got[0])).tolist() == inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "top_k", "top_p"),
     [

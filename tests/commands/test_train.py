@@ -490,7 +490,7 @@ def test_an_accelerator_that_is_not_here(
     if main is train.main:
         arguments = flags(place / "text.txt", tmp_path / "run")
     message = refusal(main, [*arguments, "--accelerator", wanted])
-    assert f"no {wanted} here: JAX sees cpu" in message and "pip install" in message
+    assert f"no {wanted} found: JAX sees cpu" in message and "pip install" in message
     assert not (tmp_path / "run").exists()
 
 

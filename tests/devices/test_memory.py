@@ -257,6 +257,7 @@ def test_samples_that_do_not_fit_are_refused(
     assert len(sample_many(params, "1", 3, count=1000)) == 1000
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_reported(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:

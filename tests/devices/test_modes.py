@@ -95,7 +95,7 @@ def test_a_run_resumes_in_another_mode(mode: str, plain: Path, tmp_path: Path) -
         assert metrics_of(run) == metrics_of(plain)
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @modes
 def test_a_run_is_loaded_and_sampled_in_every_mode(mode: str, plain: Path) -> None:
     params = load(plain)

@@ -157,11 +157,9 @@ def test_hidden_must_be_positive(make_cell: Any, hidden: Any) -> None:
 def test_numbers_of_numpy_are_numbers(integer: Any) -> None:
     """The cell is the one made from Python's, its text too."""
     with unchecked():
-        cell = lstm(integer(8), np.bool_(True), np.float32(0.5))
-    assert cell == lstm(8, peephole=True, forget_bias=0.5) and repr(cell) == repr(
-        lstm(8, peephole=True, forget_bias=0.5)
-    )
-    assert hash(cell) == hash(lstm(8, peephole=True, forget_bias=0.5))
+        cell = lstm(integer(8), peephole=np.bool_(True), forget_bias=np.float32(0.5))
+    same = lstm(8, peephole=True, forget_bias=0.5)
+    assert cell == same and repr(cell) == repr(same) and hash(cell) == hash(same)
     w_x = cell.init(jax.random.key(0), np.int64(3)).w_x
     assert w_x.shape == (3, 32)
 

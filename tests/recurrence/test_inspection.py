@@ -52,5 +52,5 @@ def test_gradient_flow_refuses_what_unroll_refuses() -> None:
     cell = lstm(4)
     with pytest.raises(ValueError, match="cannot run this"):
         gradient_flow(
-            cell, cell.init(jax.random.key(0), 3), jnp.ones((4, 2, 3)), implementation="pallas"
+            cell, cell.init(jax.random.key(0), 3), jnp.ones((4, 2, 3)), implementation="tpu"
         )

@@ -88,6 +88,7 @@ def test_evaluation_is_one_pass_of_the_validation_text(
     assert ours == pytest.approx(by_one_stream(params, corpus, first), **tolerance)
 
 
+@pytest.mark.slow
 def test_fit_reports_the_validation_loss_of_the_state_it_saves(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     params, _, metrics = fit(CONFIG, run)

@@ -32,7 +32,7 @@ class Recorder:
         return state.replace(step=state.step + count), stepping.Metrics(nothing, nothing)
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_fit_reads_batch_after_batch(
     shuffle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ import pytest
 from jaxrnn import charlm
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.training import evaluation, loop, stepping
+from jaxrnn.training.config import MOST_STEPS
 from jaxrnn.training.metrics import read_metrics
 from tests.support.runs import (
     CONFIG,
@@ -66,7 +67,7 @@ def test_any_intervals_go_together_and_change_no_bit(
 def test_a_call_of_the_device_is_bounded() -> None:
     """Or a signal to stop would wait for it, and its windows would fill the memory."""
     config = change(CONFIG, log_every=10**9, eval_every=10**9)
-    assert min(config.intervals) == config.MOST_STEPS
+    assert min(config.intervals) == MOST_STEPS
 
 
 def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_stopped_after_every_call(
             assert samples == (tmp_path / "whole" / "samples.txt").read_bytes()
 
 
+@pytest.mark.slow
 def test_stopped_after_each_call_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quicken(monkeypatch)
     config = RUNS["streams"]

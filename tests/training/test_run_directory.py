@@ -84,6 +84,7 @@ def test_what_a_training_never_touches_is_no_obstacle(place: Path, tmp_path: Pat
     assert (disk / "4").is_dir() and (there / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_overwriting_removes_what_the_run_wrote_and_nothing_else(
     place: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -184,7 +185,11 @@ def little_memory(patch: pytest.MonkeyPatch) -> None:
 
 
 REFUSED: list[tuple[list[str], Callable[[pytest.MonkeyPatch], None] | None, str]] = [
-    (["--implementation", "pallas"], None, "'pallas' cannot run this: it runs on a TPU or a GPU"),
+    (
+        ["--implementation", "tpu"],
+        None,
+        "'tpu' cannot run this: it runs on a TPU and this is a CPU",
+    ),
     (["--implementation", "cudnn"], None, "'cudnn' cannot run this"),
     (["--tensorboard"], no_tensorboard, "--tensorboard needs: pip install"),
     ([], little_memory, "training this model needs about "),

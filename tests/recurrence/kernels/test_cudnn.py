@@ -1,5 +1,5 @@
-"""cuDNN's LSTM: what is done around it, against numpy on any machine by way of JAX's plain reference of
-the call; on an NVIDIA GPU the call itself."""
+"""cuDNN's LSTM: everything around the call against numpy, with JAX's plain reference of the call in its
+place; on an NVIDIA GPU the call itself."""
 
 from functools import partial
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxrnn import gru, lstm, rnn, unroll
+from jaxrnn.recurrence import problem as recurrence
+from jaxrnn.recurrence.dispatch import abstract_problem
 from jaxrnn.recurrence.kernels import cudnn
 from jaxrnn.recurrence.problem import Dense, Masks
 from tests.support.oracle import TOLERANCES, assert_close
@@ -27,12 +29,13 @@ on_nvidia = pytest.mark.skipif(
 
 @partial(jax.jit, static_argnames="interpret")
 def around_cudnn(given: Problem, lengths: Any = None, interpret: bool = True) -> tuple[Any, Any]:
-    """As `oracle.library`: (final state, ys), and the loss's gradients."""
+    """Return (final state, ys) and the gradients of the loss, as `library` does."""
     active = None if lengths is None else jnp.arange(given.xs.shape[0])[:, None] < lengths[None]
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
-        inputs, masks = Dense(xs, params.w_x, params.b), Masks(None, active)
-        results = cudnn.run(CELL, params, inputs, state, masks, False, interpret=interpret)
+        inputs = Dense(xs, params.w_x, params.b)
+        whole = recurrence.Problem(CELL, params, inputs, state, Masks(None, active))
+        results = cudnn.run(whole, interpret=interpret)
         pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
         return sum((w * r).sum() for w, r in pairs), results
 
@@ -66,7 +69,7 @@ def test_padding_is_inert() -> None:
 def test_no_step_changes_no_state() -> None:
     given = problem(CELL, 0, BATCH).cast("float32")
     inputs = Dense(given.xs, given.params.w_x, given.params.b)
-    final, ys = cudnn.run(CELL, given.params, inputs, given.state, Masks(None, None), False)
+    final, ys = cudnn.run(recurrence.Problem(CELL, given.params, inputs, given.state))
     assert_close(final, given.state, 0)
     assert ys.shape == (0, BATCH, 4)
 
@@ -84,23 +87,29 @@ def test_no_step_changes_no_state() -> None:
         (CELL, "float32", {"reverse": True}, "reverse"),
     ],
 )
-def test_obstacles(cell: Any, dtype: str, limits: dict[str, bool], message: str) -> None:
-    assert message in str(cudnn.unsupported_reason(cell, 2, jnp.dtype(dtype), **limits))
-    assert cudnn.unsupported_reason(CELL, 2, jnp.dtype("float32")) is None
+def test_unsupported_problems(cell: Any, dtype: str, limits: dict[str, bool], message: str) -> None:
+    projected = limits.pop("projected", False)
+    given = abstract_problem(cell, (STEPS, 2, 3), dtype, **limits)
+    if projected:
+        inputs: Any = jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32)
+        given = given._replace(inputs=inputs)
+    assert message in str(cudnn.unsupported_reason(given))
+    assert cudnn.unsupported_reason(abstract_problem(CELL, (STEPS, 2, 3), "float32")) is None
 
 
-def test_run_refuses_what_has_an_obstacle() -> None:
-    """Rather than leave the resets, the direction or the projection aside."""
+def test_run_refuses_unsupported_problems() -> None:
+    """Rather than ignore the resets, the direction or the projection."""
     params, xs, state = problem(CELL, STEPS, BATCH).cast("float32").inputs
-    inputs, none = Dense(xs, params.w_x, params.b), Masks(None, None)
-    resets = Masks(jnp.ones((STEPS, BATCH), bool), None)
+    inputs, none = Dense(xs, params.w_x, params.b), Masks()
+    resets = Masks(jnp.ones((STEPS, BATCH), bool))
     for given, masks, reverse, message in [
         (inputs, resets, False, "resets"),
         (inputs, none, True, "reverse"),
         (inputs.project(), none, False, "projected"),
     ]:
         with pytest.raises(ValueError, match=message):
-            cudnn.run(CELL, params, given, state, masks, reverse, interpret=True)
+            unsupported = recurrence.Problem(CELL, params, given, state, masks, reverse)
+            cudnn.run(unsupported, interpret=True)
 
 
 @on_nvidia

@@ -23,12 +23,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn import explain, gru, lstm, rnn, unroll
-from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.api import unroll_projected
-from jaxrnn.recurrence.kernels import native as native_kernel
-from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.kernels import native, xla
 from jaxrnn.recurrence.kernels.native import build
-from jaxrnn.recurrence.problem import Dense, Lookup, Masks
+from jaxrnn.recurrence.problem import Dense, Lookup
+from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.conformance import Conformance
 from tests.support.oracle import TOLERANCES, assert_close, differences, reference, unchecked
 from tests.support.problems import CELLS, Problem, library, problem
@@ -56,7 +56,7 @@ def masks_for(steps: int, batch: int) -> dict[str, np.ndarray]:
     return {"resets": rng.random((steps, batch)) < 0.25, "lengths": lengths}
 
 
-def native(cell: Any, given: Problem, reverse: bool = False, **masks: np.ndarray) -> Any:
+def run_native(cell: Any, given: Problem, reverse: bool = False, **masks: np.ndarray) -> Any:
     on_device = {name: jnp.asarray(mask) for name, mask in masks.items()}
     return library(cell, given, **on_device, reverse=reverse, implementation="native")
 
@@ -64,7 +64,7 @@ def native(cell: Any, given: Problem, reverse: bool = False, **masks: np.ndarray
 def compare(cell: Any, exact: Problem, **how: Any) -> None:
     """Values against numpy; gradients against the scan's automatic derivative, in float64."""
     given = exact.cast("float32")
-    results, gradients = native(cell, given, **how)
+    results, gradients = run_native(cell, given, **how)
     assert_close(results, reference(cell, *given.exact().inputs, **how), TOLERANCE)
     with jax.enable_x64(True):
         as_arrays = {k: jnp.asarray(v) if k != "reverse" else v for k, v in how.items()}
@@ -123,7 +123,7 @@ def test_finite_differences(name: str) -> None:
     """Without any derivative of JAX's: a few weights moved in numpy."""
     cell = CELLS[name]
     given = problem(cell).cast("float32")
-    _, gradients = native(cell, given)
+    _, gradients = run_native(cell, given)
     exact = given.exact()
 
     def loss(inputs: Any) -> float:
@@ -192,7 +192,7 @@ def test_gates_that_saturate(name: str, size: float) -> None:
     given = given._replace(xs=jnp.clip(given.xs * size, -size, size))
     if name == "rnn-relu":
         given = given._replace(params=given.params._replace(w_h=given.params.w_h * 0))
-    results, gradients = native(cell, given)
+    results, gradients = run_native(cell, given)
     with np.errstate(over="ignore"):  # numpy's exp, where the answer is 0
         want = reference(cell, *given.exact().inputs)
     assert_close(results, want, TOLERANCES["float32"])
@@ -205,7 +205,7 @@ def test_what_is_not_a_number_stays_in_its_row(name: str) -> None:
     """A run that goes wrong must be seen to (training recovers from it), in the rows where it does."""
     cell = CELLS[name]
     given = problem(cell, 4, 8).cast("float32")
-    (_, ys), _ = native(cell, given._replace(xs=given.xs.at[1, 2, 0].set(jnp.nan)))
+    (_, ys), _ = run_native(cell, given._replace(xs=given.xs.at[1, 2, 0].set(jnp.nan)))
     wrong = np.isnan(np.asarray(ys)).any(axis=2)
     expected = np.zeros_like(wrong)
     expected[1:, 2] = True
@@ -490,9 +490,9 @@ def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
 def test_many_calls_at_once_end_and_agree(cell: Any, batch: int) -> None:
     """More callers than cores, each with a loop on all cores: no call may wait for another for ever."""
     given = scaled(problem(cell, 30, batch, features=8)).cast("float32")
-    want = native(cell, given)
+    want = run_native(cell, given)
     with ThreadPoolExecutor(6) as callers:
-        for got in callers.map(lambda _: native(cell, given), range(24)):
+        for got in callers.map(lambda _: run_native(cell, given), range(24)):
             assert_close(got, want, 0)  # bit-identical, whichever thread did which part
 
 
@@ -602,10 +602,8 @@ def test_narrower_vectors_beside_float32_weights(wrong: str) -> None:
 
     def results(implementation: Any) -> Any:
         def loss(params: Any) -> Any:
-            run = partial(
-                native_kernel.run if implementation == "native" else xla.run, cell, params
-            )
-            return (run(inputs, given.state, Masks(None, None), False)[1] ** 2).sum()
+            run = native.run if implementation == "native" else xla.run
+            return (run(Recurrence(cell, params, inputs, given.state))[1] ** 2).sum()
 
         return jax.value_and_grad(loss)(narrow._replace(w_x=None, b=None))
 
@@ -620,8 +618,9 @@ def test_sizes_of_zero(steps: int, batch: int, features: int) -> None:
     params = params._replace(w_x=params.w_x[:features])
     inputs = Dense(jnp.zeros((steps, batch, features)), params.w_x, params.b)
     state = cell.initial_state(batch)
-    _, ys = native_kernel.run(cell, params, inputs, state, Masks(None, None), False)
-    _, want = xla.run(cell, params, inputs, state, Masks(None, None), False)
+    empty = Recurrence(cell, params, inputs, state)
+    _, ys = native.run(empty)
+    _, want = xla.run(empty)
     assert_close(ys, want, TOLERANCES["float32"])
 
 
@@ -878,7 +877,7 @@ def test_the_program_says_native() -> None:
     given = problem(cell, steps=30).cast("float32")
     run: Callable[..., Any] = partial(unroll, cell)
     assert "jaxrnn_forward" in jax.jit(run).lower(*given.inputs).as_text()
-    assert dispatch.kernel("native").__name__ == "jaxrnn.recurrence.kernels.native"
+    assert kernels.load("native") is native
 
 
 class TestNative(Conformance):

@@ -15,8 +15,10 @@ from benchmarks.ahead_of_time import compiler as aot
 from benchmarks.ahead_of_time import gpu as gpu_static
 from jaxrnn import lstm, unroll
 from jaxrnn.devices import accelerator
+from jaxrnn.recurrence import problem as recurrence
 from jaxrnn.recurrence.kernels import cudnn, xla
 from jaxrnn.recurrence.kernels.xla.layouts import Columns, Rows
+from jaxrnn.recurrence.kernels.xla.loops import GPU_UNROLL
 from jaxrnn.recurrence.problem import Dense, Masks
 from tests.support.conformance import Conformance, SecondDerivative
 from tests.support.fakes import fake
@@ -45,12 +47,9 @@ def in_turns(
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
-        masks = (
-            Masks(jnp.asarray(RESETS) & ACTIVE, jnp.asarray(ACTIVE))
-            if masked
-            else Masks(None, None)
-        )
-        results = xla.run(cell, params, inputs, state, masks, reverse, layout, unroll=steps)
+        masks = Masks(jnp.asarray(RESETS) & ACTIVE, jnp.asarray(ACTIVE)) if masked else Masks()
+        whole = recurrence.Problem(cell, params, inputs, state, masks, reverse)
+        results = xla.run(whole, layout, unroll=steps)
         pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
         return sum((w * r).sum() for w, r in pairs), results
 
@@ -93,7 +92,7 @@ def steps_a_turn() -> list[str]:
 
 def test_the_device_decides_how_many_steps_a_turn_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPU_UNROLL on a GPU, from NVIDIA or AMD, and one step elsewhere."""
-    for platform, steps in [("cpu", "1"), ("tpu", "1"), ("gpu", str(xla.GPU_UNROLL))]:
+    for platform, steps in [("cpu", "1"), ("tpu", "1"), ("gpu", str(GPU_UNROLL))]:
         monkeypatch.setattr(accelerator, "device", lambda p=platform: fake(p))
         assert steps_a_turn() == [steps, steps]
 
@@ -104,7 +103,7 @@ def test_the_device_decides_how_many_steps_a_turn_takes(monkeypatch: pytest.Monk
 def cudnn_gradients(params: Any, xs: Any, state: Any) -> Any:
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
-        ys = cudnn.run(lstm(HIDDEN), params, inputs, state, Masks(None, None), False)[1]
+        ys = cudnn.run(recurrence.Problem(lstm(HIDDEN), params, inputs, state))[1]
         return (ys**2).sum()
 
     return jax.grad(loss, (0, 1, 2))(params, xs, state)
@@ -169,11 +168,9 @@ class TestCompiled:
     def test_launches_per_step(self, name: str, most: tuple[float, float], dtype: str) -> None:
         """At most these, all in command buffers, and fewer than with one step a turn."""
         size = gpu_static.SIZES[0]
-        one, several = (
-            gpu_static.counted(name, "xla", dtype, size, n) for n in (1, xla.GPU_UNROLL)
-        )
+        one, several = (gpu_static.counted(name, "xla", dtype, size, n) for n in (1, GPU_UNROLL))
         for what, limit in zip(gpu_static.PASSES, most, strict=True):
-            assert several[what]["trips"] == gpu_static.STEPS // xla.GPU_UNROLL
+            assert several[what]["trips"] == gpu_static.STEPS // GPU_UNROLL
             assert several[what]["per_step"] <= limit
             launches = several[what]["kernels"] + several[what]["copies"]
             assert several[what]["in_buffers"] == launches
@@ -185,7 +182,7 @@ class TestCompiled:
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN))
         xs = jax.ShapeDtypeStruct((gpu_static.STEPS, BATCH, HIDDEN), jnp.float32)
         (loop,) = gpu_static.compiled(jax.jit(lambda p, x: unroll(cell, p, x)[1]), params, xs)
-        assert loop.trips == gpu_static.STEPS // xla.GPU_UNROLL
+        assert loop.trips == gpu_static.STEPS // GPU_UNROLL
 
 
 # --- the count itself ------------------------------------------------------------------------------
@@ -219,7 +216,7 @@ def test_launches_are_counted_from_the_loops_body() -> None:
     [
         (LISTING, "", "1 loops in the listing, 0 trip counts"),
         ("", "", "0 loops"),
-        (LISTING.replace("kAsyncStart", "kNewKind"), PROGRAM, "not known here: kNewKind"),
+        (LISTING.replace("kAsyncStart", "kNewKind"), PROGRAM, "an unknown kind of thunk: kNewKind"),
     ],
 )
 def test_a_listing_of_another_form_is_refused(listing: str, program: str, message: str) -> None:
