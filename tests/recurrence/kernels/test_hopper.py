@@ -28,6 +28,7 @@ from jaxrnn.recurrence.kernels.hopper.residency import ROOM
 from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, DIRECTIONS, Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
+from tests.support.conformance import Conformance
 from tests.support.hopper import BATCH, FEATURES, MASKS, PLAIN, STEPS, cell_of, interpreted, on_gpu
 from tests.support.oracle import TOLERANCES, assert_close
 from tests.support.problems import (
@@ -499,3 +500,21 @@ def test_the_default_is_not_hopper_where_nothing_was_measured(
 ) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
     assert explain(lstm(512), (5, 2, 3), "bfloat16").implementation == "xla"
+
+
+@interpreted
+class TestHopper(Conformance):
+    implementation = "hopper"
+    exact = "float32"
+    narrow = ("bfloat16",)
+
+    @pytest.fixture(autouse=True)
+    def tiling(self, use_tiling: Any) -> None:
+        """Divide every problem over two CTAs."""
+        use_tiling(PLAIN)
+
+    def run(
+        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
+    ) -> tuple[Any, Any]:
+        """See `Conformance`. The race detector is left to the tests above."""
+        return interpret(cell, given, as_masks(len(given.xs), **masks), reverse, detect_races=False)
