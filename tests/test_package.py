@@ -121,3 +121,7 @@ def test_public_names_are_there_and_documented(name: str) -> None:
 
 def test_public_names_are_sorted() -> None:
     assert sorted(jaxrnn.__all__) == jaxrnn.__all__
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    assert not set(jaxrnn.__all__) & {name.rpartition(".")[2] for name in modules()}
