@@ -177,9 +177,10 @@ MEASURED = """
 import re, sys, tempfile
 from pathlib import Path
 from jaxrnn import charlm
-
+from jaxrnn.data.corpus import make_corpus
 from jaxrnn.devices import memory, mesh
 from jaxrnn.training import loop
+from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import Report
 
 Report.draw = lambda self: None  # matplotlib is not what is measured

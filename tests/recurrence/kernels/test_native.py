@@ -294,7 +294,7 @@ def loss_of(cell: Any, implementation: Any, axes: Mapped) -> Callable[..., Any]:
 
     def loss(xs: Any, state: Any, resets: Any, lengths: Any, params: Any) -> Any:
         run = partial(unroll, cell, params, xs, state, implementation=implementation)
-        final, ys = run(resets, lengths)
+        final, ys = run(resets=resets, lengths=lengths)
         return (ys**3).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
 
     return loss
