@@ -100,8 +100,7 @@ def abstract_problem(
     size = cell.hidden_size
     if is_builtin(cell):
         # No cell draws weights for D = 0, and w_h does not depend on D.
-        make = partial(cell.init, input_size=max(width, 1))
-        shapes = jax.eval_shape(make, jax.random.key(0))
+        shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), max(width, 1)))
         # JAX would make float32 of float64 here where x64 is not enabled.
         params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), shapes)
     else:
