@@ -164,7 +164,7 @@ def test_all_resume_after_one_process_is_killed(
     assert statuses.pop(victim) == -signal.SIGKILL
     assert all(status != 0 for status in statuses), "no process continues alone"
     # If JAX notices it first, it ends the processes with SIGABRT and its own message.
-    reported = all("start all processes again" in line for line in errors_of(errors))
+    reported = all("restart all processes" in line for line in errors_of(errors))
     assert reported and all(status in (1, -signal.SIGABRT) for status in statuses)
     statuses, _, errors = Job(text, run, count).end()
     assert statuses == [0] * count, errors
