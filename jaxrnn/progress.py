@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, plain lines in a file or a pipe.
+"""Progress of a command: a bar on a terminal, plain lines in a file or a pipe.
 
 display = show(STEPS)
 display.line("something worth a line of its own")
@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-PLAIN_EVERY = 10.0  # seconds between plain lines, besides the important ones
+# Seconds between plain lines, besides the important ones.
+PLAIN_EVERY = 10.0
 
 
 @runtime_checkable
 class Display(Protocol):
-    """What a command calls while it works."""
+    """The progress display that a command updates while it works."""
 
     def line(self, text: str) -> None:
         """Show a line of its own."""
@@ -55,7 +56,7 @@ class Stage(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What the work is counted in.
+    """The unit in which progress is counted, such as training steps or bytes.
 
     line: makes a plain line of a stage.
     columns: makes the columns of the bar.

@@ -1,12 +1,11 @@
-"""What a setting says of itself: may it change when a run is resumed, does it differ per process.
+"""Rules of a setting: may it change on resume, and may it differ between processes.
 
     @dataclasses.dataclass(frozen=True)
     class Config:
         hidden_size: int = 256                                # a resumed run keeps it
         learning_rate: float = setting(2e-3, may_change=True)
 
-A field that holds another dataclass hands its rules down to the fields in there, unless they have rules
-of their own. A field without any rules is part of what the run is: it may not change, it is the same in
+The fields of a nested dataclass inherit its rules, unless they have rules of their own. A field without any rules is part of what the run is: it may not change, it is the same in
 all processes, and a run that began before the field existed counts as having its default.
 """
 

@@ -1,1 +1,1 @@
-"""How training scales over several devices: predicted for TPU slices, and measured on this machine."""
+"""Scaling of training over several devices: predicted for TPU slices, measured on this machine."""

@@ -1,4 +1,4 @@
-"""How training should scale over TPUs that are not present, and how it scales on this machine.
+"""Predict the scaling of training over TPUs that are not present, and measure it on this machine.
 
     python -m benchmarks.scaling            # all slices, then measures here: an hour on two cores
     python -m benchmarks.scaling --quick    # a v5e with 1 and 4 chips: minutes; writes no file

@@ -61,7 +61,7 @@ class ModelConfig:
     forget_bias: float = 1.0
     """Initial forget-gate bias of the LSTM."""
     reset: cells.Reset = "before"
-    """Where the reset gate of the GRU acts: before the recurrent product (the lecture) or after it
+    """Position of the GRU's reset gate: before the recurrent product (the lecture) or after it
     (cuDNN)."""
     recurrent_init: cells.RecurrentInit = "orthogonal"
     """Distribution of the initial recurrent weights."""

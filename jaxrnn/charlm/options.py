@@ -1,4 +1,4 @@
-"""How characters are drawn: the options of sampling, declared once and checked when they are made."""
+"""The options of sampling, declared once and checked on construction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SamplingKeywords(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-    """How each character is drawn."""
+    """Options for drawing characters."""
 
     temperature: float = 1.0
     """Softmax temperature: below 1 more conservative, above 1 more random."""

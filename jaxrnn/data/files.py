@@ -63,7 +63,7 @@ class File(NamedTuple):
 
 
 class Place(NamedTuple):
-    """How far a text has been read.
+    """The position up to which a text has been read.
 
     Attributes:
       file: the number of the file that the last character came from.

@@ -67,7 +67,7 @@ class _NoScreen:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How far a preparation is: the content of progress.json besides the sources.
+    """The progress of a preparation: the content of progress.json besides the sources.
 
     Attributes:
       place: how far the text has been read.

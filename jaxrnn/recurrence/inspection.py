@@ -1,4 +1,4 @@
-"""How far back a cell's memory reaches (lecture row 4)."""
+"""The gradient flow of a cell, which shows how far back its memory reaches (lecture row 4)."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Problem(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What a forward pass keeps of every step for the backward pass.
+    """The arrays that a forward pass saves at every step for the backward pass.
 
     Attributes:
       previous_hidden: [T, B, H], the hidden state that entered the step.

@@ -16,8 +16,8 @@ from jaxrnn.shapes import Array
 def in_stretches(run: Any, every: int, problem: Problem) -> tuple[Any, Any]:
     """Return run(problem), computed in stretches of `every` steps that the backward pass runs again.
 
-    What all stretches share enters the loop in the wide dtype, since the loop adds up its gradients in
-    the dtype that enters, and is cast back to its own dtype inside.
+    The parameters that all stretches share enter the loop in the wide dtype and are cast back inside,
+    because the loop adds up their gradients in the dtype in which they enter.
     """
     slices, constant, join = _split_inputs(problem.inputs)
     shared = problem.params, constant

@@ -21,7 +21,7 @@ MOST_STEPS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How the model is trained."""
+    """Settings of a training."""
 
     model: charlm.ModelConfig = nested(charlm.ModelConfig)
     batch: int = 64

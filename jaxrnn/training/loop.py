@@ -236,7 +236,7 @@ class _SavedStates:
       vocabulary: the vocabulary of the text.
       devices: the mesh that the states are placed on.
       run: the run directory.
-      report: cut back to where a state was saved, and told what happens.
+      report: the report of the run. It is truncated to the state that is resumed, and gets notes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a training run shows and writes: progress, metrics.jsonl, samples.txt, loss.png, TensorBoard.
+"""The report of a training run: progress, metrics.jsonl, samples.txt, loss.png, TensorBoard.
 
 The files can be cut back to where a checkpoint was saved, so that a resumed run leaves the same lines as
 an uninterrupted one.
@@ -34,7 +34,7 @@ SAMPLES, BOARD = "samples.txt", "tensorboard"
 
 @runtime_checkable
 class Reporter(Protocol):
-    """What `fit` calls as a run happens."""
+    """The methods that `fit` calls to report on a run."""
 
     def note(self, line: str) -> None:
         """Show a line of its own."""

@@ -1,4 +1,4 @@
-"""What the kernels for TPUs and GPUs share: padding, the hand-written derivative, cropping.
+"""Padding, cropping and the hand-written derivative, shared by the kernels for TPUs and GPUs.
 
 Such an implementation has a forward kernel, which also puts out what the backward pass needs, and a
 backward kernel, which runs only the recurrent chain
@@ -195,7 +195,7 @@ def reset_and_active(
 ) -> tuple[Bool[Array, "T B"], Bool[Array, "T B"]] | None:
     """Return `reset` and the active rows, both as arrays, or None where neither is there.
 
-    reset: [T, B]; given apart, because a kernel may want it shifted in time.
+    reset: [T, B]; an argument of its own, because a kernel may need it shifted in time.
     """
     known = reset if reset is not None else masks.active
     if known is None:

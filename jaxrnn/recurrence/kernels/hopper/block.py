@@ -139,7 +139,7 @@ class Block:
 
     @property
     def _exchange_by(self) -> Literal["cluster", "grid"] | None:
-        """How parts synchronise: a cluster's barrier, a counter of the grid, or None for one part."""
+        """The barrier of the parts: that of a cluster, a counter of the grid, or None for one part."""
         if self._tiling.parts > self._tiling.cluster:
             return "grid"
         return "cluster" if self._tiling.cluster > 1 else None

@@ -1,4 +1,4 @@
-"""What the Hopper kernels need of Pallas Mosaic GPU, on every supported version of JAX."""
+"""Helpers around Pallas Mosaic GPU that work with every supported version of JAX."""
 
 from __future__ import annotations
 

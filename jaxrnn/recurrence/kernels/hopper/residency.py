@@ -1,4 +1,4 @@
-"""How many CTAs of the Hopper kernels are on a GPU at once, by the size of their clusters.
+"""The number of CTAs that a GPU runs at once, by the size of their clusters.
 
 CTAs that wait for a CTA that is not on the GPU wait forever, so a kernel whose CTAs synchronise may only
 be launched where all of them are resident. A cluster must fit in one GPC, whose number of

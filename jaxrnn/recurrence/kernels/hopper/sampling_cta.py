@@ -1,4 +1,4 @@
-"""What each CTA does in the sampling kernel: a char-RNN's loop over characters, its weights on the chip.
+"""The program of one CTA of the sampling kernel, a char-RNN's loop with its weights on the chip.
 
 A CTA ("part") keeps its units' weights of every layer in shared memory, and those of a few columns of
 the output layer. All CTAs synchronise after every layer. There is one block of at most 64 rows. A

@@ -36,13 +36,13 @@ from jaxrnn.recurrence.kernels.hopper.launch import State, StepFunctions, Tile
 from jaxrnn.recurrence.kernels.hopper.mosaic import Scalar
 from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell
 
-# What the backward pass needs of a step, by the names of `Residuals`: the gates of each array.
+# The residuals of one step: the tiles of each array by its name in `Residuals`.
 Kept = dict[str, tuple[Tile, ...]]
 
 
 @runtime_checkable
 class ForwardContext(Protocol):
-    """What a forward step needs of its kernel: a `Block`, or a `SamplingCTA`."""
+    """The operations that a forward step calls. `Block` and `SamplingCTA` implement them."""
 
     # The time of the step.
     t: Scalar

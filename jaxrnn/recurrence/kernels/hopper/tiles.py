@@ -1,4 +1,4 @@
-"""How a recurrence is divided over the CTAs of a Hopper GPU, and the shared memory that it takes.
+"""The division of a recurrence over the CTAs of a Hopper GPU, and the shared memory it takes.
 
 The units are divided over `parts`: CTAs that each keep the weights of H / parts units and exchange their
 results in every step. Rows of the batch are independent of each other, so they are divided over `groups`

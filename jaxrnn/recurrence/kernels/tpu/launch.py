@@ -1,4 +1,4 @@
-"""What a TPU kernel is given and how it is launched, wherever its weights lie."""
+"""The arguments and the launch of a TPU kernel, with resident or streamed weights."""
 
 from __future__ import annotations
 

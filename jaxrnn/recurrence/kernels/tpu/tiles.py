@@ -1,4 +1,4 @@
-"""How much of a recurrence fits on a TPU core at once: blocks of rows, steps and hidden units."""
+"""The blocks of rows, steps and hidden units that fit into the VMEM of a TPU core."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WIDTHS = (1024, 512, 256, LANES)
 
 
 class Tiles(NamedTuple):
-    """How a recurrence is divided.
+    """The division of a recurrence into blocks.
 
     Attributes:
       rows: rows of the batch in a block.

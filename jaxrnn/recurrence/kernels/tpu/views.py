@@ -1,4 +1,4 @@
-"""How the phases of a step read and write one tile of the hidden units in the arrays of a TPU kernel.
+"""Views through which a step of a TPU kernel reads and writes one tile of the hidden units.
 
 A view stands for an array of one step and one block of rows. Its columns are those of one gate after
 the other, or the H columns of an array without gates, which counts as one gate. All views are on VMEM:

@@ -1,4 +1,4 @@
-"""How the numbers of one step lie in memory: as rows of the batch, or as columns.
+"""Memory layouts of a step: the rows of the batch as rows, or as columns.
 
     Rows       state [B, H], gates [B, G]    h W         every platform
     Columns    state [H, B], gates [G, B]    W^T h       float32 on a CPU, large batches and widths

@@ -99,7 +99,7 @@ def _steps_per_iteration() -> int:
 
 
 class Loop(NamedTuple):
-    """How a loop runs over time: whether from the last step, and time steps per iteration."""
+    """The direction of a loop over time, and its number of time steps per iteration."""
 
     reverse: bool
     unroll: int

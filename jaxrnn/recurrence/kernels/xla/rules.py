@@ -31,7 +31,7 @@ Gates = tuple[Array, ...]
 
 
 class Setting(NamedTuple):
-    """What all steps share: the memory layout, the cell and its recurrent parameters."""
+    """The memory layout, the cell and its recurrent parameters, which all steps share."""
 
     layout: Layout
     cell: Any
