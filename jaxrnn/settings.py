@@ -5,8 +5,9 @@
         hidden_size: int = 256                                # a resumed run keeps it
         learning_rate: float = setting(2e-3, may_change=True)
 
-The fields of a nested dataclass inherit its rules, unless they have rules of their own. A field without any rules is part of what the run is: it may not change, it is the same in
-all processes, and a run that began before the field existed counts as having its default.
+The fields of a nested dataclass inherit its rules, unless they have rules of their own. A field without
+any rules is part of what the run is: it may not change, it is the same in all processes, and a run that
+began before the field existed counts as having its default.
 """
 
 from __future__ import annotations

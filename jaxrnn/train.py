@@ -31,6 +31,7 @@ from jaxrnn.settings import nested, setting
 from jaxrnn.training import loop, orbax_errors, run_description, run_directory
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import NullReport, Report, Reporter, require_tensorboard
+from jaxrnn.training.saved_states import Diverged
 from jaxrnn.training.signals import Stop
 
 # --- options ---
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         _print_error(error)
         return 2
-    except (OSError, loop.Diverged) as error:
+    except (OSError, Diverged) as error:
         _print_error(error)
         return 1
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from jaxrnn.data import files, token_files
 from jaxrnn.data.corpus import count_different_bytes, validation_start
 from jaxrnn.data.vocabulary import Numbering, Vocabulary, code_points
 from jaxrnn.errors import InputError
+from jaxrnn.progress import Display, Silent
 
 # Seconds between two times that the state is saved.
 SAVE_EVERY = 10.0
@@ -30,39 +31,6 @@ SAVE_EVERY = 10.0
 BLOCK = 1 << 20
 
 _REMEDY = "choose another `output`, or `overwrite` it"
-
-
-@runtime_checkable
-class Screen(Protocol):
-    """A display of the progress of a preparation, which works in several stages."""
-
-    def line(self, text: str) -> None:
-        """Show a line of its own."""
-
-    def begin(self, what: str, done: int, total: int | None) -> None:
-        """Begin a stage, `done` of `total` bytes finished; None for an unknown total."""
-
-    def reach(self, done: int) -> None:
-        """Show that `done` bytes of the stage are finished."""
-
-    def end(self) -> None:
-        """End the stage, finished or not."""
-
-
-class _NoScreen:
-    """A display that shows nothing."""
-
-    def line(self, text: str) -> None:
-        """Show nothing."""
-
-    def begin(self, what: str, done: int, total: int | None) -> None:
-        """Show nothing."""
-
-    def reach(self, done: int) -> None:
-        """Show nothing."""
-
-    def end(self) -> None:
-        """Show nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +65,7 @@ class Preparation:
       name: the name of the text, for meta.json.
       output: the folder; it exists, and no other process writes to it.
       floor: the loss that no model can beat, as in `Corpus`.
-      screen: a display of the progress.
+      display: a display of the progress, in bytes; None shows nothing.
       overwrite: prepare the text even if the folder holds one. Finished tokens stay until the new text
         has been read to its end. Unfinished work is discarded, unless it was itself to overwrite.
 
@@ -118,7 +86,7 @@ class Preparation:
         name: str,
         output: Path,
         floor: float | None = None,
-        screen: Screen | None = None,
+        display: Display | None = None,
         overwrite: bool = False,
     ) -> None:
         self._files = parts
@@ -126,7 +94,7 @@ class Preparation:
         self._name = name
         self._output = output
         self._floor = floor
-        self._screen: Screen = screen or _NoScreen()
+        self._display: Display = display or Silent()
         self._overwrite = overwrite
         # Whether the folder still has finished tokens, which are to be overwritten.
         self._keeps_finished = False
@@ -231,7 +199,7 @@ class Preparation:
             raise token_files.damaged_error(path, error) from None
         self._check_same(sources, as_bytes)
         if not self.resumable:
-            self._screen.line("a stream cannot be read again, so this starts over")
+            self._display.line("a stream cannot be read again, so this starts over")
             self.state = State()
             discard(self._output, self._keeps_finished)
             return
@@ -279,8 +247,8 @@ class Preparation:
         digest = self._digest()
         numbering = Numbering(self.state.characters, self._as_bytes)
         with contextlib.ExitStack() as stack:
-            stack.callback(self._screen.end)
-            self._screen.begin("reading", self.state.size, self.total)
+            stack.callback(self._display.end)
+            self._display.begin("reading", self.state.size, self.total)
             file = stack.enter_context(_at(self._partial(), self.state.count, self._dtype()))
             for chunk in files.stream(self._files, self._as_bytes, self.state.place):
                 new = numbering.encode(chunk.raw, chunk.text)
@@ -299,7 +267,7 @@ class Preparation:
                     self.state.size + len(chunk.raw),
                     digest.hexdigest(),
                 )
-                self._screen.reach(self.state.size)
+                self._display.reach(self.state.size)
                 self._save_if_due()
         # This raises an error if the text is too short.
         validation_start(self.state.count)
@@ -314,14 +282,14 @@ class Preparation:
         digest = hashlib.sha256()
         size = 0
         if self.state.count:
-            self._screen.begin("checking the text read so far", 0, self.state.size)
+            self._display.begin("checking the text read so far", 0, self.state.size)
             try:
                 for chunk in files.stream(self._files, self._as_bytes, stop=self.state.place):
                     digest.update(chunk.raw)
                     size += len(chunk.raw)
-                    self._screen.reach(size)
+                    self._display.reach(size)
             finally:
-                self._screen.end()
+                self._display.end()
             if digest.hexdigest() != self.state.sha256:
                 raise InputError(
                     f"the text has changed since {self._output} was prepared from its beginning; "
@@ -366,7 +334,7 @@ class Preparation:
         done = self.state.ordered * dtype.itemsize
         with partial.open("rb") as file, _at(path, self.state.ordered, dtype) as ordered:
             file.seek(done)
-            self._screen.begin("sorting the vocabulary", done, total)
+            self._display.begin("sorting the vocabulary", done, total)
             try:
                 while done < total:
                     block = np.frombuffer(file.read(min(BLOCK, total - done)), dtype)
@@ -374,10 +342,10 @@ class Preparation:
                     done += block.nbytes
                     self._previous = self.state
                     self.state = dataclasses.replace(self.state, ordered=done // dtype.itemsize)
-                    self._screen.reach(done)
+                    self._display.reach(done)
                     self._save_if_due()
             finally:
-                self._screen.end()
+                self._display.end()
             os.fsync(ordered.fileno())
 
     def _finish(self) -> token_files.Meta:

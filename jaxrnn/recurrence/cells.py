@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, SupportsIndex, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,15 @@ from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.equations import Activation, CellKind
 from jaxrnn.recurrence.initializers import orthogonal
 from jaxrnn.recurrence.linalg import add, product, split_gates, vectors, wide
-from jaxrnn.recurrence.parameters import check_params
+from jaxrnn.recurrence.parameters import (
+    GRUParams,
+    GRUState,
+    LSTMParams,
+    LSTMState,
+    RNNParams,
+    RNNState,
+    check_params,
+)
 from jaxrnn.shapes import Array, Float, Key
 
 Reset = Literal["before", "after"]
@@ -61,57 +69,6 @@ class Cell(Protocol):
 
     def step(self, params: Any, state: Any, gx: Float[Array, "B G"]) -> tuple[Any, Array]:
         """Return the state after one step of time, and the output y [B, H]."""
-
-
-class RNNParams(NamedTuple):
-    """Parameters of a plain RNN: input weights, recurrent weights, bias."""
-
-    w_x: Float[Array, "D H"]
-    w_h: Float[Array, "H H"]
-    b: Float[Array, "H"]
-
-
-class RNNState(NamedTuple):
-    """State of a plain RNN."""
-
-    hidden: Float[Array, "B H"]
-
-
-class LSTMParams(NamedTuple):
-    """Parameters of an LSTM, with the columns of the gates in the order i, f, g, o.
-
-    w_c holds the peepholes of the gates i, f and o, in this order; None without peepholes.
-    """
-
-    w_x: Float[Array, "D 4*H"]
-    w_h: Float[Array, "H 4*H"]
-    b: Float[Array, 4 * H]
-    w_c: Float[Array, "3 H"] | None = None
-
-
-class LSTMState(NamedTuple):
-    """State of an LSTM: h and c."""
-
-    hidden: Float[Array, "B H"]
-    cell: Float[Array, "B H"]
-
-
-class GRUParams(NamedTuple):
-    """Parameters of a GRU, with the columns of the gates in the order z, r, n.
-
-    b_h is the recurrent bias of the candidate n; only with reset="after", otherwise None.
-    """
-
-    w_x: Float[Array, "D 3*H"]
-    w_h: Float[Array, "H 3*H"]
-    b: Float[Array, 3 * H]
-    b_h: Float[Array, "H"] | None = None
-
-
-class GRUState(NamedTuple):
-    """State of a GRU."""
-
-    hidden: Float[Array, "B H"]
 
 
 @dataclasses.dataclass(frozen=True)

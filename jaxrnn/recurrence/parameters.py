@@ -1,13 +1,66 @@
-"""Check that parameters fit a cell, by comparing them with what `cell.init` makes."""
+"""The parameters and states of the cells, and the check that parameters belong to a cell."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxrnn.shapes import Array, Float
+
+
+class RNNParams(NamedTuple):
+    """Parameters of a plain RNN: input weights, recurrent weights, bias."""
+
+    w_x: Float[Array, "D H"]
+    w_h: Float[Array, "H H"]
+    b: Float[Array, "H"]
+
+
+class RNNState(NamedTuple):
+    """State of a plain RNN."""
+
+    hidden: Float[Array, "B H"]
+
+
+class LSTMParams(NamedTuple):
+    """Parameters of an LSTM, with the columns of the gates in the order i, f, g, o.
+
+    w_c holds the peepholes of the gates i, f and o, in this order; None without peepholes.
+    """
+
+    w_x: Float[Array, "D 4*H"]
+    w_h: Float[Array, "H 4*H"]
+    b: Float[Array, 4 * H]
+    w_c: Float[Array, "3 H"] | None = None
+
+
+class LSTMState(NamedTuple):
+    """State of an LSTM: h and c."""
+
+    hidden: Float[Array, "B H"]
+    cell: Float[Array, "B H"]
+
+
+class GRUParams(NamedTuple):
+    """Parameters of a GRU, with the columns of the gates in the order z, r, n.
+
+    b_h is the recurrent bias of the candidate n; only with reset="after", otherwise None.
+    """
+
+    w_x: Float[Array, "D 3*H"]
+    w_h: Float[Array, "H 3*H"]
+    b: Float[Array, 3 * H]
+    b_h: Float[Array, "H"] | None = None
+
+
+class GRUState(NamedTuple):
+    """State of a GRU."""
+
+    hidden: Float[Array, "B H"]
 
 
 def by_value(cell: Any) -> bool:

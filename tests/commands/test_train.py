@@ -23,7 +23,7 @@ from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.errors import InputError
-from jaxrnn.training import checkpoint, loop, signals
+from jaxrnn.training import checkpoint, loop, saved_states, signals
 from jaxrnn.training.report import Report
 from tests.support.runs import (
     KNOWN,
@@ -440,7 +440,7 @@ def test_a_loss_that_stays_infinite(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     def diverge(*_: Any) -> Any:
-        raise loop.Diverged("the loss is not finite, whatever was tried")
+        raise saved_states.Diverged("the loss is not finite, whatever was tried")
 
     monkeypatch.setattr(loop, "fit", diverge)
     message = refusal(train.main, flags(place / "text.txt", tmp_path), status=1)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import activations, charlm, generate, load, sample, train
-from jaxrnn.training import loop, run_description, stepping
+from jaxrnn.training import loop, run_description, saved_states, stepping
 from jaxrnn.training.checkpoint import Checkpoints
 from jaxrnn.training.report import Report
 from tests.support.runs import CONFIG, CORPUS, TEXT, assert_same_bits, change, metrics_of, quicken
@@ -114,7 +114,7 @@ def test_a_run_trained_by_an_older_version_in_other_modes(plain: Path, tmp_path:
     """Its embedding was float64 under x64, and its key had the length of the other generator's."""
     shapes = jax.eval_shape(lambda: stepping.create(DROPPING, _optimizer(), CORPUS.vocabulary))
     usual = Checkpoints(plain, read_only=True)
-    found = usual.restore(shapes.params, loop._rest(shapes))
+    found = usual.restore(shapes.params, saved_states.rest_of(shapes))
     usual.close()
     assert found is not None
     params, rest = found.tree

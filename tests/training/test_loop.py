@@ -12,7 +12,7 @@ import pytest
 
 from jaxrnn import charlm
 from jaxrnn.data.corpus import make_corpus
-from jaxrnn.training import evaluation, loop, stepping
+from jaxrnn.training import evaluation, loop, saved_states, stepping
 from jaxrnn.training.config import MOST_STEPS
 from jaxrnn.training.metrics import read_metrics
 from tests.support.runs import (
@@ -227,10 +227,10 @@ def test_it_gives_up_and_leaves_the_good_checkpoint(
     config = change(CONFIG, schedule="constant")
     break_at(11, 0.0, part)
     report = Notes(run)
-    with pytest.raises(loop.Diverged) as caught:
+    with pytest.raises(saved_states.Diverged) as caught:
         loop.fit(config, CORPUS, run, report)
     assert "\n" not in str(caught.value) and "`learning_rate`" in str(caught.value)
-    assert len(report.lines) == loop.RECOVERIES
+    assert len(report.lines) == saved_states.RECOVERIES
     assert_same_bits(good, latest(run, good))
 
 
@@ -239,9 +239,9 @@ def test_a_learning_rate_that_cannot_work(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     report = Notes(run)
     config = change(CONFIG, learning_rate=1e38, warmup=0, clip_norm=0.0, seed=1)
-    with pytest.raises(loop.Diverged):
+    with pytest.raises(saved_states.Diverged):
         loop.fit(config, CORPUS, run, report)
-    assert len(report.lines) == loop.RECOVERIES
+    assert len(report.lines) == saved_states.RECOVERIES
 
 
 # --- and it learns ---

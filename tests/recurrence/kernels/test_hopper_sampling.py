@@ -22,7 +22,7 @@ from jaxrnn.charlm import decoding, sampling
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
 from jaxrnn.recurrence.kernels.hopper import sampling_cta, search, tiles
-from jaxrnn.recurrence.kernels.hopper.sampling_cta import SamplingTiling
+from jaxrnn.recurrence.kernels.hopper.sampling_arrays import SamplingTiling
 from tests.support.fakes import fake
 from tests.support.hopper import SHARED, gpu_aot, interpreted
 from tests.support.oracle import TOLERANCES, assert_close, unchecked

@@ -24,14 +24,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.hopper import cost_model, search, tiles
 from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, call_kernel, smem
-from jaxrnn.recurrence.kernels.hopper.sampling_cta import (
-    PIECE,
+from jaxrnn.recurrence.kernels.hopper.sampling_arrays import (
     SamplingArrays,
-    SamplingCTA,
     SamplingRefs,
     SamplingTiling,
-    exchanges,
 )
+from jaxrnn.recurrence.kernels.hopper.sampling_cta import PIECE, SamplingCTA, exchanges
 from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, DoesNotFitError, M
 from jaxrnn.shapes import Array, Bool, Float, Int
 
