@@ -272,7 +272,7 @@ def test_bad_input_is_one_line(
 
 
 def test_the_settings_are_the_lectures() -> None:
-    """As the lecture's linked programs have them (README: the presets)."""
+    """The presets have the settings of the programs that the lecture links to."""
     found = {}
     for name, config in training_throughput.SETTINGS.items():
         model = config.model

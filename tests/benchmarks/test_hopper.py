@@ -43,7 +43,7 @@ TORCH = importlib.util.find_spec("torch") is not None
 
 @pytest.mark.process
 def test_every_stage_runs_and_says_what_is_not_there(tmp_path: Path) -> None:
-    """By the command that people run, with the folder as the environment names it."""
+    """Run the command as users do, with the output folder from the environment."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "OUT": str(tmp_path)}
     command = [str(ROOT / "benchmarks" / "hopper" / "run.sh"), "--quick"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -371,7 +371,7 @@ def test_bad_input_is_one_line(
 
 
 def result_of(stage: str, cell: str, batch: int, hidden: int, **micro: float) -> dict[str, Any]:
-    """Of one turn, by names with their blanks as underscores, µs per step forward; back twice that."""
+    """Return a turn: µs per step of each contender, the backward pass taking twice the forward pass."""
 
     def contenders(times: float) -> dict[str, Any]:
         return {
@@ -395,7 +395,7 @@ def test_goals_are_ratios_to_the_best_of_others() -> None:
     result["job"]["cell"] = "gru-after"
     rival = next(g for g in hopper_report.goals(result)[2:] if g["goal"] == "rival")
     assert (rival["wanted"], rival["met"]) == (3.0, False)
-    result["job"]["size"][0] = 256  # only told
+    result["job"]["size"][0] = 256  # changed in the result alone
     assert all(g["met"] is None for g in hopper_report.goals(result))
     assert not hopper_report.goals(result_of("table", "lstm", 64, 512, jaxrnn_hopper=1.0))
     assert not hopper_report.goals(result_of("table", "lstm", 64, 512, **times))

@@ -1,4 +1,4 @@
-"""What `benchmarks/scaling` reads from compiled programs, its model of their time, and its tables.
+"""`benchmarks/scaling`: facts from compiled programs, the model of their time, and the tables.
 
 The compiled text here is written by hand; `test_scaling_compile.py` compiles the real step. No test
 depends on a time.
@@ -182,7 +182,7 @@ def test_clocks_are_those_that_the_peak_rates_imply() -> None:
 
 
 def test_an_all_reduce_takes_both_axes_and_rings_where_there_are_any() -> None:
-    """Of 8 MB: 2 (n - 1) / n of it leave each chip, over links of 50 GB/s."""
+    """Of 8 MB, 2 (n - 1) / n leave each chip over links of 50 GB/s."""
     chip, sum_ = model.CHIPS["v5e"], Collective("all-reduce", 8_000_000, (0, 1), 1)
     links, delay = model.exchange(chip, sum_, square(2, of=2))
     assert links == pytest.approx(12e6 / (2 * 50e9))
@@ -217,8 +217,8 @@ def test_two_cores_of_a_chip_share_its_links() -> None:
     places = [(x, 0, 0) for x in range(2)]
     sum_ = Collective("all-reduce", 8_000_000, (0, 1), 1)
     together = model.exchange(chip, sum_, model.span(chip, places, (2, 1, 1), cores=2))
-    apart = model.exchange(chip, sum_, model.span(chip, places, (2, 1, 1), cores=1))
-    assert apart[0] == pytest.approx(2 * together[0])
+    separate = model.exchange(chip, sum_, model.span(chip, places, (2, 1, 1), cores=1))
+    assert separate[0] == pytest.approx(2 * together[0])
     inside, _ = model.exchange(chip, sum_, model.span(chip, places[:1], (2, 1, 1), cores=2))
     assert inside == 0
 

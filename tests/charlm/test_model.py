@@ -134,7 +134,7 @@ def test_table_is_embed_then_project(config: ModelConfig) -> None:
 def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     params, tokens = model(CONFIGS["tied"]), text()
     carry = random_carry(params.config)
-    apart = params.replace(
+    untied_params = params.replace(
         w_out=params.embedding.T, config=ModelConfig("lstm", hidden_size=5, embedding_size=5)
     )
     assert params.w_out is None
@@ -144,7 +144,7 @@ def test_tied_gradient_is_the_sum_of_both_uses() -> None:
     def gradient(params: Params) -> jax.Array:
         return charlm.loss(params, tokens, carry)[0]
 
-    tied, untied = gradient(params), gradient(apart)
+    tied, untied = gradient(params), gradient(untied_params)
     both = untied.embedding + untied.w_out.T
     assert_close(tied.embedding, both, TOLERANCES["gradient"])
     assert_close((tied.layers, tied.b_out), (untied.layers, untied.b_out), TOLERANCES["gradient"])

@@ -437,7 +437,7 @@ def test_streams_compile_one_program(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_values_out_of_range_are_reported(write: Any, wrong: dict[str, Any], message: str) -> None:
-    """By the call itself: a stream does not wait for its first piece."""
+    """The call raises the error; a stream does not wait until its first piece is asked for."""
     with unchecked(), pytest.raises(InputError, match=message):
         write(MODEL, **{"prime": PRIME, "length": 1} | wrong)
 

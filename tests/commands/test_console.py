@@ -122,7 +122,7 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", signals.NAMES)
 def test_a_signal_that_came_ignored_stays_ignored(name: str) -> None:
-    """As SIGHUP does under nohup, and SIGINT in what a script starts in the background."""
+    """SIGHUP is ignored under nohup, and SIGINT in background jobs of a script."""
     number, heard = getattr(signal, name), []
     before = signal.signal(number, signal.SIG_IGN)
     try:

@@ -388,7 +388,7 @@ def test_a_text_whose_output_has_no_reader(
 @pytest.mark.process
 @pytest.mark.parametrize(("by", "status"), [("pipe", 141), ("Ctrl-C", 130)])
 def test_an_endless_text_ends(by: str, status: int, place: Path) -> None:
-    """As in `python -m jaxrnn.generate run --length endless | head -c 10`; the output is kept."""
+    """`python -m jaxrnn.generate run --length endless | head -c 10` ends and writes its ten bytes."""
     command = [sys.executable, "-m", "jaxrnn.generate", str(place / "run"), "--length", "-1"]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE

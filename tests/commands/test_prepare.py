@@ -417,7 +417,7 @@ def test_the_last_line_is_a_command_for_a_shell(
 def test_a_closed_pipe_stops_the_command(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As in `python -m jaxrnn.prepare | head -1`. The same command resumes."""
+    """`python -m jaxrnn.prepare | head -1` stops; the same command resumes."""
     Path("text.txt").write_text(TEXT)
     monkeypatch.setattr(files, "CHUNK", 100)
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)

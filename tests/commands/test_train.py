@@ -253,7 +253,7 @@ def folder(data: Path) -> None:
 
 @pytest.mark.first_case
 @pytest.mark.parametrize(
-    "make, told",
+    "make, expected",
     [
         (nothing, 'no file or folder "{data}"'),
         (empty, "{data} is empty"),
@@ -268,7 +268,7 @@ def folder(data: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True], ids=["", "overwrite"])
 def test_bad_texts(
     make: Callable[[Path], None],
-    told: str,
+    expected: str,
     overwrite: bool,
     run: Path,
     tmp_path: Path,
@@ -281,7 +281,7 @@ def test_bad_texts(
     more = ["--overwrite"] if overwrite else []
     for workdir in (tmp_path / "new", run):
         message = refusal(train.main, flags(data, workdir, *more))
-        assert told.format(data=data) in message
+        assert expected.format(data=data) in message
     assert contents(tmp_path / "new") == {}
     assert contents(run) == before
 
@@ -291,7 +291,7 @@ def test_bad_texts(
 def test_a_text_just_long_enough(
     batch: int, seq_len: int, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    """What the message asks for is enough, and one character less is not."""
+    """The number of characters in the message is enough, and one less is not."""
     data, run = tmp_path / "data", tmp_path / "run"
     arguments = flags(data, run, batch=batch, seq_len=seq_len, steps=2)
     data.write_text("abcd" * 5)
@@ -358,8 +358,8 @@ def test_another_model_in_the_same_folder(
     message = refusal(train.main, flags(place / "text.txt", run, **changes))
     [(name, value)] = changes.items()
     flag = "--" + name.replace("_", "-")
-    told = f"{flag} is {SMALL.get(name, {'layers': 1, 'seed': 0}.get(name))} there"
-    assert f"{told} and {value} here" in message and "--overwrite" in message
+    shown = f"{flag} is {SMALL.get(name, {'layers': 1, 'seed': 0}.get(name))} there"
+    assert f"{shown} and {value} here" in message and "--overwrite" in message
     assert message.count(" there and ") == 1, "what is equal is not named"
     assert contents(run) == before
 
@@ -564,7 +564,7 @@ def test_a_training_whose_output_has_no_reader_saves_and_ends(
     ends: Callable[..., None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """As in `python -m jaxrnn.train | head -1`; nothing is said and nothing is lost."""
+    """`python -m jaxrnn.train | head -1` saves and ends without a message."""
     lose_the_reader(monkeypatch, ends)
     assert train.main(flags(place / "text.txt", tmp_path)) == 128 + signal.SIGPIPE
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -577,7 +577,7 @@ def test_a_training_whose_output_has_no_reader_saves_and_ends(
 def test_a_full_disk_behind_the_screen(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
 ) -> None:
-    """A training goes on, since its results are elsewhere; a text that cannot be written is an error."""
+    """A training continues, its results are in files; a text that cannot be written is an error."""
     full = open("/dev/full", "w")  # noqa: SIM115
     ends(full.close)
     ends(console.abandon_output)
@@ -630,7 +630,7 @@ def test_the_command_that_resumes_does_not_overwrite(
 
 @pytest.mark.slow
 def test_shuffled_runs_keep_their_windows(place: Path, tmp_path: Path) -> None:
-    """An old run, whose description has no `overlap`, goes on with the windows that it had."""
+    """An old run, whose description has no `overlap`, keeps the windows that it had."""
 
     def losses(run: Path) -> list[float]:
         return [
@@ -669,7 +669,7 @@ def test_closed_streams(closed: str, place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_cpu_by_name(place: Path, tmp_path: Path) -> None:
-    """Both commands in processes of their own, told to use the CPU."""
+    """Run both commands in processes of their own, with `--accelerator cpu`."""
     steps = [
         ["jaxrnn.train", *flags("-", tmp_path / "run", steps=2)],
         ["jaxrnn.generate", str(tmp_path / "run"), "--prime", KNOWN, "--length", "10"],

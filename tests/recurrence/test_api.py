@@ -302,7 +302,7 @@ def test_traced_lengths_out_of_range_are_the_nearest_in_it() -> None:
 @implementations
 @both_ways
 def test_a_reset_in_the_padding_leaves_the_state_alone(reverse: bool, implementation: str) -> None:
-    """The state stands still there: the same results as without that reset."""
+    """A row keeps its state in the padding: the results are those without that reset."""
     cell, given = in_float32("lstm")
     lengths = jnp.asarray(LENGTHS)
     resets = jnp.asarray(np.arange(STEPS)[:, None] >= LENGTHS)
@@ -436,7 +436,7 @@ def test_tokens_out_of_range_are_the_nearest_in_it(
 
 @pytest.mark.slow
 def test_the_gradient_of_tokens_runs_in_bfloat16() -> None:
-    """By columns, where a product with one-hot rows on the right was one that XLA's CPU has not."""
+    """A regression test of "columns": XLA's CPU lacked its product with one-hot rows on the right."""
     cell = CELLS["lstm"]
     params = cell.init(jax.random.key(0), FEATURES, jnp.bfloat16)
     tokens = jnp.asarray(np.arange(STEPS * BATCH).reshape(STEPS, BATCH) % 7)
@@ -570,7 +570,7 @@ def test_hessian_through_scan(name: str) -> None:
 
 
 def test_an_equal_cell_compiles_once() -> None:
-    """Cells compare by value: an equal one, made anew, finds the compiled function."""
+    """Cells compare by value: an equal cell made later finds the compiled function."""
     traced = []
 
     @partial(jax.jit, static_argnames="cell")
@@ -628,7 +628,7 @@ def test_a_second_eager_call_compiles_nothing(what: str, caplog: pytest.LogCaptu
 @pytest.mark.parametrize("what", ["jvp", "jacfwd", "hessian", "linearize"])
 @pytest.mark.parametrize("implementation", ["xla", USUAL])
 def test_forward_mode_asks_for_scan(what: str, implementation: Any) -> None:
-    """Where a kernel has none; a hessian runs by reverse over reverse, or forward by xla."""
+    """A derivative that a kernel lacks raises an error; a hessian runs by "xla" or in reverse mode."""
     cell, given = in_float32("rnn-tanh", steps=2)
 
     def loss(b: Any) -> Any:

@@ -191,7 +191,7 @@ def test_float8_is_refused(names: tuple[str, ...]) -> None:
 @pytest.mark.first_case
 @pytest.mark.parametrize("lengths", [[-1, 4], [1, 6]])
 def test_lengths_out_of_range_are_found_outside_jit(lengths: list[int]) -> None:
-    """As in a plain call, where the arrays are at hand."""
+    """Traced calls raise the same errors as plain calls."""
     params = CELL.init(jax.random.key(0), 3)
     low, high = lengths
     with pytest.raises(ValueError, match=rf"0\.\.5 \(T\), not in {low}\.\.{high}"):

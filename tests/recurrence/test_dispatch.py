@@ -70,7 +70,7 @@ def test_by_name(name: str, implementation: Any) -> None:
 def test_what_is_unsupported_is_refused_with_the_reason(
     cell: Any, dtype: str, implementation: Any, message: str
 ) -> None:
-    """By `explain`, and in the same words by `unroll`, whether or not the inputs are projected."""
+    """`explain` and `unroll` give the same reason, whether or not the inputs are projected."""
     with unchecked(), pytest.raises(ValueError, match=message):
         explain(cell, SHAPE, dtype, implementation)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), SHAPE[2], dtype))
@@ -198,7 +198,7 @@ def traced(cell: Any, implementation: Any) -> str:
 
 @pytest.mark.parametrize("cell", [lstm(HIDDEN), gru(HIDDEN)])
 def test_unroll_runs_what_explain_says(cell: Any) -> None:
-    """By the traced program: the choice's own, and each implementation has another."""
+    """The traced program is that of the choice, and each implementation has a different program."""
     programs = {name: traced(cell, name) for name in {*IMPLEMENTATIONS, USUAL}}
     assert len(set(programs.values())) == len(programs)
     assert traced(cell, None) == programs[explain(cell, (5, 2, 3)).implementation]
@@ -207,7 +207,7 @@ def test_unroll_runs_what_explain_says(cell: Any) -> None:
 
 
 def test_projected_inputs_and_resets_reach_the_choice() -> None:
-    """cuDNN would be told of them; here every kernel that is asked serves them."""
+    """Projected inputs and resets are part of the problem; every kernel on a CPU supports them."""
     given = problem(lstm(HIDDEN)).cast("float32")
     lookup = Lookup(jnp.ones((3, 4 * HIDDEN)), jnp.zeros((5, 2), jnp.int32))
     with pytest.raises(ValueError, match="it runs on a GPU"):
@@ -218,7 +218,7 @@ def test_projected_inputs_and_resets_reach_the_choice() -> None:
 
 @pytest.mark.process
 def test_kernels_are_imported_when_they_are_picked() -> None:
-    """Pallas takes a second to import, which nobody on a CPU should wait for."""
+    """Pallas takes a second to import, which no one on a CPU should wait for."""
     program = """
 import sys, jaxrnn
 jaxrnn.explain(jaxrnn.lstm(4), (5, 2, 3))

@@ -84,7 +84,7 @@ def test_save_every_of_projected_inputs(kind: str, implementation: str) -> None:
 def test_save_every_adds_up_gradients_in_float32(implementation: str) -> None:
     """A sigmoid RNN with no weights: each step adds 1/4 to b, 1/8 to W_h and 1/4 to W_x.
 
-    Above 128 such a sum would stand still in bfloat16, whose numbers there are 1 apart.
+    Above 128 such a sum would not change in bfloat16, whose neighbouring numbers differ by 1 there.
     """
     cell, steps = rnn(2, activation="sigmoid"), 2000
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1, jnp.bfloat16))
@@ -129,7 +129,7 @@ def test_save_every_keeps_every_kth_state_and_the_inputs(
 
 @pytest.mark.slow
 def test_save_every_takes_less_memory() -> None:
-    """By the compiler's own account of a gradient: less than a third, of 16 rows over 500 steps."""
+    """The compiler reports less than a third of the memory, for a gradient of 16 rows over 500 steps."""
     cell = lstm(32)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 8))
 

@@ -1,4 +1,4 @@
-"""What every implementation of the recurrence must do, as a class of tests.
+"""The tests that every implementation of the recurrence inherits.
 
 The tests of an implementation inherit it and name the implementation:
 

@@ -130,7 +130,7 @@ def trace(
 def reference(
     cell: Any, params: Any, xs: np.ndarray, state: Any, **masks: Any
 ) -> tuple[Any, np.ndarray]:
-    """What `unroll` promises: the final state and ys [T, B, H]."""
+    """Return the final state and ys [T, B, H], as `unroll` does."""
     final, inside = trace(cell, params, xs, state, **masks)
     return final, inside.get("hidden", np.zeros((*xs.shape[:2], cell.hidden_size)))
 

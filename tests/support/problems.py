@@ -45,7 +45,8 @@ CELLS = {
     "gru-after": gru(HIDDEN, reset="after"),
 }
 IMPLEMENTATIONS = ("scan", "xla", "columns")  # a CPU's for every dtype; the first is the reference
-USUAL = "native" if build.why_not() is None else "xla"  # a CPU's in float32, by itself
+# The default on a CPU in float32.
+USUAL = "native" if build.why_not() is None else "xla"
 
 
 class Problem(NamedTuple):
@@ -60,7 +61,7 @@ class Problem(NamedTuple):
     weights: tuple[Any, np.ndarray]
 
     def cast(self, dtype: str) -> "Problem":
-        """As JAX arrays: params and xs in `dtype`, the state and the weights in the wider dtype."""
+        """Return JAX arrays: params and xs in `dtype`, the state and the weights in the wider dtype."""
         narrow = partial(jax.tree.map, lambda a: jnp.asarray(a, dtype))
         broad = partial(jax.tree.map, lambda a: jnp.asarray(a, wide(dtype)))
         return Problem(narrow(self.params), narrow(self.xs), broad(self.state), broad(self.weights))
@@ -121,7 +122,7 @@ def library(
 
 
 def expected(cell: Any, given: Problem, **masks: Any) -> tuple[Any, Any]:
-    """What `library` should answer, from the equations and their finite differences alone."""
+    """Return what `library` should return, from the equations and their finite differences alone."""
 
     def loss(inputs: Any) -> float:
         results = reference(cell, *inputs, **masks)
@@ -134,7 +135,7 @@ def expected(cell: Any, given: Problem, **masks: Any) -> tuple[Any, Any]:
 
 
 def as_masks(steps: int, resets: Any = None, lengths: Any = None) -> Masks:
-    """What `unroll` makes of them: no reset where a row stands still."""
+    """Return the masks that `unroll` makes of resets and lengths: no reset in the padding."""
     active = None if lengths is None else np.arange(steps)[:, None] < lengths
     if resets is not None and active is not None:
         resets = resets & active

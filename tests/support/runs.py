@@ -93,7 +93,7 @@ def latest(run: Path, like: charlm.Params) -> charlm.Params:
 
 
 class Notes(Report):
-    """A silent report that remembers what it was told in words."""
+    """A silent report that keeps the lines it gets."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(run, 1, quiet=True)

@@ -1,4 +1,4 @@
-"""Checkpoints come back to the bit, or are passed over for the one before; loading runs no code."""
+"""Checkpoints are read bit-identically, or skipped for the one before; loading executes no code."""
 
 import ast
 import json
@@ -235,7 +235,7 @@ def assert_passed_over(lines: list[str]) -> None:
 def test_damage_to_any_file_is_harmless_or_passed_over(
     damage: Callable[[Path], None], copy: Path
 ) -> None:
-    """Whatever file of the newest checkpoint is hit, what comes back is a checkpoint, to the bit."""
+    """Whatever file of the newest checkpoint is hit, a complete checkpoint is read, bit-identically."""
     whole, lines = restore(copy)
     assert whole is not None and whole.step == 8 and lines == []
     newest = copy / "checkpoints" / "8"
@@ -290,7 +290,7 @@ def emptied(newest: Path) -> None:
 
 
 def half_written(newest: Path) -> None:
-    """As orbax leaves it when it is killed before the last rename."""
+    """Leave the checkpoint as orbax does when it is killed before the last rename."""
     newest.rename(newest.with_name("8.orbax-checkpoint-tmp"))
 
 
@@ -338,7 +338,7 @@ def damage_all(run: Path) -> None:
 
 
 def other_text(run: Path) -> None:
-    """As many characters more as make every shape another."""
+    """Add enough characters to change every shape."""
     known = json.loads((run / "vocab.json").read_text())
     (run / "vocab.json").write_text(json.dumps(known | {"characters": known["characters"] + "§"}))
 
@@ -349,7 +349,7 @@ def dangling(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil_run", "told"),
+    ("spoil_run", "expected"),
     [
         (damage_all, "no checkpoint is good: checkpoint 8 in .* is damaged .*; checkpoint 4 in "),
         (dangling, "checkpoints is a link to a folder that does not exist"),
@@ -357,7 +357,7 @@ def dangling(run: Path) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_training_does_not_begin_again_where_no_checkpoint_can_be_read(
-    spoil_run: Callable[[Path], None], told: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+    spoil_run: Callable[[Path], None], expected: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quicken(monkeypatch)
     spoil_run(copy)
@@ -366,7 +366,7 @@ def test_training_does_not_begin_again_where_no_checkpoint_can_be_read(
         lambda: loop.fit(LSTM, CORPUS, copy, Report(copy, 1, quiet=True)),
         lambda: load(copy),
     ):
-        with pytest.raises(InputError, match=told) as caught:
+        with pytest.raises(InputError, match=expected) as caught:
             run()
         assert "\n" not in str(caught.value)
         assert contents(copy) == before
@@ -613,7 +613,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_the_command_in_one_line(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up after step 4; with room again the same command goes on."""
+    """The disk fills up after step 4; with room again the same command resumes."""
     quicken(monkeypatch)
     run = tmp_path / "run"
     run.mkdir()

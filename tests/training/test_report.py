@@ -1,4 +1,4 @@
-"""What a run writes can be read back, cut back and drawn; the screen is quiet where it should be."""
+"""The files of a run can be read, truncated and drawn; a silent report prints nothing."""
 
 import json
 import struct
@@ -23,7 +23,7 @@ SIZE = (840, 480)  # pixels of loss.png
 
 
 def tell(report: Report, first: int = 5, last: int = 20) -> None:
-    """What training says between two steps."""
+    """Return the output of a training between two steps."""
     report.begin(first - 5, 20)
     for step in range(first, last + 1, 5):
         report.steps(step, LOSSES[step // 5 - 1], 0.5, JUDGED.get(step))
@@ -136,7 +136,7 @@ def test_rewind_leaves_what_an_undisturbed_run_would_have(
     metrics = read_metrics(tmp_path / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [5, 10, 15, 20]
     assert [m["loss"] for m in metrics] == LOSSES
-    assert metrics[2]["seconds"] > seconds, "the time of the run goes on"
+    assert metrics[2]["seconds"] > seconds, "the time of the run continues"
 
 
 def test_rewind_to_the_very_beginning(tmp_path: Path, params: charlm.Params) -> None:

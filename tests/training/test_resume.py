@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or finished and started again is the undisturbed run, to the bit."""
+"""A run that was killed, stopped or finished and resumed is bit-identical to an uninterrupted one."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_stopped_after_each_call_in_turn(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class Training:
-    """The command at work in a process of its own."""
+    """The command, running in a process of its own."""
 
     def __init__(self, text: Path, run: Path, cache: Path) -> None:
         self.metrics = run / "metrics.jsonl"
@@ -158,7 +158,7 @@ class Training:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text, and next to it the folder `whole` of a run that nobody disturbed."""
+    """A text, and next to it the folder `whole` of an uninterrupted run."""
     place = tmp_path_factory.mktemp("resume")
     (place / "text.txt").write_text(TEXT)
     status, out, err = Training(place / "text.txt", place / "whole", place / "cache").end()

@@ -208,12 +208,14 @@ REFUSED: list[tuple[list[str], Callable[[pytest.MonkeyPatch], None] | None, str]
 
 @pytest.mark.first_case
 @pytest.mark.parametrize(
-    ("more", "prepare", "told"), REFUSED, ids=[" ".join(more) or "memory" for more, *_ in REFUSED]
+    ("more", "prepare", "expected"),
+    REFUSED,
+    ids=[" ".join(more) or "memory" for more, *_ in REFUSED],
 )
 def test_a_refused_command_changes_nothing(
     more: list[str],
     prepare: Any,
-    told: str,
+    expected: str,
     overwrite: list[str],
     place: Path,
     run: Path,
@@ -225,7 +227,9 @@ def test_a_refused_command_changes_nothing(
         prepare(monkeypatch)
     before = everything(tmp_path)
     for workdir in (run, tmp_path / "new" / "run"):
-        assert told in refusal(train.main, flags(place / "text.txt", workdir, *overwrite, *more))
+        assert expected in refusal(
+            train.main, flags(place / "text.txt", workdir, *overwrite, *more)
+        )
         assert everything(tmp_path) == before
 
 
@@ -299,7 +303,7 @@ for name, (path, mode) in cases.items():
 
 @pytest.fixture
 def held_back() -> Iterator[list[str]]:
-    """What a program is started with so that permissions hold for it."""
+    """Return the command prefix that makes permissions hold for a program of root."""
     if os.geteuid() != 0:
         yield []
     elif shutil.which("setpriv"):

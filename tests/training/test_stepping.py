@@ -147,7 +147,8 @@ def test_dropout_follows_from_the_step_and_differs_between_parts() -> None:
     step = jax.jit(functools.partial(stepping.train_step, optimizer), static_argnums=3)
 
     def loss(n: int, rows: int, parts: int) -> float:
-        tokens = jnp.tile(tokens_of(config, 0)[:, :1], (1, rows))  # equal, told apart by dropout
+        # Equal rows, which only dropout distinguishes.
+        tokens = jnp.tile(tokens_of(config, 0)[:, :1], (1, rows))
         carry = charlm.initial_carry(config.model, rows)
         now = state.replace(step=jnp.int32(n), carry=carry)
         return float(step(now, tokens, jnp.bool_(True), parts)[1].loss)

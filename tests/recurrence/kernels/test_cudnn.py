@@ -46,7 +46,7 @@ def around_cudnn(given: Problem, lengths: Any = None, interpret: bool = True) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_values_and_gradients(lengths: str) -> None:
-    """Of the weights that go into cuDNN's vector, the inputs and the initial state."""
+    """Compare the outputs, and the gradients of weights, inputs and initial state."""
     given = problem(CELL, STEPS, BATCH).cast("float32")
     got = around_cudnn(given, LENGTHS[lengths])
     want = expected(CELL, given.exact(), lengths=LENGTHS[lengths])

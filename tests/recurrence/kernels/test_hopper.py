@@ -355,7 +355,7 @@ def test_a_tiling_can_run(name: str, dtype: str) -> None:
 
 @pytest.mark.slow
 def test_more_rows_take_no_less_time() -> None:
-    """By the cost model, in the tiling that the search picks."""
+    """The prediction of the cost model, for the tiling that the search picks."""
     cell, dtype = lstm(512), jnp.dtype("bfloat16")
     times = []
     for batch in (1, 16, 64, 128, 256, 512):

@@ -138,7 +138,7 @@ def test_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @two_cells
 def test_tokens_and_projected_inputs(name: str, masked: bool) -> None:
-    """A table's rows, and gx itself; a token out of range stands for the nearest row."""
+    """A table's rows, and gx itself; a token out of range means the nearest row."""
     cell, steps, batch = CELLS[name], 6, 9
     given = problem(cell, steps, batch).cast("float32")
     rng = np.random.default_rng(2)
@@ -254,7 +254,7 @@ def test_checkpoint(name: str) -> None:
 
 
 class Mapped(NamedTuple):
-    """What each element of a mapped axis has of its own; axes of None are shared."""
+    """The mapped axis of each argument; None where all elements share it."""
 
     xs: int | None = None
     state: int | None = None
@@ -477,7 +477,7 @@ print("done")
 
 @pytest.mark.process
 def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
-    """Where a batch is sharded, each device computes its own rows, and only gradients are exchanged."""
+    """If a batch is sharded, each device computes its own rows, and only gradients are exchanged."""
     environment = {"JAXRNN_CACHE": str(build._library().parent)}
     assert ask(tmp_path, DIVIDED, **environment).stdout == "done\n"
 
@@ -565,7 +565,7 @@ def test_turns_under_a_thread_sanitizer(tmp_path: Path) -> None:
 
 
 def sanitizer() -> list[str]:
-    """What must be loaded before a process that runs code with an address sanitizer."""
+    """Return the library to preload into a process that runs code with an address sanitizer."""
     names = "libasan.so", "libstdc++.so"
     found = [
         subprocess.run([*COMPILER, f"-print-file-name={name}"], capture_output=True, text=True)
@@ -857,7 +857,7 @@ def test_an_ascii_locale(tmp_path: Path) -> None:
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="waits for a processor with AVX")
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
 def test_narrower_vectors(tmp_path: Path, without: str) -> None:
-    """What older processors run: the same, with vectors of 8 and of 4."""
+    """Compile for older processors, with vectors of 8 and of 4 numbers: the results are the same."""
     program = """
 from tests import conftest
 from tests.recurrence.kernels import test_native

@@ -56,7 +56,7 @@ def weight_sizes(hidden: int) -> set[int]:
 
 
 def fetches(program: aot.Program, hidden: int) -> list[str]:
-    """What reads a recurrent weight from HBM once per step of time."""
+    """Return the operations that read a recurrent weight from HBM once per time step."""
     loops = [loop for loop in program.loops if loop.trips == T]
     return [o.name for loop in loops for o in loop.fetches(weight_sizes(hidden))]
 
@@ -198,7 +198,7 @@ def test_a_kernel_fetches_its_weights_once(chip: str, hidden: int) -> None:
 
 @too_large
 def test_weights_larger_than_vmem_are_fetched_once_a_step(chip: str, cell: Any) -> None:
-    """By every block of rows, each of which goes through time by itself."""
+    """Each block of rows runs through time separately, and reads the weights once per step."""
     times, blocks_of_rows = fetches_of_kernels(chip, cell)
     assert times == [T * blocks for blocks in blocks_of_rows]
 

@@ -1,5 +1,5 @@
-"""What is done for GPUs, without one: loops of several steps a turn compute what plain loops do; what
-the compiler makes of them for an H100 that is not there is read from its text. None of it ran on one."""
+"""The loops of "xla": conformance; several steps per iteration, as on GPUs, give the same results; and
+facts about the program that is compiled for an H100 without one. Nothing here ran on a GPU."""
 
 import re
 from functools import partial
@@ -43,7 +43,7 @@ gpu_aot = [
 def in_turns(
     cell: Any, given: Problem, layout: Any, reverse: bool, steps: int | None, masked: bool
 ) -> tuple[Any, Any]:
-    """As `oracle.library`, by loops of `steps` steps a turn."""
+    """Return what `library` returns, by loops with `steps` steps per iteration."""
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
@@ -83,7 +83,7 @@ def test_turns_of_several_steps_in_bfloat16(steps: int) -> None:
 
 
 def steps_a_turn() -> list[str]:
-    """Of the loops forward and backward, as they are traced for the device at hand."""
+    """Return the steps per iteration of the forward and the backward loop on the device at hand."""
     given = problem(CELLS["lstm"], STEPS, BATCH).cast("float32")
     how = {"layout": Rows, "reverse": False, "steps": None, "masked": False}
     run = partial(in_turns.__wrapped__, CELLS["lstm"], **how)  # not a trace kept from before
@@ -206,7 +206,7 @@ PROGRAM = 'while(...), backend_config={"known_trip_count":{"n":"10"},"known_init
 
 
 def test_launches_are_counted_from_the_loops_body() -> None:
-    """Not those before, after and in the condition; apart, what a command buffer launches."""
+    """Only launches in the body count; those of command buffers count separately."""
     (loop,) = gpu_static.loops(LISTING, PROGRAM)
     assert loop == gpu_static.Loop(trips=10, kernels=2, copies=2, in_buffers=2, whole=False)
 
