@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.recurrence.cells import is_builtin
 from jaxrnn.recurrence.kernels import xla
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, Residuals, vary
@@ -68,15 +67,6 @@ class Call(NamedTuple):
     tiles: Any
     reverse: bool
     interpret: Any
-
-
-def not_builtin(problem: Problem) -> str | None:
-    """Return why kernels with equations of their own cannot run a cell, or None where they can."""
-    if not is_builtin(problem.cell):
-        return (
-            f"it has no backward pass for {problem.cell!r}, only for rnn, lstm and gru; use 'scan'"
-        )
-    return None
 
 
 def run(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives, fused
+from jaxrnn.recurrence.kernels import Derivatives, fused, xla
 from jaxrnn.recurrence.kernels.fused import Call, Plan
 from jaxrnn.recurrence.kernels.hopper import block, search, steps
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
@@ -37,7 +37,7 @@ def unsupported_reason(problem: Problem) -> str | None:
     Raises:
       ValueError: for an environment variable of `search` that asks for an impossible tiling.
     """
-    reason = fused.not_builtin(problem) or search.unsupported_here(problem.dtype)
+    reason = xla.unsupported_reason(problem) or search.unsupported_here(problem.dtype)
     if reason:
         return reason
     try:
