@@ -11,6 +11,9 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # threads of XLA's CPU: those that wait inside an interpreted GPU kernel must not take the last one
 os.environ.setdefault("NPROC", "16")
+# Most of the tests' time is compilation, which takes half as long without LLVM's optimizations. Child
+# processes inherit this. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests the programs that users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
@@ -26,6 +29,7 @@ for number, handler in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
+DISABLE = jax.config.read("jax_disable_most_optimizations")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -57,6 +61,17 @@ def compile_once(request: pytest.FixtureRequest, compiled: str) -> Iterator[None
             patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
             patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
             patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
+@pytest.fixture(scope="class", autouse=True)
+def optimize(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Optimize what is compiled for a TPU or GPU: its instructions, registers and memory are tested."""
+    if request.node.get_closest_marker("tpu_aot") or request.node.get_closest_marker("gpu_aot"):
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", DISABLE)
+    else:
         yield
 
 
@@ -135,9 +150,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every", type=int, default=1, metavar="N", help=words)
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+# Fixtures that take long, once in each process that needs them.
+COSTLY = {"place", "trained", "on_meshes", "plain", "workplace"}
+
+
+# Before pytest chooses tests by their marks, and before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the cases after the first of `first_case` tests as slow, and apply --every."""
+    """Mark the cases after the first of `first_case` tests as slow, and apply --every.
+
+    All tests that share a costly fixture run in the same process.
+    """
+    for item in items:
+        for name in COSTLY.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))
     seen: set[str] = set()
     slow: list[pytest.Item] = []
     for item in items:

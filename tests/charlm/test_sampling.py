@@ -49,10 +49,8 @@ forward = jax.jit(charlm.forward)
 def model(vocabulary: Vocabulary = VOCABULARY, **config: Any) -> Params:
     """Random parameters, whose seed and scale give argmax texts of many different characters."""
     rng = np.random.default_rng(38)
-    params = init(
-        ModelConfig(**{"cell": "gru", "hidden_size": 6, "embedding_size": 4} | config),
-        vocabulary,
-    )
+    sizes = ModelConfig(**{"cell": "gru", "hidden_size": 6, "embedding_size": 4} | config)
+    params = jax.eval_shape(lambda: init(sizes, vocabulary))
     return jax.tree.map(lambda a: jnp.float32(1.5 * rng.standard_normal(a.shape)), params)
 
 
@@ -494,6 +492,7 @@ def test_bytes_and_text_are_the_same_draws() -> None:
     assert b"".join(stream_bytes(params, "é", 300, temperature=3.0)) == raw
 
 
+@pytest.mark.slow
 def test_primes_of_bytes() -> None:
     """They may be bytes, or the str that Python makes of them on a command line."""
     params = model(Vocabulary.of_bytes())

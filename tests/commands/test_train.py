@@ -392,6 +392,7 @@ def test_overwrite_begins_again(place: Path, run: Path) -> None:
     assert (run / "mine.txt").read_text() == "not the run's"
 
 
+@pytest.mark.slow
 def test_more_steps_go_on(place: Path, run: Path) -> None:
     before = (run / "metrics.jsonl").read_text()
     assert train.main(flags(place / "text.txt", run, steps=12)) == 0

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pytest
 
@@ -24,13 +23,10 @@ WEIGHTS = dict(rtol=0, atol=2e-5)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what the program `children/mesh.py` found: one worker runs it, the others wait for it."""
-    place = tmp_path_factory.getbasetemp()
-    output = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "mesh.json"
-    with filelock.FileLock(output.with_suffix(".lock")):
-        if not output.exists():
-            subprocess.run([sys.executable, PROGRAM, str(output)], check=True)
+def on_meshes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what the program `children/mesh.py` found."""
+    output = tmp_path_factory.mktemp("mesh") / "found.json"
+    subprocess.run([sys.executable, PROGRAM, str(output)], check=True)
     return json.loads(output.read_text())
 
 
@@ -47,10 +43,10 @@ CASES = [
     "name, implementation, sizes", CASES, ids=lambda value: str(value).replace(" ", "")
 )
 def test_the_curve_does_not_depend_on_the_devices(
-    name: str, implementation: str, sizes: dict[str, int], trained: dict[str, Any]
+    name: str, implementation: str, sizes: dict[str, int], on_meshes: dict[str, Any]
 ) -> None:
-    alone = trained[f"{name} {implementation} {json.dumps(DATA[0])}"]
-    found = trained[f"{name} {implementation} {json.dumps(sizes)}"]
+    alone = on_meshes[f"{name} {implementation} {json.dumps(DATA[0])}"]
+    found = on_meshes[f"{name} {implementation} {json.dumps(sizes)}"]
     np.testing.assert_allclose(found["curves"], alone["curves"], **CURVE)
     np.testing.assert_allclose(found["weights"], alone["weights"], **WEIGHTS)
     np.testing.assert_allclose(found["validation"], alone["validation"], **CURVE)
@@ -60,27 +56,27 @@ def test_the_curve_does_not_depend_on_the_devices(
 
 
 @pytest.mark.process
-def test_rows_read_from_a_file_are_the_same(trained: dict[str, Any]) -> None:
+def test_rows_read_from_a_file_are_the_same(on_meshes: dict[str, Any]) -> None:
     for part in ("curves", "weights", "validation"):
-        assert trained["from a file"][part] == trained["from the device"][part]
+        assert on_meshes["from a file"][part] == on_meshes["from the device"][part]
 
 
 @pytest.mark.process
-def test_a_state_made_on_a_mesh_is_the_same(trained: dict[str, Any]) -> None:
-    assert trained["begins alike"]
+def test_a_state_made_on_a_mesh_is_the_same(on_meshes: dict[str, Any]) -> None:
+    assert on_meshes["begins alike"]
 
 
 @pytest.mark.process
-def test_samples_are_drawn_on_the_devices_of_the_model(trained: dict[str, Any]) -> None:
+def test_samples_are_drawn_on_the_devices_of_the_model(on_meshes: dict[str, Any]) -> None:
     """One device draws if each holds the whole model; all draw together if units are divided."""
-    assert [found["devices"] for found in trained["samples"]] == [1, 8] * len(MODELS)
-    for found in trained["samples"]:
+    assert [found["devices"] for found in on_meshes["samples"]] == [1, 8] * len(MODELS)
+    for found in on_meshes["samples"]:
         assert found["divided"] == found["alone"]
 
 
 @pytest.mark.process
-def test_units_on_several_devices_need_scan_or_xla(trained: dict[str, Any]) -> None:
-    assert "implementation 'native' keeps all units on one device" in trained["refused"]
+def test_units_on_several_devices_need_scan_or_xla(on_meshes: dict[str, Any]) -> None:
+    assert "implementation 'native' keeps all units on one device" in on_meshes["refused"]
 
 
 def test_both_axes_are_covered() -> None:

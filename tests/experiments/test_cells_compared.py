@@ -28,6 +28,7 @@ def test_parameters_and_operations_are_those_of_the_equations(cell: str) -> None
     assert len(BYTES) <= others <= len(BYTES) + 20 * 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "gru"])
 def test_the_width_at_equal_parameters_is_the_closest(cell: str) -> None:
     target = parameters("lstm", 48)

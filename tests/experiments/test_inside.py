@@ -15,11 +15,19 @@ from experiments import inside_the_network as inside
 
 pytestmark = pytest.mark.once
 
-PARAMS = jaxrnn.init(
-    jaxrnn.ModelConfig(layers=2, hidden_size=8, embedding_size=4), jaxrnn.Vocabulary.of_bytes(), 3
-)
-VALUES = inside.units(PARAMS, inside.CODE)
 FOUND = {"column": inside.Found(1, 3, 0.5, 0.25), "in quotes": inside.Found(2, 8, -0.5, -0.75)}
+
+
+@pytest.fixture(scope="module")
+def params() -> jaxrnn.Params:
+    config = jaxrnn.ModelConfig(layers=2, hidden_size=8, embedding_size=4)
+    return jaxrnn.init(config, jaxrnn.Vocabulary.of_bytes(), 3)
+
+
+@pytest.fixture(scope="module")
+def states(params: jaxrnn.Params) -> np.ndarray:
+    """The states [T, layers, H] of all units while they read the code."""
+    return inside.units(params, inside.CODE)
 
 
 def test_quotes_comments_and_parentheses_are_distinguished() -> None:
@@ -45,11 +53,14 @@ def test_columns_and_indentation_count_a_tab_to_the_next_multiple_of_eight() -> 
     assert found["indentation"].tolist() == [0, 0, 0, 8, 9, 9, 9, 9, 9, 0, 1, 1]
 
 
-def test_units_are_chosen_on_one_half_and_judged_on_the_other() -> None:
+@pytest.mark.slow
+def test_units_are_chosen_on_one_half_and_judged_on_the_other(
+    params: jaxrnn.Params, states: np.ndarray
+) -> None:
     text, half = inside.CODE, len(inside.CODE) // 2
-    values = VALUES.reshape(len(text), -1)
+    values = states.reshape(len(text), -1)
     features = inside.features(text)
-    for name, unit in inside.find(PARAMS, text).items():
+    for name, unit in inside.find(params, text).items():
         index = (unit.layer - 1) * 8 + unit.unit - 1
         first, second = (
             [np.corrcoef(values[part, n], features[name][part])[0, 1] for n in range(16)]
@@ -116,11 +127,13 @@ document.body.append(result);
 
 
 @pytest.fixture(scope="module", params=PALETTE)
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def seen(
+    request: pytest.FixtureRequest, states: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """Return what a browser showed and the colours it should show, in light and in dark."""
     folder = tmp_path_factory.mktemp("page")
     r = {name: np.array([[0.5], [0.25]]) for name in FOUND}
-    page = inside.page(VALUES, FOUND, r)
+    page = inside.page(states, FOUND, r)
     page = page.replace("<head>", "<head>" + LISTEN, 1).replace("</body>", USE + "</body>", 1)
     (folder / "page.html").write_text(page)
     scheme = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(request.param)}"
@@ -166,12 +179,18 @@ class TestInABrowser:
         ],
     )
     def test_the_colours_show_the_selected_unit(
-        self, when: str, layer: int, unit: int, pressed: int | None, seen: Any
+        self,
+        when: str,
+        layer: int,
+        unit: int,
+        pressed: int | None,
+        seen: Any,
+        states: np.ndarray,
     ) -> None:
         shown, (paper, minus, plus) = seen[0][when], map(rgb, seen[1])
         assert (int(shown["layer"]) + 1, int(shown["unit"])) == (layer, unit)
         assert shown["pressed"] == [str(index == pressed).lower() for index in range(2)]
-        values = VALUES[:, layer - 1, unit - 1, None]
+        values = states[:, layer - 1, unit - 1, None]
         want = paper + np.abs(values) * (np.where(values < 0, minus, plus) - paper)
         got = [[float(n) for n in re.findall(r"[\d.]+", c)[-3:]] for c in shown["colours"]]
         # Colours are rounded to whole percents, values to 127 steps.
@@ -190,14 +209,16 @@ class TestInABrowser:
             ("ArrowLeft", len(inside.CODE) - 2),
         ],
     )
-    def test_the_value_that_is_shown(self, when: str, place: int, seen: Any) -> None:
+    def test_the_value_that_is_shown(
+        self, when: str, place: int, seen: Any, states: np.ndarray
+    ) -> None:
         unit = 3 if when == "first" else 8
         line, character = inside.CODE.count("\n", 0, place) + 1, inside.CODE[place]
         name = {"\n": "end of line", "\t": "a tab", " ": "a space"}.get(character, character)
         label, number = seen[0][when]["value"].rsplit(": ", 1)
         assert label == f"Line {line}, {name}"
         assert float(number.replace("−", "-")) == pytest.approx(
-            VALUES[place, 0, unit - 1], abs=0.0091
+            states[place, 0, unit - 1], abs=0.0091
         )
 
     def test_the_text_is_readable_on_every_colour(self, seen: Any) -> None:

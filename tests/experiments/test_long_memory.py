@@ -51,6 +51,7 @@ def test_order(length: int) -> None:
         assert set(symbols.flat) == set("XYabcd")
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("length", [1, 5])
 def test_copy(length: int) -> None:
     xs, targets = batch("copy", length)
@@ -63,7 +64,7 @@ def test_copy(length: int) -> None:
         assert answer == "_" * (length + 10) + spelt[:10]
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_the_baseline_is_the_smallest_loss_without_looking_at_the_input(name: str) -> None:
     length = 6

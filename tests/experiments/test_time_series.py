@@ -28,6 +28,7 @@ def test_the_floor_of_a_linear_series_is_the_known_one() -> None:
     np.testing.assert_allclose(reached, exact, rtol=0.04)
 
 
+@pytest.mark.slow
 def test_the_floor_one_step_ahead_is_the_noise() -> None:
     step, noise = time_series.SERIES["oscillator"]
     reached = error_of_the_best(step, noise, rows=4000)

@@ -310,6 +310,7 @@ def test_a_reset_in_the_padding_leaves_the_state_alone(reverse: bool, implementa
     assert_close(run(resets, lengths), run(None, lengths), TOLERANCES["float32"])
 
 
+@pytest.mark.slow
 def test_marks_of_first_steps_are_rolled_for_the_reverse_direction() -> None:
     """Episodes of 2 and 3 steps side by side in a row are the same run one by one, both ways."""
     cell, given = in_float32("gru-after")

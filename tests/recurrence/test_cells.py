@@ -92,6 +92,7 @@ def test_forget_gate_shut_only_the_block_input_counts(cell: Any, implementation:
     assert_close(final.cell, np.tanh(last + params.b[block]), TOLERANCES["float32"])
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cell", LSTMS, ids=["lstm", "peephole"])
 def test_forget_gate_shut_nothing_of_the_old_cell_is_left(cell: Any, implementation: str) -> None:
@@ -105,6 +106,7 @@ def test_forget_gate_shut_nothing_of_the_old_cell_is_left(cell: Any, implementat
     assert not gradients[2].cell.any()
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cell", LSTMS, ids=["lstm", "peephole"])
 def test_input_gate_shut_and_forget_gate_open_the_cell_is_kept(
@@ -280,6 +282,7 @@ def test_small_widths_are_orthogonal_too(size: int) -> None:
     np.testing.assert_allclose(w.T @ w, np.eye(size), atol=TOLERANCES["orthogonal"])
 
 
+@pytest.mark.slow
 def test_recurrent_weights_may_be_glorot_uniform() -> None:
     cell = gru(WIDTH, recurrent_init="glorot")
     limit = np.sqrt(6 / (2 * WIDTH))

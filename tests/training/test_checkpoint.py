@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- there and back ---
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [dict(), dict(embedding_size=4, tie=True, cell="gru", clip_norm=0.0)]
 )
@@ -119,6 +119,7 @@ def test_special_numbers_come_back(tmp_path: Path) -> None:
     assert np.asarray(found.tree[0]["x"]).tobytes() == np.asarray(special).tobytes()
 
 
+@pytest.mark.slow
 def test_saving_copies_what_the_next_step_will_overwrite(tmp_path: Path) -> None:
     state = state_of()
     before = jax.tree.map(np.array, split(state))
@@ -187,6 +188,7 @@ def test_load_of_a_run_without_checkpoints_makes_none(copy: Path) -> None:
     assert not (copy / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_later_checkpoints_are_set_aside_and_saved_again(copy: Path) -> None:
     params, rest = split(state_of())
     with opened(copy) as (checkpoints, _):

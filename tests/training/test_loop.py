@@ -70,6 +70,7 @@ def test_a_call_of_the_device_is_bounded() -> None:
     assert min(config.intervals) == MOST_STEPS
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     fit(CONFIG, run)

@@ -117,6 +117,7 @@ def test_a_sample_of_bytes(
 # --- winding back ---
 
 
+@pytest.mark.slow
 def test_rewind_leaves_what_an_undisturbed_run_would_have(
     tmp_path: Path, params: charlm.Params
 ) -> None:
@@ -139,6 +140,7 @@ def test_rewind_leaves_what_an_undisturbed_run_would_have(
     assert metrics[2]["seconds"] > seconds, "the time of the run continues"
 
 
+@pytest.mark.slow
 def test_rewind_to_the_very_beginning(tmp_path: Path, params: charlm.Params) -> None:
     report = Report(tmp_path, 40, quiet=True)
     report.rewind({})  # nothing there yet
@@ -218,6 +220,7 @@ def test_speed_after_a_rewind(tmp_path: Path) -> None:
 # --- the screen ---
 
 
+@pytest.mark.slow
 def test_plain_lines_where_there_is_no_terminal(
     tmp_path: Path, params: charlm.Params, capsys: pytest.CaptureFixture[str]
 ) -> None:

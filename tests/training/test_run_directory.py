@@ -193,15 +193,15 @@ REFUSED: list[tuple[list[str], Callable[[pytest.MonkeyPatch], None] | None, str]
     (["--implementation", "cudnn"], None, "'cudnn' cannot run this"),
     (["--tensorboard"], no_tensorboard, "--tensorboard needs: pip install"),
     ([], little_memory, "training this model needs about "),
-    (["--mesh", "data=3"], None, "--mesh data=3,model=1 is for 3"),
-    (["--mesh", "rows=1"], None, "--mesh must be as in"),
+    (["--mesh", "data=3"], None, "a mesh of data=3,model=1 needs 3"),
+    (["--mesh", "rows=1"], None, "--mesh must be of the form data=8,model=2"),
     (["--sample-prime", "Ω"], None, "never seen: 'Ω'"),
     (["--sample-prime", ""], None, "--sample-prime is empty"),
     (["--steps", "3000000000"], None, "int32"),
     (["--seq-len", "5000"], None, "the text is too short"),
     (["--glob", "*.c"], None, "--glob"),
     (["--data", "no-such-file"], None, "no file or folder"),
-    (["--accelerator", "gpu"], None, "no gpu here"),
+    (["--accelerator", "gpu"], None, "no gpu found"),
     (["--accumulate", "3"], None, "--accumulate"),
 ]
 

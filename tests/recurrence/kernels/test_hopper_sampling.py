@@ -17,7 +17,17 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.ahead_of_time import hopper as hopper_static
 from benchmarks.ahead_of_time import programs as hopper_programs
-from jaxrnn import InputError, ModelConfig, Vocabulary, charlm, init, sample, sample_many, stream
+from jaxrnn import (
+    InputError,
+    ModelConfig,
+    Params,
+    Vocabulary,
+    charlm,
+    init,
+    sample,
+    sample_many,
+    stream,
+)
 from jaxrnn.charlm import decoding, sampling
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
@@ -240,14 +250,18 @@ def test_arrange_raises_the_reason() -> None:
         hopper_sampling.arrange(cell, prepared, 65)
 
 
-PARAMS = init(ModelConfig(hidden_size=6, embedding_size=4), VOCABULARY)
+@pytest.fixture(scope="module")
+def params() -> Params:
+    config, rng = ModelConfig(hidden_size=6, embedding_size=4), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(config, VOCABULARY))
+    return jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), shapes)
 
 
-def test_elsewhere_it_is_refused() -> None:
+def test_elsewhere_it_is_refused(params: Params) -> None:
     with pytest.raises(InputError, match="runs on a Hopper GPU and this is a CPU"):
-        sample(PARAMS, "a", 3, implementation="hopper")
+        sample(params, "a", 3, implementation="hopper")
     with pytest.raises(InputError, match="runs on a Hopper GPU and this is a CPU"):
-        stream(PARAMS, "a", 3, implementation="hopper")
+        stream(params, "a", 3, implementation="hopper")
 
 
 @pytest.mark.parametrize(
@@ -259,27 +273,27 @@ def test_elsewhere_it_is_refused() -> None:
     ],
 )
 def test_what_it_cannot_draw_is_refused(
-    how: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any], words: str, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerator, "device", lambda: fake("gpu", compute_capability="9.0"))
     with pytest.raises(InputError, match=words):
-        sample_many(PARAMS, "a", 3, implementation="hopper", **({"count": 1} | how))
+        sample_many(params, "a", 3, implementation="hopper", **({"count": 1} | how))
 
 
 @pytest.mark.slow
-def test_the_loop_by_name() -> None:
-    assert sample(PARAMS, "a", 9, implementation="xla") == sample(PARAMS, "a", 9)
+def test_the_loop_by_name(params: Params) -> None:
+    assert sample(params, "a", 9, implementation="xla") == sample(params, "a", 9)
     with (
         unchecked(),
         pytest.raises(InputError, match="must be one of xla, hopper or None, not 'x'"),
     ):
-        sample(PARAMS, "a", 9, implementation="x")  # type: ignore[arg-type]
+        sample(params, "a", 9, implementation="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 @interpreted
 def test_samples_by_the_kernel_are_those_of_the_loop(
-    use_tiling: Any, monkeypatch: pytest.MonkeyPatch
+    params: Params, use_tiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compare whole samples, drawn in several launches, and a stream."""
     use_tiling(TILING._replace(rows=8, parts=1, cluster=1, chunk=16, units=16, columns=64, slots=1))
@@ -290,7 +304,7 @@ def test_samples_by_the_kernel_are_those_of_the_loop(
     monkeypatch.setattr(sampling, "draw_by_kernel", draw)
     by_kernel = {"implementation": "hopper", "temperature": 0.7, "seed": 3}
     by_loop = by_kernel | {"implementation": "xla"}
-    got = sample_many(PARAMS, "ab", 6, **by_kernel, count=2)
-    assert got == sample_many(PARAMS, "ab", 6, **by_loop, count=2)
-    pieces = list(stream(PARAMS, "ab", 6, **by_kernel))
+    got = sample_many(params, "ab", 6, **by_kernel, count=2)
+    assert got == sample_many(params, "ab", 6, **by_loop, count=2)
+    pieces = list(stream(params, "ab", 6, **by_kernel))
     assert "".join(pieces) == got[0]

@@ -169,7 +169,7 @@ ON_A_GPU_ALONE = {
 }
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ON_A_GPU_ALONE)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tiling_lowers(name: str, kind: str, use_tiling: Any) -> None:

@@ -73,7 +73,7 @@ def test_turns_of_several_steps_are_the_plain_loop(
     assert_close(got, want, TOLERANCES["float64"])
 
 
-@pytest.mark.first_case
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 8])
 def test_turns_of_several_steps_in_bfloat16(steps: int) -> None:
     """dgx is stored as bits in one case and as scan's own output in the other."""
