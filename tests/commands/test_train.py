@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 import pytest
 
-from jaxrnn import charlm, console, generate, load, sample, train
+from jaxrnn import charlm, generate, load, sample, train
 from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
@@ -34,6 +34,7 @@ from tests.support.runs import (
     everything,
     flags,
     lose_the_reader,
+    replace_output,
 )
 
 # The flags that users know.
@@ -579,10 +580,7 @@ def test_a_full_disk_behind_the_screen(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
 ) -> None:
     """A training continues, its results are in files; a text that cannot be written is an error."""
-    full = open("/dev/full", "w")  # noqa: SIM115
-    ends(full.close)
-    ends(console.abandon_output)
-    monkeypatch.setattr(sys, "stdout", full)
+    replace_output(open("/dev/full", "w"), monkeypatch, ends)
     assert train.main(flags(place / "text.txt", tmp_path)) == 0
     assert generate.main([str(place / "run")]) == 1
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -159,18 +159,24 @@ def everything(folder: Path) -> dict[str, Any]:
     }
 
 
-def lose_the_reader(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]) -> None:
-    """Let standard output be a pipe without a reader; no fixture, after which pytest sets it again."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    file = os.fdopen(writer, "w")
+def replace_output(
+    file: TextIO, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
+) -> None:
+    """Let standard output be a file that may refuse what is written to it."""
 
     def close() -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             file.close()
 
     ends(close)
     monkeypatch.setattr(sys, "stdout", file)
+
+
+def lose_the_reader(monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]) -> None:
+    """Let standard output be a pipe without a reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    replace_output(os.fdopen(writer, "w"), monkeypatch, ends)
 
 
 KNOWN = "6 green bottles"
