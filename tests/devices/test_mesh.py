@@ -89,10 +89,9 @@ def test_both_axes_are_covered() -> None:
 def run_command(
     text: Path, run: Path, devices: int, *more: str
 ) -> subprocess.CompletedProcess[str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.run(
         [*command(text, run), "--batch=8", *more],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
         capture_output=True,
         text=True,
     )

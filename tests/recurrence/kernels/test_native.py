@@ -430,8 +430,6 @@ def test_sharded_over_the_batch() -> None:
 
 
 DIVIDED = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import re, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from tests.support.oracle import TOLERANCES, assert_close
@@ -478,7 +476,7 @@ print("done")
 @pytest.mark.process
 def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
     """If a batch is sharded, each device computes its own rows, and only gradients are exchanged."""
-    environment = {"JAXRNN_CACHE": str(build._library().parent)}
+    environment = {"JAXRNN_CACHE": str(build._library().parent), "JAX_NUM_CPU_DEVICES": "4"}
     assert ask(tmp_path, DIVIDED, **environment).stdout == "done\n"
 
 

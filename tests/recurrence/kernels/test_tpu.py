@@ -348,7 +348,7 @@ def test_sharded_over_four_devices() -> None:
     code += "assert len(jax.devices()) == 4; test_tpu.compare_sharded(4)"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     done = subprocess.run(
