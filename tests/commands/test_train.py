@@ -580,7 +580,8 @@ def test_a_full_disk_behind_the_screen(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
 ) -> None:
     """A training continues, its results are in files; a text that cannot be written is an error."""
-    replace_output(Path("/dev/full").open("w"), monkeypatch, ends)
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    replace_output(full, monkeypatch, ends)
     assert train.main(flags(place / "text.txt", tmp_path)) == 0
     assert generate.main([str(place / "run")]) == 1
 
