@@ -1,6 +1,7 @@
 """Checkpoints are read bit-identically, or skipped for the one before; loading executes no code."""
 
 import ast
+import gc
 import json
 import os
 import pickle
@@ -28,11 +29,18 @@ from jaxrnn.training.report import Report
 from jaxrnn.training.run_description import load
 from tests.support.runs import CONFIG, CORPUS, TEXT, assert_same_bits, change, quicken
 
-# A read or write that fails leaves tasks of orbax behind, in the tests' own process; that the commands
-# stay silent about them is tested on a process of their own.
+# A read or write that fails leaves tasks of orbax behind, in the tests' own process. `leave_nothing`
+# ends them here. That the commands stay silent about them is tested on a process of their own.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 LSTM = change(CONFIG, cell="lstm", layers=2, steps=8)  # checkpoints at 4 and 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_nothing() -> Iterator[None]:
+    """Collect what failed reads leave behind, before a test of another file would be blamed."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
