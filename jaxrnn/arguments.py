@@ -10,8 +10,10 @@ import typing
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -73,8 +75,23 @@ def parse(
         if flag.replace("_", "-") in texts and value.startswith("-") and value != "-":
             raise InputError(f"{flag} needs a value; write one that begins with - as {flag}=VALUE")
     more = {} if default is None else {"default": default}
+    _join_help(kind)
     with _registry:
         return tyro.cli(kind, prog=prog, args=argv, config=markers, **more)  # type: ignore[call-overload]
+
+
+def _join_help(kind: Any) -> None:
+    """Make the docstring of each field one line, and put it where tyro looks first for help.
+
+    tyro itself breaks the line wherever a docstring of several lines does, because these are indented.
+    """
+    described = docstring_parser.parse_from_object(kind).params
+    texts = {item.arg_name: " ".join((item.description or "").split()) for item in described}
+    for field, hint in _typed_fields(kind):
+        if dataclasses.is_dataclass(hint):
+            _join_help(hint)
+        elif field.name in texts:
+            field.metadata = MappingProxyType({**field.metadata, "help": texts[field.name]})
 
 
 def _text_flags(kind: type[Any]) -> set[str]:
@@ -143,9 +160,13 @@ def _flag(name: str) -> str:
 
 def _fields_of(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, those of nested dataclasses included."""
-    hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
+    for field, hint in _typed_fields(kind):
         found |= _fields_of(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
     return found
+
+
+def _typed_fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """Return the fields of a dataclass with their types."""
+    hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]

@@ -30,7 +30,7 @@ FLOORS = (
     ("console", "errors", "progress", "settings", "shapes"),
 )
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
-OPTIONAL += ["tensorboardX", "torch", "keras", "tensorflow"]
+OPTIONAL += ["docstring_parser", "tensorboardX", "torch", "keras", "tensorflow"]
 
 
 @pytest.mark.process

@@ -171,6 +171,16 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out, word
 
 
+def test_help_breaks_lines_only_where_they_are_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "lecture (the settings of the lecture's code), shakespeare" in out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
