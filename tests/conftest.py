@@ -151,8 +151,16 @@ def forget_programs() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    words = "of the cases that are slow or start processes, run one in N"
-    parser.addoption("--every", type=int, default=1, metavar="N", help=words)
+    words = "of all cases that are slow or start processes, run one in N, from case K modulo N on"
+    parser.addoption("--every", type=fraction, default=(0, 1), metavar="K/N", help=words)
+    words = "of the costly cases of each test, run at least one and one in N, from case K modulo N on"
+    parser.addoption("--share", type=fraction, default=(0, 1), metavar="K/N", help=words)
+
+
+def fraction(words: str) -> tuple[int, int]:
+    """Return K and N of "K/N"."""
+    first, _, parts = words.partition("/")
+    return int(first) % int(parts), int(parts)
 
 
 # Fixtures that take long, once in each process that needs them.
@@ -162,7 +170,7 @@ COSTLY = {"place", "trained", "on_meshes", "plain", "workplace"}
 # Before pytest chooses tests by their marks, and before pytest-xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the cases after the first of `first_case` tests as slow, and apply --every.
+    """Mark the cases after the first of `first_case` tests as slow, and apply --every and --share.
 
     All tests that share a costly fixture run in the same process.
     """
@@ -171,18 +179,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(name))
     seen: set[str] = set()
     slow: list[pytest.Item] = []
+    costly: dict[str, list[pytest.Item]] = {}
     for item in items:
         test = item.nodeid.partition("[")[0]
         if test in seen and item.get_closest_marker("first_case"):
             item.add_marker("slow")
         seen.add(test)
-        if item.get_closest_marker("slow") or item.get_closest_marker("process"):
+        if any(map(item.get_closest_marker, ("slow", "process"))):
             slow.append(item)
-    chosen = set(slow[:: config.getoption("every")])
-    left_out = [item for item in slow if item not in chosen]
+        if any(map(item.get_closest_marker, ("slow", "process", "tpu_aot", "gpu_aot"))):
+            costly.setdefault(test, []).append(item)
+    first, parts = config.getoption("every")
+    left_out = set(slow) - set(slow[first::parts])
+    first, parts = config.getoption("share")
+    for cases in costly.values():
+        left_out.update(set(cases) - set(cases[first % len(cases) :: parts]))
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
