@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrnn.data import files, token_files
 from jaxrnn.data.corpus import count_different_bytes, validation_start
+from jaxrnn.data.token_files import Progress
 from jaxrnn.data.vocabulary import Numbering, Vocabulary, code_points
 from jaxrnn.errors import InputError
 from jaxrnn.progress import Display, Silent
@@ -31,29 +32,6 @@ SAVE_EVERY = 10.0
 BLOCK = 1 << 20
 
 _REMEDY = "choose another `output`, or `overwrite` it"
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """The progress of a preparation: the content of progress.json besides the sources.
-
-    Attributes:
-      place: how far the text has been read.
-      characters: the characters found in it, in the order of their provisional tokens.
-      count: number of tokens in the partial file.
-      size: number of bytes of the text that they stand for.
-      sha256: SHA-256 of those bytes in hexadecimal digits.
-      complete: whether that is the whole text.
-      ordered: number of tokens in tokens.bin.
-    """
-
-    place: files.Place = dataclasses.field(default_factory=files.Place)
-    characters: str = ""
-    count: int = 0
-    size: int = 0
-    sha256: str = hashlib.sha256().hexdigest()
-    complete: bool = False
-    ordered: int = 0
 
 
 class Preparation:
@@ -109,10 +87,10 @@ class Preparation:
             stamp is not None or (file.path is None and file.label == "play")
             for file, stamp in zip(parts, stamps, strict=True)
         )
-        self.state = State()
-        self.saved = State()
+        self.state = Progress()
+        self.saved = Progress()
         # The state one large chunk ago.
-        self._previous = State()
+        self._previous = Progress()
         self._saved_at = time.monotonic()
 
     def run(self) -> token_files.Meta:
@@ -129,7 +107,7 @@ class Preparation:
         if not self._overwrite:
             self._resume()
         elif not self._resume_overwriting():
-            discard(self._output, self._keeps_finished)
+            token_files.discard(self._output, self._keeps_finished)
         try:
             # From now on the folder is known to be a preparation.
             if not (self._output / token_files.PROGRESS).exists():
@@ -147,7 +125,7 @@ class Preparation:
                 if (self._output / token_files.META).exists() and not self._keeps_finished:
                     pass
                 elif bad_text or not self.resumable:
-                    discard(self._output, self._keeps_finished)
+                    token_files.discard(self._output, self._keeps_finished)
                 else:
                     self._save()
             raise
@@ -174,7 +152,7 @@ class Preparation:
             return True
         except InputError:
             # The unfinished work is of another text, or damaged.
-            self.state = State()
+            self.state = Progress()
             return False
 
     def _resume(self) -> None:
@@ -182,16 +160,16 @@ class Preparation:
         path = self._output / token_files.PROGRESS
         if not path.exists():
             # At most the very beginning of a preparation is here.
-            discard(self._output)
+            token_files.discard(self._output)
             return
         content = token_files.read_json(path)
         try:
             sources = content["sources"]
             as_bytes = bool(content["bytes"])
             fields = {
-                field.name: content["state"][field.name] for field in dataclasses.fields(State)
+                field.name: content["state"][field.name] for field in dataclasses.fields(Progress)
             }
-            self.state = State(**fields | {"place": files.Place(*fields["place"])})
+            self.state = Progress(**fields | {"place": files.Place(*fields["place"])})
             counts = self.state.count, self.state.ordered, *self.state.place
             if min(counts) < 0:
                 raise ValueError("negative")
@@ -200,8 +178,8 @@ class Preparation:
         self._check_same(sources, as_bytes)
         if not self.resumable:
             self._display.line("a stream cannot be read again, so this starts over")
-            self.state = State()
-            discard(self._output, self._keeps_finished)
+            self.state = Progress()
+            token_files.discard(self._output, self._keeps_finished)
             return
         # A file of narrower or wider tokens may be left from just before or after the last save.
         for file in {*token_files.partials(self._output)} - {self._partial()}:
@@ -249,18 +227,17 @@ class Preparation:
         with contextlib.ExitStack() as stack:
             stack.callback(self._display.end)
             self._display.begin("reading", self.state.size, self.total)
-            file = stack.enter_context(_at(self._partial(), self.state.count, self._dtype()))
+            file = stack.enter_context(self._open_partial())
             for chunk in files.stream(self._files, self._as_bytes, self.state.place):
                 new = numbering.encode(chunk.raw, chunk.text)
                 if new.dtype.itemsize > self._dtype().itemsize:
                     self._widen(numbering.vocabulary)
-                    path = self._partial()
-                    file = stack.enter_context(_at(path, self.state.count, self._dtype()))
-                _write(file, new)
+                    file = stack.enter_context(self._open_partial())
+                token_files.write_tokens(file, new)
                 digest.update(chunk.raw)
                 if len(chunk.raw) >= files.CHUNK // 2:
                     self._previous = self.state
-                self.state = State(
+                self.state = Progress(
                     chunk.place,
                     numbering.vocabulary.characters,
                     self.state.count + len(new),
@@ -301,11 +278,11 @@ class Preparation:
         """Rewrite the partial file in the wider type that a vocabulary needs."""
         old = self._partial()
         narrow = self._dtype()
-        wide = _little_endian(vocabulary.dtype)
+        wide = token_files.dtype_of(vocabulary)
         path = self._output / token_files.PARTIAL.format(wide.name)
-        with old.open("rb") as file, _at(path, 0, wide) as wider:
+        with old.open("rb") as file, token_files.open_tokens(path, 0, wide) as wider:
             for block in iter(lambda: file.read(BLOCK), b""):
-                _write(wider, np.frombuffer(block, narrow).astype(wide))
+                token_files.write_tokens(wider, np.frombuffer(block, narrow).astype(wide))
         self.state = dataclasses.replace(self.state, characters=vocabulary.characters)
         self._previous = self.state
         self._save()
@@ -332,13 +309,16 @@ class Preparation:
         ranks = rank.astype(dtype)
         total = self.state.count * dtype.itemsize
         done = self.state.ordered * dtype.itemsize
-        with partial.open("rb") as file, _at(path, self.state.ordered, dtype) as ordered:
+        with (
+            partial.open("rb") as file,
+            token_files.open_tokens(path, self.state.ordered, dtype) as ordered,
+        ):
             file.seek(done)
             self._display.begin("sorting the vocabulary", done, total)
             try:
                 while done < total:
                     block = np.frombuffer(file.read(min(BLOCK, total - done)), dtype)
-                    _write(ordered, ranks.take(block))
+                    token_files.write_tokens(ordered, ranks.take(block))
                     done += block.nbytes
                     self._previous = self.state
                     self.state = dataclasses.replace(self.state, ordered=done // dtype.itemsize)
@@ -404,42 +384,10 @@ class Preparation:
         """Return the path of the file of provisional tokens."""
         return self._output / token_files.PARTIAL.format(self._dtype().name)
 
+    def _open_partial(self) -> BinaryIO:
+        """Open the file of provisional tokens for writing after those of the current state."""
+        return token_files.open_tokens(self._partial(), self.state.count, self._dtype())
+
     def _dtype(self) -> np.dtype:
         """Return the type of the tokens in both files."""
-        return _little_endian(Vocabulary(self.state.characters, self._as_bytes).dtype)
-
-
-def discard(output: Path, keep_finished: bool = False) -> None:
-    """Remove the files that a preparation wrote, and no others.
-
-    The file that identifies the folder as a preparation is removed last.
-
-    Args:
-      output: the folder.
-      keep_finished: remove only the files of unfinished work.
-    """
-    for partial in token_files.partials(output):
-        partial.unlink()
-    finished = () if keep_finished else (token_files.TOKENS, token_files.META)
-    for name in (*finished, token_files.PROGRESS):
-        (output / name).unlink(missing_ok=True)
-
-
-def _little_endian(dtype: np.dtype) -> np.dtype:
-    """Return the little-endian variant of a type."""
-    return dtype.newbyteorder("<")
-
-
-def _at(path: Path, count: int, dtype: np.dtype) -> BinaryIO:
-    """Open a file for writing after its first `count` tokens; any others are cut off."""
-    file = open(path, "r+b" if path.exists() else "wb", buffering=0)  # noqa: SIM115
-    file.truncate(count * dtype.itemsize)
-    file.seek(0, os.SEEK_END)
-    return file  # type: ignore[return-value]
-
-
-def _write(file: BinaryIO, new: np.ndarray) -> None:
-    """Write all of an array. An unbuffered file may take only a part of it at a time."""
-    rest = new.view(np.uint8).data
-    while rest:
-        rest = rest[file.write(rest) :]
+        return token_files.dtype_of(Vocabulary(self.state.characters, self._as_bytes))

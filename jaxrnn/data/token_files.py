@@ -15,13 +15,15 @@ resumes:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxrnn.data import files
 from jaxrnn.data.corpus import Corpus, validation_start
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import storage
@@ -61,7 +63,35 @@ class Meta:
     @property
     def dtype(self) -> np.dtype:
         """The type of the tokens in tokens.bin."""
-        return self.vocabulary.dtype.newbyteorder("<")
+        return dtype_of(self.vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """The content of progress.json besides the sources: how far a preparation is.
+
+    Attributes:
+      place: how far the text has been read.
+      characters: the characters found in it, in the order of their provisional tokens.
+      count: number of tokens in the partial file.
+      size: number of bytes of the text that they stand for.
+      sha256: SHA-256 of those bytes in hexadecimal digits.
+      complete: whether that is the whole text.
+      ordered: number of tokens in tokens.bin.
+    """
+
+    place: files.Place = dataclasses.field(default_factory=files.Place)
+    characters: str = ""
+    count: int = 0
+    size: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+    complete: bool = False
+    ordered: int = 0
+
+
+def dtype_of(vocabulary: Vocabulary) -> np.dtype:
+    """Return the type of tokens in a file."""
+    return vocabulary.dtype.newbyteorder("<")
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
@@ -187,3 +217,34 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def damaged_error(path: Path, error: Exception) -> InputError:
     """Return the error for a file whose content is not as it was written."""
     return InputError(f"{path} is damaged ({error!r}); prepare the text again with `overwrite`")
+
+
+def open_tokens(path: Path, count: int, dtype: np.dtype) -> BinaryIO:
+    """Open a file for writing after its first `count` tokens; any others are cut off."""
+    file = open(path, "r+b" if path.exists() else "wb", buffering=0)  # noqa: SIM115
+    file.truncate(count * dtype.itemsize)
+    file.seek(0, os.SEEK_END)
+    return file  # type: ignore[return-value]
+
+
+def write_tokens(file: BinaryIO, new: np.ndarray) -> None:
+    """Write all of an array. An unbuffered file may take only a part of it at a time."""
+    rest = new.view(np.uint8).data
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def discard(folder: Path, keep_finished: bool = False) -> None:
+    """Remove the files that a preparation wrote, and no others.
+
+    The file that identifies the folder as a preparation is removed last.
+
+    Args:
+      folder: the folder of the preparation.
+      keep_finished: remove only the files of unfinished work.
+    """
+    for partial in partials(folder):
+        partial.unlink()
+    finished = () if keep_finished else (TOKENS, META)
+    for name in (*finished, PROGRESS):
+        (folder / name).unlink(missing_ok=True)

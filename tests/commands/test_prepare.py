@@ -343,7 +343,7 @@ def test_full_disk(
     size = Path("text.txt").write_text(TEXT * 3 + "\1")  # the last is to be the first
     monkeypatch.setattr(files, "CHUNK", 1000)
     monkeypatch.setattr(preparation, "BLOCK", 1000)
-    write, save = preparation._write, token_files.write_json
+    write, save = token_files.write_tokens, token_files.write_json
     output = here / "out"
     limit = int(room * size) + 100  # the saved state alone is longer
 
@@ -363,7 +363,7 @@ def test_full_disk(
         save(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_write", write_some)
+        patch.setattr(token_files, "write_tokens", write_some)
         patch.setattr(token_files, "write_json", save_some)
         patch.setattr(preparation, "SAVE_EVERY", 1e9)  # so that only the error saves the state
         message = refusal(prepare.main, ["--data", "text.txt", "--output", "out"], status=1)

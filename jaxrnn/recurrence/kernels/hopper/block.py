@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.kernels.hopper import launch
+from jaxrnn.recurrence.kernels.hopper import launch, mosaic
 from jaxrnn.recurrence.kernels.hopper.launch import (
     Arrays,
     Refs,
@@ -36,15 +36,8 @@ from jaxrnn.recurrence.kernels.hopper.launch import (
     StepFunctions,
     Tile,
 )
-from jaxrnn.recurrence.kernels.hopper.mosaic import (
-    Ref,
-    Scalar,
-    call_kernel,
-    cluster_fence,
-    fence,
-    load,
-)
-from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper.mosaic import Ref, Scalar, load
+from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
 from jaxrnn.recurrence.kernels.hopper.weights import Source, Weights
 from jaxrnn.shapes import Array
 
@@ -75,7 +68,7 @@ def call(
     scratch = launch.scratch_types(steps, arrays, tiling, memory)
     if tiling.cluster == tiling.parts > 1:
         scratch["parts_barrier"] = launch.exchange_barrier(tiling, "peer")
-    return call_kernel(
+    return mosaic.call_kernel(
         steps.name,
         body,
         arrays.operands,
@@ -256,14 +249,12 @@ class Block:
 
     def _in_every_row(self, vectors_gmem: Ref, k: int) -> Tile:
         """Return this part's units of the k-th vector."""
-        row = vectors_gmem.at[k, self._columns(0)]
-        row = load(row, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
-        return lax.broadcast_in_dim(row, (M, self._units), (1,))
+        return mosaic.in_every_row(vectors_gmem.at[k, self._columns(0)], self._units)
 
     def _mask(self, k: int) -> Array:
         column = self._refs.masks_gmem.at[k, self.t, self._block]
         column = load(column, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-        return lax.broadcast_in_dim(column, (M, self._units), (0,)) != 0
+        return mosaic.in_every_column(column, self._units) != 0
 
     def _input_slot(self, s: Scalar) -> Scalar:
         return 0 if self._memory.depth == 1 else lax.rem(s, self._memory.depth)
@@ -319,7 +310,7 @@ class Block:
         if self._counters is not None:
             plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
         if self._cluster_barriers:
-            cluster_fence()
+            mosaic.cluster_fence()
         for barrier in self._cluster_barriers:
             plgpu.barrier_arrive(barrier.at[self._warpgroup])
 
@@ -357,8 +348,8 @@ class Block:
         for barrier in self._cluster_barriers:
             plgpu.barrier_wait(barrier.at[self._warpgroup])
         if self._cluster_barriers:
-            cluster_fence()
-        fence()
+            mosaic.cluster_fence()
+        mosaic.fence()
 
     # --- outputs ----------------------------------------------------------------------------------
 

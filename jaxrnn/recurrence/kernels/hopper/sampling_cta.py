@@ -29,16 +29,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels.hopper import steps
+from jaxrnn.recurrence.kernels.hopper import mosaic, steps
 from jaxrnn.recurrence.kernels.hopper.launch import State, Tile
-from jaxrnn.recurrence.kernels.hopper.mosaic import (
-    Ref,
-    Scalar,
-    cluster_fence,
-    fence,
-    load,
-    transposed,
-)
+from jaxrnn.recurrence.kernels.hopper.mosaic import Ref, Scalar, load
 from jaxrnn.recurrence.kernels.hopper.sampling_arrays import (
     SamplingArrays,
     SamplingRefs,
@@ -190,7 +183,7 @@ class SamplingCTA:
 
     def _layer_vector(self, k: int) -> Tile:
         vector = self._refs.vectors_gmem.at[self._layer, k, self._units]
-        return _in_every_row(vector, self._tiling.units)
+        return mosaic.in_every_row(vector, self._tiling.units)
 
     # --- the drawn character ----------------------------------------------------------------------
 
@@ -220,7 +213,7 @@ class SamplingCTA:
         column = _columns_of_piece(piece)
         high = jnp.max(scores, axis=1)
         none = jnp.full_like(column, len(self._pieces) * PIECE)
-        is_high = scores == _in_every_column(high, PIECE)
+        is_high = scores == mosaic.in_every_column(high, PIECE)
         return high, jnp.min(jnp.where(is_high, column, none), axis=1)
 
     def _look_up(self, token: Array) -> Array:
@@ -230,12 +223,12 @@ class SamplingCTA:
         self._is_noisy = None
         noisy = jnp.zeros((M, PIECE), jnp.float32)
         for p in self._pieces:
-            is_token = _columns_of_piece(p) == _in_every_column(token, PIECE)
+            is_token = _columns_of_piece(p) == mosaic.in_every_column(token, PIECE)
             one = jnp.where(is_token, jnp.ones_like(noisy), jnp.zeros_like(noisy))
             refs.one_hot_smem[p] = one.astype(dtype)
             if refs.whitespace_gmem is not None:
                 here = refs.whitespace_gmem.at[pl.ds(p * PIECE, PIECE)]
-                noisy = noisy + one * _in_every_row(here, PIECE)
+                noisy = noisy + one * mosaic.in_every_row(here, PIECE)
         if refs.whitespace_gmem is not None:
             self._is_noisy = jnp.max(noisy, axis=1)
         plgpu.commit_smem()
@@ -243,7 +236,7 @@ class SamplingCTA:
         def multiply(accumulator: Ref) -> Array:
             for k in range(2 * len(self._pieces)):
                 one_hot = refs.one_hot_smem.at[k % len(self._pieces)]
-                plgpu.wgmma(accumulator, one_hot, transposed(refs.table_smem.at[k]))
+                plgpu.wgmma(accumulator, one_hot, mosaic.transposed(refs.table_smem.at[k]))
             plgpu.wgmma_wait(0)
             return accumulator[...]
 
@@ -261,7 +254,7 @@ class SamplingCTA:
             # Loaded while the parts synchronise.
             noise = refs.noise_gmem.at[self.t, :, self._columns]
             noise = load(noise, layout=plgpu.Layout.WGMMA, optimized=False)
-        bias = _in_every_row(refs.output_bias_gmem.at[self._columns], columns)
+        bias = mosaic.in_every_row(refs.output_bias_gmem.at[self._columns], columns)
         self._wait_for_parts()
 
         def weights(c: Scalar) -> Ref:
@@ -271,7 +264,7 @@ class SamplingCTA:
         scores = bias + self._multiply(hidden, weights, columns)
         if noise is not None:
             if self._is_noisy is not None:
-                noise = noise * _in_every_column(self._is_noisy, columns)
+                noise = noise * mosaic.in_every_column(self._is_noisy, columns)
             scores += noise
         self._publish_scores(scores)
 
@@ -314,7 +307,9 @@ class SamplingCTA:
             def one(c: Scalar, _: None) -> None:
                 slot = lax.rem(c, tiling.slots)
                 plgpu.barrier_wait(refs.operand_barrier.at[slot])
-                plgpu.wgmma(accumulator, refs.operand_ring_smem.at[slot], transposed(weights(c)))
+                plgpu.wgmma(
+                    accumulator, refs.operand_ring_smem.at[slot], mosaic.transposed(weights(c))
+                )
                 # The product before this one is done.
                 plgpu.wgmma_wait(1)
 
@@ -351,7 +346,7 @@ class SamplingCTA:
         if self._counter is not None:
             plgpu.semaphore_signal(self._counter, 1, memory_scope="gpu")
         elif self._tiling.cluster > 1:
-            cluster_fence()
+            mosaic.cluster_fence()
             plgpu.barrier_arrive(self._refs.parts_barrier.at[0])
 
     def _wait_for_parts(self) -> None:
@@ -361,8 +356,8 @@ class SamplingCTA:
             plgpu.semaphore_wait(self._counter, times, decrement=False, memory_scope="gpu")
         elif self._tiling.cluster > 1:
             plgpu.barrier_wait(self._refs.parts_barrier.at[0])
-            cluster_fence()
-        fence()
+            mosaic.cluster_fence()
+        mosaic.fence()
 
     # --- slices -----------------------------------------------------------------------------------
 
@@ -399,14 +394,3 @@ def _columns_of_piece(piece: int) -> Array:
     """Return [64, PIECE] int32, the columns of a piece in the vocabulary."""
     layout = plgpu.Layout.WGMMA
     return plgpu.broadcasted_iota(jnp.int32, (M, PIECE), 1, layout=layout) + piece * PIECE
-
-
-def _in_every_column(column: Array, count: int) -> Array:
-    """Return [64, count] with one number per row in each of the columns."""
-    return lax.broadcast_in_dim(column, (M, count), (0,))
-
-
-def _in_every_row(ref: Ref, count: int) -> Tile:
-    """Return [64, count] with a vector of `count` numbers in each of the rows."""
-    row = load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
-    return lax.broadcast_in_dim(row, (M, count), (1,))
