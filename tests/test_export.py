@@ -47,7 +47,7 @@ def arguments(cell: Any) -> Any:
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["rnn-tanh", "lstm-peephole", "gru-before", "gru-after"])
 def test_an_exported_program_needs_no_kernel_and_computes_the_same(name: str) -> None:
-    """Without the CPU's custom calls, for which `jax.export` would ask to disable its checks."""
+    """It has none of the CPU's custom calls, which `jax.export` refuses by default."""
     cell, reverse = CELLS[name], name in ("lstm-peephole", "gru-before")
     given = arguments(cell)
     exported = export.export(jax.jit(gradients(cell, reverse)))(*given)

@@ -35,7 +35,7 @@ OPTIONAL += ["docstring_parser", "tensorboardX", "torch", "keras", "tensorflow"]
 
 @pytest.mark.process
 def test_the_library_needs_six_packages_alone() -> None:
-    """With these six imported (they may use what they like) nothing else is to be had."""
+    """Only these six packages and what they import themselves are available."""
     program = f"""
 import sys
 import flax.struct, jax, numpy, optax, orbax.checkpoint, platformdirs

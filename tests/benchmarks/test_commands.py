@@ -54,7 +54,7 @@ def run(script: str, *flags: str, output: Path) -> dict[str, Any]:
 
 @pytest.mark.peers
 def test_every_peer_computes_the_same_and_is_timed(tmp_path: Path) -> None:
-    """In float32 against the float64 reference: outputs, and all gradients."""
+    """Outputs and all gradients in float32 agree with the float64 reference."""
     cells = ["rnn", "lstm", "gru-before", "gru-after"]
     output = tmp_path / "cells.json"
     record = run(

@@ -110,7 +110,7 @@ worker.main()
 def test_kernels_are_checked_and_their_death_costs_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With XLA's loop in the kernels' place: right at first, an abort of the process then."""
+    """XLA's loop stands in for the kernels: its first results are right, then its process aborts."""
     script = tmp_path / "child.py"
     script.write_text(STAND_IN.format(paths=[str(ROOT)]))
     monkeypatch.setattr(hopper, "CHILD", [sys.executable, str(script)])
@@ -509,7 +509,7 @@ def test_likeliest_characters_fall_short_where_one_is_another(
 
 @pytest.mark.slow
 def test_a_kernel_is_timed_where_the_loop_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the loop in the kernel's place."""
+    """The loop stands in for the kernel."""
     loop = hopper_sampling.own
     monkeypatch.setattr(hopper_sampling, "own", lambda params, _, *how: loop(params, "xla", *how))
     say = Namespace(now=lambda *_: None)

@@ -182,7 +182,7 @@ def test_clocks_are_those_that_the_peak_rates_imply() -> None:
 
 
 def test_an_all_reduce_takes_both_axes_and_rings_where_there_are_any() -> None:
-    """Of 8 MB, 2 (n - 1) / n leave each chip over links of 50 GB/s."""
+    """An all-reduce of 8 MB sends 2 (n - 1) / n of it from each chip, over links of 50 GB/s each."""
     chip, sum_ = model.CHIPS["v5e"], Collective("all-reduce", 8_000_000, (0, 1), 1)
     links, delay = model.exchange(chip, sum_, square(2, of=2))
     assert links == pytest.approx(12e6 / (2 * 50e9))

@@ -341,7 +341,7 @@ def test_equally_likely_characters_stay_together(top_k: int, inside: list[int]) 
 def test_truncated_draws_are_the_softmax_of_what_is_kept(
     how: dict[str, Any], top_k: int, top_p: float
 ) -> None:
-    """With a temperature, which is applied first."""
+    """The temperature is applied first."""
     logits = logits_of(MODEL, PRIME)[-1] / 2
     inside = sorted(kept(logits, top_k, top_p))
     tokens = nexts(MODEL, PRIME, 2000, temperature=2.0, **how)

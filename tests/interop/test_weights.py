@@ -61,7 +61,7 @@ def torch_layer(cell: Any, weights: dict[str, np.ndarray], xs: Any, state: Any) 
 @pytest.mark.first_case
 @pytest.mark.parametrize("name", [name for name in make.CASES if name.startswith("torch")])
 def test_torch_weights_reproduce_the_stored_outputs(name: str) -> None:
-    """From golden parameters to PyTorch's arrays and back gives what PyTorch computed."""
+    """Parameters that are converted to PyTorch's arrays and back give what PyTorch computed."""
     cell = make.CASES[name].cell
     given, ((_, ys), _) = make.load(name)
     weights = torch.to_torch(cell, given.params)

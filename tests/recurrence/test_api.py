@@ -44,7 +44,7 @@ from tests.support.problems import (
 
 
 def assert_implementations_agree(cell: Any, exact: Problem, **masks: Any) -> Any:
-    """In float64: all equal scan, values and gradients, and its values equal numpy's. Returns scan's."""
+    """Compare all with scan and scan's values with numpy, in float64. Return what scan gives."""
     with jax.enable_x64(True):
         given = exact.cast("float64")
         reverse = masks.pop("reverse", False)
@@ -327,7 +327,7 @@ def test_marks_of_first_steps_are_rolled_for_the_reverse_direction() -> None:
 @implementations
 @two_cells
 def test_no_state_means_zeros(name: str, implementation: str) -> None:
-    """In float64, where zeros of the default dtype would not do."""
+    """The test uses float64, for which zeros of the default dtype would be wrong."""
     cell = CELLS[name]
     with jax.enable_x64(True):
         given = problem(cell).cast("float64")
@@ -415,7 +415,7 @@ def test_lookup_and_dense_are_their_projection(name: str, implementation: str) -
 def test_tokens_out_of_range_are_the_nearest_in_it(
     size: int, dtype: str, implementation: str
 ) -> None:
-    """In values and in the table's gradient; also of a dtype that cannot count the table's rows."""
+    """Values and the table's gradient agree, also for tokens of a dtype that cannot count its rows."""
     cell = CELLS["gru-after"]
     params = cell.init(jax.random.key(0), FEATURES)
     rng = np.random.default_rng(0)
@@ -546,7 +546,7 @@ def test_jvp_and_checkpoint_through_scan(name: str) -> None:
 @pytest.mark.slow
 @two_cells
 def test_hessian_through_scan(name: str) -> None:
-    """In the bias, against finite differences of the hand-written gradient."""
+    """The Hessian in the bias equals finite differences of the hand-written gradient."""
     cell = CELLS[name]
     with jax.enable_x64(True):
         given = problem(cell, steps=3).cast("float64")

@@ -125,7 +125,7 @@ FOREIGN = [
 @pytest.mark.first_case
 @pytest.mark.parametrize(("cell", "params", "message"), FOREIGN)
 def test_parameters_of_another_cell_are_refused(cell: Any, params: Any, message: str) -> None:
-    """In the same words by every implementation and by all that runs a cell."""
+    """Every implementation, and every function that runs a cell, raises the same message."""
     xs, gx = zeros((5, 2, 3)), zeros((5, 2, len(cell.GATES) * cell.hidden_size))
     one, net = jax.eval_shape(lambda: cell.initial_state(2)), network(cell, 3, 2)
     whole = NetworkParams(params, zeros((cell.hidden_size, 2)), zeros((2,)))
@@ -178,7 +178,7 @@ def test_projected_inputs_need_no_weights_of_the_inputs() -> None:
 
 @pytest.mark.parametrize("names", [("w_x", "w_h", "b"), ("w_h",), ("b",)])
 def test_float8_is_refused(names: tuple[str, ...]) -> None:
-    """In all of the parameters or in one of them; the inputs are of w_x' dtype."""
+    """float8 is refused in all parameters and in any one of them; the inputs have the dtype of w_x."""
     narrow = PARAMS._replace(
         **{name: zeros(getattr(PARAMS, name).shape, "float8_e5m2") for name in names}
     )

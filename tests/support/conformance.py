@@ -111,7 +111,7 @@ class Conformance:
 
 
 class SecondDerivative:
-    """For implementations whose gradient can be differentiated again."""
+    """The test of implementations whose gradient can be differentiated again."""
 
     implementation: ClassVar[str]
 

@@ -40,7 +40,7 @@ def assert_close(got: Any, want: Any, tolerance: float) -> None:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Without the tests' check of annotations, so that the library's own errors are seen."""
+    """Do not check annotations in this block, so that the library's own errors are seen."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield

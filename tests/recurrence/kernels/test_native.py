@@ -120,7 +120,7 @@ def test_more_steps_than_are_projected_at_once() -> None:
 
 @two_cells
 def test_finite_differences(name: str) -> None:
-    """Without any derivative of JAX's: a few weights moved in numpy."""
+    """Compare with finite differences in numpy of a few weights, which use no derivative of JAX."""
     cell = CELLS[name]
     given = problem(cell).cast("float32")
     _, gradients = run_native(cell, given)
@@ -165,7 +165,7 @@ def test_tokens_and_projected_inputs(name: str, masked: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
 def test_tokens_of_any_integer_dtype(dtype: str) -> None:
-    """With a table of more rows than the dtype has numbers, and numbers that no int32 holds."""
+    """The table has more rows than the dtype can count, and some tokens do not fit into int32."""
     cell = CELLS["gru-before"]
     given = problem(cell).cast("float32")
     rows = 300 if dtype != "uint32" else 5

@@ -156,7 +156,7 @@ def test_unroll_in_float32(chip: str, hidden: int) -> None:
 
 
 def fetches_of_kernels(chip: str, cell: Any) -> tuple[list[float], list[int]]:
-    """For each kernel of forward and backward, how often it copies all of w_h, and its blocks of rows.
+    """Return how often each kernel copies all of w_h, and into how many blocks it divides the rows.
 
     Pallas copies a block whenever its place in the array is another than in the turn before.
     """

@@ -128,7 +128,7 @@ def test_cudnn_takes_its_weights_once(sized: None) -> None:
 
 
 class TestCompiled:
-    """With the CUDA plugin of JAX and NVIDIA's assembler, and no GPU."""
+    """Compile with JAX's CUDA plugin and NVIDIA's assembler; neither needs a GPU."""
 
     pytestmark = gpu_aot
 
