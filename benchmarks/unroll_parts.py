@@ -41,7 +41,8 @@ from rich.table import Table
 import jaxrnn
 from benchmarks import measure, tables
 from benchmarks.problems import CELLS, SIZES, Size
-from jaxrnn.recurrence.kernels.native import build, calls
+from jaxrnn.recurrence.kernels.native import calls
+from jaxrnn.recurrence.kernels.native.build import LIBRARY
 from jaxrnn.recurrence.problem import Dense, Masks
 
 # Side of the large matrix product of `native`.
@@ -65,7 +66,7 @@ FEATURES = 64
 
 def native(flags: argparse.Namespace) -> None:
     """Time each call of the C++ recurrence and write a JSON file."""
-    if reason := build.why_not():
+    if reason := LIBRARY.missing:
         sys.exit(f"error: nothing to time: {reason}")
     output = flags.output or measure.RESULTS / f"native_parts-{measure.place()}.json"
     record = {"benchmark": "native_parts"} | measure.surroundings(()) | {"results": []}

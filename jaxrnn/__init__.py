@@ -23,7 +23,7 @@ from jaxrnn.recurrence.api import record, record_projected, unroll, unroll_proje
 from jaxrnn.recurrence.cells import Cell, gru, lstm, rnn
 from jaxrnn.recurrence.dispatch import explain
 from jaxrnn.recurrence.inspection import gradient_flow
-from jaxrnn.recurrence.kernels.native.build import register_built
+from jaxrnn.recurrence.kernels import register_built
 from jaxrnn.recurrence.networks import Network, network
 from jaxrnn.recurrence.problem import Dense, Lookup
 from jaxrnn.training.run_description import load

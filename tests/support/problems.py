@@ -11,7 +11,7 @@ import pytest
 
 from jaxrnn import gru, lstm, rnn, unroll
 from jaxrnn.recurrence.cells import RNNState
-from jaxrnn.recurrence.kernels.native import build
+from jaxrnn.recurrence.kernels.native.build import LIBRARY
 from jaxrnn.recurrence.linalg import wide
 from jaxrnn.recurrence.problem import Masks
 from tests.support.oracle import differences, reference
@@ -46,7 +46,7 @@ CELLS = {
 }
 IMPLEMENTATIONS = ("scan", "xla", "columns")  # a CPU's for every dtype; the first is the reference
 # The default on a CPU in float32.
-USUAL = "native" if build.why_not() is None else "xla"
+USUAL = "native" if LIBRARY.missing is None else "xla"
 
 
 class Problem(NamedTuple):

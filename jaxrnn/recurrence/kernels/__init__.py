@@ -30,6 +30,9 @@ PLATFORMS = {
 # The module of an implementation that runs several layers in one kernel.
 _LAYERS_AT_ONCE = {"hopper": "hopper.stack"}
 
+# The implementations that are compiled on the user's machine; their module `build` has the `LIBRARY`.
+_COMPILED = ("native",)
+
 
 class Derivatives(enum.Enum):
     """The derivatives that an implementation has."""
@@ -53,3 +56,9 @@ def load_layers_at_once(implementation: Any) -> ModuleType | None:
     """Return the module of an implementation that runs several layers in one kernel, or None."""
     module = _LAYERS_AT_ONCE.get(implementation)
     return importlib.import_module(f"{__name__}.{module}") if module else None
+
+
+def register_built() -> None:
+    """Register with XLA the handlers in C++ that this machine has compiled before."""
+    for implementation in _COMPILED:
+        importlib.import_module(f"{__name__}.{implementation}.build").LIBRARY.register_built()

@@ -8,17 +8,28 @@ Therefore lowering decides which of the two runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
+Platform = Literal["cpu", "cuda"]
 
-def on_cpu(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> Any:
-    """Return kernel(*arguments) in programs that this process runs on a CPU, else plain(*arguments).
+
+def on_platform(
+    platform: Platform, kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Return kernel(*arguments) in programs that this process runs on a platform, else plain's result.
 
     Both return arrays of the same shapes and dtypes. Neither is differentiated.
+
+    Args:
+      platform: "cpu" or "cuda".
+      kernel: the kernel.
+      plain: the same in plain JAX.
+      arguments: of both.
     """
     leaves, tree = jax.tree.flatten(arguments)
     shape: Any = None
@@ -31,34 +42,35 @@ def on_cpu(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: An
 
         return jax.make_jaxpr(flat)(*leaves)
 
-    results = _primitive.bind(*leaves, kernel=traced(kernel), plain=traced(plain))
+    results = _primitive.bind(
+        *leaves, platform=platform, kernel=traced(kernel), plain=traced(plain)
+    )
     return jax.tree.unflatten(shape, results)
 
 
-def _mapped(arguments: Any, axes: Any, **versions: ClosedJaxpr) -> tuple[Any, list[int]]:
+def _mapped(
+    arguments: Any, axes: Any, platform: Platform, **versions: ClosedJaxpr
+) -> tuple[Any, list[int]]:
     mapped = {
         name: jax.make_jaxpr(jax.vmap(jaxpr_as_fun(jaxpr), axes))(*arguments)
         for name, jaxpr in versions.items()
     }
-    results = _primitive.bind(*arguments, **mapped)
+    results = _primitive.bind(*arguments, platform=platform, **mapped)
     return results, [0] * len(results)
 
 
-def _lowered_for_cpu(ctx: Any, *arguments: Any, kernel: ClosedJaxpr, plain: ClosedJaxpr) -> Any:
+def _lowered(here: str, ctx: Any, *arguments: Any, platform: str, **versions: ClosedJaxpr) -> Any:
     module = ctx.module_context
     elsewhere = module.lowering_parameters.for_export or len(module.platforms) > 1
-    chosen = plain if elsewhere else kernel
+    chosen = versions["kernel" if platform == here and not elsewhere else "plain"]
     return mlir.lower_fun(jaxpr_as_fun(chosen), multiple_results=True)(ctx, *arguments)
 
 
-def _lowered(ctx: Any, *arguments: Any, kernel: ClosedJaxpr, plain: ClosedJaxpr) -> Any:
-    return mlir.lower_fun(jaxpr_as_fun(plain), multiple_results=True)(ctx, *arguments)
-
-
-_primitive = Primitive("on_cpu")
+_primitive = Primitive("on_platform")
 _primitive.multiple_results = True
-_primitive.def_impl(lambda *leaves, kernel, plain: jaxpr_as_fun(kernel)(*leaves))
-_primitive.def_abstract_eval(lambda *_, kernel, plain: kernel.out_avals)
+_primitive.def_impl(lambda *leaves, kernel, **_: jaxpr_as_fun(kernel)(*leaves))
+_primitive.def_abstract_eval(lambda *_, kernel, **__: kernel.out_avals)
 batching.primitive_batchers[_primitive] = _mapped
-mlir.register_lowering(_primitive, _lowered)
-mlir.register_lowering(_primitive, _lowered_for_cpu, platform="cpu")
+mlir.register_lowering(_primitive, partial(_lowered, "another"))
+for name in get_args(Platform):
+    mlir.register_lowering(_primitive, partial(_lowered, name), platform=name)

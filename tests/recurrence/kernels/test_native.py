@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 from jaxrnn import explain, gru, lstm, rnn, unroll
 from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.api import unroll_projected
-from jaxrnn.recurrence.kernels import native, xla
-from jaxrnn.recurrence.kernels.native import build
+from jaxrnn.recurrence.kernels import cplusplus, native, xla
+from jaxrnn.recurrence.kernels.native.build import LIBRARY
 from jaxrnn.recurrence.problem import Dense, Lookup
 from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.conformance import Conformance
@@ -39,7 +39,7 @@ TWO = ("lstm-peephole", "gru-before")
 cells = pytest.mark.parametrize("name", CELLS)
 two_cells = pytest.mark.parametrize("name", TWO)
 pytestmark = pytest.mark.skipif(
-    build.why_not() is not None, reason=f"waits for a C++ compiler: {build.why_not()}"
+    LIBRARY.missing is not None, reason=f"waits for a C++ compiler: {LIBRARY.missing}"
 )
 
 
@@ -476,7 +476,7 @@ print("done")
 @pytest.mark.process
 def test_jit_divides_the_rows_over_devices(tmp_path: Path) -> None:
     """If a batch is sharded, each device computes its own rows, and only gradients are exchanged."""
-    environment = {"JAXRNN_CACHE": str(build._library().parent), "JAX_NUM_CPU_DEVICES": "4"}
+    environment = {"JAXRNN_CACHE": str(LIBRARY.path().parent), "JAX_NUM_CPU_DEVICES": "4"}
     assert ask(tmp_path, DIVIDED, **environment).stdout == "done\n"
 
 
@@ -516,7 +516,7 @@ def test_few_rows_on_busy_cores(tmp_path: Path) -> None:
     """Beside busy processes, all cores together take no many times as long as one thread alone."""
     spin = [sys.executable, "-c", "while True: pass"]
     busy = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
-    cached = str(build._library().parent)
+    cached = str(LIBRARY.path().parent)
     try:
         alone, together = (
             float(ask(tmp_path, BUSY, JAXRNN_CACHE=cached, NPROC=threads).stdout)
@@ -532,7 +532,7 @@ def test_few_rows_on_busy_cores(tmp_path: Path) -> None:
 def compiled(tmp_path: Path, source: str, *options: str) -> Path:
     """A C++ program of this folder, built."""
     program = tmp_path / "program"
-    headers, file = build.HERE, Path(__file__).with_name(source)
+    headers, file = LIBRARY.source.parent, Path(__file__).with_name(source)
     command = [*COMPILER, "-std=c++17", "-pthread", *options, f"-I{headers}", str(file)]
     subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
     return program
@@ -585,7 +585,7 @@ def test_no_handler_reads_or_writes_outside_of_its_arrays(tmp_path: Path) -> Non
     environment |= {"JAXRNN_CACHE": str(tmp_path / "cache")}
     program = "from tests.support.children import fuzz; fuzz.main()"
     refused = json.loads(ask(tmp_path, program, **environment).stdout)
-    assert set(refused) == set(build.CALLS)
+    assert set(refused) == set(LIBRARY.handlers)
     assert refused["jaxrnn_forward"] >= 26 and refused["jaxrnn_backward"] >= 24
 
 
@@ -634,7 +634,7 @@ ASK = """
 import jaxrnn
 print(jaxrnn.explain(jaxrnn.lstm(8), (30, 2, 4)))
 """
-COMPILER = build._compiler() or ["c++"]
+COMPILER = cplusplus.find_compiler() or ["c++"]
 
 
 def ask(tmp_path: Path, program: str = ASK, **environment: str) -> Any:
@@ -660,7 +660,7 @@ def script(tmp_path: Path, text: str, name: str = "compiler") -> str:
 
 def quick_compiler(tmp_path: Path, name: str = "compiler") -> str:
     """A compiler that copies what is compiled already, and counts its calls in the file "calls"."""
-    ready = str(build._library())
+    ready = str(LIBRARY.path())
     return script(
         tmp_path,
         f'echo once >> "{tmp_path}/calls"\n'
@@ -781,7 +781,7 @@ def test_a_library_that_does_not_load_is_compiled_again(tmp_path: Path) -> None:
     start, _, _ = library.stem.rpartition("-")
     library.unlink()
     content = b"no library at all"
-    (library.parent / f"{start}-{build._digest(content)}.so").write_bytes(content)
+    (library.parent / f"{start}-{cplusplus.digest(content)}.so").write_bytes(content)
     assert ask(tmp_path, CXX=compiler).stdout.startswith("native: ")
     assert times_compiled(tmp_path) == 2
 
@@ -820,9 +820,9 @@ os.environ["TMPDIR"] = tempfile.mkdtemp(dir="/tmp")  # pytest's is closed to oth
 os.chmod(os.environ["TMPDIR"], 0o777)
 tempfile.tempdir = None
 from jaxrnn.devices import storage
-from jaxrnn.recurrence.kernels.native import build
+from jaxrnn.recurrence.kernels.cplusplus import Library
 import jax.numpy as jnp, jaxrnn, jax, shutil
-ready = pathlib.Path({str(build._library())!r}).read_bytes()
+ready = pathlib.Path({str(LIBRARY.path())!r}).read_bytes()
 cell = jaxrnn.lstm(8)
 xs, params = jnp.ones((30, 2, 4)), cell.init(jax.random.key(0), 4)
 jaxrnn.unroll(cell, params, xs, implementation="xla")
@@ -830,11 +830,11 @@ jaxrnn.explain(cell, xs.shape, "bfloat16")  # all is imported that this user may
 for name in ("HOME", "XDG_CACHE_HOME", "JAXRNN_CACHE"):
     os.environ.pop(name, None)
 os.setgid(12345); os.setuid(12345)
-def compile(compiler, folder):
-    path = folder / (build._prefix(compiler) + "0.so")
+def compile(library, compiler, folder):
+    path = folder / (library.prefix(compiler) + "0.so")
     path.write_bytes(ready)
     return path
-build._compile = compile
+Library.compile = compile
 print(jaxrnn.unroll(cell, params, xs)[1].shape, *jaxrnn.explain(cell, xs.shape))
 print(storage.cache_folder().name)
 shutil.rmtree(storage.cache_folder())

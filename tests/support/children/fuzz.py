@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.recurrence.api import unroll, unroll_projected
-from jaxrnn.recurrence.kernels.native import build
+from jaxrnn.recurrence.kernels.native.build import LIBRARY
 from jaxrnn.recurrence.problem import Lookup
 
 EACH = 2  # changes that are tried of each array and attribute, of some hundred possible ones
@@ -135,11 +135,11 @@ def altered(spec: Spec) -> list[tuple[str, Spec]]:
 
 def main() -> None:
     # without optimisation it compiles in 10 s instead of 20, and the problems here are small
-    build.FLAGS = (*(f for f in build.FLAGS if f != "-O3"), "-O0", "-fsanitize=address")
-    if reason := build.why_not():
+    LIBRARY.flags = (*(f for f in LIBRARY.flags if f != "-O3"), "-O0", "-fsanitize=address")
+    if reason := LIBRARY.missing:
         sys.exit(reason)
     specs = record_calls()
-    assert {spec.name for spec in specs} == set(build.CALLS)
+    assert {spec.name for spec in specs} == set(LIBRARY.handlers)
     for spec in specs:
         spec.run()
     choices = defaultdict(list)

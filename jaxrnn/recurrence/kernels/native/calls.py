@@ -1,36 +1,24 @@
-"""The C++ of this folder as JAX functions of float32 arrays.
-
-The C++ takes the same number of arrays for every kind of cell; one that is absent is passed as an array
-without elements.
-"""
+"""The C++ of this folder as JAX functions of float32 arrays."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.custom_batching import sequential_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxrnn.recurrence.equations import CellKind
+from jaxrnn.recurrence.kernels import ffi
+from jaxrnn.recurrence.kernels.ffi import NOTHING, Argument, Result
 from jaxrnn.recurrence.kernels.native import plain
-from jaxrnn.recurrence.kernels.portable import on_cpu
+from jaxrnn.recurrence.kernels.portable import on_platform
 from jaxrnn.recurrence.kernels.rows import SHARED, by_rows, of_inputs, of_state, of_steps, shared
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
-from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Residuals, vary_like
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Residuals
 from jaxrnn.shapes import Array, Float, Int
 
-# The shape of an absent array.
-NONE = (0,)
+on_cpu = partial(on_platform, "cpu")
 
 
 def forward(
@@ -66,7 +54,7 @@ def _forward_call(
     every = Result((steps, batch, cell.hidden_size), 1)
     last = Result((batch, cell.hidden_size), 0)
     third = _third_residual(cell)
-    ys, hidden, c, previous_hidden, gates, extra = _call(
+    ys, hidden, c, previous_hidden, gates, extra = ffi.call(
         "jaxrnn_forward",
         [
             every,
@@ -146,7 +134,7 @@ def _backward_call(
     first = Result((batch, size), 0)
     third = _third_residual(cell)
     kept = residuals.previous_hidden, residuals.gates, getattr(residuals, third) if third else None
-    d_gx, d_q, hidden, c = _call(
+    d_gx, d_q, hidden, c = ffi.call(
         "jaxrnn_backward",
         [
             Result((steps, batch, weights.w_h.shape[1]), 1),
@@ -190,7 +178,7 @@ def _outer_call(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
     first, end, _ = columns.indices(d.shape[-1])
     results = [Result((x.shape[-1], end - first)), Result((end - first,))]
     arguments = [Argument(x, 1), Argument(d, 1)]
-    found, total = _call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
+    found, total = ffi.call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
     return found, total
 
 
@@ -205,7 +193,7 @@ def _back(d: Array, w: Array) -> Array:
 
 def _back_call(d: Array, w: Array) -> Array:
     results = [Result((*d.shape[:2], w.shape[0]), 1)]
-    return _call("jaxrnn_back", results, [Argument(d, 1), Argument(w)], flat=True)[0]
+    return ffi.call("jaxrnn_back", results, [Argument(d, 1), Argument(w)], flat=True)[0]
 
 
 def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) -> Array:
@@ -220,131 +208,7 @@ def _sum_equal_plain(size: int, tokens: Array, d: Array) -> Array:
 def _sum_equal_call(size: int, tokens: Array, d: Array) -> Array:
     results = [Result((size, d.shape[-1]))]
     arguments = [Argument(tokens.astype(jnp.int32), 1), Argument(d, 1)]
-    return _call("jaxrnn_sum_equal", results, arguments, flat=True)[0]
-
-
-class Argument(NamedTuple):
-    """An array that goes into a call.
-
-    Attributes:
-      array: the array; None where it is absent.
-      rows: the axis of its rows; None where all rows share it.
-      dtype: the dtype that the call expects where the array is absent.
-    """
-
-    array: Array | None
-    rows: int | None = None
-    dtype: Any = jnp.float32
-
-
-class Result(NamedTuple):
-    """A float32 array that a call returns.
-
-    Attributes:
-      shape: its shape.
-      rows: the axis of its rows; None for a sum over all rows.
-    """
-
-    shape: tuple[int, ...]
-    rows: int | None = None
-
-
-NOTHING = Result(NONE)
-
-
-def _call(
-    name: str,
-    results: Sequence[Result],
-    arguments: Sequence[Argument],
-    *,
-    aliases: dict[int, int] | None = None,
-    flat: bool = False,
-    **attributes: Any,
-) -> list[Array]:
-    """Call the C++, with `flat` for arrays [T B, K] in place of [T, B, K]."""
-    there = [a for a in arguments if a.array is not None]
-
-    def call(*present: Array) -> list[Array]:
-        arrays = iter(present)
-        given = [jnp.zeros(NONE, a.dtype) if a.array is None else next(arrays) for a in arguments]
-        divided = zip(present, there, strict=True)
-        batch = next(x.shape[a.rows] for x, a in divided if a.rows is not None)
-        shapes = [_with_rows(r, batch) for r in results]
-        made = shapes
-        if flat:
-            given = [
-                x.reshape(_flat(x.shape, a.rows)) for x, a in zip(given, arguments, strict=True)
-            ]
-            made = [_flat(s, r.rows) for s, r in zip(shapes, results, strict=True)]
-        types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in made]
-        run = jax.ffi.ffi_call(name, types, input_output_aliases=aliases)
-        found = vary_like(run(*given, **attributes), given)
-        pairs = zip(found, shapes, results, strict=True)
-        return [x.reshape(shape) for x, shape, r in pairs if r is not NOTHING]
-
-    made = [r for r in results if r is not NOTHING]
-    # With weights of its own for each element of a mapped axis, one element runs after the other.
-    run = sequential_vmap(_partitioned(call, there, made))
-    found = iter(run(*(a.array for a in there)))
-    return [jnp.zeros(NONE) if r is NOTHING else next(found) for r in results]
-
-
-def _with_rows(result: Result, batch: int) -> tuple[int, ...]:
-    """Return the shape of a result for a number of rows."""
-    shape, rows = result
-    return shape if rows is None else (*shape[:rows], batch, *shape[rows + 1 :])
-
-
-def _flat(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
-    return shape if rows is None else (shape[0] * shape[1], *shape[2:])
-
-
-def _partitioned(
-    call: Callable[..., list[Array]], arguments: Sequence[Argument], results: Sequence[Result]
-) -> Callable[..., list[Array]]:
-    """Let each device of a `jit` make a call for its own rows, instead of each for all rows."""
-    names = (f"x{n}" for n in itertools.count())
-
-    def factors(shape: tuple[int, ...], rows: int | None) -> str:
-        return " ".join("rows" if n == rows else next(names) for n in range(len(shape)))
-
-    def partition(mesh: Any, given: Sequence[Any], _: Any) -> tuple[Any, ...]:
-        divided = _divided(given, arguments)
-
-        def place(rows: int | None) -> NamedSharding:
-            return NamedSharding(mesh, P() if rows is None else P(*[None] * rows, divided))
-
-        def call_here(*arrays: Array) -> list[Array]:
-            found = zip(call(*arrays), results, strict=True)
-            return [lax.psum(x, divided) if r.rows is None and divided else x for x, r in found]
-
-        to, back = [place(r.rows) for r in results], tuple(place(a.rows) for a in arguments)
-        return mesh, call_here, to, back
-
-    inward = ", ".join(factors(a.array.shape, a.rows) for a in arguments if a.array is not None)
-    outward = ", ".join(factors(r.shape, r.rows) for r in results)
-    all_factors = f"{inward} {outward}".replace(",", " ").split()
-    summed = () if "rows" in outward else ("rows",)
-    partitioned = custom_partitioning(call)
-    partitioned.def_partition(
-        partition,
-        sharding_rule=f"{inward} -> {outward}",
-        reduction_factors=summed,
-        need_replication_factors=tuple(name for name in all_factors if name != "rows"),
-    )
-    return partitioned
-
-
-def _divided(given: Sequence[Any], arguments: Sequence[Argument]) -> tuple[str, ...]:
-    """Return the axes of the mesh that divide the rows; none where the parts would be unequal."""
-    for array, argument in zip(given, arguments, strict=True):
-        if argument.rows is None or not isinstance(array.sharding, NamedSharding):
-            continue
-        spec = (*array.sharding.spec, *[None] * argument.rows)[argument.rows]
-        axes = (spec,) if isinstance(spec, str) else tuple(spec or ())
-        sizes = [array.sharding.mesh.shape[axis] for axis in axes]
-        return () if array.shape[argument.rows] % math.prod(sizes) else axes
-    return ()
+    return ffi.call("jaxrnn_sum_equal", results, arguments, flat=True)[0]
 
 
 # As recurrence.h numbers the kinds of cells; a plain RNN by its activation.

@@ -18,7 +18,6 @@ and dW_h, dW_x, db and dx are large products over all T B rows after it. Second 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,8 +25,10 @@ import jax.numpy as jnp
 
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives, xla
-from jaxrnn.recurrence.kernels.native import build, calls
+from jaxrnn.recurrence.kernels import Derivatives, passes, xla
+from jaxrnn.recurrence.kernels.native import calls
+from jaxrnn.recurrence.kernels.native.build import LIBRARY
+from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.rows import unroll_by_rows
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, Residuals, vary
 from jaxrnn.shapes import Array, Float
@@ -41,7 +42,7 @@ def unsupported_reason(problem: Problem) -> str | None:
         return reason
     if problem.dtype != jnp.float32:
         return f"its C++ multiplies float32 alone, not {problem.dtype}; use 'xla'"
-    return build.why_not()
+    return LIBRARY.missing
 
 
 def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
@@ -61,54 +62,36 @@ def _float32(a: Array) -> Array:
     return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(
     cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
-    final, ys, _ = calls.forward(cell, reverse, weights, inputs, state, masks, keep=False)
-    return final, ys
+    return passes.run(_PASSES, (cell, reverse), masks, weights, inputs, state)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run_and_keep(
-    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
-) -> tuple[Any, Array, Residuals]:
-    """Return the result of `_run` and the residuals. It has a derivative for second derivatives."""
-    final, ys, residuals = calls.forward(cell, reverse, weights, inputs, state, masks, keep=True)
-    assert residuals is not None
-    return final, ys, residuals
-
-
-def _forward(cell: Any, reverse: bool, *given: Any) -> tuple[tuple[Any, Array], tuple[Any, Any]]:
-    final, ys, residuals = _run_and_keep(cell, reverse, *given)
-    return (final, ys), (given, residuals)
-
-
-def _keep_forward(cell: Any, reverse: bool, *given: Any) -> tuple[Any, tuple[Any, Any]]:
-    final, ys, residuals = _run_and_keep(cell, reverse, *given)
-    return (final, ys, residuals), (given, residuals)
+def _forward(
+    static: Any, keep: bool, masks: Masks, weights: Any, inputs: Inputs, state: Any
+) -> tuple[tuple[Any, Array], Residuals | None]:
+    cell, reverse = static
+    final, ys, residuals = calls.forward(cell, reverse, weights, inputs, state, masks, keep)
+    return (final, ys), residuals
 
 
 def _backward(
-    cell: Any, reverse: bool, saved: tuple[Any, Residuals], cotangents: tuple[Any, ...]
-) -> tuple[Any, Any, Any, Masks]:
-    """Ignore the cotangents of residuals: `_gradients` takes all derivatives by way of the arguments."""
-    return (*_gradients(cell, reverse, *saved, cotangents[:2]), Masks())
-
-
-_run.defvjp(_forward, _backward)
-_run_and_keep.defvjp(_keep_forward, _backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradients(
-    cell: Any, reverse: bool, given: Any, residuals: Residuals, cotangents: tuple[Any, Array]
+    static: Any, masks: Masks, given: Any, residuals: Residuals, cotangents: tuple[Any, Array]
 ) -> tuple[Any, Any, Any]:
     """Return the derivatives with respect to the weights, the inputs and the first state."""
-    weights, inputs, _, masks = given
+    (cell, reverse), (weights, inputs, _) = static, given
     d_gx, d_q, d_state = calls.backward(cell, reverse, weights, masks, residuals, *cotangents)
     d_weights = _weight_gradients(cell, weights, residuals, d_gx, d_q)
     return d_weights, _input_gradients(inputs, d_gx), d_state
+
+
+def _plain(static: Any, masks: Masks, weights: Any, inputs: Inputs, state: Any) -> Any:
+    cell, reverse = static
+    return xla.run(Problem(cell, weights, inputs, state, masks, reverse))
+
+
+_PASSES = Passes(_forward, _backward, _plain)
 
 
 def _weight_gradients(
@@ -141,27 +124,3 @@ def _input_gradients(inputs: Inputs, d_gx: Array) -> Any:
     if isinstance(inputs, Dense):
         return Dense(calls.back(d_gx, inputs.w_x), *calls.outer(inputs.xs, d_gx))
     return d_gx
-
-
-def _gradients_forward(
-    cell: Any, reverse: bool, given: Any, residuals: Residuals, cotangents: Any
-) -> Any:
-    return _gradients(cell, reverse, given, residuals, cotangents), (given, cotangents)
-
-
-def _gradients_backward(cell: Any, reverse: bool, saved: Any, d_gradients: Any) -> Any:
-    """Differentiate by XLA. The residuals are a function of the arguments, and count as part of them."""
-    (*given, masks), cotangents = saved
-    params, inputs, state = given
-
-    def forward(weights: Any, inputs: Inputs, state: Any) -> Any:
-        return xla.run(Problem(cell, weights, inputs, state, masks, reverse))
-
-    def gradients(given: Any, cotangents: Any) -> Any:
-        return jax.vjp(forward, *given)[1](cotangents)
-
-    d_given, d_cotangents = jax.vjp(gradients, (params, inputs, state), cotangents)[1](d_gradients)
-    return (*d_given, Masks()), None, d_cotangents
-
-
-_gradients.defvjp(_gradients_forward, _gradients_backward)

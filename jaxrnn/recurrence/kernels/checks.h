@@ -1,4 +1,4 @@
-// Checks of a call's arrays. XLA passes whatever arrays a program has, so every size that a loop relies on is
+// Checks of a call's arrays. XLA passes whatever arrays a program has, so every size that the call relies on is
 // checked before anything is read or written.
 
 #pragma once

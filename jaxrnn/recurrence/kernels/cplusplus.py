@@ -1,0 +1,225 @@
+"""Compile C++ on the machine that runs it, once, and register its handlers with XLA.
+
+Environment variables:
+  CXX: the compiler, as a shell would read it, for example "clang++" or "ccache g++"; without it the
+    first of c++, g++ and clang++ that is installed.
+  JAXRNN_CACHE: the folder in which compiled libraries are kept (`jaxrnn.devices.storage`).
+
+A library that this machine compiled before needs no compiler. Its file name ends with the digest of its
+content, so that one which a full disk or a power cut has damaged is not loaded, but compiled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+from jaxrnn.devices import storage
+from jaxrnn.recurrence.kernels import Missing
+
+# The folder of the headers that several libraries include.
+HERE = Path(__file__).parent
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-DNDEBUG", "-w")
+# Seconds that a compiler may take.
+PATIENCE = 300
+
+
+class NotBuilt(Exception):
+    """The C++ cannot run here, for the reason in the message."""
+
+
+class Library:
+    """One C++ file, the headers beside it, and the handlers for XLA that it exports.
+
+    Attributes:
+      name: the first part of its file's name in the cache.
+      source: the C++ file.
+      handlers: the names of its handlers, under which XLA finds them too.
+      platform: the platform of the programs that call them, as XLA names it.
+      systems: the operating systems that it is for.
+      flags: the compiler's flags.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Path,
+        handlers: tuple[str, ...],
+        platform: str,
+        systems: tuple[str, ...],
+        flags: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.source, self.handlers = name, source, handlers
+        self.platform, self.systems, self.flags = platform, systems, (*FLAGS, *flags)
+        # XLA takes one library per process.
+        self._registered: tuple[Path, ctypes.CDLL] | None = None
+
+    @functools.cached_property
+    def missing(self) -> Missing | None:
+        """Why this machine cannot run the C++, or None where it can.
+
+        Asked for the first time on a machine, it compiles the C++, which takes some seconds.
+        """
+        if platform.system() not in self.systems:
+            names = " and ".join({"Darwin": "macOS"}.get(name, name) for name in self.systems)
+            return Missing(f"its C++ is for {names}, not {platform.system()}")
+        try:
+            self.load()
+        except (NotBuilt, OSError) as reason:
+            return Missing(reason)
+        return None
+
+    def register_built(self) -> None:
+        """Register the library with XLA where this machine has compiled it before.
+
+        An executable that another process serialized calls the library without a call of
+        `jaxrnn.unroll`.
+        """
+        if platform.system() in self.systems:
+            with contextlib.suppress(NotBuilt, OSError):
+                self._find()
+
+    def load(self) -> ctypes.CDLL:
+        """Return the library, compiled and registered if it was not yet.
+
+        Raises:
+          NotBuilt: where there is no compiler, and where it fails.
+          OSError: where the library cannot be loaded.
+        """
+        return self._loaded()[1]
+
+    def path(self) -> Path:
+        """Return the library's file, as `load` does the library."""
+        return self._loaded()[0]
+
+    def _loaded(self) -> tuple[Path, ctypes.CDLL]:
+        if self._registered is None and not self._find():
+            self._build()
+        assert self._registered is not None
+        return self._registered
+
+    def _find(self) -> bool:
+        """Register the library in the cache, and return whether there is one."""
+        if self._registered:
+            return True
+        compiler = find_compiler()
+        for folder in storage.cache_folders():
+            for path in folder.glob(f"{self.prefix(compiler)}*.so"):
+                if self._loads(path, folder):
+                    return True
+        return False
+
+    def _build(self) -> None:
+        """Compile the library into the first cache folder that can be written, and register it."""
+        compiler = find_compiler()
+        if compiler is None:
+            tried = os.environ.get("CXX", "").strip() or ", ".join(COMPILERS)
+            raise NotBuilt(f"no C++ compiler is here ({tried}); install one, or name one in CXX")
+        problems = []
+        for folder in storage.cache_folders():
+            try:
+                storage.make_cache_folder(folder)
+                self._register(self.compile(compiler, folder))
+                return
+            except OSError as problem:
+                # The folder is not writable, full, or mounted so that nothing in it may run.
+                problems.append(f"its C++ could not be compiled: {problem}")
+        raise NotBuilt(problems[0])
+
+    def _loads(self, path: Path, folder: Path) -> bool:
+        """Register a library in the cache, or remove a damaged one. Return whether it registered."""
+        try:
+            storage.make_cache_folder(folder)
+            if digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
+                self._register(path)
+                return True
+            path.unlink()
+        except OSError:
+            pass
+        return False
+
+    def _register(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        for name in self.handlers:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(name, handler, platform=self.platform)
+        self._registered = path, library
+
+    def compile(self, compiler: list[str], folder: Path) -> Path:
+        """Compile the library into a folder and return its file.
+
+        Raises:
+          NotBuilt: where the compiler fails.
+        """
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            partial = Path(place) / "library.so"
+            includes = f"-I{HERE}", f"-I{jax.ffi.include_dir()}"
+            command = [*compiler, *self.flags, *includes, str(self.source)]
+            try:
+                run = subprocess.run(
+                    [*command, "-o", str(partial)],
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    timeout=PATIENCE,
+                )
+            except subprocess.TimeoutExpired as problem:
+                raise NotBuilt(f"its C++ could not be compiled: {problem}") from None
+            if run.returncode:
+                lines = [line for line in run.stderr.splitlines() if "error" in line]
+                reason = (lines or [run.stderr.strip() or f"status {run.returncode}"])[0]
+                raise NotBuilt(f"{shlex.join(compiler)} failed: {reason[:200]}")
+            with partial.open("rb") as file:
+                content = file.read()
+                os.fsync(file.fileno())
+            # Another process may do the same at the same time: the file is replaced whole or not at
+            # all.
+            return partial.replace(folder / f"{self.prefix(compiler)}{digest(content)}.so")
+
+    def prefix(self, compiler: list[str] | None) -> str:
+        """Return the first part of the file's name, from all that the library depends on.
+
+        -march=native stands for the processor's own instructions. Without a compiler, the library of
+        any compiler serves.
+        """
+        info = Path("/proc/cpuinfo")
+        lines = [platform.processor()]
+        if info.exists():
+            lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        parts = [*self.flags, jaxlib.__version__, platform.machine(), *lines[:1]]
+        named = "flags", "Features", "model name"
+        parts += [line for line in lines if line.startswith(named)][:2]
+        headers = sorted([*HERE.glob("*.h"), *self.source.parent.glob("*.h")])
+        parts += [path.read_text(encoding="utf-8") for path in (self.source, *headers)]
+        made_by = f"{digest(shlex.join(compiler).encode())}-" if compiler else ""
+        return f"{self.name}-{digest(chr(10).join(parts).encode())}-{made_by}"
+
+
+def find_compiler() -> list[str] | None:
+    """Return the words of the compiler's command, or None where it is not installed."""
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as problem:
+        raise NotBuilt(f"CXX cannot be read as a shell command: {problem}") from None
+    for first, *rest in [chosen] if chosen else [[name] for name in COMPILERS]:
+        if found := shutil.which(first):
+            return [found, *rest]
+    return None
+
+
+def digest(content: bytes) -> str:
+    """Return a short name for a content."""
+    return hashlib.sha256(content).hexdigest()[:16]
