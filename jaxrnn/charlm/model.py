@@ -232,11 +232,10 @@ def forward(
     several_devices = devices if devices is not None and devices.size > 1 else None
     inputs: Lookup | Dense = Lookup(weights.table, tokens)
     if not drops_outputs and several_devices is None:
-        dtype = weights.w_out.dtype
-        at_once = dispatch.layers_at_once(cell, len(layers), tokens.shape, dtype, implementation)
+        at_once = dispatch.layers_at_once(cell, layers, inputs, implementation)
         if at_once is not None:
             carry, ys = at_once.run(cell, layers, inputs, carry, Masks(), False)
-            return carry, output(weights, ys.astype(dtype))
+            return carry, output(weights, ys.astype(weights.w_out.dtype))
     after = []
     hidden: Float[Array, "T B H"]
     for index, (layer, state) in enumerate(zip(layers, carry, strict=True)):

@@ -6,12 +6,13 @@
     native    C++, each core with rows of its own                          CPU
     tpu       Pallas kernels, the recurrent weights on the chip or streamed  TPU
     hopper    Pallas kernels, the recurrent weights on the chip            Hopper GPU
-    cudnn     NVIDIA's own LSTM                                            GPU
+    cudnn     NVIDIA's own LSTM, GRU and plain RNN                         NVIDIA GPU
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
 size (`choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where nothing
-near was measured the platform's usual one: the first of these that supports the problem. The table is of
-long sequences. Calls of one step, and on a CPU those of a few, run by what costs least to start.
+near was measured the platform's usual one: the first that supports the problem, of those in `_USUAL`.
+Measurements of a GPU count for GPUs of that name alone. The table is of long sequences. Calls of one
+step, and on a CPU those of a few, run by what costs least to start.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import functools
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple, get_args
@@ -32,12 +34,12 @@ from jaxrnn.errors import whole_number
 from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.cells import Cell, RNNParams, cell_name, is_builtin
 from jaxrnn.recurrence.kernels import Implementation, Missing
-from jaxrnn.recurrence.problem import Dense, Masks, Problem
+from jaxrnn.recurrence.problem import Dense, Lookup, Masks, Problem
 
 # Dtypes of parameters and inputs.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# A row of `choices.json`: platform, cell, dtype, batch, hidden, implementation.
+# A row of `choices.json`: platform, cell, dtype, batch, hidden, implementation; of a GPU its name, too.
 Row = dict[str, Any]
 
 
@@ -179,29 +181,32 @@ def unsupported_reason(implementation: Implementation, problem: Problem) -> str 
 
 def layers_at_once(
     cell: Cell,
-    layers: int,
-    shape: tuple[int, ...],
-    dtype: Any,
+    layers: Sequence[Any],
+    inputs: Lookup | Dense,
     implementation: Implementation | None,
 ) -> Any:
-    """Return the module that runs all layers in one kernel, where it takes less time, or None.
+    """Return the module that runs all layers in one call, where it takes less time, or None.
 
-    It is returned only for an implementation asked for by name, because its time is a model's
-    prediction, measured on no card.
-
-    shape: [T, B] of the inputs.
+    Args:
+      cell: the cell of every layer.
+      layers: the parameters of each layer.
+      inputs: the inputs of the first one.
+      implementation: one asked for by name, or None.
     """
-    if implementation is None or platform() not in kernels.PLATFORMS.get(implementation, ()):
+    if len(layers) < 2:
         return None
-    module = kernels.load_layers_at_once(implementation)
-    if module is None or layers < 2:
+    first = Problem(cell, layers[0], inputs, None)
+    chosen = implementation or choose(first).implementation
+    if platform() not in kernels.PLATFORMS.get(chosen, ()):
         return None
-    return module if module.pays(cell, layers, *shape, dtype) else None
+    module = kernels.load_layers_at_once(chosen)
+    return module if module and module.pays(first, len(layers)) else None
 
 
 # Where nothing near was measured, the implementations to try, best first.
 _USUAL: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("native", "xla", "scan"),
+    "gpu": ("cudnn", "xla", "scan"),
     "tpu": ("tpu", "xla", "scan"),
 }
 _ONE_STEP: tuple[Implementation, ...] = ("scan",)
@@ -256,10 +261,12 @@ def _nearest(problem: Problem, here: str, table: list[Row]) -> Row | None:
     """Return the measured size nearest to the problem's by the ratios of B and H, or None."""
     wanted = here, cell_name(problem.cell), str(problem.dtype)
     size = problem.cell.hidden_size
+    name = accelerator.device().device_kind
     rows = [
         (_octaves(row["batch"], problem.batch) + _octaves(row["hidden"], size), row)
         for row in table
         if (row["platform"], row["cell"], row["dtype"]) == wanted
+        and row.get("device", name) == name
     ]
     distance, row = min(rows, key=lambda pair: pair[0], default=(math.inf, {}))
     return row if distance <= _NEAR else None

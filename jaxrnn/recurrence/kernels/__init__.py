@@ -28,10 +28,10 @@ PLATFORMS = {
 }
 
 # The module of an implementation that runs several layers in one kernel.
-_LAYERS_AT_ONCE = {"hopper": "hopper.stack"}
+_LAYERS_AT_ONCE = {"hopper": "hopper.stack", "cudnn": "cudnn.stack"}
 
 # The implementations that are compiled on the user's machine; their module `build` has the `LIBRARY`.
-_COMPILED = ("native",)
+_COMPILED = ("native", "cudnn")
 
 
 class Derivatives(enum.Enum):

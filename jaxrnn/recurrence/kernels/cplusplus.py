@@ -51,6 +51,7 @@ class Library:
       platform: the platform of the programs that call them, as XLA names it.
       systems: the operating systems that it is for.
       flags: the compiler's flags.
+      includes: the folders of its headers, beside its own.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Library:
         platform: str,
         systems: tuple[str, ...],
         flags: tuple[str, ...] = (),
+        includes: tuple[Path, ...] = (HERE,),
     ) -> None:
         self.name, self.source, self.handlers = name, source, handlers
         self.platform, self.systems, self.flags = platform, systems, (*FLAGS, *flags)
+        self.includes = includes
         # XLA takes one library per process.
         self._registered: tuple[Path, ctypes.CDLL] | None = None
 
@@ -166,7 +169,7 @@ class Library:
         """
         with tempfile.TemporaryDirectory(dir=folder) as place:
             partial = Path(place) / "library.so"
-            includes = f"-I{HERE}", f"-I{jax.ffi.include_dir()}"
+            includes = [f"-I{folder}" for folder in (*self.includes, jax.ffi.include_dir())]
             command = [*compiler, *self.flags, *includes, str(self.source)]
             try:
                 run = subprocess.run(
@@ -202,7 +205,8 @@ class Library:
         parts = [*self.flags, jaxlib.__version__, platform.machine(), *lines[:1]]
         named = "flags", "Features", "model name"
         parts += [line for line in lines if line.startswith(named)][:2]
-        headers = sorted([*HERE.glob("*.h"), *self.source.parent.glob("*.h")])
+        folders = (self.source.parent, *self.includes)
+        headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
         parts += [path.read_text(encoding="utf-8") for path in (self.source, *headers)]
         made_by = f"{digest(shlex.join(compiler).encode())}-" if compiler else ""
         return f"{self.name}-{digest(chr(10).join(parts).encode())}-{made_by}"

@@ -1,41 +1,89 @@
-"""cuDNN's LSTM: everything around the call against numpy, with JAX's plain reference of the call in its
-place; on an NVIDIA GPU the call itself."""
+"""cuDNN's recurrences: all of the wrapper but its bindings for GPUs runs here, with a stand-in for cuDNN
+that computes on the host (tests/support/cudnn). The last tests call cuDNN itself and wait for a GPU."""
 
+import importlib.util
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
+from jax.sharding import SingleDeviceSharding
 
-from jaxrnn import gru, lstm, rnn, unroll
+from benchmarks.ahead_of_time import compiler as aot
+from benchmarks.ahead_of_time import gpu as gpu_static
+from jaxrnn import charlm, explain, gru, lstm, rnn, unroll
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.devices import accelerator
+from jaxrnn.interop.torch import names, to_torch
+from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence import problem as recurrence
 from jaxrnn.recurrence.dispatch import abstract_problem
-from jaxrnn.recurrence.kernels import cudnn
-from jaxrnn.recurrence.problem import Dense, Masks
+from jaxrnn.recurrence.kernels import cplusplus, cudnn
+from jaxrnn.recurrence.kernels.cudnn import algorithm, calls, library, stack, weights
+from jaxrnn.recurrence.kernels.cudnn.algorithm import GPU, Size
+from jaxrnn.recurrence.kernels.cudnn.setup import Setup, allows_tf32
+from jaxrnn.recurrence.problem import Dense, Lookup, Masks
+from tests.support import cudnn as host
+from tests.support.conformance import Conformance
+from tests.support.fakes import fake
 from tests.support.oracle import TOLERANCES, assert_close
-from tests.support.problems import Problem, expected, library, problem
+from tests.support.problems import (
+    BATCH,
+    CELLS,
+    FEATURES,
+    MASKS,
+    STEPS,
+    Problem,
+    as_masks,
+    both_ways,
+    problem,
+)
 
-CELL = lstm(4)
-STEPS, BATCH = 5, 3
-LENGTHS = {"whole": None, "lengths": np.array([STEPS, 0, 3], np.int32)}
-GRADIENTS = 3 * TOLERANCES["float32"]  # they come through twice the roundings
+ROOT = Path(__file__).parents[3]
+# The cells that cuDNN has.
+NAMES = ("rnn-tanh", "rnn-relu", "lstm", "gru-after")
+NO_MASKS = Masks()
+COMPILER = cplusplus.find_compiler() or ["c++"]
 
+on_the_host = pytest.mark.skipif(
+    host.HOST.missing is not None, reason=f"waits for a C++ compiler: {host.HOST.missing}"
+)
 on_nvidia = pytest.mark.skipif(
-    not any(device.platform == "gpu" for device in jax.devices()), reason="cuDNN needs a GPU"
+    not any(device.platform == "gpu" for device in jax.devices()), reason="waits for an NVIDIA GPU"
 )
 
 
-@partial(jax.jit, static_argnames="interpret")
-def around_cudnn(given: Problem, lengths: Any = None, interpret: bool = True) -> tuple[Any, Any]:
-    """Return (final state, ys) and the gradients of the loss, as `library` does."""
-    active = None if lengths is None else jnp.arange(given.xs.shape[0])[:, None] < lengths[None]
+@pytest.fixture
+def stand_in() -> Iterator[None]:
+    """Call the stand-in in place of cuDNN, and see that no descriptor is left behind."""
+    with host.in_place_of_cudnn():
+        before = host.live_descriptors()
+        yield
+        assert host.live_descriptors() == before
+
+
+@partial(jax.jit, static_argnames=("cell", "reverse", "platform"))
+def on_host(
+    cell: Any, given: Problem, masks: Masks = NO_MASKS, *, reverse: bool, platform: Any = "cpu"
+) -> tuple[Any, Any]:
+    """Return what `problems.library` returns, by cuDNN's kernel."""
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
-        whole = recurrence.Problem(CELL, params, inputs, state, Masks(None, active))
-        results = cudnn.run(whole, interpret=interpret)
+        whole = recurrence.Problem(cell, params, inputs, state, masks, reverse)
+        results = cudnn.run(whole, platform=platform)
         pairs = zip(*map(jax.tree.leaves, (given.weights, results)), strict=True)
         return sum((w * r).sum() for w, r in pairs), results
 
@@ -43,85 +91,872 @@ def around_cudnn(given: Problem, lengths: Any = None, interpret: bool = True) ->
     return results, gradients
 
 
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+class TestCudnn(Conformance):
+    implementation = "cudnn"
+
+    def run(
+        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
+    ) -> tuple[Any, Any]:
+        active = None
+        if "lengths" in masks:
+            active = as_masks(given.xs.shape[0], lengths=masks["lengths"]).active
+        return on_host(cell, given, Masks(None, active), reverse=reverse)
+
+    @pytest.mark.first_case
+    @both_ways
+    @pytest.mark.parametrize("mask", ["plain", "lengths"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_values_and_gradients(self, name: str, mask: str, reverse: bool) -> None:
+        """Without resets, which cuDNN does not have."""
+        given = problem(CELLS[name], STEPS, BATCH, FEATURES)
+        self.check(CELLS[name], self.exact, given, reverse=reverse, **MASKS[mask])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["lstm", "gru-after"])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    def test_narrow_dtypes(self, dtype: str, name: str) -> None:  # type: ignore[override]
+        given = problem(CELLS[name], STEPS, BATCH, FEATURES)
+        self.check(CELLS[name], dtype, given, **MASKS["lengths"])
+
+
+# --- what is called -----------------------------------------------------------------------------
+
+
+def program(cell: Any, given: Problem) -> str:
+    return on_host.lower(cell, given, reverse=False).as_text()
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", NAMES)
+def test_cudnn_computes_all_of_it(name: str) -> None:
+    """One call of each pass, its weights made before it, and no loop or product beside them."""
+    text = program(CELLS[name], problem(CELLS[name]).cast("float32"))
+    for handler in host.LIBRARY.handlers:
+        assert text.count(f"@{handler}(") == 1
+    assert "stablehlo.while" not in text and "dot_general" not in text
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_inference_keeps_nothing_and_unused_gradients_cost_nothing() -> None:
+    cell = CELLS["lstm"]
+    given = problem(cell, STEPS, BATCH).cast("float32")
+
+    def outputs(xs: Any) -> Any:
+        inputs = Dense(xs, given.params.w_x, given.params.b)
+        whole = recurrence.Problem(cell, given.params, inputs, given.state)
+        return cudnn.run(whole, platform="cpu")[1]
+
+    forward = jax.jit(outputs).lower(given.xs).as_text()
+    assert re.search(r"jaxrnn_cudnn_forward.*tensor<0xui8>", forward)
+    slope = jax.jit(jax.grad(lambda xs: outputs(xs).sum()))
+    compiled = slope.lower(given.xs).compile().as_text()
+    assert "backward_data" in compiled and "backward_weights" not in compiled
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("precision", "tf32"),
+    [(None, True), ("tensorfloat32", True), ("high", False), ("highest", False)],
+)
+def test_tf32_follows_jax(precision: Any, tf32: bool) -> None:
+    with jax.default_matmul_precision(precision):
+        assert allows_tf32() == tf32
+        text = program(CELLS["lstm"], problem(CELLS["lstm"]).cast("float32"))
+    assert f"tf32 = {str(tf32).lower()}" in text
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.slow
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_values_and_gradients(lengths: str) -> None:
-    """Compare the outputs, and the gradients of weights, inputs and initial state."""
-    given = problem(CELL, STEPS, BATCH).cast("float32")
-    got = around_cudnn(given, LENGTHS[lengths])
-    want = expected(CELL, given.exact(), lengths=LENGTHS[lengths])
-    assert_close(got[0], want[0], TOLERANCES["float32"])
-    assert_close(got[1], want[1], GRADIENTS)
+@both_ways
+@pytest.mark.parametrize("rows", [3, 9])
+def test_tokens_are_rows_of_the_table(rows: int, reverse: bool) -> None:
+    """With some out of range, which are clipped; values and the gradient of the table."""
+    cell = CELLS["gru-after"]
+    given = problem(cell, STEPS, BATCH).cast("float32")
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.standard_normal((rows, 3 * 4)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(-1, rows + 1, (STEPS, BATCH)), jnp.int32)
+
+    def loss(table: Any, run: Any) -> Any:
+        inputs = Lookup(table, tokens)
+        whole = recurrence.Problem(cell, given.params, inputs, given.state, Masks(), reverse)
+        final, ys = run(whole)
+        return (ys**3).sum() + (final.hidden**2).sum(), ys
+
+    run = partial(cudnn.run, platform="cpu")
+    plain = partial(dispatch.kernels.load("xla").run)
+    clipped = partial(jax.value_and_grad(loss, has_aux=True), table)
+    got, want = jax.jit(partial(clipped, run))(), None
+    tokens = jnp.clip(tokens, 0, rows - 1)
+    want = jax.jit(partial(clipped, plain))()
+    assert_close(got, want, 3 * TOLERANCES["float32"])
 
 
-def test_padding_is_inert() -> None:
-    """Exactly: whatever it holds, outputs and gradients there are zero and the others the same."""
-    given = problem(CELL, STEPS, BATCH).cast("float32")
-    lengths = LENGTHS["lengths"]
-    padding = np.arange(STEPS)[:, None] >= lengths
-    other = given._replace(xs=jnp.where(jnp.asarray(padding)[..., None], 1e6, given.xs))
-    got = around_cudnn(given, lengths)
-    assert_close(around_cudnn(other, lengths), got, 0)
-    (_, ys), (_, d_xs, _) = got
-    assert not np.asarray(ys)[padding].any() and not np.asarray(d_xs)[padding].any()
+# --- the weights --------------------------------------------------------------------------------
 
 
-def test_no_step_changes_no_state() -> None:
-    given = problem(CELL, 0, BATCH).cast("float32")
-    inputs = Dense(given.xs, given.params.w_x, given.params.b)
-    final, ys = cudnn.run(recurrence.Problem(CELL, given.params, inputs, given.state))
-    assert_close(final, given.state, 0)
-    assert ys.shape == (0, BATCH, 4)
+def setup_of(
+    cell: Any, layers: int = 1, both: bool = False, dtype: str = "float32", platform: Any = "cpu"
+) -> Setup:
+    return Setup(cell, layers, both, dtype, True, platform)
+
+
+def parts_of(cell: Any, setup: Setup, features: int, dtype: str = "float32") -> list[Any]:
+    """Random parameters of every part."""
+    widths = [setup.inputs_of(part, features) for part in range(setup.parts)]
+    drawn = [problem(cell, features=width, seed=n).params for n, width in enumerate(widths)]
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), drawn)
+
+
+EVERY_STACK = list(itertools.product(NAMES, (1, 2, 3), (False, True)))
+every_stack = pytest.mark.parametrize(("name", "layers", "both"), EVERY_STACK)
+
+
+@every_stack
+def test_weights_are_those_of_pytorch(name: str, layers: int, both: bool) -> None:
+    """PyTorch hands its arrays to cuDNN: all matrices of all parts, then all biases."""
+    cell, setup = CELLS[name], setup_of(CELLS[name], layers, both)
+    parts = parts_of(cell, setup, FEATURES)
+    torch = [to_torch(cell, jax.tree.map(np.asarray, part)) for part in parts]
+    w_x, w_h, b, b_h = names()
+    matrices = [part[key].ravel() for part in torch for key in (w_x, w_h)]
+    biases = [part[key] for part in torch for key in (b, b_h)]
+    packed = weights.pack(setup, parts)
+    np.testing.assert_array_equal(packed, np.concatenate([*matrices, *biases]))
+    assert packed.size == weights.count(setup, FEATURES)
+    assert_close(weights.unpack(setup, packed, FEATURES), parts, 0)
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@every_stack
+def test_the_stand_in_finds_each_matrix_where_it_is(name: str, layers: int, both: bool) -> None:
+    assert_offsets(setup_of(CELLS[name], layers, both))
+
+
+def assert_offsets(setup: Setup) -> None:
+    """The offsets that cuDNN gives are those of the vector's parts, and its size is the vector's."""
+    features, gates, size = 5, len(setup.cell.GATES), setup.cell.hidden_size
+    numbers = algorithm.numbers_of(setup, Size(3, 2, features), training=True)
+    width = jnp.dtype(setup.dtype).itemsize
+    assert library.sizes(numbers).weights == width * weights.count(setup, features)
+    matrices, biases = [], []
+    for part, product in itertools.product(range(setup.parts), range(2 * gates)):
+        columns = setup.inputs_of(part, features) if product < gates else size
+        matrices.append(size * columns)
+        biases.append(size)
+    starts = np.concatenate([[0], np.cumsum([*matrices, *biases])]) * width
+    for n, (part, product) in enumerate(itertools.product(range(setup.parts), range(2 * gates))):
+        found = library.offsets(numbers, part, product)
+        assert found == (starts[n], starts[n + len(matrices)])
+
+
+# --- several layers and both directions ---------------------------------------------------------
+
+
+def states_of(cell: Any, count: int, dtype: str) -> tuple[Any, ...]:
+    drawn = [problem(cell, batch=BATCH, seed=n).state for n in range(count)]
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tuple(drawn))
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "layers", "both"), [case for case in EVERY_STACK if case[1:] != (1, False)]
+)
+def test_layers_and_directions_are_those_of_xla(name: str, layers: int, both: bool) -> None:
+    """Values, final states and all gradients in float64, against XLA's loops one after the other."""
+    cell, setup = CELLS[name], setup_of(CELLS[name], layers, both, "float64")
+    with jax.enable_x64(True):
+        given = parts_of(cell, setup, FEATURES, "float64")
+        states = states_of(cell, setup.parts, "float64")
+        xs = jnp.asarray(problem(cell, STEPS, BATCH).xs)
+
+        def loss(parts: Any, xs: Any, states: Any, platform: Any) -> Any:
+            found = stack.run_parts(
+                cell, parts, xs, states, both_directions=both, platform=platform
+            )
+            return sum((leaf**3).sum() for leaf in jax.tree.leaves(found)), found
+
+        run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
+        # A program for a CPU computes by XLA what is meant for a GPU.
+        got, want = (run(given, xs, states, platform) for platform in ("cpu", "cuda"))
+    assert_close(got, want, TOLERANCES["float64"])
+    assert got[0][1][1].shape == (STEPS, BATCH, 4 * setup.directions)
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_char_rnn_runs_all_layers_at_once(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare loss, state and the gradients of all parameters with those of scan."""
+    vocabulary = Vocabulary.of("abcde")
+    config = charlm.ModelConfig(cell, 3, 4, 6, reset="after", dtype="float32")  # type: ignore[arg-type]
+    params, carry = charlm.init(config, vocabulary), charlm.initial_carry(config, BATCH)
+    tokens = jnp.arange((STEPS + 1) * BATCH, dtype=jnp.int32).reshape(STEPS + 1, BATCH) % 5
+    carry = jax.tree.map(lambda s: s + 0.1, carry)
+    at_once = SimpleNamespace(run=partial(stack.run, platform="cpu"))
+    results = []
+    for module in (None, at_once):
+        monkeypatch.setattr(dispatch, "layers_at_once", lambda *_, m=module: m)
+        run = jax.jit(jax.value_and_grad(partial(charlm.loss, implementation="scan"), has_aux=True))
+        results.append(run(params, tokens, carry))
+        calls_of_cudnn = run.lower(params, tokens, carry).as_text().count("@jaxrnn_cudnn_forward")
+        assert calls_of_cudnn == (0 if module is None else 1)
+    assert_close(results[1], results[0], 3 * TOLERANCES["float32"])
+
+
+def test_layers_with_masks_are_refused() -> None:
+    masks = Masks(None, jnp.ones((5, 2), bool))
+    with pytest.raises(ValueError, match="several layers at once without resets and lengths only"):
+        stack.run(
+            CELLS["lstm"], [], Lookup(jnp.ones((2, 16)), jnp.ones((5, 2), int)), (), masks, False
+        )
+
+
+# --- under JAX's transformations ----------------------------------------------------------------
+
+
+def loss_of(cell: Any, platform: Any) -> Any:
+    """A loss whose kernel runs on the host, or for platform "cuda" one by XLA with the same result."""
+
+    def loss(params: Any, xs: Any, state: Any) -> Any:
+        inputs = Dense(xs, params.w_x, params.b)
+        whole = recurrence.Problem(cell, params, inputs, state)
+        final, ys = cudnn.run(whole, platform=platform)
+        return (ys**3).sum() + sum((s**2).sum() for s in jax.tree.leaves(final))
+
+    return loss
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "axes", [(None, 0, None), (None, 1, 0), (0, None, None), (0, 0, 0)], ids=str
+)
+def test_vmap(axes: tuple[int | None, ...]) -> None:
+    """Over rows, which become more rows of one call, and over parameters; summed and for each."""
+    cell = CELLS["gru-after"]
+    given = problem(cell, STEPS, 2).cast("float32").inputs
+    factors = jnp.asarray([0.5, 0.9, 1.2], jnp.float32)
+    mapped = tuple(
+        a
+        if axis is None
+        else jax.tree.map(lambda x, at=axis: jnp.stack([x * f for f in factors], at), a)
+        for a, axis in zip(given, axes, strict=True)
+    )
+
+    def results(platform: Any) -> Any:
+        loss = jax.vmap(loss_of(cell, platform), axes)
+        total = jax.value_and_grad(lambda *given: loss(*given).sum(), (0, 1, 2))
+        each = jax.vmap(jax.grad(loss_of(cell, platform), (0, 1, 2)), axes)
+        return jax.jit(lambda *given: (total(*given), each(*given)))(*mapped)
+
+    assert_close(results("cpu"), results("cuda"), 3 * TOLERANCES["float32"])
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_rows_of_a_mapped_axis_are_rows_of_one_call() -> None:
+    cell = CELLS["lstm"]
+    params, xs, state = problem(cell, STEPS, 2).cast("float32").inputs
+    several = jnp.stack([xs, xs, xs])
+    loss = jax.vmap(loss_of(cell, "cpu"), (None, 0, None))
+    text = jax.jit(jax.grad(lambda p: loss(p, several, state).sum())).lower(params).as_text()
+    assert re.search(rf"jaxrnn_cudnn_forward\(.*\(tensor<{STEPS}x6x3xf32>", text)
+    assert "stablehlo.while" not in text
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.slow
+def test_checkpoint_and_second_derivative() -> None:
+    cell = CELLS["lstm"]
+    given = problem(cell, 3, 2).cast("float32").inputs
+
+    def results(platform: Any) -> Any:
+        loss = loss_of(cell, platform)
+        first = jax.grad(jax.checkpoint(loss), (0, 1, 2))
+
+        def slope(*given: Any) -> Any:
+            return sum((g**2).sum() for g in jax.tree.leaves(jax.grad(loss, (0, 1))(*given)))
+
+        return jax.jit(lambda *given: (first(*given), jax.grad(slope, (0, 1, 2))(*given)))(*given)
+
+    assert_close(results("cpu"), results("cuda"), 1e-5)
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_an_exported_program_needs_no_cudnn() -> None:
+    cell = CELLS["gru-after"]
+    given = problem(cell, STEPS, 2).cast("float32").inputs
+    slope = jax.jit(jax.value_and_grad(loss_of(cell, "cpu"), (0, 1, 2)))
+    exported = export.export(slope)(*given)
+    assert "jaxrnn_cudnn" not in exported.mlir_module()
+    assert_close(exported.call(*given), slope(*given), 3 * TOLERANCES["float32"])
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_it_lowers_for_cuda() -> None:
+    """In a program for NVIDIA's GPUs, and in none for AMD's or another platform."""
+    given = problem(CELLS["lstm"], STEPS, BATCH).cast("float32")
+    traced = on_host.trace(CELLS["lstm"], given, reverse=True, platform="cuda")
+    for platform, count in [("cuda", 1), ("rocm", 0), ("tpu", 0)]:
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        for handler in host.LIBRARY.handlers:
+            assert text.count(f"@{handler}(") == count
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_many_calls_at_once_agree() -> None:
+    cell = CELLS["lstm"]
+    given = problem(cell, STEPS, BATCH).cast("float32")
+    want = on_host(cell, given, reverse=False)
+    with ThreadPoolExecutor(6) as callers:
+        for got in callers.map(lambda _: on_host(cell, given, reverse=False), range(24)):
+            assert_close(got, want, 0)
+
+
+DIVIDED = """
+import re, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from tests.recurrence.kernels.test_cudnn import CELLS, loss_of, problem
+from tests.support import cudnn as host
+from tests.support.oracle import assert_close
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "more"), axis_types=(AxisType.Auto,) * 2)
+with host.in_place_of_cudnn():
+    for name, rows, axes in (("lstm", 8, "data"), ("gru-after", 8, ("data", "more")), ("lstm", 6, None)):
+        given = problem(CELLS[name], 5, rows).cast("float32").inputs
+        loss = loss_of(CELLS[name], "cpu")
+        slope = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+        want = slope(*given)
+        over = P(), P(None, axes), P(axes)
+        put = [jax.device_put(a, NamedSharding(mesh, p)) for a, p in zip(given, over)]
+        program = slope.lower(*put).compile()
+        assert_close(program(*put), want, 1e-5)
+        text = program.as_text()
+        assert not re.search("all-gather|all-to-all|collective-permute", text), axes
+        parts = {None: 1, "data": 2}.get(axes, 4)
+        assert f"f32[5,{rows // parts},4]" in text
+        if axes is None:
+            continue
+        def total(params, xs, state):
+            return jax.lax.psum(loss(params, xs, state), axes)
+        mapped = jax.shard_map(total, mesh=mesh, in_specs=over, out_specs=P())
+        assert_close(jax.jit(jax.value_and_grad(mapped, (0, 1, 2)))(*put), want, 1e-5)
+print("done")
+"""
+
+
+@on_the_host
+@pytest.mark.process
+def test_rows_are_divided_over_devices() -> None:
+    """If a batch is sharded, each device calls cuDNN for its own rows; by `jit` and by `shard_map`."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", DIVIDED], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout == "done\n", result.stderr[-3000:]
+
+
+# --- arrays that do not fit ---------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One call of a handler: shapes and dtypes of its arrays, its attributes and its aliases."""
+
+    name: str
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    results: tuple[jax.ShapeDtypeStruct, ...]
+    attributes: dict[str, Any]
+    aliases: Any
+
+    def run(self) -> Any:
+        given = [jnp.zeros(a.shape, a.dtype) for a in self.arguments]
+        made = jax.ffi.ffi_call(self.name, list(self.results), input_output_aliases=self.aliases)
+        return jax.block_until_ready(jax.jit(partial(made, **self.attributes))(*given))
+
+
+@pytest.fixture
+def recorded(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Call]:
+    """The calls that an LSTM of T = 5, B = 3, D = 3 and H = 4 makes, by the handlers' short names."""
+    found: dict[str, Call] = {}
+    real = jax.ffi.ffi_call
+
+    def recording(name: str, results: Any, input_output_aliases: Any) -> Any:
+        def call(*given: Any, **attributes: Any) -> Any:
+            shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in given)
+            key = name.removeprefix("jaxrnn_cudnn_")
+            found[key] = Call(name, shapes, tuple(results), attributes, input_output_aliases)
+            return real(name, results, input_output_aliases=input_output_aliases)(
+                *given, **attributes
+            )
+
+        return call
+
+    monkeypatch.setattr(jax.ffi, "ffi_call", recording)
+    jax.eval_shape(
+        partial(on_host.__wrapped__, CELLS["lstm"], reverse=False),
+        problem(CELLS["lstm"], STEPS, BATCH).cast("float32"),
+    )
+    monkeypatch.setattr(jax.ffi, "ffi_call", real)
+    return found
+
+
+def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+WRONG_ARGUMENTS = [
+    ("forward", 0, array(5, 3), "xs must have 3 dimensions, none of them 0, not [5, 3]"),
+    ("forward", 0, array(5, 2, 3), "h must be [1, 2, 4], not [1, 3, 4]"),
+    ("forward", 0, array(5, 3, 3, dtype=jnp.int32), "xs must be float32, float64, float16 or"),
+    ("forward", 0, array(5, 3, 3, dtype=jnp.bfloat16), "h must have the dtype of the others"),
+    ("forward", 1, array(2, 3, 4), "h must be [1, 3, 4], not [2, 3, 4]"),
+    ("forward", 2, array(0), "c must be [1, 3, 4], not [0]"),
+    ("forward", 2, array(1, 3, 4, dtype=jnp.float16), "c must have the dtype of the others"),
+    ("forward", 3, array(12, 12), "weights must have 1 dimensions"),
+    ("forward", 3, array(143), "cuDNN's weights have 576 bytes, and these 572"),
+    ("backward_data", 0, array(5, 3, 8), "ys must be [5, 3, 4], not [5, 3, 8]"),
+    ("backward_data", 1, array(1, 3, 5), "c must be [1, 3, 5], not [1, 3, 4]"),
+    ("backward_data", 2, array(0), "c must be [1, 3, 4], not [0]"),
+    ("backward_data", 3, array(1), "cuDNN's weights have 576 bytes, and these 4"),
+    ("backward_data", 4, array(4, 3, 4), "d_ys must be [5, 3, 4], not [4, 3, 4]"),
+    ("backward_data", 5, array(1, 2, 4), "the last d_h must be [1, 3, 4], not [1, 2, 4]"),
+    ("backward_data", 6, array(0), "the last d_c must be [1, 3, 4], not [0]"),
+    ("backward_weights", 0, array(5, 3, 2), "cuDNN's weights have 512 bytes, and these 576"),
+    ("backward_weights", 1, array(1, 1, 4), "h must be [1, 3, 4], not [1, 1, 4]"),
+    ("backward_weights", 2, array(5, 4), "ys must be [5, 3, 4], not [5, 4]"),
+    ("backward_weights", 3, array(3, 1, dtype=jnp.uint8), "cuDNN needs a reserve of "),
+]
+WRONG_RESULTS = [
+    ("forward", 0, array(5, 3, 8), "ys must be [5, 3, 4], not [5, 3, 8]"),
+    ("forward", 1, array(3, 4), "the last h must be [1, 3, 4], not [3, 4]"),
+    ("forward", 2, array(0), "the last c must be [1, 3, 4], not [0]"),
+    ("forward", 3, array(3, 8, dtype=jnp.uint8), "cuDNN needs a reserve of "),
+    ("backward_data", 0, array(5, 3), "d_xs must have 3 dimensions, none of them 0, not [5, 3]"),
+    ("backward_data", 1, array(1, 3, 1), "d_h must be [1, 3, 4], not [1, 3, 1]"),
+    ("backward_data", 2, array(0), "d_c must be [1, 3, 4], not [0]"),
+]
+WRONG_ATTRIBUTES = [
+    ("mode", np.int64(4), "there is no cell of mode 4"),
+    ("mode", np.int64(3), "c must be empty here, not [1, 3, 4]"),
+    ("algorithm", np.int64(2), "there is no algorithm 2"),
+    ("layers", np.int64(0), "there cannot be 0 layers"),
+    ("layers", np.int64(2), "h must be [2, 3, 4], not [1, 3, 4]"),
+    ("both_directions", np.bool_(True), "h must be [2, 3, 4], not [1, 3, 4]"),
+    ("algorithm", np.int64(1), "CUDNN_STATUS_NOT_SUPPORTED"),
+]
+
+
+def refusal_of(call: Call) -> str:
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        call.run()
+    (line,) = str(caught.value).splitlines()
+    assert f"{call.name}: " in line
+    return line
+
+
+@on_the_host
+@pytest.mark.parametrize(("name", "index", "other", "message"), WRONG_ARGUMENTS)
+def test_arguments_that_do_not_fit(
+    recorded: dict[str, Call], name: str, index: int, other: Any, message: str
+) -> None:
+    given = recorded[name]
+    changed = (*given.arguments[:index], other, *given.arguments[index + 1 :])
+    assert message in refusal_of(given._replace(arguments=changed))
+
+
+@on_the_host
+@pytest.mark.parametrize(("name", "index", "other", "message"), WRONG_RESULTS)
+def test_results_that_do_not_fit(
+    recorded: dict[str, Call], name: str, index: int, other: Any, message: str
+) -> None:
+    given = recorded[name]
+    changed = (*given.results[:index], other, *given.results[index + 1 :])
+    assert message in refusal_of(given._replace(results=changed))
+
+
+@on_the_host
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_ATTRIBUTES)
+def test_attributes_that_do_not_fit(
+    recorded: dict[str, Call], name: str, value: Any, message: str
+) -> None:
+    for call in recorded.values():
+        # The weights' gradient has no c.
+        if "c must be" not in message or call.name != "jaxrnn_cudnn_backward_weights":
+            refused = refusal_of(call._replace(attributes=call.attributes | {name: value}))
+            assert message in refused
+
+
+@on_the_host
+def test_an_error_inside_cudnn_is_one_line_with_its_text_and_the_sizes(
+    recorded: dict[str, Call],
+) -> None:
+    """The reserve here is zeros, which no forward pass has filled."""
+    line = refusal_of(recorded["backward_data"])
+    assert "cudnnRNNBackwardData_v8 failed: CUDNN_STATUS_BAD_PARAM, " in line
+    assert line.endswith(
+        "(lstm, float32, T = 5, B = 3, D = 3, H = 4, layers: 1, directions: 1, algorithm standard)"
+    )
+
+
+@on_the_host
+def test_memory_that_cudnn_writes_to_must_be_an_alias(recorded: dict[str, Call]) -> None:
+    for name, message in [
+        ("backward_data", "the reserve before and after must be the same memory"),
+        ("backward_weights", "d_weights before and after must be the same memory"),
+    ]:
+        assert message in refusal_of(recorded[name]._replace(aliases=None))
+
+
+# --- the algorithm ------------------------------------------------------------------------------
+
+H100, A100, A40, L4, V100 = (
+    GPU(9, 0, 132),
+    GPU(8, 0, 108),
+    GPU(8, 6, 84),
+    GPU(8, 9, 58),
+    GPU(7, 0, 80),
+)
+STANDARD, PERSISTENT, SMALL = algorithm.NUMBERS
 
 
 @pytest.mark.parametrize(
-    ("cell", "dtype", "limits", "message"),
+    ("cell", "dtype", "size", "gpu", "training", "want"),
     [
-        (gru(4), "float32", {}, "LSTM alone, not GRU"),
-        (rnn(4), "float32", {}, "LSTM alone, not RNN"),
-        (lstm(4, peephole=True), "float32", {}, "no peepholes"),
-        (CELL, "bfloat16", {}, "float32 alone, not bfloat16"),
-        (CELL, "float64", {}, "float32 alone, not float64"),
-        (CELL, "float32", {"projected": True}, "cannot take projected"),
-        (CELL, "float32", {"resets": True}, "resets"),
-        (CELL, "float32", {"reverse": True}, "reverse"),
+        (lstm(512), "float16", (100, 64, 512), H100, True, PERSISTENT),
+        (lstm(512), "float16", (100, 64, 512), A100, False, PERSISTENT),
+        (lstm(512), "float32", (100, 64, 512), H100, True, STANDARD),
+        (lstm(512), "bfloat16", (100, 64, 512), H100, True, STANDARD),
+        (lstm(500), "float16", (100, 64, 512), H100, True, STANDARD),
+        (lstm(512), "float16", (100, 64, 500), H100, True, STANDARD),
+        (lstm(2048), "float16", (100, 64, 512), H100, True, STANDARD),
+        (lstm(512), "float16", (100, 60, 512), H100, True, STANDARD),
+        (lstm(512), "float16", (100, 136, 512), H100, True, STANDARD),
+        (lstm(512), "float16", (100, 64, 512), A40, True, STANDARD),
+        (lstm(512), "float16", (100, 64, 512), L4, True, STANDARD),
+        (lstm(512), "float16", (40, 64, 512), V100, True, PERSISTENT),
+        (lstm(512), "float16", (19, 64, 512), V100, True, STANDARD),
+        (lstm(512), "float16", (40, 80, 512), V100, True, STANDARD),
+        (gru(512, reset="after"), "float16", (100, 64, 512), H100, True, STANDARD),
+        (rnn(512), "float16", (100, 64, 512), H100, True, PERSISTENT),
+        (rnn(896), "float16", (100, 96, 512), H100, True, STANDARD),
+        (lstm(128), "float32", (100, 64, 7), L4, True, SMALL),
+        (lstm(129), "float32", (100, 64, 7), L4, True, STANDARD),
+        (lstm(192), "bfloat16", (100, 64, 7), L4, False, SMALL),
+        (rnn(256), "float32", (100, 64, 7), L4, True, SMALL),
+        (rnn(384), "float32", (100, 64, 7), L4, False, SMALL),
+        (lstm(128), "float64", (100, 64, 7), L4, True, STANDARD),
+        (lstm(128), "float32", (100, 64, 7), GPU(0, 0, 0), True, STANDARD),
     ],
 )
-def test_unsupported_problems(cell: Any, dtype: str, limits: dict[str, bool], message: str) -> None:
-    projected = limits.pop("projected", False)
-    given = abstract_problem(cell, (STEPS, 2, 3), dtype, **limits)
-    if projected:
-        inputs: Any = jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32)
-        given = given._replace(inputs=inputs)
-    assert message in str(cudnn.unsupported_reason(given))
-    assert cudnn.unsupported_reason(abstract_problem(CELL, (STEPS, 2, 3), "float32")) is None
+def test_the_algorithm_is_pytorchs(
+    cell: Any, dtype: str, size: Any, gpu: GPU, training: bool, want: str
+) -> None:
+    setup = setup_of(cell, dtype=dtype)
+    assert algorithm.choose(setup, Size(*size), gpu, training) == want
+    if want == PERSISTENT:
+        for other in (setup._replace(layers=2), setup._replace(both_directions=True)):
+            assert algorithm.choose(other, Size(*size), gpu, training) == STANDARD
 
 
-def test_run_refuses_unsupported_problems() -> None:
-    """Rather than ignore the resets, the direction or the projection."""
-    params, xs, state = problem(CELL, STEPS, BATCH).cast("float32").inputs
-    inputs, none = Dense(xs, params.w_x, params.b), Masks()
-    resets = Masks(jnp.ones((STEPS, BATCH), bool))
-    for given, masks, reverse, message in [
-        (inputs, resets, False, "resets"),
-        (inputs, none, True, "reverse"),
-        (inputs.project(), none, False, "projected"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            unsupported = recurrence.Problem(CELL, params, given, state, masks, reverse)
-            cudnn.run(unsupported, interpret=True)
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_forward_and_backward_pass_share_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU where inference runs by another one; the program names what was chosen."""
+    device = fake("gpu", compute_capability="8.9", core_count=58)
+    monkeypatch.setattr(accelerator, "device", lambda: device)
+    cell = lstm(160)
+    text = program(cell, problem(cell, STEPS, BATCH).cast("float32"))
+    assert set(re.findall(r"algorithm = (\d)", text)) == {"0"}
+    whole = abstract_problem(cell, (STEPS, BATCH, 3), "float32")._replace(
+        state=jax.eval_shape(lambda: cell.initial_state(BATCH))
+    )
+    run = jax.jit(
+        lambda params, inputs, state: cudnn.run(
+            recurrence.Problem(cell, params, inputs, state), platform="cpu"
+        )
+    )
+    text = run.lower(whole.params, whole.inputs, whole.state).as_text()
+    assert re.findall(r"algorithm = (\d)", text) == ["3"]
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+def test_an_algorithm_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = problem(CELLS["lstm"]).cast("float32")
+    monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", SMALL)
+    # The setting is no argument of a function, so only a new trace sees it.
+    run = jax.jit(partial(on_host.__wrapped__, CELLS["lstm"], reverse=False))
+    assert set(re.findall(r"algorithm = (\d)", run.lower(given).as_text())) == {"3"}
+    monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", PERSISTENT)
+    with pytest.raises(
+        ValueError, match=r'cannot run LSTM.*float32.*"persist-static": .*NOT_SUPPORTED'
+    ):
+        on_host.__wrapped__(CELLS["lstm"], given, reverse=False)
+    monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", "fastest")
+    with pytest.raises(ValueError, match=r"must be one of standard, .*small-h, not 'fastest'"):
+        on_host.__wrapped__(CELLS["lstm"], given, reverse=False)
+
+
+# --- what it refuses, and what runs instead -----------------------------------------------------
+
+
+@pytest.fixture
+def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU, with cuDNN."""
+    client = SimpleNamespace(platform_version="PJRT C API cuda 13000")
+    device = fake("gpu", client=client, compute_capability="8.9", core_count=58)
+    monkeypatch.setattr(accelerator, "device", lambda: device)
+    monkeypatch.setattr(library, "missing", lambda: None)
+
+
+REFUSED = [
+    (gru(4), "float32", {}, "GRU resets after the product"),
+    (rnn(4, activation="sigmoid"), "float32", {}, "tanh or relu, not sigmoid"),
+    (lstm(4, peephole=True), "float32", {}, "no peepholes"),
+    (lstm(4), "float32", {"resets": True}, r"cannot reset a row .*\(resets\)"),
+]
+
+
+@pytest.mark.parametrize(("cell", "dtype", "how", "message"), REFUSED)
+def test_what_cudnn_lacks_runs_by_xla(
+    nvidia: None, cell: Any, dtype: str, how: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        explain(cell, (100, 2, 3), dtype, "cudnn", **how)
+    choice = explain(cell, (100, 2, 3), dtype, **how)
+    assert choice.implementation == "xla"
+    assert re.match(f"cudnn cannot run this: .*{message}.*; the usual choice on gpu", choice.why)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_choice_on_a_gpu(nvidia: None, name: str, dtype: str) -> None:
+    for reverse in (False, True):
+        choice = explain(CELLS[name], (100, 2, 3), dtype, reverse=reverse)
+        assert choice == ("cudnn", "the usual choice on gpu, nothing near was measured")
+    assert explain(CELLS[name], (1, 2, 3), dtype).implementation == "scan"
+
+
+def test_inputs_that_it_cannot_take(nvidia: None) -> None:
+    given = abstract_problem(lstm(4), (5, 2, 3), "float32")
+    projected = given._replace(inputs=jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32))
+    assert "cannot take projected" in str(cudnn.unsupported_reason(projected))
+    tokens = jax.ShapeDtypeStruct((5, 2), jnp.int32)
+    for rows, reason in [(1024, None), (1025, "at most 1024 rows of a table, not 1025")]:
+        table = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
+        found = cudnn.unsupported_reason(given._replace(inputs=Lookup(table, tokens)))
+        assert found == reason or reason in found
+
+
+def test_amd_has_no_cudnn(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = SimpleNamespace(platform_version="PJRT C API rocm 60000")
+    monkeypatch.setattr(accelerator, "device", lambda: fake("gpu", client=client))
+    choice = explain(lstm(4), (100, 2, 3))
+    assert choice.implementation == "xla" and "NVIDIA's GPUs alone" in choice.why
+
+
+def test_several_layers_run_at_once_where_cudnn_is_the_choice(nvidia: None) -> None:
+    inputs = Lookup(jnp.ones((5, 16)), jnp.ones((100, 2), jnp.int32))
+    layers = [lstm(4).init(jax.random.key(0), 4)] * 2
+    choose = partial(dispatch.layers_at_once, lstm(4), layers, inputs)
+    assert choose(None) is stack and choose("cudnn") is stack and choose("xla") is None
+    peephole = lstm(4, peephole=True)
+    layers = [peephole.init(jax.random.key(0), 4)] * 2
+    for implementation in (None, "cudnn"):
+        assert dispatch.layers_at_once(peephole, layers, inputs, implementation) is None
+
+
+SAY = """
+from tests.support import cudnn as host
+from jaxrnn.recurrence.kernels.cplusplus import NotBuilt
+from jaxrnn.recurrence.kernels.cudnn import library
+try:
+    library.with_cudnn(host.HOST.load(), {files})
+except NotBuilt as reason:
+    print(reason)
+else:
+    print(library.Numbers._fields[0], "opened")
+"""
+
+
+@on_the_host
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("files", "environment", "message"),
+    [
+        ("['/nowhere/libcudnn.so.9']", {}, "/nowhere/libcudnn.so.9: cannot open shared object"),
+        (
+            "[str(host.STAND_IN.path())]",
+            {"STAND_IN_CUDNN_VERSION": "8907"},
+            "cuDNN 8.9 is too old; ",
+        ),
+        (
+            "[str(host.STAND_IN.path())]",
+            {"STAND_IN_CUDNN_BROKEN": "1"},
+            "CUDNN_STATUS_NOT_INITIALIZED",
+        ),
+        ("[str(host.HOST.path())]", {}, "has no function cudnnGetVersion"),
+        ("['/nowhere', str(host.STAND_IN.path())]", {}, None),
+    ],
+)
+def test_a_cudnn_that_cannot_be_used(
+    files: str, environment: dict[str, str], message: str | None
+) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, "-c", SAY.format(files=files)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    said = result.stdout
+    assert said.count("\n") == 1, result.stderr
+    if message is None:
+        assert said == "mode opened\n"
+    else:
+        assert said.startswith("cuDNN cannot be used: ") and message in said
+        assert said.endswith('; `pip install "jax[cuda13]"` has it\n')
+
+
+@pytest.mark.process
+def test_a_machine_without_cudnn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library compiles here without it; the reason is a warning's, not an error."""
+    program = """
+from jaxrnn.recurrence.kernels import Missing
+from jaxrnn.recurrence.kernels.cudnn import library
+library._installed = lambda: []
+library.NAME = "libcudnn.so.of-nowhere"
+assert isinstance(library.missing(), Missing)
+print(library.missing())
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.startswith("cuDNN cannot be used: libcudnn.so.of-nowhere: "), result.stderr
+
+
+# --- the declarations ---------------------------------------------------------------------------
+
+
+def headers() -> Path | None:
+    """Return the folder of cuDNN's headers, where the package nvidia-cudnn is installed."""
+    spec = importlib.util.find_spec("nvidia")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    found = (Path(place) / "cudnn" / "include" for place in places)
+    return next((path for path in found if (path / "cudnn_adv.h").exists()), None)
+
+
+@pytest.mark.process
+@pytest.mark.once
+@pytest.mark.skipif(headers() is None, reason="waits for the package nvidia-cudnn-cu13 (517 MB)")
+def test_the_declarations_are_those_of_cudnns_headers(tmp_path: Path) -> None:
+    """A program that compares every function and constant compiles; a wrong one would not."""
+    for name in ("cuda_runtime.h", "cuda_runtime_api.h", "library_types.h"):
+        (tmp_path / name).touch()
+    folders = [tmp_path, headers(), host.WRAPPER]
+    includes = [f"-I{folder}" for folder in folders]
+    source = host.HERE / "declarations.cc"
+    command = [*COMPILER, "-std=c++17", "-fsyntax-only", *includes, str(source)]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
+    wrong = subprocess.run([*command, "-DWRONG"], capture_output=True, text=True)
+    assert wrong.returncode and "cudnnRNNForward is another function" in wrong.stderr
+
+
+# --- compiled for an H100 -----------------------------------------------------------------------
+
+
+@on_the_host
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.gpu_aot
+@pytest.mark.skipif(gpu_static.missing() is not None, reason=str(gpu_static.missing()))
+def test_cudnn_gets_its_arrays_in_row_major_order() -> None:
+    """All that goes in and comes out, in a program that XLA compiled without a GPU.
+
+    XLA chose other layouts for the calls that JAX has, and cuDNN read time as rows.
+    """
+    device = gpu_static.h100()
+    host.LIBRARY.load()
+    given = jax.eval_shape(lambda: problem(CELLS["lstm"], STEPS, BATCH).cast("float32"))
+    placed = aot.placed_on(SingleDeviceSharding(device), given)
+    run = partial(on_host.__wrapped__, CELLS["lstm"], reverse=False, platform="cuda")
+    with jax.default_device(device):
+        text = jax.jit(run).lower(placed).compile().as_text()
+    called = re.findall(
+        r"%\S+ = (.*?) custom-call\((.*?)\), custom_call_target=\"jaxrnn_cudnn", text
+    )
+    assert len(called) == len(host.LIBRARY.handlers)
+    for results, operands in called:
+        made = [
+            re.search(rf"{re.escape(name)} = (.*?) ", text)
+            for name in re.findall(r"%[\w.-]+", operands)
+        ]
+        shapes = [results, *(found[1] for found in made if found)]
+        assert len(shapes) == 1 + len(made)
+        for order in re.findall(r"\]\{([\d,]+)", " ".join(shapes)):
+            axes = [int(axis) for axis in order.split(",")]
+            assert axes == sorted(axes, reverse=True)
+
+
+# --- on a GPU -----------------------------------------------------------------------------------
 
 
 @on_nvidia
-@pytest.mark.parametrize("lengths", LENGTHS)
-def test_on_a_gpu(lengths: str) -> None:
-    """The real call, through `unroll`, without TF32; and that it is the real call."""
-    given = problem(CELL, STEPS, BATCH).cast("float32")
-    run = partial(library, CELL, lengths=LENGTHS[lengths], implementation="cudnn")
-    with jax.default_matmul_precision("highest"):
-        got = run(given)
-    want = expected(CELL, given.exact(), lengths=LENGTHS[lengths])
-    assert_close(got[0], want[0], TOLERANCES["float32"])
-    assert_close(got[1], want[1], GRADIENTS)
-    program = jax.jit(partial(unroll, CELL, implementation="cudnn")).lower(*given.inputs)
-    assert "cudnn_rnn" in program.as_text()
+class TestOnAGPU(Conformance):
+    """cuDNN itself, through `unroll`, without TF32."""
+
+    implementation = "cudnn"
+    exact = "float32"
+
+    def run(
+        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
+    ) -> tuple[Any, Any]:
+        with jax.default_matmul_precision("highest"):
+            return super().run(cell, given, reverse=reverse, **masks)
+
+    @both_ways
+    @pytest.mark.parametrize("mask", ["plain", "lengths"])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_values_and_gradients(self, name: str, mask: str, reverse: bool) -> None:
+        """Without resets, which cuDNN does not have."""
+        given = problem(CELLS[name], STEPS, BATCH, FEATURES)
+        self.check(CELLS[name], self.exact, given, reverse=reverse, **MASKS[mask])
+
+    @pytest.mark.parametrize("name", ["lstm", "gru-after"])
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_narrow_dtypes(self, dtype: str, name: str) -> None:  # type: ignore[override]
+        given = problem(CELLS[name], STEPS, BATCH, FEATURES)
+        self.check(CELLS[name], dtype, given, **MASKS["lengths"])
+
+    @every_stack
+    def test_each_matrix_is_where_cudnn_looks(self, name: str, layers: int, both: bool) -> None:
+        assert_offsets(setup_of(CELLS[name], layers, both, platform="cuda"))
+
+    @pytest.mark.parametrize("both", [False, True])
+    def test_layers_and_directions(self, both: bool) -> None:
+        cell, setup = CELLS["lstm"], setup_of(CELLS["lstm"], 2, both, platform="cuda")
+        parts, states = parts_of(cell, setup, FEATURES), states_of(cell, setup.parts, "float32")
+        xs = jnp.asarray(problem(cell, STEPS, BATCH).xs, jnp.float32)
+        packed, stacked = weights.pack(setup, parts), jax.tree.map(lambda *s: jnp.stack(s), *states)
+        with jax.default_matmul_precision("highest"):
+            found = jax.jit(partial(stack.run_parts, cell, both_directions=both))
+            got = found(parts, xs, states)[1]
+            want = calls.plain(setup, None, packed, xs, stacked.hidden, stacked.cell).ys
+        assert_close(got, want, TOLERANCES["float32"])
+
+    def test_the_program_calls_cudnn(self) -> None:
+        given = problem(CELLS["lstm"]).cast("float32")
+        run = partial(unroll, CELLS["lstm"], implementation="cudnn")
+        assert "jaxrnn_cudnn_forward" in jax.jit(run).lower(*given.inputs).as_text()

@@ -291,9 +291,13 @@ def test_what_cannot_run_is_refused_with_the_reason(
 def test_it_pays_where_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It pays for many steps of small layers, not for a single step or layers that do not fit."""
     monkeypatch.setattr(accelerator, "device", lambda: on_gpu("9.0"))
-    assert stack.pays(lstm(128), 4, 200, 16, "bfloat16")
-    assert not stack.pays(lstm(128), 4, 1, 16, "bfloat16")
-    assert not stack.pays(lstm(2048), 3, 200, 16, "bfloat16")
+    for steps, size, layers, pays in [
+        (200, 128, 4, True),
+        (1, 128, 4, False),
+        (200, 2048, 3, False),
+    ]:
+        first = abstract_problem(lstm(size), (steps, 16, size), "bfloat16")
+        assert stack.pays(first, layers) == pays
 
 
 @pytest.mark.slow

@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
 
-from benchmarks.ahead_of_time import compiler as aot
 from benchmarks.ahead_of_time import gpu as gpu_static
 from jaxrnn import lstm, unroll
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import problem as recurrence
-from jaxrnn.recurrence.kernels import cudnn, xla
+from jaxrnn.recurrence.kernels import xla
 from jaxrnn.recurrence.kernels.xla.layouts import Columns, Rows
 from jaxrnn.recurrence.kernels.xla.loops import GPU_UNROLL
 from jaxrnn.recurrence.problem import Dense, Masks
@@ -97,68 +95,13 @@ def test_the_device_decides_how_many_steps_a_turn_takes(monkeypatch: pytest.Monk
         assert steps_a_turn() == [steps, steps]
 
 
-# --- cuDNN ---------------------------------------------------------------------------------------
-
-
-def cudnn_gradients(params: Any, xs: Any, state: Any) -> Any:
-    def loss(params: Any, xs: Any, state: Any) -> Any:
-        inputs = Dense(xs, params.w_x, params.b)
-        ys = cudnn.run(recurrence.Problem(lstm(HIDDEN), params, inputs, state))[1]
-        return (ys**2).sum()
-
-    return jax.grad(loss, (0, 1, 2))(params, xs, state)
-
-
-@pytest.fixture
-def sized(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some sizes for cuDNN's memory, which JAX asks cuDNN itself for while it traces: it needs a GPU."""
-    ask = "jaxlib.gpu_rnn.compute_rnn_workspace_reserve_space_sizes"
-    monkeypatch.setattr(ask, lambda *_: (1000, 2000), raising=False)
-
-
-def test_cudnn_takes_its_weights_once(sized: None) -> None:
-    """One call forward, one backward, one vector of weights before them and no loop around any."""
-    given = problem(lstm(HIDDEN), STEPS, BATCH).cast("float32")
-    equations = jax.make_jaxpr(cudnn_gradients)(*given.inputs).jaxpr.eqns
-    names = [equation.primitive.name for equation in equations]
-    assert not {"scan", "while", "dot_general"} & set(names)
-    assert names.count("concatenate") == 1
-    calls = [names.index(name) for name in ("concatenate", "rnn_fwd", "rnn_bwd")]
-    assert calls == sorted(calls) and names.count("rnn_fwd") == names.count("rnn_bwd") == 1
+# --- compiled for an H100 ---------------------------------------------------------------------------
 
 
 class TestCompiled:
     """Compile with JAX's CUDA plugin and NVIDIA's assembler; neither needs a GPU."""
 
     pytestmark = gpu_aot
-
-    def test_cudnn_lowers(self, sized: None) -> None:
-        given = problem(lstm(HIDDEN), STEPS, BATCH).cast("float32")
-        traced = jax.jit(cudnn_gradients).trace(*given.inputs)
-        program = traced.lower(lowering_platforms=("cuda",)).as_text()
-        assert program.count("@cudnn_rnn_ffi") == program.count("@cudnn_rnn_bwd_ffi") == 1
-
-    def test_cudnn_gets_its_arrays_in_row_major_order(self, sized: None) -> None:
-        """All that goes in and comes out. XLA chose other layouts, and cuDNN read time as rows."""
-        device = gpu_static.h100()
-        given = jax.eval_shape(lambda: problem(lstm(HIDDEN), STEPS, BATCH).cast("float32").inputs)
-        placed = aot.placed_on(SingleDeviceSharding(device), given)
-        with jax.default_device(device):
-            text = jax.jit(cudnn_gradients).lower(*placed).compile().as_text()
-        calls = re.findall(
-            r"%\S+ = (\(.*?\)) custom-call\((.*?)\), custom_call_target=\"cudnn", text
-        )
-        assert len(calls) == 2
-        for results, operands in calls:
-            made = [
-                re.search(rf"{re.escape(name)} = (.*?) ", text)
-                for name in re.findall(r"%[\w.-]+", operands)
-            ]
-            shapes = [results, *(found[1] for found in made if found)]
-            assert len(shapes) == 1 + len(made)
-            for order in re.findall(r"\]\{([\d,]+)", " ".join(shapes)):
-                axes = [int(axis) for axis in order.split(",")]
-                assert axes == sorted(axes, reverse=True)
 
     @pytest.mark.parametrize("dtype", gpu_static.DTYPES)
     @pytest.mark.parametrize(

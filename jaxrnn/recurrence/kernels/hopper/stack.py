@@ -23,7 +23,7 @@ from jaxrnn.recurrence.kernels.hopper import cost_model, layer, residency, searc
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
 from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, DoesNotFitError, Tiling, width
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
-from jaxrnn.recurrence.problem import Lookup, Masks, Residuals, vary
+from jaxrnn.recurrence.problem import Lookup, Masks, Problem, Residuals, vary
 from jaxrnn.shapes import Array, Float
 
 
@@ -229,11 +229,17 @@ def tiling_for(cell: BuiltinCell, layers: int, batch: int, dtype: Any) -> Tiling
     return tiling
 
 
-def pays(cell: BuiltinCell, layers: int, steps: int, batch: int, dtype: Any) -> bool:
-    """Return whether by the cost model one launch takes less time than layer after layer."""
+def pays(first: Problem, layers: int) -> bool:
+    """Return whether by the cost model one launch takes less time than layer after layer.
+
+    Args:
+      first: the problem of the first layer.
+      layers: the number of layers.
+    """
+    cell, batch, dtype = first.cell, first.batch, first.dtype
     return (
         unsupported_reason(cell, layers, batch, dtype) is None
-        and gain(cell, layers, steps, batch, dtype) > 1
+        and gain(cell, layers, first.steps, batch, dtype) > 1
     )
 
 

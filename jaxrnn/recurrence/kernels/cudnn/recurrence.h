@@ -1,0 +1,143 @@
+// One recurrence of cuDNN: its descriptors, the memory that it needs, and its three passes.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "library.h"
+
+namespace cudnn {
+
+// All that the descriptors depend on. Sizes fit into an int.
+struct Problem {
+  Mode mode;
+  DataType type;
+  Algorithm algorithm;
+  // Whether products of float32 may round their operands to TF32.
+  bool tf32;
+  int layers;
+  Direction direction;
+  int steps, batch, features, hidden;
+
+  int directions() const { return direction == BIDIRECTIONAL ? 2 : 1; }
+  // A layer in one direction; its states are one entry of the first axis.
+  int parts() const { return layers * directions(); }
+
+  std::string words() const {
+    const char* modes[] = {"rnn (relu)", "rnn (tanh)", "lstm", "gru"};
+    const char* algorithms[] = {"standard", "persist-static", "", "persist-static-small-h"};
+    const std::string name = type == FLOAT ? "float32" : type == DOUBLE ? "float64" : type == HALF ? "float16" : "bfloat16";
+    const auto size = [](const char* letter, int n) { return std::string(", ") + letter + " = " + std::to_string(n); };
+    return modes[mode] + (", " + name) + size("T", steps) + size("B", batch) + size("D", features) +
+           size("H", hidden) + ", layers: " + std::to_string(layers) + ", directions: " + std::to_string(directions()) +
+           ", algorithm " + algorithms[algorithm];
+  }
+};
+
+// A descriptor that is destroyed with this object.
+template <class Kind>
+class Descriptor {
+ public:
+  using Create = Status (*)(Kind**);
+  using Destroy = Status (*)(Kind*);
+
+  Descriptor(Create create, const char* name, Destroy destroy) : destroy_(destroy) { require(create(&kind_), name); }
+  ~Descriptor() { destroy_(kind_); }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  operator Kind*() const { return kind_; }
+
+ private:
+  Destroy destroy_;
+  Kind* kind_ = nullptr;
+};
+
+#define CUDNN_DESCRIPTOR(kind) \
+  { functions().cudnnCreate##kind##Descriptor, "cudnnCreate" #kind "Descriptor", functions().cudnnDestroy##kind##Descriptor }
+
+// Memory of the passes, in bytes.
+struct Sizes {
+  size_t weights = 0, workspace = 0, reserve = 0;
+};
+
+// The arrays of a pass. Those of the other cells and passes stay null.
+struct Arrays {
+  const void* xs = nullptr;
+  const void* weights = nullptr;
+  void* ys = nullptr;
+  const void *h_first = nullptr, *c_first = nullptr;
+  void *h_last = nullptr, *c_last = nullptr;
+  const void *d_ys = nullptr, *d_h_last = nullptr, *d_c_last = nullptr;
+  void *d_xs = nullptr, *d_h_first = nullptr, *d_c_first = nullptr, *d_weights = nullptr;
+  void* workspace = nullptr;
+  void* reserve = nullptr;
+};
+
+class Passes {
+ public:
+  Passes(Context* context, const Problem& p) : context_(context) {
+    CUDNN(cudnnSetDropoutDescriptor, dropout_, context, 0, nullptr, 0, 0);
+    const Math math = p.type == HALF || p.type == BFLOAT16 ? TENSOR_OP_MATH : p.tf32 ? DEFAULT_MATH : FMA_MATH;
+    CUDNN(cudnnSetRNNDescriptor_v8, recurrence_, p.algorithm, p.mode, DOUBLE_BIAS, p.direction, LINEAR_INPUT,
+          p.type, p.type == DOUBLE ? DOUBLE : FLOAT, math, p.features, p.hidden, p.hidden, p.layers, dropout_,
+          PADDED_IO_ENABLED);
+    const std::vector<int> lengths(p.batch, p.steps);
+    const auto set_sequences = [&](Sequences* sequences, int width) {
+      CUDNN(cudnnSetRNNDataDescriptor, sequences, p.type, SEQ_MAJOR_UNPACKED, p.steps, p.batch, width,
+            lengths.data(), nullptr);
+    };
+    set_sequences(xs_, p.features);
+    set_sequences(ys_, p.hidden * p.directions());
+    const int sizes[] = {p.parts(), p.batch, p.hidden}, strides[] = {p.batch * p.hidden, p.hidden, 1};
+    CUDNN(cudnnSetTensorNdDescriptor, state_, p.type, 3, sizes, strides);
+  }
+
+  Sizes sizes(ForwardMode mode) const {
+    Sizes found;
+    CUDNN(cudnnGetRNNWeightSpaceSize, context_, recurrence_, &found.weights);
+    CUDNN(cudnnGetRNNTempSpaceSizes, context_, recurrence_, mode, xs_, &found.workspace, &found.reserve);
+    return found;
+  }
+
+  // Offsets in bytes of a matrix and a bias in the weights, for a part and one of its products: those with the
+  // inputs come first, one for each gate, then those with the state.
+  std::pair<int64_t, int64_t> offsets(int part, int product, size_t bytes) const {
+    // cuDNN adds the offsets to this address and does not read from it.
+    char* const base = reinterpret_cast<char*>(uintptr_t{1} << 32);
+    void *matrix_data = nullptr, *bias_data = nullptr;
+    const Descriptor<Tensor> matrix CUDNN_DESCRIPTOR(Tensor), bias CUDNN_DESCRIPTOR(Tensor);
+    CUDNN(cudnnGetRNNWeightParams, context_, recurrence_, part, bytes, base, product, matrix, &matrix_data, bias,
+          &bias_data);
+    return {static_cast<char*>(matrix_data) - base, static_cast<char*>(bias_data) - base};
+  }
+
+  void forward(ForwardMode mode, const Arrays& a, const Sizes& s) const {
+    CUDNN(cudnnRNNForward, context_, recurrence_, mode, nullptr, xs_, a.xs, ys_, a.ys, state_, a.h_first, a.h_last,
+          state_, a.c_first, a.c_last, s.weights, a.weights, s.workspace, a.workspace, s.reserve, a.reserve);
+  }
+
+  // Writes into the reserve, from which `backward_weights` reads.
+  void backward_data(const Arrays& a, const Sizes& s) const {
+    CUDNN(cudnnRNNBackwardData_v8, context_, recurrence_, nullptr, ys_, a.ys, a.d_ys, xs_, a.d_xs, state_, a.h_first,
+          a.d_h_last, a.d_h_first, state_, a.c_first, a.d_c_last, a.d_c_first, s.weights, a.weights, s.workspace,
+          a.workspace, s.reserve, a.reserve);
+  }
+
+  // Adds to d_weights.
+  void backward_weights(const Arrays& a, const Sizes& s) const {
+    CUDNN(cudnnRNNBackwardWeights_v8, context_, recurrence_, ADD, nullptr, xs_, a.xs, state_, a.h_first, ys_, a.ys,
+          s.weights, a.d_weights, s.workspace, a.workspace, s.reserve, a.reserve);
+  }
+
+ private:
+  Context* context_;
+  Descriptor<Dropout> dropout_ CUDNN_DESCRIPTOR(Dropout);
+  Descriptor<Recurrence> recurrence_ CUDNN_DESCRIPTOR(RNN);
+  Descriptor<Sequences> xs_ CUDNN_DESCRIPTOR(RNNData), ys_ CUDNN_DESCRIPTOR(RNNData);
+  Descriptor<Tensor> state_ CUDNN_DESCRIPTOR(Tensor);
+};
+
+}  // namespace cudnn
