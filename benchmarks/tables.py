@@ -21,7 +21,7 @@ from benchmarks.contenders import OURS
 
 CHOICES = Path(jaxrnn.__file__).parent / "recurrence" / "choices.json"
 # Implementations to prefer, in this order, where times are nearly equal.
-USUAL = ("native", "xla")
+USUAL = ("native", "cudnn", "xla")
 # Times are nearly equal up to this ratio.
 TIE = 1.05
 # The summary counts the sizes at which the default choice is slower than the best by more than this.
@@ -247,17 +247,19 @@ def write_choices(record: dict[str, Any]) -> int:
     and H, since `unroll` does not know which pass will follow. Rows of other platforms, and of sizes
     that this record does not have, are kept.
     """
-    keys = ("platform", "cell", "dtype", "batch", "hidden")
+    keys = ("platform", "device", "cell", "dtype", "batch", "hidden")
     kept = json.loads(CHOICES.read_text(encoding="utf-8")) if CHOICES.exists() else []
-    rows = {tuple(row[key] for key in keys): row for row in kept}
+    rows = {tuple(row.get(key, "") for key in keys): row for row in kept}
     found = [r | {"batch": r["size"][0], "hidden": r["size"][3]} for r in record["results"]]
-    found = [r | {"platform": record["platform"]} for r in found]
+    # GPUs differ too much for a measurement of one to count for another.
+    device = record["device"] if record["platform"] == "gpu" else ""
+    found = [r | {"platform": record["platform"], "device": device} for r in found]
     count = 0
     for values, group in _groups(found, *keys):
         name = _fastest(group)
         if name:
-            row = dict(zip(keys, values, strict=True)) | {"implementation": name}
-            rows[values] = row
+            row = {key: v for key, v in zip(keys, values, strict=True) if v != ""}
+            rows[values] = row | {"implementation": name}
             count += 1
     lines = [json.dumps(rows[values]) for values in sorted(rows)]
     CHOICES.write_text("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# First measurements on an H100 or H200, at most five minutes: benchmarks/hopper/first_run.sh [STEP ...]
+# First measurements on an H100 or H200, at most six minutes: benchmarks/hopper/first_run.sh [STEP ...]
+#   cudnn       cuDNN's recurrences: errors, and times beside "xla" and PyTorch; on any NVIDIA GPU
 #   occupancy   number of resident CTAs, by the size of their clusters
 #   latencies   time of an exchange between multiprocessors
 #   tests       the tests that need a GPU
@@ -34,9 +35,12 @@ command -v nvidia-smi >/dev/null || stop "there is no NVIDIA driver on this mach
 card=$(nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,temperature.gpu --format=csv,noheader) ||
   stop "nvidia-smi finds no card"
 say "$card"
-toolkit=$("$python" -m jaxrnn.recurrence.kernels.hopper.toolkit) || stop "the kernels cannot be compiled here"
-export CUDA_ROOT=$toolkit
-say "CUDA toolkit in $CUDA_ROOT"
+need_toolkit() {
+  [ -z "${found:-}" ] || return 0
+  found=$("$python" -m jaxrnn.recurrence.kernels.hopper.toolkit) || stop "the kernels cannot be compiled here"
+  export CUDA_ROOT=$found
+  say "CUDA toolkit in $CUDA_ROOT"
+}
 
 # step NAME SECONDS COMMAND ...: run a command with a time limit; show and keep its output
 step() {
@@ -58,13 +62,15 @@ train() {
 export -f latencies train
 export python here out scratch
 
-for name in "${@:-occupancy latencies tests ladder train table}"; do
+for name in "${@:-cudnn occupancy latencies tests ladder train table}"; do
   for name in $name; do
+    [ "$name" = cudnn ] || need_toolkit
     case $name in
+      cudnn) step cudnn 90 "$python" -m benchmarks.hopper.cudnn --seconds 60 --folder "$out" ;;
       occupancy) step occupancy 30 "$python" -m benchmarks.hopper.occupancy ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
-        step tests 120 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
+        step tests 120 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
         ;;
       ladder)
         step ladder $((seconds + 20)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"

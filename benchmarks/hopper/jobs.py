@@ -31,7 +31,7 @@ CELLS = ("lstm", "gru-after", "gru-before", "lstm-peephole", "rnn")
 HIDDEN, BATCH = (512, 1024, 768, 256, 2048), (64, 16, 128, 256, 1)
 STEPS = 1024
 KERNELS = ["jaxrnn hopper", "jaxrnn xla"]
-PEERS = ["jaxrnn cudnn float32", "torch float16", "torch", "flax nnx"]
+PEERS = ["jaxrnn cudnn float16", "jaxrnn cudnn", "torch float16", "torch", "flax nnx"]
 # These run only at the first size.
 SLOW = ["jaxrnn scan", "flax linen"]
 

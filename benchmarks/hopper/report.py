@@ -21,7 +21,9 @@ OWN = ("jaxrnn hopper", "jaxrnn xla")
 AT_ONCE = "jaxrnn at once"
 # The fields that identify a job.
 PLACE = ("stage", "cell", "layers", "setting", "size", "dtype", "mode")
-RIVALS = ("torch", "torch float16", "jaxrnn cudnn float32", "flashrnn")
+RIVALS = ("torch", "torch float16", "jaxrnn cudnn", "jaxrnn cudnn float16", "flashrnn")
+# A rival of results from before jaxrnn called cuDNN in other dtypes.
+RIVALS += ("jaxrnn cudnn float32",)
 FLAX = ("flax nnx", "flax linen")
 # Batches and hidden sizes for which there are goals.
 BATCHES, WIDTHS = range(16, 128 + 1), range(512, 1024 + 1)

@@ -233,6 +233,19 @@ def test_choices_are_the_fastest_and_other_platforms_rows_stay(
     }
 
 
+def test_choices_of_a_gpu_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of another GPU stay, and one of the same GPU is replaced."""
+    path = tmp_path / "choices.json"
+    monkeypatch.setattr(tables, "CHOICES", path)
+    size = {"cell": "lstm", "dtype": "float32", "batch": 8, "hidden": 16}
+    rows = [{"platform": "gpu", "device": d, **size, "implementation": "xla"} for d in ("A", "B")]
+    path.write_text(json.dumps(rows))
+    record = record_of(result_of("lstm", jaxrnn_cudnn=1.0, jaxrnn_xla=2.0))
+    assert tables.write_choices(record | {"platform": "gpu", "device": "B"}) == 1
+    chosen = {row["device"]: row["implementation"] for row in json.loads(path.read_text())}
+    assert chosen == {"A": "xla", "B": "cudnn"}
+
+
 def test_the_summary_and_the_markdown_say_the_ratios() -> None:
     record = record_of(
         result_of("lstm", jaxrnn_scan=0.004, jaxrnn_xla=0.008, torch=0.016, keras=0.01),

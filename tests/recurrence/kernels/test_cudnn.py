@@ -753,6 +753,21 @@ def test_it_is_the_choice_on_a_gpu(nvidia: None, name: str, dtype: str) -> None:
     assert explain(CELLS[name], (1, 2, 3), dtype).implementation == "scan"
 
 
+@pytest.mark.parametrize(
+    ("kind", "want", "why"),
+    [
+        ("NVIDIA H100 80GB HBM3", "xla", "the fastest measured on gpu, at B = 64, H = 512"),
+        ("NVIDIA L4", "cudnn", "the usual choice on gpu, nothing near was measured"),
+    ],
+)
+def test_measurements_of_a_gpu_count_for_gpus_of_that_name(
+    nvidia: None, monkeypatch: pytest.MonkeyPatch, kind: str, want: str, why: str
+) -> None:
+    device = accelerator.device()
+    device.device_kind = kind
+    assert explain(lstm(512), (1024, 64, 512), "bfloat16") == (want, why)
+
+
 def test_inputs_that_it_cannot_take(nvidia: None) -> None:
     given = abstract_problem(lstm(4), (5, 2, 3), "float32")
     projected = given._replace(inputs=jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32))
