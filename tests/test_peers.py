@@ -5,13 +5,19 @@ them. Neither peer has peepholes.
 """
 
 import importlib.util
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from jaxrnn.interop.torch import from_torch, gradients_from_torch, names
+from jaxrnn.recurrence.cells import GRU, LSTM, RNN
+from jaxrnn.recurrence.kernels.cudnn import stack
 from tests.golden import make
+from tests.support import cudnn as host
 from tests.support.oracle import TOLERANCES, assert_close
-from tests.support.problems import IMPLEMENTATIONS, library, problem
+from tests.support.problems import CELLS, IMPLEMENTATIONS, library, problem
 
 missing = [name for name in ("keras", "torch") if not importlib.util.find_spec(name)]
 pytestmark = [
@@ -38,3 +44,54 @@ def test_values_and_gradients_are_the_peers(name: str) -> None:
 def test_golden_files_are_what_the_peers_compute_today(name: str) -> None:
     case, (given, stored) = make.CASES[name], make.load(name)
     assert_close(make.answer(case, given), stored, TOLERANCES[case.peer])
+
+
+@pytest.mark.skipif(host.HOST.missing is not None, reason="waits for a C++ compiler")
+@pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("name", ["rnn-tanh", "rnn-relu", "lstm", "gru-after"])
+def test_layers_by_cudnn_are_pytorchs(name: str, both: bool) -> None:
+    """Two layers of its modules on a CPU, and cuDNN's wrapper with a stand-in that computes there."""
+    import torch
+
+    cell, steps, batch, features, layers = CELLS[name], 5, 3, 4, 2
+    kind = {RNN: torch.nn.RNN, LSTM: torch.nn.LSTM, GRU: torch.nn.GRU}[type(cell)]
+    options = {"nonlinearity": cell.activation} if isinstance(cell, RNN) else {}
+    torch.manual_seed(0)
+    module = kind(features, cell.hidden_size, layers, bidirectional=both, **options).double()
+    arrays = 2 if isinstance(cell, LSTM) else 1
+    shape = (layers * (2 if both else 1), batch, cell.hidden_size)
+    xs = torch.randn(steps, batch, features, dtype=torch.float64, requires_grad=True)
+    first = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(arrays)]
+    ys, last = module(xs, tuple(first) if arrays == 2 else first[0])
+    final = list(last) if arrays == 2 else [last]
+    sum((result**3).sum() for result in (ys, *final)).backward()
+
+    ends = [(layer, way) for layer in range(layers) for way in ("", "_reverse")[: 1 + both]]
+
+    def part(layer: int, way: str, convert: Any, values: Any) -> Any:
+        """A layer's parameters in one direction, or their gradients, in our layout."""
+        named = zip(names(), names(layer), strict=True)
+        return convert(cell, {plain: values(getattr(module, own + way)) for plain, own in named})
+
+    parts = [part(*end, from_torch, lambda w: w.detach().numpy()) for end in ends]
+    slopes = [part(*end, gradients_from_torch, lambda w: w.grad.numpy()) for end in ends]
+    with jax.enable_x64(True), host.in_place_of_cudnn():
+        state = type(cell.initial_state(1))
+        by_part = zip(*(a.detach().numpy() for a in first), strict=True)
+        states = [state(*map(jnp.asarray, s)) for s in by_part]
+
+        def loss(parts: Any, xs: Any, states: Any) -> Any:
+            finals, ys = stack.run_parts(
+                cell, parts, xs, states, both_directions=both, platform="cpu"
+            )
+            return sum((leaf**3).sum() for leaf in jax.tree.leaves((finals, ys))), (finals, ys)
+
+        run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+        given = jax.tree.map(jnp.asarray, (parts, xs.detach().numpy(), tuple(states)))
+        (_, (finals, outputs)), (d_parts, d_xs, d_states) = run(*given)
+    assert_close(outputs, ys.detach().numpy(), TOLERANCES["torch"])
+    for n, (got, d_got) in enumerate(zip(finals, d_states, strict=True)):
+        assert_close(got, tuple(s[n].detach().numpy() for s in final), TOLERANCES["torch"])
+        assert_close(d_got, tuple(s.grad[n].numpy() for s in first), TOLERANCES["torch"])
+    assert_close(d_xs, xs.grad.numpy(), TOLERANCES["torch"])
+    assert_close(d_parts, slopes, TOLERANCES["torch"])

@@ -112,12 +112,17 @@ def missing() -> str | None:
 
 def h100() -> jax.Device:
     """Return an H100 to compile for, without one being present."""
+    return h100s(1)[0]
+
+
+def h100s(count: int) -> list[jax.Device]:
+    """Return several H100s of one host to compile for, without one being present."""
     # The check is about libraries that only a running program needs.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     described = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology="1x1x1", target_config=H100
+        platform="cuda", topology_name="h100", topology=f"1x1x{count}", target_config=H100
     )
-    return described.devices[0]
+    return described.devices
 
 
 def compiled(function: Any, *args: Any, **options: Any) -> list[Loop]:

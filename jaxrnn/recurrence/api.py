@@ -69,7 +69,8 @@ def unroll(
         changes no value and no gradient.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
       implementation: "scan", "xla", "columns" and "native" (CPU), "tpu", "hopper" (H100, H200), "cudnn"
-        (GPU), or None for the fastest that supports this call; `jaxrnn.explain` reports which and why.
+        (NVIDIA GPU), or None for the fastest that supports this call; `jaxrnn.explain` reports which
+        and why.
       save_every: k; the state is kept at every k-th step for the backward pass. 1 keeps the states and
         gates of all steps, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps
         every k-th state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and the backward pass

@@ -241,7 +241,7 @@ def _fastest(problem: Problem, steps: int, table: list[Row]) -> Choice:
             missing = name, reason
         reasons.append(f"{name} cannot run this: {reason}")
     if missing:
-        _warn_of_slower(name, *missing)
+        _warn_of_another(name, *missing)
     if row and name == row["implementation"]:
         why = f"the fastest measured on {here}, at B = {row['batch']}, H = {row['hidden']}"
     return Choice(name, "; ".join([*reasons, why]))
@@ -249,9 +249,9 @@ def _fastest(problem: Problem, steps: int, table: list[Row]) -> Choice:
 
 # The cache lets it warn once in a process.
 @functools.cache
-def _warn_of_slower(name: str, faster: str, reason: str) -> None:
+def _warn_of_another(name: str, usual: str, reason: str) -> None:
     warnings.warn(
-        f'the recurrence runs by "{name}", which is slower than "{faster}": {reason}',
+        f'the recurrence runs by "{name}" in place of "{usual}": {reason}',
         RuntimeWarning,
         stacklevel=2,
     )

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.ahead_of_time import compiler as aot
 from benchmarks.ahead_of_time import gpu as gpu_static
@@ -772,6 +773,8 @@ def test_inputs_that_it_cannot_take(nvidia: None) -> None:
     given = abstract_problem(lstm(4), (5, 2, 3), "float32")
     projected = given._replace(inputs=jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32))
     assert "cannot take projected" in str(cudnn.unsupported_reason(projected))
+    long = abstract_problem(lstm(4), (2**31, 2, 3), "float32")
+    assert "no size above 2147483647, and one is 2147483648" in str(cudnn.unsupported_reason(long))
     tokens = jax.ShapeDtypeStruct((5, 2), jnp.int32)
     for rows, reason in [(1024, None), (1025, "at most 1024 rows of a table, not 1025")]:
         table = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
@@ -851,8 +854,7 @@ def test_a_machine_without_cudnn_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     program = """
 from jaxrnn.recurrence.kernels import Missing
 from jaxrnn.recurrence.kernels.cudnn import library
-library._installed = lambda: []
-library.NAME = "libcudnn.so.of-nowhere"
+library._files = lambda: ["libcudnn.so.of-nowhere"]
 assert isinstance(library.missing(), Missing)
 print(library.missing())
 """
@@ -892,23 +894,73 @@ def test_the_declarations_are_those_of_cudnns_headers(tmp_path: Path) -> None:
 
 # --- compiled for an H100 -----------------------------------------------------------------------
 
+gpu_aot = [
+    pytest.mark.gpu_aot,
+    pytest.mark.skipif(gpu_static.missing() is not None, reason=str(gpu_static.missing())),
+]
+
+
+def compiled_for_an_h100(function: Any, given: Any) -> str:
+    """The text of a program that XLA compiled without a GPU."""
+    device = gpu_static.h100()
+    host.LIBRARY.load()
+    placed = aot.placed_on(SingleDeviceSharding(device), jax.eval_shape(lambda: given))
+    with jax.default_device(device):
+        return jax.jit(function).lower(*placed).compile().as_text()
+
 
 @on_the_host
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.gpu_aot
-@pytest.mark.skipif(gpu_static.missing() is not None, reason=str(gpu_static.missing()))
-def test_cudnn_gets_its_arrays_in_row_major_order() -> None:
-    """All that goes in and comes out, in a program that XLA compiled without a GPU.
+class TestCompiled:
+    pytestmark = gpu_aot
 
-    XLA chose other layouts for the calls that JAX has, and cuDNN read time as rows.
-    """
-    device = gpu_static.h100()
-    host.LIBRARY.load()
-    given = jax.eval_shape(lambda: problem(CELLS["lstm"], STEPS, BATCH).cast("float32"))
-    placed = aot.placed_on(SingleDeviceSharding(device), given)
-    run = partial(on_host.__wrapped__, CELLS["lstm"], reverse=False, platform="cuda")
-    with jax.default_device(device):
-        text = jax.jit(run).lower(placed).compile().as_text()
+    def test_weights_are_packed_once_for_all_calls_of_a_training_step(self) -> None:
+        """In the gradient of a loop over parts of a sequence, before the loops."""
+        cell = CELLS["gru-after"]
+        params, xs, state = problem(cell, STEPS, BATCH).cast("float32").inputs
+
+        def loss(params: Any, xs: Any, state: Any) -> Any:
+            def part(state: Any, xs: Any) -> Any:
+                inputs = Dense(xs, params.w_x, params.b)
+                return cudnn.run(recurrence.Problem(cell, params, inputs, state))
+
+            return jax.lax.scan(part, state, xs)[1].sum()
+
+        text = compiled_for_an_h100(jax.grad(loss), (params, jnp.stack([xs, xs, xs]), state))
+        before, _, entry = text.partition("ENTRY")
+        assert len(re.findall(r"fusion\(.*concatenate", entry)) == 1
+        loops = [part for part in before.split("\n\n") if "jaxrnn_cudnn" in part]
+        assert len(loops) == 2 and not any("concatenate" in part for part in loops)
+
+    def test_each_gpu_calls_it_for_its_own_rows(self) -> None:
+        """A `jit` over four GPUs, with the batch divided over them."""
+        host.LIBRARY.load()
+        mesh = Mesh(np.array(gpu_static.h100s(4)), ("data",))
+        given = jax.eval_shape(lambda: problem(CELLS["lstm"], STEPS, 8).cast("float32").inputs)
+        over = P(), P(None, "data"), P("data")
+        placed = [
+            aot.placed_on(NamedSharding(mesh, spec), part)
+            for spec, part in zip(over, given, strict=True)
+        ]
+        slope = jax.jit(jax.grad(loss_of(CELLS["lstm"], "cuda"), (0, 1, 2)))
+        text = slope.lower(*placed).compile().as_text()
+        assert len(re.findall(rf"\(f32\[{STEPS},2,4\].* custom-call", text)) == 1
+        assert len(re.findall(rf"\(f32\[{STEPS},2,3\].* custom-call", text)) == 1
+        assert not re.search("all-gather|all-to-all|collective-permute", text)
+
+    def test_cudnn_gets_its_arrays_in_row_major_order(self) -> None:
+        """All that goes in and comes out.
+
+        XLA chose other layouts for the calls that JAX has, and cuDNN read time as rows.
+        """
+        given = problem(CELLS["lstm"], STEPS, BATCH).cast("float32")
+        run = partial(on_host.__wrapped__, CELLS["lstm"], reverse=False, platform="cuda")
+        text = compiled_for_an_h100(run, (given,))
+        assert_row_major(text)
+
+
+def assert_row_major(text: str) -> None:
+    """All operands and results of the calls of cuDNN have the memory layout of their shapes."""
     called = re.findall(
         r"%\S+ = (.*?) custom-call\((.*?)\), custom_call_target=\"jaxrnn_cudnn", text
     )

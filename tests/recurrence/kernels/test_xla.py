@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from benchmarks.ahead_of_time import compiler as aot
 from benchmarks.ahead_of_time import gpu as gpu_static
 from jaxrnn import lstm, unroll
 from jaxrnn.devices import accelerator
@@ -103,6 +106,25 @@ class TestCompiled:
 
     pytestmark = gpu_aot
 
+    @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
+    def test_a_gradient_over_divided_rows_gathers_nothing(self, name: str) -> None:
+        """On four GPUs each runs its own rows, and only the weights' gradients are exchanged."""
+        mesh = Mesh(np.array(gpu_static.h100s(4)), ("data",))
+        given = jax.eval_shape(lambda: problem(CELLS[name], STEPS, 8).cast("float32").inputs)
+        over = P(), P(None, "data"), P("data")
+        placed = [
+            aot.placed_on(NamedSharding(mesh, spec), part)
+            for spec, part in zip(over, given, strict=True)
+        ]
+
+        def loss(params: Any, xs: Any, state: Any) -> Any:
+            _, ys = unroll(CELLS[name], params, xs, state, implementation="xla")
+            return (ys**2).sum()
+
+        text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*placed).compile().as_text()
+        assert "all-reduce" in text and f"f32[{STEPS},2,{HIDDEN}]" in text
+        assert not re.search("all-gather|all-to-all|collective-permute", text)
+
     @pytest.mark.parametrize("dtype", gpu_static.DTYPES)
     @pytest.mark.parametrize(
         ("name", "most"),
@@ -121,7 +143,8 @@ class TestCompiled:
         assert several["backward"]["per_step"] < one["backward"]["per_step"]
 
     def test_unroll_picks_it_on_a_gpu(self) -> None:
-        cell = lstm(64)
+        """Where cuDNN does not have the cell."""
+        cell = lstm(64, peephole=True)
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN))
         xs = jax.ShapeDtypeStruct((gpu_static.STEPS, BATCH, HIDDEN), jnp.float32)
         (loop,) = gpu_static.compiled(jax.jit(lambda p, x: unroll(cell, p, x)[1]), params, xs)

@@ -7,11 +7,14 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+// The most that XLA takes for an alignment. Its memory has at least 256 bytes, which cuDNN wants.
+constexpr size_t ALIGNMENT = 16;
+
 // Returns a function that makes a call on the device and stream of the program, with its memory.
 template <class Call>
 auto on_gpu(Call call) {
   return [call](void* stream, ffi::ScratchAllocator scratch, int32_t device, auto... given) {
-    const auto memory = [&scratch](size_t bytes) { return scratch.Allocate(bytes, 256).value_or(nullptr); };
+    const auto memory = [&scratch](size_t bytes) { return scratch.Allocate(bytes, ALIGNMENT).value_or(nullptr); };
     return call(cudnn::Place{device, stream, memory}, given...);
   };
 }

@@ -41,6 +41,8 @@ DERIVATIVES = Derivatives.REVERSE
 
 # The most rows of a table whose product with one-hot inputs is small beside the recurrence.
 WIDEST_TABLE = 1024
+# cuDNN's sizes are C's int.
+LARGEST = 2**31 - 1
 # Tensor cores take 16-bit operands in groups of this many.
 GROUP = 8
 # An input of a gate at which the gate is 0 or 1 exactly, whatever the other inputs are.
@@ -67,6 +69,10 @@ def unsupported_reason(problem: Problem) -> str | None:
         )
     if not isinstance(inputs, Lookup | Dense):
         return "cuDNN multiplies the inputs itself and cannot take projected ones; use 'xla'"
+    features = inputs.xs.shape[-1] if isinstance(inputs, Dense) else 1
+    widest = max(problem.steps, problem.batch, features, cell.hidden_size)
+    if widest > LARGEST:
+        return f"cuDNN takes no size above {LARGEST}, and one is {widest}; use 'xla'"
     return lacks_gpu()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from jaxrnn.recurrence.kernels import Missing
 from jaxrnn.recurrence.kernels.cplusplus import NotBuilt
 from jaxrnn.recurrence.kernels.cudnn.build import LIBRARY
 
-# The name by which the system finds it, or JAX has loaded it already.
+# The name by which JAX and the system find it.
 NAME = "libcudnn.so.9"
 
 
@@ -63,7 +65,7 @@ def opened() -> ctypes.CDLL:
     """
     if LIBRARY.missing:
         raise NotBuilt(LIBRARY.missing)
-    return with_cudnn(LIBRARY.load(), [NAME, *_installed()])
+    return with_cudnn(LIBRARY.load(), _files())
 
 
 def with_cudnn(library: ctypes.CDLL, files: list[str]) -> ctypes.CDLL:
@@ -82,11 +84,16 @@ def with_cudnn(library: ctypes.CDLL, files: list[str]) -> ctypes.CDLL:
     raise NotBuilt(f'cuDNN cannot be used: {problem}; `pip install "jax[cuda13]"` has it')
 
 
-def _installed() -> list[str]:
-    """Return the files of the package nvidia-cudnn, of any CUDA version."""
+def _files() -> list[str]:
+    """Return where cuDNN may be, the likeliest first: JAX's, a package's, the system's."""
+    with contextlib.suppress(OSError):
+        # Two versions in one process would mix. JAX has loaded the one that it uses.
+        ctypes.CDLL(NAME, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        return [NAME]
     spec = importlib.util.find_spec("nvidia")
     places = list(spec.submodule_search_locations or []) if spec else []
-    return [str(path) for place in places for path in Path(place).glob(f"cudnn/lib/{NAME}")]
+    installed = [str(path) for place in places for path in Path(place).glob(f"cudnn/lib/{NAME}")]
+    return [*installed, NAME]
 
 
 def version() -> str:

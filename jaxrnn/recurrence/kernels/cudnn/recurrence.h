@@ -92,7 +92,9 @@ class Passes {
     set_sequences(xs_, p.features);
     set_sequences(ys_, p.hidden * p.directions());
     const int sizes[] = {p.parts(), p.batch, p.hidden}, strides[] = {p.batch * p.hidden, p.hidden, 1};
-    CUDNN(cudnnSetTensorNdDescriptor, state_, p.type, 3, sizes, strides);
+    CUDNN(cudnnSetTensorNdDescriptor, h_, p.type, 3, sizes, strides);
+    // As PyTorch passes it: an LSTM's cell has the shape of h, and other cells have no descriptor of it.
+    c_ = p.mode == LSTM ? static_cast<Tensor*>(h_) : nullptr;
   }
 
   Sizes sizes(ForwardMode mode) const {
@@ -115,20 +117,20 @@ class Passes {
   }
 
   void forward(ForwardMode mode, const Arrays& a, const Sizes& s) const {
-    CUDNN(cudnnRNNForward, context_, recurrence_, mode, nullptr, xs_, a.xs, ys_, a.ys, state_, a.h_first, a.h_last,
-          state_, a.c_first, a.c_last, s.weights, a.weights, s.workspace, a.workspace, s.reserve, a.reserve);
+    CUDNN(cudnnRNNForward, context_, recurrence_, mode, nullptr, xs_, a.xs, ys_, a.ys, h_, a.h_first, a.h_last,
+          c_, a.c_first, a.c_last, s.weights, a.weights, s.workspace, a.workspace, s.reserve, a.reserve);
   }
 
   // Writes into the reserve, from which `backward_weights` reads.
   void backward_data(const Arrays& a, const Sizes& s) const {
-    CUDNN(cudnnRNNBackwardData_v8, context_, recurrence_, nullptr, ys_, a.ys, a.d_ys, xs_, a.d_xs, state_, a.h_first,
-          a.d_h_last, a.d_h_first, state_, a.c_first, a.d_c_last, a.d_c_first, s.weights, a.weights, s.workspace,
+    CUDNN(cudnnRNNBackwardData_v8, context_, recurrence_, nullptr, ys_, a.ys, a.d_ys, xs_, a.d_xs, h_, a.h_first,
+          a.d_h_last, a.d_h_first, c_, a.c_first, a.d_c_last, a.d_c_first, s.weights, a.weights, s.workspace,
           a.workspace, s.reserve, a.reserve);
   }
 
   // Adds to d_weights.
   void backward_weights(const Arrays& a, const Sizes& s) const {
-    CUDNN(cudnnRNNBackwardWeights_v8, context_, recurrence_, ADD, nullptr, xs_, a.xs, state_, a.h_first, ys_, a.ys,
+    CUDNN(cudnnRNNBackwardWeights_v8, context_, recurrence_, ADD, nullptr, xs_, a.xs, h_, a.h_first, ys_, a.ys,
           s.weights, a.d_weights, s.workspace, a.workspace, s.reserve, a.reserve);
   }
 
@@ -137,7 +139,8 @@ class Passes {
   Descriptor<Dropout> dropout_ CUDNN_DESCRIPTOR(Dropout);
   Descriptor<Recurrence> recurrence_ CUDNN_DESCRIPTOR(RNN);
   Descriptor<Sequences> xs_ CUDNN_DESCRIPTOR(RNNData), ys_ CUDNN_DESCRIPTOR(RNNData);
-  Descriptor<Tensor> state_ CUDNN_DESCRIPTOR(Tensor);
+  Descriptor<Tensor> h_ CUDNN_DESCRIPTOR(Tensor);
+  Tensor* c_;
 };
 
 }  // namespace cudnn
