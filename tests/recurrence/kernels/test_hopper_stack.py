@@ -20,6 +20,7 @@ from jaxrnn import charlm, gru, lstm, unroll
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import dispatch
+from jaxrnn.recurrence.dispatch import abstract_problem
 from jaxrnn.recurrence.kernels.hopper import search, stack, stack_block, tiles
 from jaxrnn.recurrence.kernels.hopper.residency import ROOM
 from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, Memory, Tiling, launched_cluster
