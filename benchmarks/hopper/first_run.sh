@@ -70,7 +70,8 @@ for name in "${@:-cudnn occupancy latencies tests ladder train table}"; do
       occupancy) step occupancy 30 "$python" -m benchmarks.hopper.occupancy ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
-        step tests 120 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
+        # Without these variables the tests run on the CPU and compile without optimizations.
+        step tests 120 env JAX_PLATFORMS=cuda,cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
         ;;
       ladder)
         step ladder $((seconds + 20)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"

@@ -232,6 +232,9 @@ def test_weights_are_those_of_pytorch(name: str, layers: int, both: bool) -> Non
     np.testing.assert_array_equal(packed, np.concatenate([*matrices, *biases]))
     assert packed.size == weights.count(setup, FEATURES)
     assert_close(weights.unpack(setup, packed, FEATURES), parts, 0)
+    longer = weights.pack(setup, parts, packed.size + 3)
+    np.testing.assert_array_equal(longer, np.concatenate([packed, np.zeros(3)]))
+    assert_close(weights.unpack(setup, longer, FEATURES), parts, 0)
 
 
 @on_the_host
@@ -696,6 +699,11 @@ def test_forward_and_backward_pass_share_an_algorithm(monkeypatch: pytest.Monkey
     assert re.findall(r"algorithm = (\d)", text) == ["3"]
 
 
+def test_rows_that_a_device_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert algorithm.divided(12) == [12, 6, 4, 3] and algorithm.divided(7) == [7]
+
+
 @on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_an_algorithm_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,10 +784,23 @@ def test_inputs_that_it_cannot_take(nvidia: None) -> None:
     long = abstract_problem(lstm(4), (2**31, 2, 3), "float32")
     assert "no size above 2147483647, and one is 2147483648" in str(cudnn.unsupported_reason(long))
     tokens = jax.ShapeDtypeStruct((5, 2), jnp.int32)
-    for rows, reason in [(1024, None), (1025, "at most 1024 rows of a table, not 1025")]:
+    for rows, reason in [(1024, None), (1025, "up to 1024 tokens, not 1025")]:
         table = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
         found = cudnn.unsupported_reason(given._replace(inputs=Lookup(table, tokens)))
         assert found == reason or reason in found
+
+
+def test_run_refuses_what_cudnn_lacks() -> None:
+    """Rather than ignore the resets, or multiply projected inputs again."""
+    params, xs, state = problem(CELLS["lstm"]).cast("float32").inputs
+    inputs, resets = Dense(xs, params.w_x, params.b), Masks(jnp.ones((5, 2), bool))
+    for given, masks, message in [
+        (inputs, resets, "resets"),
+        (inputs.project(), NO_MASKS, "projected"),
+    ]:
+        whole = recurrence.Problem(CELLS["lstm"], params, given, state, masks)
+        with pytest.raises(ValueError, match=f"cuDNN cannot run this: .*{message}"):
+            cudnn.run(whole, platform="cpu")
 
 
 def test_amd_has_no_cudnn(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:

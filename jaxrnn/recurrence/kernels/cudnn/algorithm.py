@@ -18,6 +18,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import jax
+
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.cudnn import library
@@ -76,12 +78,19 @@ def numbers_of(setup: Setup, size: Size, training: bool) -> Numbers:
             **size._asdict(),
         )
         try:
-            library.sizes(numbers)
+            for batch in divided(size.batch):
+                library.sizes(numbers._replace(batch=batch))
         except Refused as problem:
             refused = f'by algorithm "{name}": {problem}'
         else:
             return numbers
     raise ValueError(f"cuDNN cannot run {setup.cell!r}, {setup.dtype}, {size} {refused}")
+
+
+def divided(batch: int) -> list[int]:
+    """Return the numbers of rows that a device may get, where a `jit` divides them over several."""
+    counts = range(1, jax.device_count() + 1)
+    return [batch // devices for devices in counts if batch % devices == 0]
 
 
 def choose(setup: Setup, size: Size, gpu: GPU, training: bool) -> str:

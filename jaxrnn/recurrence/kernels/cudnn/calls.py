@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrnn.recurrence.kernels import ffi, xla
 from jaxrnn.recurrence.kernels.cudnn import algorithm, library, weights
-from jaxrnn.recurrence.kernels.cudnn.algorithm import Size
+from jaxrnn.recurrence.kernels.cudnn.algorithm import Size, divided
 from jaxrnn.recurrence.kernels.cudnn.library import Numbers
 from jaxrnn.recurrence.kernels.cudnn.setup import Arrays, Results, Setup
 from jaxrnn.recurrence.kernels.ffi import NOTHING, Argument, Result
@@ -133,15 +133,11 @@ def _attributes(numbers: Numbers) -> dict[str, Any]:
 def _reserve_per_row(numbers: Numbers) -> int:
     """Return the bytes of the reserve for each row of the batch.
 
-    A `jit` of several devices may divide the rows over them, and the reserve of a part of the rows must
-    fit into its part of the reserve. cuDNN does not say how its size depends on the rows.
+    Where a `jit` divides the rows over devices, what a part of the rows needs must fit into its part of
+    the reserve. cuDNN does not say how the size depends on the rows.
     """
-    rows = [
-        numbers.batch // devices
-        for devices in range(1, jax.device_count() + 1)
-        if numbers.batch % devices == 0
-    ]
-    return max(-(-library.sizes(numbers._replace(batch=n)).reserve // n) for n in rows)
+    needed = {n: library.sizes(numbers._replace(batch=n)).reserve for n in divided(numbers.batch)}
+    return max(-(-size // n) for n, size in needed.items())
 
 
 def plain(setup: Setup, _: None, *given: Any) -> Results:

@@ -20,11 +20,11 @@ from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import is_builtin
 from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels import Derivatives, passes
-from jaxrnn.recurrence.kernels.cudnn import library, weights
+from jaxrnn.recurrence.kernels.cudnn import algorithm, library, weights
+from jaxrnn.recurrence.kernels.cudnn.algorithm import Size
 from jaxrnn.recurrence.kernels.cudnn.calls import PASSES
 from jaxrnn.recurrence.kernels.cudnn.setup import (
     MODES,
-    TYPES,
     Arrays,
     Results,
     Setup,
@@ -54,38 +54,33 @@ def unsupported_reason(problem: Problem) -> str | None:
 
     The first call compiles the C++ of this folder.
     """
+    return _lacks(problem) or lacks_gpu()
+
+
+def _lacks(problem: Problem) -> str | None:
+    """Return what a problem has that cuDNN does not have on any GPU, or None."""
     cell, inputs = problem.cell, problem.inputs
     if not is_builtin(cell):
         return f"cuDNN has an LSTM, a GRU and a plain RNN, not {cell!r}; use 'scan'"
-    reason = lacks_cell(cell, str(problem.dtype))
-    if reason:
-        return reason
-    if problem.masks.reset is not None:
-        return "cuDNN cannot reset a row in the middle of a sequence (resets); use 'xla'"
-    if isinstance(inputs, Lookup) and inputs.table.shape[0] > WIDEST_TABLE:
-        rows = inputs.table.shape[0]
-        return (
-            f"cuDNN takes tokens of at most {WIDEST_TABLE} rows of a table, not {rows}; use 'xla'"
-        )
-    if not isinstance(inputs, Lookup | Dense):
-        return "cuDNN multiplies the inputs itself and cannot take projected ones; use 'xla'"
-    features = inputs.xs.shape[-1] if isinstance(inputs, Dense) else 1
-    widest = max(problem.steps, problem.batch, features, cell.hidden_size)
-    if widest > LARGEST:
-        return f"cuDNN takes no size above {LARGEST}, and one is {widest}; use 'xla'"
-    return lacks_gpu()
-
-
-def lacks_cell(cell: Any, dtype: str) -> str | None:
-    """Return why cuDNN has no such cell of this library in a dtype, or None if it has."""
     if cell.kind is CellKind.LSTM and cell.peephole:
         return "cuDNN's LSTM has no peepholes; use 'xla'"
     if cell.kind is CellKind.GRU_BEFORE:
         return "cuDNN's GRU resets after the product (reset=\"after\"); use 'xla'"
     if mode_of(cell) not in MODES:
         return f"cuDNN's plain RNN has tanh or relu, not {cell.activation}; use 'xla'"
-    if dtype not in TYPES:
-        return f"cuDNN has no recurrence in {dtype}; use 'xla'"
+    if problem.masks.reset is not None:
+        return "cuDNN cannot reset a row in the middle of a sequence (resets); use 'xla'"
+    if isinstance(inputs, Lookup):
+        features = inputs.table.shape[0]
+        if features > WIDEST_TABLE:
+            return f"cuDNN takes up to {WIDEST_TABLE} tokens, not {features}; use 'xla'"
+    elif isinstance(inputs, Dense):
+        features = inputs.xs.shape[-1]
+    else:
+        return "cuDNN multiplies the inputs itself and cannot take projected ones; use 'xla'"
+    widest = max(problem.steps, problem.batch, features, cell.hidden_size)
+    if widest > LARGEST:
+        return f"cuDNN takes no size above {LARGEST}, and one is {widest}; use 'xla'"
     return None
 
 
@@ -104,10 +99,12 @@ def run(problem: Problem, *, platform: Platform = "cuda") -> tuple[Any, Float[Ar
       platform: that on whose programs cuDNN is called; tests call a stand-in on a CPU.
 
     Raises:
-      ValueError: where cuDNN refuses the sizes.
+      ValueError: for a problem that cuDNN does not have, and where it refuses the sizes.
     """
     if not problem.steps or not problem.batch:
         return problem.no_steps()
+    if reason := _lacks(problem):
+        raise ValueError(f"cuDNN cannot run this: {reason}")
     dtype = problem.dtype
     setup = Setup(problem.cell, 1, False, str(dtype), allows_tf32(), platform)
     inputs, active = as_dense(problem.inputs, dtype), problem.masks.active
@@ -175,7 +172,10 @@ def call(setup: Setup, parts: list[Any], xs: Float[Array, "T B D"], states: Any)
       xs: the inputs of the first layer.
       states: the state before the first step of each part, arrays [parts, B, H].
     """
-    made = Arrays(weights.pack(setup, parts), xs, states.hidden, getattr(states, "cell", None))
+    numbers = algorithm.numbers_of(setup, Size(*xs.shape), training=False)
+    count = library.sizes(numbers).weights // jnp.dtype(setup.dtype).itemsize
+    packed = weights.pack(setup, parts, count)
+    made = Arrays(packed, xs, states.hidden, getattr(states, "cell", None))
     arrays = vary(jax.tree.map(lambda a: a.astype(setup.dtype), made))
     cell = None if arrays.cell is None else 1
     rows, result_rows = Arrays(SHARED, 1, 1, cell), Results(1, 1, cell)  # type: ignore[arg-type]

@@ -34,18 +34,23 @@ def count(setup: Setup, features: int) -> int:
     return sum(sizes)
 
 
-def pack(setup: Setup, parts: Sequence[Any]) -> Float[Array, "N"]:
+def pack(setup: Setup, parts: Sequence[Any], least: int = 0) -> Float[Array, "N"]:
     """Return the vector of the parameters of every part.
 
     Args:
       setup: the static part of the call.
       parts: the cells' parameters, w_x [inputs, G], w_h [H, G], b [G] and b_h [H].
+      least: the least number of entries, in case that cuDNN wants zeros after the last bias.
     """
     matrices = [_by_gate(setup, w).ravel() for p in parts for w in (p.w_x, p.w_h)]
     biases = [
         b for p in parts for b in (_by_gate(setup, p.b[None]).ravel(), _second_bias(setup, p))
     ]
-    return jnp.concatenate([x.astype(setup.dtype) for x in (*matrices, *biases)])
+    vectors = [x.astype(setup.dtype) for x in (*matrices, *biases)]
+    missing = least - sum(x.size for x in vectors)
+    if missing > 0:
+        vectors.append(jnp.zeros(missing, setup.dtype))
+    return jnp.concatenate(vectors)
 
 
 def unpack(setup: Setup, vector: Float[Array, "N"], features: int) -> list[Any]:
