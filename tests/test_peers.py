@@ -46,7 +46,6 @@ def test_golden_files_are_what_the_peers_compute_today(name: str) -> None:
     assert_close(make.answer(case, given), stored, TOLERANCES[case.peer])
 
 
-@pytest.mark.skipif(host.HOST.missing is not None, reason="waits for a C++ compiler")
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("name", ["rnn-tanh", "rnn-relu", "lstm", "gru-after"])
 def test_layers_by_cudnn_are_pytorchs(name: str, both: bool) -> None:

@@ -34,7 +34,6 @@ def test_the_stage_of_cudnn_stops_in_one_line_without_a_gpu(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(host.HOST.missing is not None, reason="waits for a C++ compiler")
 def test_the_stage_of_cudnn_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small problems, on the host: all are right, and the table has a row for each pass."""
     monkeypatch.setitem(kernels.PLATFORMS, "cudnn", ("cpu",))

@@ -39,7 +39,7 @@ from jaxrnn.recurrence.problem import Dense, Lookup, Masks
 from tests.support import cudnn as host
 from tests.support.conformance import Conformance
 from tests.support.fakes import fake
-from tests.support.oracle import TOLERANCES, assert_close
+from tests.support.oracle import TOLERANCES, assert_close, unchecked
 from tests.support.problems import (
     BATCH,
     CELLS,
@@ -58,12 +58,14 @@ NAMES = ("rnn-tanh", "rnn-relu", "lstm", "gru-after")
 NO_MASKS = Masks()
 COMPILER = cplusplus.find_compiler() or ["c++"]
 
-on_the_host = pytest.mark.skipif(
-    host.HOST.missing is not None, reason=f"waits for a C++ compiler: {host.HOST.missing}"
-)
 on_nvidia = pytest.mark.skipif(
     not any(device.platform == "gpu" for device in jax.devices()), reason="waits for an NVIDIA GPU"
 )
+
+
+@pytest.fixture
+def compiler() -> None:
+    host.skip_without_compiler()
 
 
 @pytest.fixture
@@ -92,7 +94,6 @@ def on_host(
     return results, gradients
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 class TestCudnn(Conformance):
     implementation = "cudnn"
@@ -129,7 +130,6 @@ def program(cell: Any, given: Problem) -> str:
     return on_host.lower(cell, given, reverse=False).as_text()
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("name", NAMES)
 def test_cudnn_computes_all_of_it(name: str) -> None:
@@ -140,7 +140,6 @@ def test_cudnn_computes_all_of_it(name: str) -> None:
     assert "stablehlo.while" not in text and "dot_general" not in text
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_inference_keeps_nothing_and_unused_gradients_cost_nothing() -> None:
     cell = CELLS["lstm"]
@@ -158,7 +157,6 @@ def test_inference_keeps_nothing_and_unused_gradients_cost_nothing() -> None:
     assert "backward_data" in compiled and "backward_weights" not in compiled
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(
     ("precision", "tf32"),
@@ -171,7 +169,6 @@ def test_tf32_follows_jax(precision: Any, tf32: bool) -> None:
     assert f"tf32 = {str(tf32).lower()}" in text
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.slow
 @both_ways
@@ -237,7 +234,6 @@ def test_weights_are_those_of_pytorch(name: str, layers: int, both: bool) -> Non
     assert_close(weights.unpack(setup, longer, FEATURES), parts, 0)
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @every_stack
 def test_the_stand_in_finds_each_matrix_where_it_is(name: str, layers: int, both: bool) -> None:
@@ -269,7 +265,6 @@ def states_of(cell: Any, count: int, dtype: str) -> tuple[Any, ...]:
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tuple(drawn))
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -296,7 +291,6 @@ def test_layers_and_directions_are_those_of_xla(name: str, layers: int, both: bo
     assert got[0][1][1].shape == (STEPS, BATCH, 4 * setup.directions)
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -341,7 +335,6 @@ def loss_of(cell: Any, platform: Any) -> Any:
     return loss
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -368,7 +361,6 @@ def test_vmap(axes: tuple[int | None, ...]) -> None:
     assert_close(results("cpu"), results("cuda"), 3 * TOLERANCES["float32"])
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_rows_of_a_mapped_axis_are_rows_of_one_call() -> None:
     cell = CELLS["lstm"]
@@ -380,7 +372,6 @@ def test_rows_of_a_mapped_axis_are_rows_of_one_call() -> None:
     assert "stablehlo.while" not in text
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.slow
 def test_checkpoint_and_second_derivative() -> None:
@@ -399,7 +390,6 @@ def test_checkpoint_and_second_derivative() -> None:
     assert_close(results("cpu"), results("cuda"), 1e-5)
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_an_exported_program_needs_no_cudnn() -> None:
     cell = CELLS["gru-after"]
@@ -410,7 +400,6 @@ def test_an_exported_program_needs_no_cudnn() -> None:
     assert_close(exported.call(*given), slope(*given), 3 * TOLERANCES["float32"])
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_it_lowers_for_cuda() -> None:
     """In a program for NVIDIA's GPUs, and in none for AMD's or another platform."""
@@ -422,7 +411,6 @@ def test_it_lowers_for_cuda() -> None:
             assert text.count(f"@{handler}(") == count
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_many_calls_at_once_agree() -> None:
     cell = CELLS["lstm"]
@@ -465,7 +453,7 @@ print("done")
 """
 
 
-@on_the_host
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.process
 def test_rows_are_divided_over_devices() -> None:
     """If a batch is sharded, each device calls cuDNN for its own rows; by `jit` and by `shard_map`."""
@@ -574,7 +562,6 @@ def refusal_of(call: Call) -> str:
     return line
 
 
-@on_the_host
 @pytest.mark.parametrize(("name", "index", "other", "message"), WRONG_ARGUMENTS)
 def test_arguments_that_do_not_fit(
     recorded: dict[str, Call], name: str, index: int, other: Any, message: str
@@ -584,7 +571,6 @@ def test_arguments_that_do_not_fit(
     assert message in refusal_of(given._replace(arguments=changed))
 
 
-@on_the_host
 @pytest.mark.parametrize(("name", "index", "other", "message"), WRONG_RESULTS)
 def test_results_that_do_not_fit(
     recorded: dict[str, Call], name: str, index: int, other: Any, message: str
@@ -594,7 +580,6 @@ def test_results_that_do_not_fit(
     assert message in refusal_of(given._replace(results=changed))
 
 
-@on_the_host
 @pytest.mark.parametrize(("name", "value", "message"), WRONG_ATTRIBUTES)
 def test_attributes_that_do_not_fit(
     recorded: dict[str, Call], name: str, value: Any, message: str
@@ -606,7 +591,6 @@ def test_attributes_that_do_not_fit(
             assert message in refused
 
 
-@on_the_host
 def test_an_error_inside_cudnn_is_one_line_with_its_text_and_the_sizes(
     recorded: dict[str, Call],
 ) -> None:
@@ -618,7 +602,6 @@ def test_an_error_inside_cudnn_is_one_line_with_its_text_and_the_sizes(
     )
 
 
-@on_the_host
 def test_memory_that_cudnn_writes_to_must_be_an_alias(recorded: dict[str, Call]) -> None:
     for name, message in [
         ("backward_data", "the reserve before and after must be the same memory"),
@@ -678,7 +661,6 @@ def test_the_algorithm_is_pytorchs(
             assert algorithm.choose(other, Size(*size), gpu, training) == STANDARD
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_forward_and_backward_pass_share_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU where inference runs by another one; the program names what was chosen."""
@@ -704,7 +686,6 @@ def test_rows_that_a_device_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
     assert algorithm.divided(12) == [12, 6, 4, 3] and algorithm.divided(7) == [7]
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 def test_an_algorithm_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     given = problem(CELLS["lstm"]).cast("float32")
@@ -781,6 +762,10 @@ def test_inputs_that_it_cannot_take(nvidia: None) -> None:
     given = abstract_problem(lstm(4), (5, 2, 3), "float32")
     projected = given._replace(inputs=jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32))
     assert "cannot take projected" in str(cudnn.unsupported_reason(projected))
+    (symbol,) = export.symbolic_shape("T")
+    with unchecked():
+        symbolic = abstract_problem(lstm(4), (symbol, 2, 3), "float32")
+    assert "numbers, not symbols" in str(cudnn.unsupported_reason(symbolic))
     long = abstract_problem(lstm(4), (2**31, 2, 3), "float32")
     assert "no size above 2147483647, and one is 2147483648" in str(cudnn.unsupported_reason(long))
     tokens = jax.ShapeDtypeStruct((5, 2), jnp.int32)
@@ -834,7 +819,7 @@ else:
 """
 
 
-@on_the_host
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("files", "environment", "message"),
@@ -930,7 +915,6 @@ def compiled_for_an_h100(function: Any, given: Any) -> str:
         return jax.jit(function).lower(*placed).compile().as_text()
 
 
-@on_the_host
 @pytest.mark.usefixtures("stand_in")
 class TestCompiled:
     pytestmark = gpu_aot

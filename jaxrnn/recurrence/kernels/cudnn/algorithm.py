@@ -7,7 +7,7 @@
 The choice is PyTorch's (`get_algo` of aten/src/ATen/native/cudnn/RNN.cpp), which its authors measured on
 several GPUs, with one difference: forward and backward pass of a training step run by the same
 algorithm, since they share memory whose layout cuDNN does not describe. What cuDNN then refuses runs by
-"standard". `JAXRNN_CUDNN_ALGORITHM` names another one.
+"standard". `JAXRNN_CUDNN_ALGORITHM` names another one; it is read when a program is traced.
 
 All are deterministic: the same inputs give the same bits on the same GPU and version. That of cuBLAS,
 which "standard" uses, holds while the library's calls run on one stream.

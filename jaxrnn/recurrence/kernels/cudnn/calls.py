@@ -13,7 +13,7 @@ from jaxrnn.recurrence.kernels import ffi, xla
 from jaxrnn.recurrence.kernels.cudnn import algorithm, library, weights
 from jaxrnn.recurrence.kernels.cudnn.algorithm import Size, divided
 from jaxrnn.recurrence.kernels.cudnn.library import Numbers
-from jaxrnn.recurrence.kernels.cudnn.setup import Arrays, Results, Setup
+from jaxrnn.recurrence.kernels.cudnn.setup import Arrays, Results, Setup, as_state
 from jaxrnn.recurrence.kernels.ffi import NOTHING, Argument, Result
 from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.portable import on_platform
@@ -144,9 +144,8 @@ def plain(setup: Setup, _: None, *given: Any) -> Results:
     """Return the results of a call by loops of XLA, part after part."""
     arrays = Arrays(*given)
     parts = weights.unpack(setup, arrays.weights, arrays.xs.shape[-1])
-    states = setup.cell.initial_state(0)
-    made = (a for a in (arrays.hidden, arrays.cell) if a is not None)
-    stacked = type(states)(*(a.astype(wide(setup.dtype)) for a in made))
+    stacked = as_state(type(setup.cell.initial_state(0)), arrays.hidden, arrays.cell)
+    stacked = jax.tree.map(lambda s: s.astype(wide(setup.dtype)), stacked)
     xs, finals = arrays.xs, []
     for layer in range(setup.layers):
         outputs = []

@@ -29,6 +29,7 @@ from jaxrnn.recurrence.kernels.cudnn.setup import (
     Results,
     Setup,
     allows_tf32,
+    as_state,
     mode_of,
 )
 from jaxrnn.recurrence.kernels.portable import Platform
@@ -78,9 +79,11 @@ def _lacks(problem: Problem) -> str | None:
         features = inputs.xs.shape[-1]
     else:
         return "cuDNN multiplies the inputs itself and cannot take projected ones; use 'xla'"
-    widest = max(problem.steps, problem.batch, features, cell.hidden_size)
-    if widest > LARGEST:
-        return f"cuDNN takes no size above {LARGEST}, and one is {widest}; use 'xla'"
+    sizes = problem.steps, problem.batch, features, cell.hidden_size
+    if not all(isinstance(size, int) for size in sizes):
+        return "cuDNN needs sizes that are numbers, not symbols as jax.export has them; use 'xla'"
+    if max(sizes) > LARGEST:
+        return f"cuDNN takes no size above {LARGEST}, and one is {max(sizes)}; use 'xla'"
     return None
 
 
@@ -159,8 +162,8 @@ def _call(setup: Setup, problem: Problem, inputs: Dense) -> tuple[Any, Array]:
     params = problem.params._replace(w_x=inputs.w_x, b=inputs.b)
     states = jax.tree.map(lambda s: s[None], problem.state)
     found = call(setup, [params], inputs.xs, states)
-    made = (found.hidden, found.cell)
-    return type(problem.state)(*(s[0] for s in made if s is not None)), found.ys
+    final = as_state(type(problem.state), found.hidden, found.cell)
+    return jax.tree.map(lambda s: s[0], final), found.ys
 
 
 def call(setup: Setup, parts: list[Any], xs: Float[Array, "T B D"], states: Any) -> Results:

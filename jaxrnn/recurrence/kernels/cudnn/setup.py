@@ -90,6 +90,11 @@ class Results(NamedTuple):
     cell: Array | None
 
 
+def as_state(kind: Any, hidden: Array, cell: Array | None) -> Any:
+    """Return arrays as a state of a cell, whose class is `kind`."""
+    return kind(hidden) if cell is None else kind(hidden, cell)
+
+
 def mode_of(cell: Any) -> Any:
     """Return the key of a cell in `MODES`; cuDNN lacks a cell whose key is not there."""
     return cell.activation if cell.kind is CellKind.RNN else cell.kind

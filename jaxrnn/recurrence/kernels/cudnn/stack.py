@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.recurrence.kernels.cudnn import layer
-from jaxrnn.recurrence.kernels.cudnn.setup import Setup, allows_tf32
+from jaxrnn.recurrence.kernels.cudnn.setup import Setup, allows_tf32, as_state
 from jaxrnn.recurrence.kernels.portable import Platform
 from jaxrnn.recurrence.linalg import wide
 from jaxrnn.recurrence.problem import Dense, Lookup, Masks, Problem
@@ -99,6 +99,9 @@ def run_parts(
     setup = Setup(cell, layers, both_directions, str(dtype), allows_tf32(), platform)
     stacked = jax.tree.map(lambda *s: jnp.stack(s), *states)
     found = layer.call(setup, list(parts), xs, stacked)
-    arrays = [s.astype(wide(dtype)) for s in (found.hidden, found.cell) if s is not None]
-    finals = tuple(type(states[0])(*part) for part in zip(*arrays, strict=True))
-    return finals, found.ys.astype(wide(dtype))
+    final = as_state(type(states[0]), found.hidden, found.cell)
+    finals = [
+        jax.tree.map(lambda s, part=part: s[part].astype(wide(dtype)), final)
+        for part in range(setup.parts)
+    ]
+    return tuple(finals), found.ys.astype(wide(dtype))
