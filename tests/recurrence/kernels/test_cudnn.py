@@ -765,7 +765,7 @@ def test_inputs_that_it_cannot_take(nvidia: None) -> None:
     (symbol,) = export.symbolic_shape("T")
     with unchecked():
         symbolic = abstract_problem(lstm(4), (symbol, 2, 3), "float32")
-    assert "numbers, not symbols" in str(cudnn.unsupported_reason(symbolic))
+        assert "numbers, not symbols" in str(cudnn.unsupported_reason(symbolic))
     long = abstract_problem(lstm(4), (2**31, 2, 3), "float32")
     assert "no size above 2147483647, and one is 2147483648" in str(cudnn.unsupported_reason(long))
     tokens = jax.ShapeDtypeStruct((5, 2), jnp.int32)
