@@ -874,28 +874,46 @@ print(library.missing())
 # --- the declarations ---------------------------------------------------------------------------
 
 
-def headers() -> Path | None:
-    """Return the folder of cuDNN's headers, where the package nvidia-cudnn is installed."""
+def package() -> Path | None:
+    """Return the folder of the package nvidia-cudnn, where it is installed."""
     spec = importlib.util.find_spec("nvidia")
     places = list(spec.submodule_search_locations or []) if spec else []
-    found = (Path(place) / "cudnn" / "include" for place in places)
-    return next((path for path in found if (path / "cudnn_adv.h").exists()), None)
+    found = (Path(place) / "cudnn" for place in places)
+    return next((path for path in found if (path / "include" / "cudnn_adv.h").exists()), None)
 
 
 @pytest.mark.process
 @pytest.mark.once
-@pytest.mark.skipif(headers() is None, reason="waits for the package nvidia-cudnn-cu13 (517 MB)")
-def test_the_declarations_are_those_of_cudnns_headers(tmp_path: Path) -> None:
-    """A program that compares every function and constant compiles; a wrong one would not."""
-    for name in ("cuda_runtime.h", "cuda_runtime_api.h", "library_types.h"):
-        (tmp_path / name).touch()
-    folders = [tmp_path, headers(), host.WRAPPER]
-    includes = [f"-I{folder}" for folder in folders]
-    source = host.HERE / "declarations.cc"
-    command = [*COMPILER, "-std=c++17", "-fsyntax-only", *includes, str(source)]
-    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
-    wrong = subprocess.run([*command, "-DWRONG"], capture_output=True, text=True)
-    assert wrong.returncode and "cudnnRNNForward is another function" in wrong.stderr
+@pytest.mark.skipif(package() is None, reason="waits for the package nvidia-cudnn-cu13 (517 MB)")
+class TestWithCudnnInstalled:
+    """cuDNN's headers, and what its library says without a GPU."""
+
+    @pytest.mark.usefixtures("compiler")
+    def test_the_declarations_are_those_of_its_headers(self, tmp_path: Path) -> None:
+        """A program that compares every function and constant compiles; a wrong one would not."""
+        for name in ("cuda_runtime.h", "cuda_runtime_api.h", "library_types.h"):
+            (tmp_path / name).touch()
+        folders = [tmp_path, package() / "include", host.WRAPPER]
+        includes = [f"-I{folder}" for folder in folders]
+        source = host.HERE / "declarations.cc"
+        command = [*COMPILER, "-std=c++17", "-fsyntax-only", *includes, str(source)]
+        assert subprocess.run(command, capture_output=True, text=True).stderr == ""
+        wrong = subprocess.run([*command, "-DWRONG"], capture_output=True, text=True)
+        assert wrong.returncode and "cudnnRNNForward is another function" in wrong.stderr
+
+    def test_it_finds_the_weights_where_they_are(self) -> None:
+        """For every cell, dtype and algorithm, one to three layers, one direction and both."""
+        (file,) = (package() / "lib").glob("libcudnn.so.*")
+        program = "from tests.support.children import cudnn_weights; cudnn_weights.main()"
+        result = subprocess.run(
+            [sys.executable, "-c", program, str(file)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode < 0:
+            pytest.skip("waits for a cuDNN that gives offsets without a context")
+        assert result.stdout == "4680\n", result.stderr
 
 
 # --- compiled for an H100 -----------------------------------------------------------------------
