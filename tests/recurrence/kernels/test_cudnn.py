@@ -707,12 +707,14 @@ def test_an_algorithm_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU, with cuDNN."""
+def nvidia(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU that is not here, with the stand-in for cuDNN."""
     client = SimpleNamespace(platform_version="PJRT C API cuda 13000")
     device = fake("gpu", client=client, compute_capability="8.9", core_count=58)
     monkeypatch.setattr(accelerator, "device", lambda: device)
-    monkeypatch.setattr(library, "missing", lambda: None)
+    library.missing.cache_clear()
+    yield
+    library.missing.cache_clear()
 
 
 REFUSED = [
@@ -786,6 +788,20 @@ def test_run_refuses_what_cudnn_lacks() -> None:
         whole = recurrence.Problem(CELLS["lstm"], params, given, state, masks)
         with pytest.raises(ValueError, match=f"cuDNN cannot run this: .*{message}"):
             cudnn.run(whole, platform="cpu")
+
+
+def test_what_cudnn_itself_refuses_runs_by_xla(
+    nvidia: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason has the numbers and cuDNN's own text."""
+    monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", PERSISTENT)
+    choice = explain(lstm(4), (100, 2, 3))
+    assert choice.implementation == "xla"
+    assert re.match(
+        r"cudnn cannot run this: cuDNN cannot run LSTM.*float32, Size\(steps=100, batch=2, features=3\) "
+        'by algorithm "persist-static": cudnnGetRNNTempSpaceSizes failed: CUDNN_STATUS_NOT_SUPPORTED',
+        choice.why,
+    )
 
 
 def test_amd_has_no_cudnn(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ several GPUs, with one difference: forward and backward pass of a training step 
 algorithm, since they share memory whose layout cuDNN does not describe. What cuDNN then refuses runs by
 "standard". `JAXRNN_CUDNN_ALGORITHM` names another one; it is read when a program is traced.
 
-All are deterministic: the same inputs give the same bits on the same GPU and version. That of cuBLAS,
-which "standard" uses, holds while the library's calls run on one stream.
+By cuDNN's documentation the same inputs give the same bits on the same GPU and version. For "standard"
+the environment variable CUBLAS_WORKSPACE_CONFIG must name one size of workspace, such as :4096:2, since
+cuBLAS may otherwise choose another product where the usual workspace is in use (release notes of 7.6.5).
 """
 
 from __future__ import annotations
@@ -85,6 +86,15 @@ def numbers_of(setup: Setup, size: Size, training: bool) -> Numbers:
         else:
             return numbers
     raise ValueError(f"cuDNN cannot run {setup.cell!r}, {setup.dtype}, {size} {refused}")
+
+
+def refusal(setup: Setup, size: Size) -> str | None:
+    """Return why cuDNN itself refuses to train such a recurrence, or None if it does not."""
+    try:
+        numbers_of(setup, size, training=True)
+    except ValueError as reason:
+        return str(reason)
+    return None
 
 
 def divided(batch: int) -> list[int]:

@@ -55,7 +55,7 @@ def unsupported_reason(problem: Problem) -> str | None:
 
     The first call compiles the C++ of this folder.
     """
-    return _lacks(problem) or lacks_gpu()
+    return _lacks(problem) or lacks_gpu() or refusal(problem, 1)
 
 
 def _lacks(problem: Problem) -> str | None:
@@ -85,6 +85,22 @@ def _lacks(problem: Problem) -> str | None:
     if max(sizes) > LARGEST:
         return f"cuDNN takes no size above {LARGEST}, and one is {max(sizes)}; use 'xla'"
     return None
+
+
+def refusal(first: Problem, layers: int) -> str | None:
+    """Return why cuDNN itself refuses layers, or None if it does not.
+
+    Args:
+      first: the problem of the first layer.
+      layers: the number of layers.
+    """
+    if not first.steps or not first.batch:
+        return None
+    inputs: Any = first.inputs
+    rows = inputs.table if isinstance(inputs, Lookup) else inputs.w_x
+    setup = Setup(first.cell, layers, False, str(first.dtype), allows_tf32(), "cuda")
+    size = Size(first.steps, first.batch, max(rows.shape[0], 1))
+    return algorithm.refusal(setup, size)
 
 
 def lacks_gpu() -> str | None:

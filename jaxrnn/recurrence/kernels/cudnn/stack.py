@@ -28,7 +28,7 @@ def pays(first: Problem, layers: int) -> bool:
       first: the problem of the first layer.
       layers: the number of layers.
     """
-    return layer.unsupported_reason(first) is None
+    return not (layer.unsupported_reason(first) or layer.refusal(first, layers))
 
 
 def run(
