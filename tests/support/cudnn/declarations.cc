@@ -1,5 +1,5 @@
-// Compares the declarations of kernels/cudnn/api.h with those of cuDNN's own headers. It is compiled and not run. With
-// WRONG defined one function is compared with another, which must not compile.
+// Compares the declarations of kernels/cudnn/api.h with those of cuDNN's own headers. It is compiled and not run.
+// With WRONG defined one function is compared with another, which must not compile.
 
 #include <cstddef>
 #include <type_traits>

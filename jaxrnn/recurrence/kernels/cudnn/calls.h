@@ -35,13 +35,15 @@ struct Setup {
 
 inline void check_setup(Checks& checks, const Setup& s) {
   checks.require(s.mode >= RELU && s.mode <= GRU, "there is no cell of mode " + std::to_string(s.mode));
-  const bool known = s.algorithm == STANDARD || s.algorithm == PERSIST_STATIC || s.algorithm == PERSIST_STATIC_SMALL_H;
+  const bool known = s.algorithm == STANDARD || s.algorithm == PERSIST_STATIC ||
+                     s.algorithm == PERSIST_STATIC_SMALL_H;
   checks.require(known, "there is no algorithm " + std::to_string(s.algorithm));
   checks.require(s.layers >= 1 && s.layers <= 1000, "there cannot be " + std::to_string(s.layers) + " layers");
 }
 
 // Sets the problem from xs [T, B, D] and h [parts, B, H], or the arrays that have these shapes.
-inline void describe(Checks& checks, Problem& p, const Setup& s, const char* xs_name, const Array& xs, const Array& h) {
+inline void describe(Checks& checks, Problem& p, const Setup& s, const char* xs_name, const Array& xs,
+                     const Array& h) {
   check_setup(checks, s);
   checks.rank(xs_name, xs, 3);
   checks.rank("h", h, 3);

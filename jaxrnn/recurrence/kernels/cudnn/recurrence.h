@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -28,11 +29,21 @@ struct Problem {
   std::string words() const {
     const char* modes[] = {"rnn (relu)", "rnn (tanh)", "lstm", "gru"};
     const char* algorithms[] = {"standard", "persist-static", "", "persist-static-small-h"};
-    const std::string name = type == FLOAT ? "float32" : type == DOUBLE ? "float64" : type == HALF ? "float16" : "bfloat16";
-    const auto size = [](const char* letter, int n) { return std::string(", ") + letter + " = " + std::to_string(n); };
-    return modes[mode] + (", " + name) + size("T", steps) + size("B", batch) + size("D", features) +
-           size("H", hidden) + ", layers: " + std::to_string(layers) + ", directions: " + std::to_string(directions()) +
-           ", algorithm " + algorithms[algorithm];
+    std::ostringstream text;
+    text << modes[mode] << ", " << name(type) << ", T = " << steps << ", B = " << batch << ", D = " << features
+         << ", H = " << hidden << ", layers: " << layers << ", directions: " << directions() << ", algorithm "
+         << algorithms[algorithm];
+    return text.str();
+  }
+
+  static const char* name(DataType type) {
+    switch (type) {
+      case FLOAT: return "float32";
+      case DOUBLE: return "float64";
+      case HALF: return "float16";
+      case BFLOAT16: return "bfloat16";
+    }
+    return "";
   }
 };
 
@@ -55,8 +66,11 @@ class Descriptor {
   Kind* kind_ = nullptr;
 };
 
-#define CUDNN_DESCRIPTOR(kind) \
-  { functions().cudnnCreate##kind##Descriptor, "cudnnCreate" #kind "Descriptor", functions().cudnnDestroy##kind##Descriptor }
+#define CUDNN_DESCRIPTOR(kind)                                                        \
+  {                                                                                   \
+    functions().cudnnCreate##kind##Descriptor, "cudnnCreate" #kind "Descriptor",      \
+        functions().cudnnDestroy##kind##Descriptor                                    \
+  }
 
 // Memory of the passes, in bytes.
 struct Sizes {
