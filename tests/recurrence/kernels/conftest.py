@@ -1,4 +1,4 @@
-"""Fixtures of the tests of kernels. They import the library when they run, after pytest has hooked in."""
+"""Fixtures of the tests of kernels. They import the library when they run, for pytest to hook in."""
 
 from collections.abc import Iterator
 
