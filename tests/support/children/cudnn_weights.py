@@ -2,8 +2,8 @@
 
 cuDNN gives the sizes and offsets of weights without using a GPU, but wants a context, which it can make
 on a GPU alone. A block of zeros serves in its place with cuDNN 9.28. With another version it may crash,
-so this is a program of its own; `tests/recurrence/kernels/test_cudnn_calls.py` starts it with the file of
-the library. It prints how many offsets it compared.
+so this is a program of its own. `tests/recurrence/kernels/test_cudnn_calls.py` starts it with the path
+of the library. It prints how many offsets it compared.
 """
 
 import ctypes
