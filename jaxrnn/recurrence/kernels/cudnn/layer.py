@@ -40,8 +40,9 @@ from jaxrnn.shapes import Array, Bool, Float, Int
 
 DERIVATIVES = Derivatives.REVERSE
 
-# The most rows of a table whose product with one-hot inputs is small beside the recurrence.
-WIDEST_TABLE = 1024
+# So many tokens, or so many times the hidden size, are few enough for one-hot inputs: their memory and
+# work are like those of the recurrence, or small anyway.
+FEW_TOKENS, TOKENS_PER_UNIT = 256, 2
 # cuDNN's sizes are C's int.
 LARGEST = 2**31 - 1
 # Tensor cores take 16-bit operands in groups of this many.
@@ -73,8 +74,9 @@ def _lacks(problem: Problem) -> str | None:
         return "cuDNN cannot reset a row in the middle of a sequence (resets); use 'xla'"
     if isinstance(inputs, Lookup):
         features = inputs.table.shape[0]
-        if features > WIDEST_TABLE:
-            return f"cuDNN takes up to {WIDEST_TABLE} tokens, not {features}; use 'xla'"
+        most = max(FEW_TOKENS, TOKENS_PER_UNIT * cell.hidden_size)
+        if features > most:
+            return f"cuDNN takes up to {most} tokens at this hidden size, not {features}; use 'xla'"
     elif isinstance(inputs, Dense):
         features = inputs.xs.shape[-1]
     else:
