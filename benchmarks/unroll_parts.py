@@ -66,7 +66,7 @@ FEATURES = 64
 
 def native(flags: argparse.Namespace) -> None:
     """Time each call of the C++ recurrence and write a JSON file."""
-    if reason := LIBRARY.missing:
+    if reason := LIBRARY.unavailable_reason:
         sys.exit(f"error: nothing to time: {reason}")
     output = flags.output or measure.RESULTS / f"native_parts-{measure.place()}.json"
     record = {"benchmark": "native_parts"} | measure.surroundings(()) | {"results": []}

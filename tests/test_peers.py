@@ -48,8 +48,8 @@ def test_golden_files_are_what_the_peers_compute_today(name: str) -> None:
 
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("name", ["rnn-tanh", "rnn-relu", "lstm", "gru-after"])
-def test_layers_by_cudnn_are_pytorchs(name: str, both: bool) -> None:
-    """Two layers of its modules on a CPU, and cuDNN's wrapper with a stand-in that computes there."""
+def test_layers_by_cudnn_agree_with_pytorch(name: str, both: bool) -> None:
+    """Compare two layers of a PyTorch module on a CPU with the cuDNN kernel and its stand-in."""
     import torch
 
     cell, steps, batch, features, layers = CELLS[name], 5, 3, 4, 2
@@ -65,32 +65,34 @@ def test_layers_by_cudnn_are_pytorchs(name: str, both: bool) -> None:
     final = list(last) if arrays == 2 else [last]
     sum((result**3).sum() for result in (ys, *final)).backward()
 
-    ends = [(layer, way) for layer in range(layers) for way in ("", "_reverse")[: 1 + both]]
+    suffixes = ("", "_reverse")[: 1 + both]
+    pseudo_layers = [(layer, suffix) for layer in range(layers) for suffix in suffixes]
 
-    def part(layer: int, way: str, convert: Any, values: Any) -> Any:
-        """A layer's parameters in one direction, or their gradients, in our layout."""
-        named = zip(names(), names(layer), strict=True)
-        return convert(cell, {plain: values(getattr(module, own + way)) for plain, own in named})
+    def converted(layer: int, suffix: str, convert: Any, values: Any) -> Any:
+        """Return the parameters of a pseudo-layer, or their gradients, in our layout."""
+        pairs = zip(names(), names(layer), strict=True)
+        arrays = {plain: values(getattr(module, own + suffix)) for plain, own in pairs}
+        return convert(cell, arrays)
 
-    parts = [part(*end, from_torch, lambda w: w.detach().numpy()) for end in ends]
-    slopes = [part(*end, gradients_from_torch, lambda w: w.grad.numpy()) for end in ends]
-    with jax.enable_x64(True), host.in_place_of_cudnn():
+    params = [converted(*p, from_torch, lambda w: w.detach().numpy()) for p in pseudo_layers]
+    slopes = [converted(*p, gradients_from_torch, lambda w: w.grad.numpy()) for p in pseudo_layers]
+    with jax.enable_x64(True), host.use_stand_in():
         state = type(cell.initial_state(1))
-        by_part = zip(*(a.detach().numpy() for a in first), strict=True)
-        states = [state(*map(jnp.asarray, s)) for s in by_part]
+        rows = zip(*(a.detach().numpy() for a in first), strict=True)
+        states = [state(*map(jnp.asarray, s)) for s in rows]
 
-        def loss(parts: Any, xs: Any, states: Any) -> Any:
-            finals, ys = stack.run_parts(
-                cell, parts, xs, states, both_directions=both, platform="cpu"
+        def loss(params: Any, xs: Any, states: Any) -> Any:
+            finals, ys = stack.run_pseudo_layers(
+                cell, params, xs, states, both_directions=both, platform="cpu"
             )
             return sum((leaf**3).sum() for leaf in jax.tree.leaves((finals, ys))), (finals, ys)
 
         run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
-        given = jax.tree.map(jnp.asarray, (parts, xs.detach().numpy(), tuple(states)))
-        (_, (finals, outputs)), (d_parts, d_xs, d_states) = run(*given)
+        given = jax.tree.map(jnp.asarray, (params, xs.detach().numpy(), tuple(states)))
+        (_, (finals, outputs)), (d_params, d_xs, d_states) = run(*given)
     assert_close(outputs, ys.detach().numpy(), TOLERANCES["torch"])
     for n, (got, d_got) in enumerate(zip(finals, d_states, strict=True)):
         assert_close(got, tuple(s[n].detach().numpy() for s in final), TOLERANCES["torch"])
         assert_close(d_got, tuple(s.grad[n].numpy() for s in first), TOLERANCES["torch"])
     assert_close(d_xs, xs.grad.numpy(), TOLERANCES["torch"])
-    assert_close(d_parts, slopes, TOLERANCES["torch"])
+    assert_close(d_params, slopes, TOLERANCES["torch"])

@@ -1,14 +1,15 @@
-"""cuDNN's recurrences on an NVIDIA GPU: whether they are right, and their time beside "xla" and PyTorch.
+"""Check cuDNN's recurrences on an NVIDIA GPU, and time them together with "xla" and PyTorch.
 
     python -m benchmarks.hopper.cudnn                     # at most 60 s; any NVIDIA GPU
     python -m benchmarks.hopper.cudnn --folder build      # cudnn.json goes there
 
-Six problems in float32 and float16. The results and all gradients of a few steps are compared with those
-of "xla", float32 without TF32, in units of each array's largest entry, and the offsets of the weights
-with those that cuDNN gives. Times are of whole calls, in turns, with the defaults of JAX and PyTorch:
-float32 products in TF32, and the algorithm that each library chooses.
+There are six problems, each in float32 and float16. The outputs and all gradients over 32 steps are
+compared with those of "xla", in float32 without TF32. Errors are relative to the largest entry of each
+array. The offsets of the weights are compared with those that cuDNN reports. Times are those of whole
+calls over 256 steps, which take turns. They use the defaults of JAX and PyTorch: float32 products in
+TF32, and the algorithm that each library chooses.
 
-What does not fit into the time is left out, the last problems first.
+If the time is too short for all problems, the last ones are left out.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from benchmarks.problems import CELLS, PASSES
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels.cudnn import algorithm, layer, library, weights
 from jaxrnn.recurrence.kernels.cudnn.algorithm import Size
-from jaxrnn.recurrence.kernels.cudnn.library import Numbers
-from jaxrnn.recurrence.kernels.cudnn.setup import Setup, allows_tf32
+from jaxrnn.recurrence.kernels.cudnn.config import CallConfig, allows_tf32
+from jaxrnn.recurrence.kernels.cudnn.library import DescriptorArguments
 
 SECONDS, REPEATS, STEPS, FEW = 60, 5, 256, 32
-# Cell, batch B, inputs and width H, the most important first.
+# (cell, batch B, hidden size H), the most important first. The inputs have H features.
 PROBLEMS = [
     ("lstm", 64, 512),
     ("gru-after", 64, 512),
@@ -48,14 +49,14 @@ PROBLEMS = [
 ]
 DTYPES = ("float32", "float16")
 NAMES = ("cudnn", "xla")
-# The largest error of any array, in units of its largest entry.
+# Errors up to these are accepted, relative to the largest entry of an array.
 TOLERANCES = {"float32": 2e-5, "float16": 2e-2}
-# Seconds that are left for the turns of a problem.
-TURNS = 4.0
+# The checks and times of a problem take up to this many seconds.
+PROBLEM_SECONDS = 4.0
 
 
 class Job(NamedTuple):
-    """A problem in a dtype."""
+    """A problem and its dtype."""
 
     cell: str
     batch: int
@@ -66,12 +67,14 @@ class Job(NamedTuple):
 def main() -> None:
     """Run the command."""
     parser = measure.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=measure.positive, default=SECONDS, help="most seconds")
-    parser.add_argument("--folder", type=Path, default=Path("build"), help="folder of cudnn.json")
+    parser.add_argument(
+        "--seconds", type=measure.positive, default=SECONDS, help="time limit in seconds"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("build"), help="folder for cudnn.json")
     flags = parser.parse_args()
     if accelerator.device().platform != "gpu":
         parser.error(f"cuDNN needs an NVIDIA GPU, and this is a {accelerator.describe()}")
-    if reason := layer.lacks_gpu():
+    if reason := layer.unavailable_reason():
         parser.error(reason)
     begin, console = time.monotonic(), measure.screen()
     record: dict[str, Any] = {"benchmark": "cudnn", "cudnn": library.version(), "results": []}
@@ -90,18 +93,23 @@ def main() -> None:
 
 
 def measured(jobs: list[Job], end: float) -> Any:
-    """Yield the results of the jobs that fit into the time, of which compiling gets half at most."""
+    """Yield the results of the jobs until the time `end`.
+
+    At most half of the time is used to compile. A job whose programs are not ready by then is left out.
+    """
     with ThreadPoolExecutor(12) as pool:
         compiling = [compiled(job, pool) for job in jobs]
         programs = [
             list(itertools.chain(checks.values(), *timed.values())) for checks, timed in compiling
         ]
-        # Nothing is timed beside the compiler.
+        # Nothing is timed while the compiler runs.
         wait(itertools.chain(*programs), timeout=max(0, end - time.monotonic()) / 2)
         for program in itertools.chain(*programs):
             program.cancel()
     for job, (checks, timed), needed in zip(jobs, compiling, programs, strict=True):
-        if time.monotonic() > end - TURNS or any(program.cancelled() for program in needed):
+        if time.monotonic() > end - PROBLEM_SECONDS or any(
+            program.cancelled() for program in needed
+        ):
             continue
         result = job._asdict() | {"steps": STEPS}
         try:
@@ -117,7 +125,12 @@ def measured(jobs: list[Job], end: float) -> Any:
 def compiled(
     job: Job, pool: ThreadPoolExecutor
 ) -> tuple[dict[str, Future[Run]], dict[str, list[Future[Run]]]]:
-    """Begin to compile a few exact steps, and both passes as users run them, by each implementation."""
+    """Start to compile the programs of a job.
+
+    Returns:
+      (checks, timed): for each implementation, the program of the check, and those of the two passes
+      that are timed.
+    """
     cell = CELLS[job.cell](job.hidden)
 
     def program(name: str, steps: int, which: int, mode: Mode, precision: str | None) -> Run:
@@ -136,7 +149,7 @@ def compiled(
 
 
 def compared(checks: dict[str, Future[Run]]) -> dict[str, Any]:
-    """Return the largest difference from "xla", and between two calls."""
+    """Return the largest difference of cuDNN from "xla", and that between two calls of cuDNN."""
     (_, values), gradients = checks["xla"].result()()
     run = checks["cudnn"].result()
     found, again = ([*reversed(run())] for _ in range(2))
@@ -148,32 +161,30 @@ def compared(checks: dict[str, Future[Run]]) -> dict[str, Any]:
 
 
 def offsets_agree(job: Job) -> bool:
-    """Return whether cuDNN finds every matrix and bias where `weights` puts it."""
-    setup, numbers = described(job)
-    products, matrix = 2 * len(setup.cell.GATES), job.hidden**2
-    width = jnp.dtype(job.dtype).itemsize
-    for product in range(products):
-        # All matrices are square here, and the biases come after them.
-        wanted = product * matrix, products * matrix + product * job.hidden
-        if library.offsets(numbers, 0, product) != tuple(width * n for n in wanted):
-            return False
-    return library.sizes(numbers).weights == width * weights.count(setup, job.hidden)
+    """Return whether cuDNN and `weights` agree on the offset of every matrix and bias."""
+    config, descriptor = training_step(job)
+    itemsize = jnp.dtype(job.dtype).itemsize
+    expected = weights.offsets(config, job.hidden)
+    found = [library.offsets(descriptor, 0, product) for product in range(len(expected))]
+    return found == [(itemsize * matrix, itemsize * bias) for matrix, bias in expected]
 
 
 def algorithm_of(job: Job) -> str:
-    """Return the algorithm of a training step."""
-    _, numbers = described(job)
-    return next(name for name, n in algorithm.NUMBERS.items() if n == numbers.algorithm)
+    """Return the name of the algorithm of a training step."""
+    _, descriptor = training_step(job)
+    return next(name for name, n in algorithm.ALGORITHMS.items() if n == descriptor.algorithm)
 
 
-def described(job: Job) -> tuple[Setup, Numbers]:
-    """Return the static part of a training step, and its numbers."""
-    setup = Setup(CELLS[job.cell](job.hidden), 1, False, job.dtype, allows_tf32(), "cuda")
-    return setup, algorithm.numbers_of(setup, Size(STEPS, job.batch, job.hidden), training=True)
+def training_step(job: Job) -> tuple[CallConfig, DescriptorArguments]:
+    """Return the configuration and the descriptor arguments of a training step."""
+    config = CallConfig(CELLS[job.cell](job.hidden), 1, False, job.dtype, allows_tf32(), "cuda")
+    return config, algorithm.descriptor_for(
+        config, Size(STEPS, job.batch, job.hidden), training=True
+    )
 
 
 def times(job: Job, timed: dict[str, list[Future[Run]]]) -> dict[str, Any]:
-    """Return the seconds of every call of both passes, in turns with PyTorch."""
+    """Return the seconds of every call of each pass, for all implementations and PyTorch in turns."""
     contenders: dict[str, list[Callable[[], Any]]] = {
         OURS + name: [partial(queue, program.result(), 1) for program in both]
         for name, both in timed.items()
@@ -192,7 +203,7 @@ def times(job: Job, timed: dict[str, list[Future[Run]]]) -> dict[str, Any]:
 
 
 def line(result: dict[str, Any]) -> str:
-    """Return a result in a line."""
+    """Return a result as one line of text."""
     name = f"{result['cell']}, {result['dtype']}, B = {result['batch']}, H = {result['hidden']}"
     if "failed" in result:
         return f"{name}: {result['failed']}"
@@ -204,7 +215,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """Print the medians in microseconds per step of time."""
+    """Print the median times in microseconds per step."""
     table = Table("cell", "dtype", "B", "H", "pass", *NAMES, "torch", "cudnn / torch")
     for result in record["results"]:
         for what, contenders in result.get("passes", {}).items():

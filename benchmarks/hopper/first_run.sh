@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # First measurements on an H100 or H200, at most six minutes: benchmarks/hopper/first_run.sh [STEP ...]
-#   cudnn       cuDNN's recurrences: errors, and times beside "xla" and PyTorch; on any NVIDIA GPU
+#   cudnn       errors of cuDNN, and times next to "xla" and PyTorch, on any NVIDIA GPU
 #   occupancy   number of resident CTAs, by the size of their clusters
 #   latencies   time of an exchange between multiprocessors
 #   tests       the tests that need a GPU
@@ -70,7 +70,7 @@ for name in "${@:-cudnn occupancy latencies tests ladder train table}"; do
       occupancy) step occupancy 30 "$python" -m benchmarks.hopper.occupancy ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
-        # Without these variables the tests run on the CPU and compile without optimizations.
+        # By default, the tests run on the CPU and compile without optimizations.
         step tests 120 env JAX_PLATFORMS=cuda,cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
         ;;
       ladder)

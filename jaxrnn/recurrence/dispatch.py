@@ -10,9 +10,9 @@
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
 size (`choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where nothing
-near was measured the platform's usual one: the first that supports the problem, of those in `_USUAL`.
-Measurements of a GPU count for GPUs of that name alone. The table is of long sequences. Calls of one
-step, and on a CPU those of a few, run by what costs least to start.
+near was measured, the first of the platform's implementations in `_USUAL` that supports the problem. A
+measurement of a GPU applies only to GPUs with the same name. The table was measured with long sequences.
+For calls of one step, and on a CPU of a few steps, the implementation with the least overhead is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from jaxrnn.recurrence.problem import Dense, Lookup, Masks, Problem
 # Dtypes of parameters and inputs.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# A row of `choices.json`: platform, cell, dtype, batch, hidden, implementation; of a GPU its name, too.
+# A row of `choices.json`: platform, cell, dtype, batch, hidden, implementation, and the device name
+# for GPUs.
 Row = dict[str, Any]
 
 
@@ -185,13 +186,13 @@ def layers_at_once(
     inputs: Lookup | Dense,
     implementation: Implementation | None,
 ) -> Any:
-    """Return the module that runs all layers in one call, where it takes less time, or None.
+    """Return the module that runs all layers in one call, or None if that is impossible or slower.
 
     Args:
       cell: the cell of every layer.
       layers: the parameters of each layer.
-      inputs: the inputs of the first one.
-      implementation: one asked for by name, or None.
+      inputs: the inputs of the first layer.
+      implementation: the requested implementation, or None for the default.
     """
     if len(layers) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The stage of the first run on a GPU that checks and times cuDNN: with no GPU, and with a stand-in."""
+"""The benchmark of cuDNN: its error without a GPU, and its results with a stand-in for cuDNN."""
 
 import io
 import re
@@ -12,7 +12,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from benchmarks.hopper import cudnn as stage
+from benchmarks.hopper import cudnn as benchmark
 from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.kernels import cudnn
 from jaxrnn.recurrence.kernels.cudnn import layer as cudnn_layer
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.process
-def test_the_stage_of_cudnn_stops_in_one_line_without_a_gpu(tmp_path: Path) -> None:
+def test_one_line_of_error_without_a_gpu(tmp_path: Path) -> None:
     if jax.default_backend() == "gpu":
         pytest.skip("waits for a machine without a GPU")
     command = [sys.executable, "-m", "benchmarks.hopper.cudnn", "--folder", str(tmp_path)]
@@ -34,32 +34,32 @@ def test_the_stage_of_cudnn_stops_in_one_line_without_a_gpu(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_stage_of_cudnn_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small problems, on the host: all are right, and the table has a row for each pass."""
+def test_results_with_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All results of small problems are right, and the table has a row for each pass."""
     monkeypatch.setitem(kernels.PLATFORMS, "cudnn", ("cpu",))
-    monkeypatch.setattr(cudnn_layer, "lacks_gpu", lambda: None)
+    monkeypatch.setattr(cudnn_layer, "unavailable_reason", lambda: None)
     monkeypatch.setattr(cudnn, "run", partial(cudnn_layer.run, platform="cpu"))
-    monkeypatch.setattr(stage, "STEPS", 8)
-    monkeypatch.setattr(stage, "FEW", 4)
-    jobs = [stage.Job(cell, 4, 16, "float16") for cell in ("lstm", "gru-after")]
-    with host.in_place_of_cudnn():
-        results = list(stage.measured(jobs, time.monotonic() + 100))
-    lines = [stage.line(result) for result in results]
+    monkeypatch.setattr(benchmark, "STEPS", 8)
+    monkeypatch.setattr(benchmark, "FEW", 4)
+    jobs = [benchmark.Job(cell, 4, 16, "float16") for cell in ("lstm", "gru-after")]
+    with host.use_stand_in():
+        results = list(benchmark.measured(jobs, time.monotonic() + 100))
+    lines = [benchmark.line(result) for result in results]
     assert all(": right, error " in line and line.endswith("weights agree") for line in lines)
     said = io.StringIO()
-    stage.show({"results": results}, Console(file=said, width=160))
+    benchmark.show({"results": results}, Console(file=said, width=160))
     assert said.getvalue().count("forward") == 4
-    # Without time nothing runs.
-    with host.in_place_of_cudnn():
-        assert not list(stage.measured(jobs, time.monotonic()))
+    # If there is no time, nothing runs.
+    with host.use_stand_in():
+        assert not list(benchmark.measured(jobs, time.monotonic()))
 
 
-def test_what_is_wrong_is_said() -> None:
-    result = stage.Job("lstm", 4, 16, "float16")._asdict() | {"algorithm": "standard"}
+def test_lines_of_wrong_and_failed_results() -> None:
+    result = benchmark.Job("lstm", 4, 16, "float16")._asdict() | {"algorithm": "standard"}
     wrong = result | {"right": False, "error": 1.0, "moved": 0.0, "offsets": False}
-    assert stage.line(wrong) == (
+    assert benchmark.line(wrong) == (
         "lstm, float16, B = 4, H = 16, standard: WRONG, error 1.0e+00, moved 0.0e+00, "
         "weights DISAGREE"
     )
     failed = result | {"right": False, "failed": "ValueError: no"}
-    assert stage.line(failed) == "lstm, float16, B = 4, H = 16: ValueError: no"
+    assert benchmark.line(failed) == "lstm, float16, B = 4, H = 16: ValueError: no"

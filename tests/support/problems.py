@@ -46,7 +46,7 @@ CELLS = {
 }
 IMPLEMENTATIONS = ("scan", "xla", "columns")  # a CPU's for every dtype; the first is the reference
 # The default on a CPU in float32.
-USUAL = "native" if LIBRARY.missing is None else "xla"
+USUAL = "native" if LIBRARY.unavailable_reason is None else "xla"
 
 
 class Problem(NamedTuple):

@@ -1,12 +1,12 @@
-"""Compile C++ on the machine that runs it, once, and register its handlers with XLA.
+"""Compile C++ on the user's machine at first use, and register its handlers with XLA.
 
 Environment variables:
-  CXX: the compiler, as a shell would read it, for example "clang++" or "ccache g++"; without it the
-    first of c++, g++ and clang++ that is installed.
+  CXX: the compiler command, split as by a shell, for example "clang++" or "ccache g++". The default is
+    the first of c++, g++ and clang++ that is installed.
   JAXRNN_CACHE: the folder in which compiled libraries are kept (`jaxrnn.devices.storage`).
 
-A library that this machine compiled before needs no compiler. Its file name ends with the digest of its
-content, so that one which a full disk or a power cut has damaged is not loaded, but compiled again.
+A library in the cache needs no compiler. Its file name ends with a digest of its content, so that a file
+damaged by a full disk or a power failure is detected and compiled again.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ PATIENCE = 300
 
 
 class NotBuilt(Exception):
-    """The C++ cannot run here, for the reason in the message."""
+    """The C++ cannot be compiled or loaded; the message says why."""
 
 
 class Library:
-    """One C++ file, the headers beside it, and the handlers for XLA that it exports.
+    """A shared library that is compiled from one C++ file.
 
     Attributes:
-      name: the first part of its file's name in the cache.
+      name: the start of the library's file name in the cache.
       source: the C++ file.
-      handlers: the names of its handlers, under which XLA finds them too.
-      platform: the platform of the programs that call them, as XLA names it.
-      systems: the operating systems that it is for.
-      flags: the compiler's flags.
-      includes: the folders of its headers, beside its own.
+      handlers: the names of the exported XLA handlers, under which they are also registered.
+      platform: XLA's name of the platform whose programs call the handlers.
+      systems: the supported operating systems, as `platform.system()` names them.
+      flags: additional compiler flags.
+      includes: folders of headers, besides the folder of the C++ file.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Library:
         self._registered: tuple[Path, ctypes.CDLL] | None = None
 
     @functools.cached_property
-    def missing(self) -> Missing | None:
-        """Why this machine cannot run the C++, or None where it can.
+    def unavailable_reason(self) -> Missing | None:
+        """The reason why the library cannot be used on this machine, or None if it can.
 
-        Asked for the first time on a machine, it compiles the C++, which takes some seconds.
+        The first access on a machine compiles the library, which takes several seconds.
         """
         if platform.system() not in self.systems:
             names = " and ".join({"Darwin": "macOS"}.get(name, name) for name in self.systems)
@@ -86,26 +86,26 @@ class Library:
         return None
 
     def register_built(self) -> None:
-        """Register the library with XLA where this machine has compiled it before.
+        """Register the library with XLA if it is in the cache.
 
-        An executable that another process serialized calls the library without a call of
-        `jaxrnn.unroll`.
+        An executable that was serialized by another process calls the handlers without a preceding call
+        of `jaxrnn.unroll`.
         """
         if platform.system() in self.systems:
             with contextlib.suppress(NotBuilt, OSError):
                 self._find()
 
     def load(self) -> ctypes.CDLL:
-        """Return the library, compiled and registered if it was not yet.
+        """Return the library. Compile and register it first if necessary.
 
         Raises:
-          NotBuilt: where there is no compiler, and where it fails.
-          OSError: where the library cannot be loaded.
+          NotBuilt: if there is no compiler, or if it fails.
+          OSError: if the library cannot be loaded.
         """
         return self._loaded()[1]
 
     def path(self) -> Path:
-        """Return the library's file, as `load` does the library."""
+        """Return the path of the library's file. Compile the library first if necessary."""
         return self._loaded()[0]
 
     def _loaded(self) -> tuple[Path, ctypes.CDLL]:
@@ -115,7 +115,7 @@ class Library:
         return self._registered
 
     def _find(self) -> bool:
-        """Register the library in the cache, and return whether there is one."""
+        """Register the library from the cache. Return whether it was found."""
         if self._registered:
             return True
         compiler = find_compiler()
@@ -143,7 +143,7 @@ class Library:
         raise NotBuilt(problems[0])
 
     def _loads(self, path: Path, folder: Path) -> bool:
-        """Register a library in the cache, or remove a damaged one. Return whether it registered."""
+        """Register a file from the cache, or delete a damaged file. Return whether it was usable."""
         try:
             storage.make_cache_folder(folder)
             if digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
@@ -162,10 +162,10 @@ class Library:
         self._registered = path, library
 
     def compile(self, compiler: list[str], folder: Path) -> Path:
-        """Compile the library into a folder and return its file.
+        """Compile the library into a folder and return its path.
 
         Raises:
-          NotBuilt: where the compiler fails.
+          NotBuilt: if the compiler fails.
         """
         with tempfile.TemporaryDirectory(dir=folder) as place:
             partial = Path(place) / "library.so"
@@ -188,15 +188,14 @@ class Library:
             with partial.open("rb") as file:
                 content = file.read()
                 os.fsync(file.fileno())
-            # Another process may do the same at the same time: the file is replaced whole or not at
-            # all.
+            # Another process may compile the same library at the same time, so the rename is atomic.
             return partial.replace(folder / f"{self.prefix(compiler)}{digest(content)}.so")
 
     def prefix(self, compiler: list[str] | None) -> str:
-        """Return the first part of the file's name, from all that the library depends on.
+        """Return the start of the file name, with a digest of everything that the library depends on.
 
-        -march=native stands for the processor's own instructions. Without a compiler, the library of
-        any compiler serves.
+        That includes the processor, because of -march=native. If no compiler is installed, the prefix
+        matches the libraries of all compilers.
         """
         info = Path("/proc/cpuinfo")
         lines = [platform.processor()]
@@ -213,7 +212,7 @@ class Library:
 
 
 def find_compiler() -> list[str] | None:
-    """Return the words of the compiler's command, or None where it is not installed."""
+    """Return the compiler command as a list of words, or None if no compiler is installed."""
     try:
         chosen = shlex.split(os.environ.get("CXX", ""))
     except ValueError as problem:
@@ -225,5 +224,5 @@ def find_compiler() -> list[str] | None:
 
 
 def digest(content: bytes) -> str:
-    """Return a short name for a content."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of the content."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Calls of C++ handlers as JAX functions: mapped by `vmap`, and divided over the devices of a `jit`.
+"""Call C++ handlers through XLA's foreign function interface (FFI).
 
-A handler takes the same number of arrays for every kind of cell; one that is absent is passed as an
-array without elements.
+The calls support `vmap`, and under a `jit` over several devices each device processes its own rows. A
+handler has a fixed number of arguments and results; absent ones are passed as arrays without elements.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NONE = (0,)
 
 
 class Argument(NamedTuple):
-    """An array that goes into a call.
+    """An argument of a call.
 
     Attributes:
-      array: the array; None where it is absent.
-      rows: the axis of its rows; None where all rows share it.
-      dtype: the dtype that the call expects where the array is absent.
+      array: the array; None if it is absent.
+      rows: the axis of the batch; None if all rows share the array.
+      dtype: the dtype that the handler expects; only used if the array is absent.
     """
 
     array: Array | None
@@ -41,11 +41,11 @@ class Argument(NamedTuple):
 
 
 class Result(NamedTuple):
-    """An array that a call returns.
+    """A result of a call.
 
     Attributes:
-      shape: its shape.
-      rows: the axis of its rows; None for a sum over all rows.
+      shape: its shape; `NONE` if it is absent.
+      rows: the axis of the batch; None for a sum over all rows.
       dtype: its dtype.
     """
 
@@ -69,12 +69,12 @@ def call(
     """Call a handler and return its results.
 
     Args:
-      name: the handler's.
-      results: what it returns; one without elements, such as `NOTHING`, is absent.
-      arguments: what it takes.
-      aliases: the results that are written over an argument, by the argument's number.
-      flat: whether the handler takes arrays [T B, K] in place of [T, B, K].
-      attributes: the handler's attributes, numbers of numpy.
+      name: the name under which the handler is registered.
+      results: the results of the handler.
+      arguments: the arguments of the handler.
+      aliases: maps the index of an argument to the index of the result that shares its memory.
+      flat: whether the handler expects arrays [T * B, K] instead of [T, B, K].
+      attributes: the handler's attributes, numpy scalars.
     """
     there = [a for a in arguments if a.array is not None]
 
@@ -99,7 +99,7 @@ def call(
         return [x.reshape(shape) for x, shape, r in pairs if not _absent(r)]
 
     made = [r for r in results if not _absent(r)]
-    # With weights of its own for each element of a mapped axis, one element runs after the other.
+    # If the weights are mapped, too, vmap becomes a loop over the elements of the mapped axis.
     run = sequential_vmap(_partitioned(run_here, there, made))
     found = iter(run(*(a.array for a in there)))
     return [jnp.zeros(NONE, r.dtype) if _absent(r) else next(found) for r in results]
@@ -122,7 +122,7 @@ def _flat(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
 def _partitioned(
     call: Callable[..., list[Array]], arguments: Sequence[Argument], results: Sequence[Result]
 ) -> Callable[..., list[Array]]:
-    """Let each device of a `jit` make a call for its own rows, instead of each for all rows."""
+    """Let each device of a `jit` call the handler for its own rows only."""
     names = (f"x{n}" for n in itertools.count())
 
     def factors(shape: tuple[int, ...], rows: int | None) -> str:
@@ -156,7 +156,7 @@ def _partitioned(
 
 
 def _divided(given: Sequence[Any], arguments: Sequence[Argument]) -> tuple[str, ...]:
-    """Return the axes of the mesh that divide the rows; none where the parts would be unequal."""
+    """Return the mesh axes over which the rows are sharded; none if the shards would be unequal."""
     for array, argument in zip(given, arguments, strict=True):
         if argument.rows is None or not isinstance(array.sharding, NamedSharding):
             continue

@@ -1,7 +1,7 @@
-"""A forward and a backward pass written by hand as one differentiable function.
+"""Combine a hand-written forward and backward pass into one differentiable function.
 
-Its first derivative in reverse mode is the backward pass. A second derivative is that of the same
-function in plain JAX, which computes the first one again.
+The first derivative, in reverse mode, is the backward pass. Second derivatives are computed from an
+equivalent function in plain JAX, which recomputes the first derivative.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import jax
 
 
 class Passes(NamedTuple):
-    """The passes of an implementation, functions of a static value and of pytrees of arrays.
+    """The functions that an implementation provides.
 
     Attributes:
-      forward: called with (static, keep, constants, *given); returns the results and, with `keep`, what
-        the backward pass needs, else None.
-      backward: called with (static, constants, given, kept, cotangents of the results); returns the
-        derivatives with respect to `given`, a tuple.
-      plain: called with (static, constants, *given); returns the results by plain JAX.
+      forward: called with (static, keep, constants, *given); returns the results and, with `keep`, the
+        residuals for the backward pass, else None.
+      backward: called with (static, constants, given, residuals, cotangents of the results); returns a
+        tuple of the gradients with respect to `given`.
+      plain: called with (static, constants, *given); returns the results, computed in plain JAX.
     """
 
     forward: Callable[..., tuple[Any, Any]]
@@ -34,23 +34,23 @@ def run(passes: Passes, static: Any, constants: Any, *given: Any) -> Any:
     """Return the results of the forward pass.
 
     Args:
-      passes: the passes.
-      static: a hashable value that all passes take.
-      constants: arrays that have no derivative, such as masks.
-      given: the other arrays.
+      passes: the passes of the implementation.
+      static: a hashable value, such as the cell, which all passes receive.
+      constants: a pytree of arrays that are not differentiated, such as masks.
+      given: the pytrees of arrays that are differentiated.
     """
     return passes.forward(static, False, constants, *given)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run_and_keep(passes: Passes, static: Any, constants: Any, *given: Any) -> tuple[Any, Any]:
-    """Return the results and what is kept. It has a derivative for second derivatives."""
+    """Return the results and the residuals. Second derivatives differentiate this function."""
     return passes.forward(static, True, constants, *given)
 
 
 def _forward(passes: Passes, static: Any, constants: Any, *given: Any) -> tuple[Any, Any]:
-    results, kept = _run_and_keep(passes, static, constants, *given)
-    return results, (constants, given, kept)
+    results, residuals = _run_and_keep(passes, static, constants, *given)
+    return results, (constants, given, residuals)
 
 
 def _backward(passes: Passes, static: Any, saved: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -58,12 +58,12 @@ def _backward(passes: Passes, static: Any, saved: Any, cotangents: Any) -> tuple
 
 
 def _keep_forward(passes: Passes, static: Any, constants: Any, *given: Any) -> tuple[Any, Any]:
-    results, kept = _run_and_keep(passes, static, constants, *given)
-    return (results, kept), (constants, given, kept)
+    results, residuals = _run_and_keep(passes, static, constants, *given)
+    return (results, residuals), (constants, given, residuals)
 
 
 def _keep_backward(passes: Passes, static: Any, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    """Ignore the cotangent of what is kept: `_gradients` takes all derivatives by way of `given`."""
+    """Ignore the cotangents of the residuals: `_gradients` differentiates with respect to `given`."""
     return None, *_gradients(passes, static, *saved, cotangents[0])
 
 
@@ -73,22 +73,22 @@ _run_and_keep.defvjp(_keep_forward, _keep_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gradients(
-    passes: Passes, static: Any, constants: Any, given: Any, kept: Any, cotangents: Any
+    passes: Passes, static: Any, constants: Any, given: Any, residuals: Any, cotangents: Any
 ) -> tuple[Any, ...]:
-    return passes.backward(static, constants, given, kept, cotangents)
+    return passes.backward(static, constants, given, residuals, cotangents)
 
 
 def _gradients_forward(
-    passes: Passes, static: Any, constants: Any, given: Any, kept: Any, cotangents: Any
+    passes: Passes, static: Any, constants: Any, given: Any, residuals: Any, cotangents: Any
 ) -> tuple[Any, Any]:
-    found = _gradients(passes, static, constants, given, kept, cotangents)
+    found = _gradients(passes, static, constants, given, residuals, cotangents)
     return found, (constants, given, cotangents)
 
 
 def _gradients_backward(
     passes: Passes, static: Any, saved: Any, d_gradients: Any
 ) -> tuple[Any, ...]:
-    """Differentiate by JAX. What is kept is a function of `given`, and counts as part of it."""
+    """Differentiate the gradients by JAX, with the residuals as a function of `given`."""
     constants, given, cotangents = saved
 
     def gradients(given: Any, cotangents: Any) -> Any:

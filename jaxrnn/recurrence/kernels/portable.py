@@ -1,7 +1,7 @@
-"""A kernel for one platform, with plain JAX in its place wherever the kernel cannot run.
+"""Run a kernel on one platform, and plain JAX wherever the kernel cannot run.
 
-A program may be lowered for another platform than that of the device at hand, as `jax.export` and
-`lower(lowering_platforms=...)` do, or be written to a file for a process that has not loaded the kernel.
+A program may be lowered for a platform other than that of the current device, as by `jax.export` and
+`lower(lowering_platforms=...)`, or be written to a file for a process that has not loaded the kernel.
 Therefore lowering decides which of the two runs.
 """
 
@@ -21,15 +21,15 @@ Platform = Literal["cpu", "cuda"]
 def on_platform(
     platform: Platform, kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any
 ) -> Any:
-    """Return kernel(*arguments) in programs that this process runs on a platform, else plain's result.
+    """Return kernel(*arguments) in programs for the platform, and plain(*arguments) in all others.
 
-    Both return arrays of the same shapes and dtypes. Neither is differentiated.
+    A program to be exported counts as one for another platform. Neither function is differentiated.
 
     Args:
       platform: "cpu" or "cuda".
-      kernel: the kernel.
-      plain: the same in plain JAX.
-      arguments: of both.
+      kernel: the function that calls the kernel.
+      plain: a function in plain JAX that returns arrays of the same shapes and dtypes.
+      arguments: the arguments of both functions.
     """
     leaves, tree = jax.tree.flatten(arguments)
     shape: Any = None

@@ -1,4 +1,7 @@
-"""Fixtures of the tests of kernels. They import the library when they run, for pytest to hook in."""
+"""Fixtures for the tests of kernels.
+
+They import the library when they run, because pytest must first hook its imports.
+"""
 
 from collections.abc import Iterator
 
@@ -7,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def compiler() -> None:
-    """Skip a test of cuDNN's wrapper on a machine that cannot compile it."""
+    """Skip a test if this machine cannot compile the C++ of kernels/cudnn."""
     from tests.support import cudnn as host
 
     host.skip_without_compiler()
@@ -15,10 +18,10 @@ def compiler() -> None:
 
 @pytest.fixture
 def stand_in() -> Iterator[None]:
-    """Call the stand-in in place of cuDNN, and see that no descriptor is left behind."""
+    """Use the stand-in in place of cuDNN, and check that all descriptors are destroyed."""
     from tests.support import cudnn as host
 
-    with host.in_place_of_cudnn():
+    with host.use_stand_in():
         before = host.live_descriptors()
         yield
         assert host.live_descriptors() == before

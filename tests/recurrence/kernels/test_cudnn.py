@@ -1,5 +1,8 @@
-"""cuDNN's recurrences: values, gradients and JAX's transformations, with a stand-in for cuDNN that
-computes on the host (tests/support/cudnn). The last tests call cuDNN itself and wait for a GPU."""
+"""The cuDNN kernel: values, gradients, several layers, and JAX's transformations.
+
+A stand-in for cuDNN computes on the host (tests/support/cudnn). The last tests call cuDNN itself and
+wait for a GPU.
+"""
 
 import itertools
 import os
@@ -26,11 +29,11 @@ from jaxrnn.recurrence import problem as recurrence
 from jaxrnn.recurrence.kernels import cudnn, xla
 from jaxrnn.recurrence.kernels.cudnn import algorithm, calls, library, stack, weights
 from jaxrnn.recurrence.kernels.cudnn.algorithm import Size
-from jaxrnn.recurrence.kernels.cudnn.setup import Setup, allows_tf32
+from jaxrnn.recurrence.kernels.cudnn.config import CallConfig, allows_tf32
 from jaxrnn.recurrence.problem import Dense, Lookup, Masks
 from tests.support import cudnn as host
 from tests.support.conformance import Conformance
-from tests.support.cudnn.calls import NAMES, NO_MASKS, loss_of, lowered, on_host, setup_of
+from tests.support.cudnn.calls import NAMES, NO_MASKS, loss_of, lowered, make_config, on_host
 from tests.support.oracle import TOLERANCES, assert_close
 from tests.support.problems import (
     BATCH,
@@ -51,24 +54,16 @@ on_nvidia = pytest.mark.skipif(
 )
 
 
-@pytest.mark.usefixtures("stand_in")
-class TestCudnn(Conformance):
-    implementation = "cudnn"
+class CudnnConformance(Conformance):
+    """The conformance tests for the cells and masks that cuDNN supports, which has no resets."""
 
-    def run(
-        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
-    ) -> tuple[Any, Any]:
-        active = None
-        if "lengths" in masks:
-            active = as_masks(given.xs.shape[0], lengths=masks["lengths"]).active
-        return on_host(cell, given, Masks(None, active), reverse=reverse)
+    implementation = "cudnn"
 
     @pytest.mark.first_case
     @both_ways
     @pytest.mark.parametrize("mask", ["plain", "lengths"])
     @pytest.mark.parametrize("name", NAMES)
     def test_values_and_gradients(self, name: str, mask: str, reverse: bool) -> None:
-        """Without resets, which cuDNN does not have."""
         given = problem(CELLS[name], STEPS, BATCH, FEATURES)
         self.check(CELLS[name], self.exact, given, reverse=reverse, **MASKS[mask])
 
@@ -80,13 +75,24 @@ class TestCudnn(Conformance):
         self.check(CELLS[name], dtype, given, **MASKS["lengths"])
 
 
-# --- what is called -----------------------------------------------------------------------------
+@pytest.mark.usefixtures("stand_in")
+class TestWithStandIn(CudnnConformance):
+    def run(
+        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
+    ) -> tuple[Any, Any]:
+        active = None
+        if "lengths" in masks:
+            active = as_masks(given.xs.shape[0], lengths=masks["lengths"]).active
+        return on_host(cell, given, Masks(None, active), reverse=reverse)
+
+
+# --- the compiled program -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("name", NAMES)
-def test_cudnn_computes_all_of_it(name: str) -> None:
-    """One call of each pass, its weights made before it, and no loop or product beside them."""
+def test_cudnn_computes_everything(name: str) -> None:
+    """A training step calls each handler once, and contains no loop or matrix product of XLA."""
     text = lowered(CELLS[name], problem(CELLS[name]).cast("float32"))
     for handler in host.LIBRARY.handlers:
         assert text.count(f"@{handler}(") == 1
@@ -94,7 +100,7 @@ def test_cudnn_computes_all_of_it(name: str) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_inference_keeps_nothing_and_unused_gradients_cost_nothing() -> None:
+def test_inference_has_no_reserve_and_unused_gradients_are_not_computed() -> None:
     cell = CELLS["lstm"]
     given = problem(cell, STEPS, BATCH).cast("float32")
 
@@ -126,8 +132,8 @@ def test_tf32_follows_jax(precision: Any, tf32: bool) -> None:
 @pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize("rows", [3, 9])
-def test_tokens_are_rows_of_the_table(rows: int, reverse: bool) -> None:
-    """With some out of range, which are clipped; values and the gradient of the table."""
+def test_token_inputs(rows: int, reverse: bool) -> None:
+    """Compare outputs and the gradient of the table with XLA. Out-of-range tokens are clipped."""
     cell = CELLS["gru-after"]
     given = problem(cell, STEPS, BATCH).cast("float32")
     rng = np.random.default_rng(0)
@@ -148,12 +154,12 @@ def test_tokens_are_rows_of_the_table(rows: int, reverse: bool) -> None:
     assert_close(got, want, 3 * TOLERANCES["float32"])
 
 
-# --- the weights --------------------------------------------------------------------------------
+# --- the weight vector --------------------------------------------------------------------------
 
 
-def parts_of(cell: Any, setup: Setup, features: int, dtype: str = "float32") -> list[Any]:
-    """Random parameters of every part."""
-    widths = [setup.inputs_of(part, features) for part in range(setup.parts)]
+def random_params(cell: Any, config: CallConfig, dtype: str = "float32") -> list[Any]:
+    """Return random parameters of every pseudo-layer."""
+    widths = [config.input_width(index, FEATURES) for index in range(config.pseudo_layers)]
     drawn = [problem(cell, features=width, seed=n).params for n, width in enumerate(widths)]
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), drawn)
 
@@ -163,50 +169,48 @@ every_stack = pytest.mark.parametrize(("name", "layers", "both"), EVERY_STACK)
 
 
 @every_stack
-def test_weights_are_those_of_pytorch(name: str, layers: int, both: bool) -> None:
-    """PyTorch hands its arrays to cuDNN: all matrices of all parts, then all biases."""
-    cell, setup = CELLS[name], setup_of(CELLS[name], layers, both)
-    parts = parts_of(cell, setup, FEATURES)
-    torch = [to_torch(cell, jax.tree.map(np.asarray, part)) for part in parts]
+def test_weights_have_pytorchs_layout(name: str, layers: int, both: bool) -> None:
+    """PyTorch passes its arrays to cuDNN unchanged: all matrices, then all biases."""
+    cell, config = CELLS[name], make_config(CELLS[name], layers, both)
+    params = random_params(cell, config)
+    torch = [to_torch(cell, jax.tree.map(np.asarray, p)) for p in params]
     w_x, w_h, b, b_h = names()
-    matrices = [part[key].ravel() for part in torch for key in (w_x, w_h)]
-    biases = [part[key] for part in torch for key in (b, b_h)]
-    packed = weights.pack(setup, parts)
+    matrices = [p[key].ravel() for p in torch for key in (w_x, w_h)]
+    biases = [p[key] for p in torch for key in (b, b_h)]
+    packed = weights.pack(config, params)
     np.testing.assert_array_equal(packed, np.concatenate([*matrices, *biases]))
-    assert packed.size == weights.count(setup, FEATURES)
-    assert_close(weights.unpack(setup, packed, FEATURES), parts, 0)
-    longer = weights.pack(setup, parts, packed.size + 3)
+    assert_close(weights.unpack(config, packed, FEATURES), params, 0)
+    longer = weights.pack(config, params, packed.size + 3)
     np.testing.assert_array_equal(longer, np.concatenate([packed, np.zeros(3)]))
-    assert_close(weights.unpack(setup, longer, FEATURES), parts, 0)
+    assert_close(weights.unpack(config, longer, FEATURES), params, 0)
 
 
 @pytest.mark.usefixtures("stand_in")
 @every_stack
-def test_the_stand_in_finds_each_matrix_where_it_is(name: str, layers: int, both: bool) -> None:
-    assert_offsets(setup_of(CELLS[name], layers, both))
+def test_offsets_are_those_of_the_stand_in(name: str, layers: int, both: bool) -> None:
+    assert_offsets(make_config(CELLS[name], layers, both))
 
 
-def assert_offsets(setup: Setup) -> None:
-    """The offsets that cuDNN gives are those of the vector's parts, and its size is the vector's."""
-    features, gates, size = 5, len(setup.cell.GATES), setup.cell.hidden_size
-    numbers = algorithm.numbers_of(setup, Size(3, 2, features), training=True)
-    width = jnp.dtype(setup.dtype).itemsize
-    assert library.sizes(numbers).weights == width * weights.count(setup, features)
-    matrices, biases = [], []
-    for part, product in itertools.product(range(setup.parts), range(2 * gates)):
-        columns = setup.inputs_of(part, features) if product < gates else size
-        matrices.append(size * columns)
-        biases.append(size)
-    starts = np.concatenate([[0], np.cumsum([*matrices, *biases])]) * width
-    for n, (part, product) in enumerate(itertools.product(range(setup.parts), range(2 * gates))):
-        found = library.offsets(numbers, part, product)
-        assert found == (starts[n], starts[n + len(matrices)])
+def assert_offsets(config: CallConfig) -> None:
+    """Check that `weights` and cuDNN agree on the size of the vector and on every offset."""
+    descriptor = algorithm.descriptor_for(config, Size(3, 2, FEATURES), training=True)
+    itemsize = jnp.dtype(config.dtype).itemsize
+    packed = weights.pack(config, random_params(config.cell, config))
+    assert library.memory_sizes(descriptor).weights == itemsize * packed.size
+    products = 2 * len(config.cell.GATES)
+    found = [
+        library.offsets(descriptor, index, product)
+        for index, product in itertools.product(range(config.pseudo_layers), range(products))
+    ]
+    expected = weights.offsets(config, FEATURES)
+    assert found == [(itemsize * matrix, itemsize * bias) for matrix, bias in expected]
 
 
 # --- several layers and both directions ---------------------------------------------------------
 
 
-def states_of(cell: Any, count: int, dtype: str) -> tuple[Any, ...]:
+def random_states(cell: Any, count: int, dtype: str) -> tuple[Any, ...]:
+    """Return random states of `count` pseudo-layers."""
     drawn = [problem(cell, batch=BATCH, seed=n).state for n in range(count)]
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tuple(drawn))
 
@@ -216,25 +220,25 @@ def states_of(cell: Any, count: int, dtype: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("name", "layers", "both"), [case for case in EVERY_STACK if case[1:] != (1, False)]
 )
-def test_layers_and_directions_are_those_of_xla(name: str, layers: int, both: bool) -> None:
-    """Values, final states and all gradients in float64, against XLA's loops one after the other."""
-    cell, setup = CELLS[name], setup_of(CELLS[name], layers, both, "float64")
+def test_layers_and_directions_agree_with_xla(name: str, layers: int, both: bool) -> None:
+    """Compare values, final states and all gradients in float64 with a loop of XLA per pseudo-layer."""
+    cell, config = CELLS[name], make_config(CELLS[name], layers, both, "float64")
     with jax.enable_x64(True):
-        given = parts_of(cell, setup, FEATURES, "float64")
-        states = states_of(cell, setup.parts, "float64")
+        given = random_params(cell, config, "float64")
+        states = random_states(cell, config.pseudo_layers, "float64")
         xs = jnp.asarray(problem(cell, STEPS, BATCH).xs)
 
-        def loss(parts: Any, xs: Any, states: Any, platform: Any) -> Any:
-            found = stack.run_parts(
-                cell, parts, xs, states, both_directions=both, platform=platform
+        def loss(params: Any, xs: Any, states: Any, platform: Any) -> Any:
+            found = stack.run_pseudo_layers(
+                cell, params, xs, states, both_directions=both, platform=platform
             )
             return sum((leaf**3).sum() for leaf in jax.tree.leaves(found)), found
 
         run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
-        # A program for a CPU computes by XLA what is meant for a GPU.
+        # With "cuda", a program for a CPU computes the same by XLA.
         got, want = (run(given, xs, states, platform) for platform in ("cpu", "cuda"))
     assert_close(got, want, TOLERANCES["float64"])
-    assert got[0][1][1].shape == (STEPS, BATCH, 4 * setup.directions)
+    assert got[0][1][1].shape == (STEPS, BATCH, 4 * config.directions)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -258,15 +262,17 @@ def test_a_char_rnn_runs_all_layers_at_once(cell: str, monkeypatch: pytest.Monke
     assert_close(results[1], results[0], 3 * TOLERANCES["float32"])
 
 
-def test_layers_with_masks_are_refused() -> None:
+def test_several_layers_with_masks_are_rejected() -> None:
     masks = Masks(None, jnp.ones((5, 2), bool))
-    with pytest.raises(ValueError, match="several layers at once without resets and lengths only"):
+    with pytest.raises(
+        ValueError, match="several layers in one call only without resets and lengths"
+    ):
         stack.run(
             CELLS["lstm"], [], Lookup(jnp.ones((2, 16)), jnp.ones((5, 2), int)), (), masks, False
         )
 
 
-# --- under JAX's transformations ----------------------------------------------------------------
+# --- JAX's transformations ----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -275,7 +281,7 @@ def test_layers_with_masks_are_refused() -> None:
     "axes", [(None, 0, None), (None, 1, 0), (0, None, None), (0, 0, 0)], ids=str
 )
 def test_vmap(axes: tuple[int | None, ...]) -> None:
-    """Over rows, which become more rows of one call, and over parameters; summed and for each."""
+    """Map over inputs, states and parameters. Compare gradients of the sum, and of each element."""
     cell = CELLS["gru-after"]
     given = problem(cell, STEPS, 2).cast("float32").inputs
     factors = jnp.asarray([0.5, 0.9, 1.2], jnp.float32)
@@ -296,7 +302,7 @@ def test_vmap(axes: tuple[int | None, ...]) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_rows_of_a_mapped_axis_are_rows_of_one_call() -> None:
+def test_vmap_over_inputs_is_one_call_with_more_rows() -> None:
     cell = CELLS["lstm"]
     params, xs, state = problem(cell, STEPS, 2).cast("float32").inputs
     several = jnp.stack([xs, xs, xs])
@@ -335,8 +341,8 @@ def test_an_exported_program_needs_no_cudnn() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_it_lowers_for_cuda() -> None:
-    """In a program for NVIDIA's GPUs, and in none for AMD's or another platform."""
+def test_only_programs_for_cuda_call_cudnn() -> None:
+    """Programs for AMD GPUs, TPUs and other platforms compute the same by XLA."""
     given = problem(CELLS["lstm"], STEPS, BATCH).cast("float32")
     traced = on_host.trace(CELLS["lstm"], given, reverse=True, platform="cuda")
     for platform, count in [("cuda", 1), ("rocm", 0), ("tpu", 0)]:
@@ -346,7 +352,7 @@ def test_it_lowers_for_cuda() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_many_calls_at_once_agree() -> None:
+def test_concurrent_calls_agree() -> None:
     cell = CELLS["lstm"]
     given = problem(cell, STEPS, BATCH).cast("float32")
     want = on_host(cell, given, reverse=False)
@@ -355,7 +361,7 @@ def test_many_calls_at_once_agree() -> None:
             assert_close(got, want, 0)
 
 
-DIVIDED = """
+SHARDED = """
 import re, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from tests.support import cudnn as host
@@ -364,7 +370,7 @@ from tests.support.oracle import assert_close
 from tests.support.problems import CELLS, problem
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "more"), axis_types=(AxisType.Auto,) * 2)
-with host.in_place_of_cudnn():
+with host.use_stand_in():
     for name, rows, axes in (("lstm", 8, "data"), ("gru-after", 8, ("data", "more")), ("lstm", 6, None)):
         given = problem(CELLS[name], 5, rows).cast("float32").inputs
         loss = loss_of(CELLS[name], "cpu")
@@ -390,11 +396,11 @@ print("done")
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.process
-def test_rows_are_divided_over_devices() -> None:
-    """If a batch is sharded, each device calls cuDNN for its own rows; by `jit` and by `shard_map`."""
+def test_each_device_computes_its_own_rows() -> None:
+    """If the batch is sharded, by `jit` or by `shard_map`, each device calls cuDNN for its own rows."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", DIVIDED], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
     )
     assert result.stdout == "done\n", result.stderr[-3000:]
 
@@ -403,10 +409,9 @@ def test_rows_are_divided_over_devices() -> None:
 
 
 @on_nvidia
-class TestOnAGPU(Conformance):
-    """cuDNN itself, through `unroll`, without TF32."""
+class TestOnAGPU(CudnnConformance):
+    """Run cuDNN itself, through `unroll` and without TF32."""
 
-    implementation = "cudnn"
     exact = "float32"
 
     def run(
@@ -415,34 +420,24 @@ class TestOnAGPU(Conformance):
         with jax.default_matmul_precision("highest"):
             return super().run(cell, given, reverse=reverse, **masks)
 
-    @both_ways
-    @pytest.mark.parametrize("mask", ["plain", "lengths"])
-    @pytest.mark.parametrize("name", NAMES)
-    def test_values_and_gradients(self, name: str, mask: str, reverse: bool) -> None:
-        """Without resets, which cuDNN does not have."""
-        given = problem(CELLS[name], STEPS, BATCH, FEATURES)
-        self.check(CELLS[name], self.exact, given, reverse=reverse, **MASKS[mask])
-
-    @pytest.mark.parametrize("name", ["lstm", "gru-after"])
-    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-    def test_narrow_dtypes(self, dtype: str, name: str) -> None:  # type: ignore[override]
-        given = problem(CELLS[name], STEPS, BATCH, FEATURES)
-        self.check(CELLS[name], dtype, given, **MASKS["lengths"])
-
     @every_stack
-    def test_each_matrix_is_where_cudnn_looks(self, name: str, layers: int, both: bool) -> None:
-        assert_offsets(setup_of(CELLS[name], layers, both, platform="cuda"))
+    def test_offsets(self, name: str, layers: int, both: bool) -> None:
+        assert_offsets(make_config(CELLS[name], layers, both, platform="cuda"))
 
     @pytest.mark.parametrize("both", [False, True])
     def test_layers_and_directions(self, both: bool) -> None:
-        cell, setup = CELLS["lstm"], setup_of(CELLS["lstm"], 2, both, platform="cuda")
-        parts, states = parts_of(cell, setup, FEATURES), states_of(cell, setup.parts, "float32")
+        cell, config = CELLS["lstm"], make_config(CELLS["lstm"], 2, both, platform="cuda")
+        params = random_params(cell, config)
+        states = random_states(cell, config.pseudo_layers, "float32")
         xs = jnp.asarray(problem(cell, STEPS, BATCH).xs, jnp.float32)
-        packed, stacked = weights.pack(setup, parts), jax.tree.map(lambda *s: jnp.stack(s), *states)
+        packed, stacked = (
+            weights.pack(config, params),
+            jax.tree.map(lambda *s: jnp.stack(s), *states),
+        )
         with jax.default_matmul_precision("highest"):
-            found = jax.jit(partial(stack.run_parts, cell, both_directions=both))
-            got = found(parts, xs, states)[1]
-            want = calls.plain(setup, None, packed, xs, stacked.hidden, stacked.cell).ys
+            found = jax.jit(partial(stack.run_pseudo_layers, cell, both_directions=both))
+            got = found(params, xs, states)[1]
+            want = calls.plain(config, None, packed, xs, stacked.hidden, stacked.cell).ys
         assert_close(got, want, TOLERANCES["float32"])
 
     def test_the_program_calls_cudnn(self) -> None:

@@ -1,5 +1,7 @@
-"""The calls of cuDNN: what the handlers refuse, which algorithm runs, what runs where cuDNN cannot, the
-declarations of its functions, and programs that are compiled for GPUs without one."""
+"""The calls of cuDNN: checks of their arguments, the choice of the algorithm, and fallbacks.
+
+Further tests compare the declarations with cuDNN's headers, and compile programs for GPUs without a GPU.
+"""
 
 import importlib.util
 import os
@@ -32,7 +34,7 @@ from jaxrnn.recurrence.kernels.cudnn import algorithm, library, stack
 from jaxrnn.recurrence.kernels.cudnn.algorithm import GPU, Size
 from jaxrnn.recurrence.problem import Dense, Lookup, Masks
 from tests.support import cudnn as host
-from tests.support.cudnn.calls import NAMES, NO_MASKS, loss_of, lowered, on_host, setup_of
+from tests.support.cudnn.calls import NAMES, NO_MASKS, loss_of, lowered, make_config, on_host
 from tests.support.fakes import fake
 from tests.support.oracle import unchecked
 from tests.support.problems import BATCH, CELLS, STEPS, problem
@@ -41,11 +43,11 @@ ROOT = Path(__file__).parents[3]
 COMPILER = cplusplus.find_compiler() or ["c++"]
 
 
-# --- arrays that do not fit ---------------------------------------------------------------------
+# --- checks of the handlers ---------------------------------------------------------------------
 
 
 class Call(NamedTuple):
-    """One call of a handler: shapes and dtypes of its arrays, its attributes and its aliases."""
+    """A call of a handler: the shapes and dtypes of its arrays, its attributes and its aliases."""
 
     name: str
     arguments: tuple[jax.ShapeDtypeStruct, ...]
@@ -61,7 +63,7 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def recorded(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Call]:
-    """The calls that an LSTM of T = 5, B = 3, D = 3 and H = 4 makes, by the handlers' short names."""
+    """Return the calls of an LSTM with T = 5, B = 3, D = 3 and H = 4, by the handlers' short names."""
     found: dict[str, Call] = {}
     real = jax.ffi.ffi_call
 
@@ -89,36 +91,83 @@ def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-WRONG_ARGUMENTS = [
-    ("forward", 0, array(5, 3), "xs must have 3 dimensions, none of them 0, not [5, 3]"),
-    ("forward", 0, array(5, 2, 3), "h must be [1, 2, 4], not [1, 3, 4]"),
-    ("forward", 0, array(5, 3, 3, dtype=jnp.int32), "xs must be float32, float64, float16 or"),
-    ("forward", 0, array(5, 3, 3, dtype=jnp.bfloat16), "h must have the dtype of the others"),
-    ("forward", 1, array(2, 3, 4), "h must be [1, 3, 4], not [2, 3, 4]"),
-    ("forward", 2, array(0), "c must be [1, 3, 4], not [0]"),
-    ("forward", 2, array(1, 3, 4, dtype=jnp.float16), "c must have the dtype of the others"),
-    ("forward", 3, array(12, 12), "weights must have 1 dimensions"),
-    ("forward", 3, array(143), "cuDNN's weights have 576 bytes, and these 572"),
-    ("backward_data", 0, array(5, 3, 8), "ys must be [5, 3, 4], not [5, 3, 8]"),
-    ("backward_data", 1, array(1, 3, 5), "c must be [1, 3, 5], not [1, 3, 4]"),
-    ("backward_data", 2, array(0), "c must be [1, 3, 4], not [0]"),
-    ("backward_data", 3, array(1), "cuDNN's weights have 576 bytes, and these 4"),
-    ("backward_data", 4, array(4, 3, 4), "d_ys must be [5, 3, 4], not [4, 3, 4]"),
-    ("backward_data", 5, array(1, 2, 4), "the last d_h must be [1, 3, 4], not [1, 2, 4]"),
-    ("backward_data", 6, array(0), "the last d_c must be [1, 3, 4], not [0]"),
-    ("backward_weights", 0, array(5, 3, 2), "cuDNN's weights have 512 bytes, and these 576"),
-    ("backward_weights", 1, array(1, 1, 4), "h must be [1, 3, 4], not [1, 1, 4]"),
-    ("backward_weights", 2, array(5, 4), "ys must be [5, 3, 4], not [5, 4]"),
-    ("backward_weights", 3, array(3, 1, dtype=jnp.uint8), "cuDNN needs a reserve of "),
-]
-WRONG_RESULTS = [
-    ("forward", 0, array(5, 3, 8), "ys must be [5, 3, 4], not [5, 3, 8]"),
-    ("forward", 1, array(3, 4), "the last h must be [1, 3, 4], not [3, 4]"),
-    ("forward", 2, array(0), "the last c must be [1, 3, 4], not [0]"),
-    ("forward", 3, array(3, 8, dtype=jnp.uint8), "cuDNN needs a reserve of "),
-    ("backward_data", 0, array(5, 3), "d_xs must have 3 dimensions, none of them 0, not [5, 3]"),
-    ("backward_data", 1, array(1, 3, 1), "d_h must be [1, 3, 4], not [1, 3, 1]"),
-    ("backward_data", 2, array(0), "d_c must be [1, 3, 4], not [0]"),
+# (handler, arguments or results, index of the changed array, its new shape and dtype, message)
+WRONG_ARRAYS = [
+    (
+        "forward",
+        "arguments",
+        0,
+        array(5, 3),
+        "xs must have 3 dimensions, none of them 0, not [5, 3]",
+    ),
+    ("forward", "arguments", 0, array(5, 2, 3), "h must be [1, 2, 4], not [1, 3, 4]"),
+    (
+        "forward",
+        "arguments",
+        0,
+        array(5, 3, 3, dtype=jnp.int32),
+        "xs must be float32, float64, float16 or",
+    ),
+    (
+        "forward",
+        "arguments",
+        0,
+        array(5, 3, 3, dtype=jnp.bfloat16),
+        "h must have the dtype of the others",
+    ),
+    ("forward", "arguments", 1, array(2, 3, 4), "h must be [1, 3, 4], not [2, 3, 4]"),
+    ("forward", "arguments", 2, array(0), "c must be [1, 3, 4], not [0]"),
+    (
+        "forward",
+        "arguments",
+        2,
+        array(1, 3, 4, dtype=jnp.float16),
+        "c must have the dtype of the others",
+    ),
+    ("forward", "arguments", 3, array(12, 12), "weights must have 1 dimensions"),
+    ("forward", "arguments", 3, array(143), "the weights must have 576 bytes, not 572"),
+    ("backward_data", "arguments", 0, array(5, 3, 8), "ys must be [5, 3, 4], not [5, 3, 8]"),
+    ("backward_data", "arguments", 1, array(1, 3, 5), "c must be [1, 3, 5], not [1, 3, 4]"),
+    ("backward_data", "arguments", 2, array(0), "c must be [1, 3, 4], not [0]"),
+    ("backward_data", "arguments", 3, array(1), "the weights must have 576 bytes, not 4"),
+    ("backward_data", "arguments", 4, array(4, 3, 4), "d_ys must be [5, 3, 4], not [4, 3, 4]"),
+    (
+        "backward_data",
+        "arguments",
+        5,
+        array(1, 2, 4),
+        "the last d_h must be [1, 3, 4], not [1, 2, 4]",
+    ),
+    ("backward_data", "arguments", 6, array(0), "the last d_c must be [1, 3, 4], not [0]"),
+    (
+        "backward_weights",
+        "arguments",
+        0,
+        array(5, 3, 2),
+        "the weights must have 512 bytes, not 576",
+    ),
+    ("backward_weights", "arguments", 1, array(1, 1, 4), "h must be [1, 3, 4], not [1, 1, 4]"),
+    ("backward_weights", "arguments", 2, array(5, 4), "ys must be [5, 3, 4], not [5, 4]"),
+    (
+        "backward_weights",
+        "arguments",
+        3,
+        array(3, 1, dtype=jnp.uint8),
+        "the reserve must have at least ",
+    ),
+    ("forward", "results", 0, array(5, 3, 8), "ys must be [5, 3, 4], not [5, 3, 8]"),
+    ("forward", "results", 1, array(3, 4), "the last h must be [1, 3, 4], not [3, 4]"),
+    ("forward", "results", 2, array(0), "the last c must be [1, 3, 4], not [0]"),
+    ("forward", "results", 3, array(3, 8, dtype=jnp.uint8), "the reserve must have at least "),
+    (
+        "backward_data",
+        "results",
+        0,
+        array(5, 3),
+        "d_xs must have 3 dimensions, none of them 0, not [5, 3]",
+    ),
+    ("backward_data", "results", 1, array(1, 3, 1), "d_h must be [1, 3, 4], not [1, 3, 1]"),
+    ("backward_data", "results", 2, array(0), "d_c must be [1, 3, 4], not [0]"),
 ]
 WRONG_ATTRIBUTES = [
     ("mode", np.int64(4), "there is no cell of mode 4"),
@@ -131,7 +180,8 @@ WRONG_ATTRIBUTES = [
 ]
 
 
-def refusal_of(call: Call) -> str:
+def error_of(call: Call) -> str:
+    """Run a call and return its error, which must be one line that names the handler."""
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
         call.run()
     (line,) = str(caught.value).splitlines()
@@ -139,52 +189,40 @@ def refusal_of(call: Call) -> str:
     return line
 
 
-@pytest.mark.parametrize(("name", "index", "other", "message"), WRONG_ARGUMENTS)
-def test_arguments_that_do_not_fit(
-    recorded: dict[str, Call], name: str, index: int, other: Any, message: str
+@pytest.mark.parametrize(("name", "arrays", "index", "other", "message"), WRONG_ARRAYS)
+def test_wrong_arrays(
+    recorded: dict[str, Call], name: str, arrays: str, index: int, other: Any, message: str
 ) -> None:
-    given = recorded[name]
-    changed = (*given.arguments[:index], other, *given.arguments[index + 1 :])
-    assert message in refusal_of(given._replace(arguments=changed))
-
-
-@pytest.mark.parametrize(("name", "index", "other", "message"), WRONG_RESULTS)
-def test_results_that_do_not_fit(
-    recorded: dict[str, Call], name: str, index: int, other: Any, message: str
-) -> None:
-    given = recorded[name]
-    changed = (*given.results[:index], other, *given.results[index + 1 :])
-    assert message in refusal_of(given._replace(results=changed))
+    given = getattr(recorded[name], arrays)
+    changed = (*given[:index], other, *given[index + 1 :])
+    assert message in error_of(recorded[name]._replace(**{arrays: changed}))
 
 
 @pytest.mark.parametrize(("name", "value", "message"), WRONG_ATTRIBUTES)
-def test_attributes_that_do_not_fit(
-    recorded: dict[str, Call], name: str, value: Any, message: str
-) -> None:
+def test_wrong_attributes(recorded: dict[str, Call], name: str, value: Any, message: str) -> None:
     for call in recorded.values():
-        # The weights' gradient has no c.
+        # `backward_weights` has no c.
         if "c must be" not in message or call.name != "jaxrnn_cudnn_backward_weights":
-            refused = refusal_of(call._replace(attributes=call.attributes | {name: value}))
-            assert message in refused
+            assert message in error_of(call._replace(attributes=call.attributes | {name: value}))
 
 
-def test_an_error_inside_cudnn_is_one_line_with_its_text_and_the_sizes(
+def test_an_error_of_cudnn_is_one_line_with_its_text_and_the_sizes(
     recorded: dict[str, Call],
 ) -> None:
-    """The reserve here is zeros, which no forward pass has filled."""
-    line = refusal_of(recorded["backward_data"])
+    """The stand-in returns an error, because no forward pass has written to this reserve."""
+    line = error_of(recorded["backward_data"])
     assert "cudnnRNNBackwardData_v8 failed: CUDNN_STATUS_BAD_PARAM, " in line
     assert line.endswith(
         "(lstm, float32, T = 5, B = 3, D = 3, H = 4, layers: 1, directions: 1, algorithm standard)"
     )
 
 
-def test_memory_that_cudnn_writes_to_must_be_an_alias(recorded: dict[str, Call]) -> None:
+def test_arguments_that_cudnn_writes_to_must_be_aliases(recorded: dict[str, Call]) -> None:
     for name, message in [
-        ("backward_data", "the reserve before and after must be the same memory"),
-        ("backward_weights", "d_weights before and after must be the same memory"),
+        ("backward_data", "the reserve must be an alias of its result"),
+        ("backward_weights", "the zeros must be an alias of d_weights"),
     ]:
-        assert message in refusal_of(recorded[name]._replace(aliases=None))
+        assert message in error_of(recorded[name]._replace(aliases=None))
 
 
 # --- the algorithm ------------------------------------------------------------------------------
@@ -196,7 +234,7 @@ H100, A100, A40, L4, V100 = (
     GPU(8, 9, 58),
     GPU(7, 0, 80),
 )
-STANDARD, PERSISTENT, SMALL = algorithm.NUMBERS
+STANDARD, PERSISTENT, SMALL = algorithm.ALGORITHMS
 
 
 @pytest.mark.parametrize(
@@ -228,19 +266,19 @@ STANDARD, PERSISTENT, SMALL = algorithm.NUMBERS
         (lstm(128), "float32", (100, 64, 7), GPU(0, 0, 0), True, STANDARD),
     ],
 )
-def test_the_algorithm_is_pytorchs(
+def test_the_algorithm_is_that_of_pytorch(
     cell: Any, dtype: str, size: Any, gpu: GPU, training: bool, want: str
 ) -> None:
-    setup = setup_of(cell, dtype=dtype)
-    assert algorithm.choose(setup, Size(*size), gpu, training) == want
+    config = make_config(cell, dtype=dtype)
+    assert algorithm.choose(config, Size(*size), gpu, training) == want
     if want == PERSISTENT:
-        for other in (setup._replace(layers=2), setup._replace(both_directions=True)):
+        for other in (config._replace(layers=2), config._replace(both_directions=True)):
             assert algorithm.choose(other, Size(*size), gpu, training) == STANDARD
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_forward_and_backward_pass_share_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU where inference runs by another one; the program names what was chosen."""
+    """On this GPU, inference alone would use another algorithm than training."""
     device = fake("gpu", compute_capability="8.9", core_count=58)
     monkeypatch.setattr(accelerator, "device", lambda: device)
     cell = lstm(160)
@@ -258,16 +296,17 @@ def test_forward_and_backward_pass_share_an_algorithm(monkeypatch: pytest.Monkey
     assert re.findall(r"algorithm = (\d)", text) == ["3"]
 
 
-def test_rows_that_a_device_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_possible_shard_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    assert algorithm.divided(12) == [12, 6, 4, 3] and algorithm.divided(7) == [7]
+    assert algorithm.possible_shard_rows(12) == [12, 6, 4, 3]
+    assert algorithm.possible_shard_rows(7) == [7]
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_an_algorithm_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     given = problem(CELLS["lstm"]).cast("float32")
     monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", SMALL)
-    # The setting is no argument of a function, so only a new trace sees it.
+    # The variable is read when a program is traced, so this must be a new trace.
     run = jax.jit(partial(on_host.__wrapped__, CELLS["lstm"], reverse=False))
     assert set(re.findall(r"algorithm = (\d)", run.lower(given).as_text())) == {"3"}
     monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", PERSISTENT)
@@ -280,30 +319,30 @@ def test_an_algorithm_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
         on_host.__wrapped__(CELLS["lstm"], given, reverse=False)
 
 
-# --- what it refuses, and what runs instead -----------------------------------------------------
+# --- unsupported problems, and what runs instead ------------------------------------------------
 
 
 @pytest.fixture
 def nvidia(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU that is not here, with the stand-in for cuDNN."""
+    """Pretend that the current device is an NVIDIA GPU, and use the stand-in in place of cuDNN."""
     client = SimpleNamespace(platform_version="PJRT C API cuda 13000")
     device = fake("gpu", client=client, compute_capability="8.9", core_count=58)
     monkeypatch.setattr(accelerator, "device", lambda: device)
-    library.missing.cache_clear()
+    library.unavailable_reason.cache_clear()
     yield
-    library.missing.cache_clear()
+    library.unavailable_reason.cache_clear()
 
 
-REFUSED = [
+UNSUPPORTED = [
     (gru(4), "float32", {}, "GRU resets after the product"),
-    (rnn(4, activation="sigmoid"), "float32", {}, "tanh or relu, not sigmoid"),
+    (rnn(4, activation="sigmoid"), "float32", {}, "supports tanh and relu, not sigmoid"),
     (lstm(4, peephole=True), "float32", {}, "no peepholes"),
     (lstm(4), "float32", {"resets": True}, r"cannot reset a row .*\(resets\)"),
 ]
 
 
-@pytest.mark.parametrize(("cell", "dtype", "how", "message"), REFUSED)
-def test_what_cudnn_lacks_runs_by_xla(
+@pytest.mark.parametrize(("cell", "dtype", "how", "message"), UNSUPPORTED)
+def test_xla_runs_what_cudnn_does_not_support(
     nvidia: None, cell: Any, dtype: str, how: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -315,7 +354,7 @@ def test_what_cudnn_lacks_runs_by_xla(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_the_choice_on_a_gpu(nvidia: None, name: str, dtype: str) -> None:
+def test_cudnn_is_the_default_on_a_gpu(nvidia: None, name: str, dtype: str) -> None:
     for reverse in (False, True):
         choice = explain(CELLS[name], (100, 2, 3), dtype, reverse=reverse)
         assert choice == ("cudnn", "the usual choice on gpu, nothing near was measured")
@@ -329,7 +368,7 @@ def test_it_is_the_choice_on_a_gpu(nvidia: None, name: str, dtype: str) -> None:
         ("NVIDIA L4", "cudnn", "the usual choice on gpu, nothing near was measured"),
     ],
 )
-def test_measurements_of_a_gpu_count_for_gpus_of_that_name(
+def test_measurements_apply_only_to_gpus_of_the_same_name(
     nvidia: None, monkeypatch: pytest.MonkeyPatch, kind: str, want: str, why: str
 ) -> None:
     device = accelerator.device()
@@ -337,30 +376,32 @@ def test_measurements_of_a_gpu_count_for_gpus_of_that_name(
     assert explain(lstm(512), (1024, 64, 512), "bfloat16") == (want, why)
 
 
-def test_inputs_that_it_cannot_take(nvidia: None) -> None:
+def test_unsupported_inputs(nvidia: None) -> None:
     given = abstract_problem(lstm(4), (5, 2, 3), "float32")
     projected = given._replace(inputs=jax.ShapeDtypeStruct(given.inputs.shape, jnp.float32))
-    assert "cannot take projected" in str(cudnn.unsupported_reason(projected))
+    assert "does not accept projected inputs" in str(cudnn.unsupported_reason(projected))
     (symbol,) = export.symbolic_shape("T")
     with unchecked():
         symbolic = abstract_problem(lstm(4), (symbol, 2, 3), "float32")
-        assert "numbers, not symbols" in str(cudnn.unsupported_reason(symbolic))
-    long = abstract_problem(lstm(4), (2**31, 2, 3), "float32")
-    assert "no size above 2147483647, and one is 2147483648" in str(cudnn.unsupported_reason(long))
+        assert "does not support the symbolic sizes" in str(cudnn.unsupported_reason(symbolic))
+    for cell, shape in [(lstm(4), (2**31, 2, 3)), (lstm(2**15), (5, 2**16, 3))]:
+        large = abstract_problem(cell, shape, "float32")
+        reason = str(cudnn.unsupported_reason(large))
+        assert "sizes and strides up to 2147483647, not 2147483648" in reason
     tokens = jax.ShapeDtypeStruct((5, 2), jnp.int32)
     for size, most in [(4, 256), (300, 600)]:
         given = abstract_problem(lstm(size), (5, 2, 3), "float32")
         for rows, message in [
             (most, "None"),
-            (most + 1, f"up to {most} tokens .*, not {most + 1}"),
+            (most + 1, f"up to {most} tokens, not {most + 1}"),
         ]:
             table = jax.ShapeDtypeStruct((rows, 4 * size), jnp.float32)
             found = cudnn.unsupported_reason(given._replace(inputs=Lookup(table, tokens)))
             assert re.search(message, str(found))
 
 
-def test_run_refuses_what_cudnn_lacks() -> None:
-    """Rather than ignore the resets, or multiply projected inputs again."""
+def test_run_raises_for_what_cudnn_does_not_support() -> None:
+    """It must not ignore resets, or multiply projected inputs by the weights again."""
     params, xs, state = problem(CELLS["lstm"]).cast("float32").inputs
     inputs, resets = Dense(xs, params.w_x, params.b), Masks(jnp.ones((5, 2), bool))
     for given, masks, message in [
@@ -372,28 +413,26 @@ def test_run_refuses_what_cudnn_lacks() -> None:
             cudnn.run(whole, platform="cpu")
 
 
-def test_what_cudnn_itself_refuses_runs_by_xla(
-    nvidia: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reason has the numbers and cuDNN's own text."""
+def test_xla_runs_what_cudnn_rejects(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason contains the sizes and cuDNN's own text."""
     monkeypatch.setenv("JAXRNN_CUDNN_ALGORITHM", PERSISTENT)
     choice = explain(lstm(4), (100, 2, 3))
     assert choice.implementation == "xla"
     assert re.match(
         r"cudnn cannot run this: cuDNN cannot run LSTM.*float32, Size\(steps=100, batch=2, features=3\) "
-        'by algorithm "persist-static": cudnnGetRNNTempSpaceSizes failed: CUDNN_STATUS_NOT_SUPPORTED',
+        'with algorithm "persist-static": cudnnGetRNNTempSpaceSizes failed: CUDNN_STATUS_NOT_SUPPORTED',
         choice.why,
     )
 
 
-def test_amd_has_no_cudnn(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_does_not_run_on_amd(nvidia: None, monkeypatch: pytest.MonkeyPatch) -> None:
     client = SimpleNamespace(platform_version="PJRT C API rocm 60000")
     monkeypatch.setattr(accelerator, "device", lambda: fake("gpu", client=client))
     choice = explain(lstm(4), (100, 2, 3))
-    assert choice.implementation == "xla" and "NVIDIA's GPUs alone" in choice.why
+    assert choice.implementation == "xla" and "supports only NVIDIA GPUs" in choice.why
 
 
-def test_several_layers_run_at_once_where_cudnn_is_the_choice(nvidia: None) -> None:
+def test_several_layers_run_in_one_call_if_cudnn_is_chosen(nvidia: None) -> None:
     inputs = Lookup(jnp.ones((5, 16)), jnp.ones((100, 2), jnp.int32))
     layers = [lstm(4).init(jax.random.key(0), 4)] * 2
     choose = partial(dispatch.layers_at_once, lstm(4), layers, inputs)
@@ -404,16 +443,16 @@ def test_several_layers_run_at_once_where_cudnn_is_the_choice(nvidia: None) -> N
         assert dispatch.layers_at_once(peephole, layers, inputs, implementation) is None
 
 
-SAY = """
+LOAD = """
 from tests.support import cudnn as host
 from jaxrnn.recurrence.kernels.cplusplus import NotBuilt
 from jaxrnn.recurrence.kernels.cudnn import library
 try:
-    library.with_cudnn(host.HOST.load(), {files})
+    library.load_cudnn(host.HOST.load(), {files})
 except NotBuilt as reason:
     print(reason)
 else:
-    print(library.Numbers._fields[0], "opened")
+    print("loaded")
 """
 
 
@@ -437,30 +476,31 @@ else:
         ("['/nowhere', str(host.STAND_IN.path())]", {}, None),
     ],
 )
-def test_a_cudnn_that_cannot_be_used(
+def test_errors_of_loading_cudnn(
     files: str, environment: dict[str, str], message: str | None
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    command = [sys.executable, "-c", SAY.format(files=files)]
+    command = [sys.executable, "-c", LOAD.format(files=files)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     said = result.stdout
     assert said.count("\n") == 1, result.stderr
     if message is None:
-        assert said == "mode opened\n"
+        assert said == "loaded\n"
     else:
         assert said.startswith("cuDNN cannot be used: ") and message in said
-        assert said.endswith('; `pip install "jax[cuda13]"` has it\n')
+        assert said.endswith('; `pip install "jax[cuda13]"` installs it\n')
 
 
 @pytest.mark.process
-def test_a_machine_without_cudnn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library compiles here without it; the reason is a warning's, not an error."""
+@pytest.mark.usefixtures("compiler")
+def test_a_machine_without_cudnn() -> None:
+    """The reason is of the class `Missing`, so that `unroll` warns and uses another implementation."""
     program = """
 from jaxrnn.recurrence.kernels import Missing
 from jaxrnn.recurrence.kernels.cudnn import library
-library._files = lambda: ["libcudnn.so.of-nowhere"]
-assert isinstance(library.missing(), Missing)
-print(library.missing())
+library._candidate_files = lambda: ["libcudnn.so.of-nowhere"]
+assert isinstance(library.unavailable_reason(), Missing)
+print(library.unavailable_reason())
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -469,14 +509,14 @@ print(library.missing())
     assert result.stdout.startswith("cuDNN cannot be used: libcudnn.so.of-nowhere: "), result.stderr
 
 
-# --- the declarations ---------------------------------------------------------------------------
+# --- cuDNN's headers and library ----------------------------------------------------------------
 
 
 def package() -> Path | None:
-    """Return the folder of the package nvidia-cudnn, where it is installed."""
+    """Return the folder of the package nvidia-cudnn, or None if it is not installed."""
     spec = importlib.util.find_spec("nvidia")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    found = (Path(place) / "cudnn" for place in places)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = (Path(folder) / "cudnn" for folder in folders)
     return next((path for path in found if (path / "include" / "cudnn_adv.h").exists()), None)
 
 
@@ -484,14 +524,14 @@ def package() -> Path | None:
 @pytest.mark.once
 @pytest.mark.skipif(package() is None, reason="waits for the package nvidia-cudnn-cu13 (517 MB)")
 class TestWithCudnnInstalled:
-    """cuDNN's headers, and what its library says without a GPU."""
+    """Compare with cuDNN's headers, and with what its library computes without a GPU."""
 
     @pytest.mark.usefixtures("compiler")
-    def test_the_declarations_are_those_of_its_headers(self, tmp_path: Path) -> None:
-        """A program that compares every function and constant compiles; a wrong one would not."""
+    def test_declarations_agree_with_the_headers(self, tmp_path: Path) -> None:
+        """The program compares every function and constant at compile time."""
         for name in ("cuda_runtime.h", "cuda_runtime_api.h", "library_types.h"):
             (tmp_path / name).touch()
-        folders = [tmp_path, package() / "include", host.WRAPPER]
+        folders = [tmp_path, package() / "include", host.CPLUSPLUS]
         includes = [f"-I{folder}" for folder in folders]
         source = host.HERE / "declarations.cc"
         command = [*COMPILER, "-std=c++17", "-fsyntax-only", *includes, str(source)]
@@ -499,8 +539,8 @@ class TestWithCudnnInstalled:
         wrong = subprocess.run([*command, "-DWRONG"], capture_output=True, text=True)
         assert wrong.returncode and "cudnnRNNForward is another function" in wrong.stderr
 
-    def test_it_finds_the_weights_where_they_are(self) -> None:
-        """For every cell, dtype and algorithm, one to three layers, one direction and both."""
+    def test_offsets_of_the_weights(self) -> None:
+        """Compare all offsets for every cell, dtype and algorithm, and for up to three layers."""
         (file,) = (package() / "lib").glob("libcudnn.so.*")
         program = "from tests.support.children import cudnn_weights; cudnn_weights.main()"
         result = subprocess.run(
@@ -510,7 +550,7 @@ class TestWithCudnnInstalled:
             text=True,
         )
         if result.returncode < 0:
-            pytest.skip("waits for a cuDNN that gives offsets without a context")
+            pytest.skip("waits for a version of cuDNN that gives offsets without a real context")
         assert result.stdout == "4680\n", result.stderr
 
 
@@ -523,7 +563,7 @@ gpu_aot = [
 
 
 def compiled_for_an_h100(function: Any, given: Any) -> str:
-    """The text of a program that XLA compiled without a GPU."""
+    """Return the text of a program that XLA compiled without a GPU."""
     device = gpu_static.h100()
     host.LIBRARY.load()
     placed = aot.placed_on(SingleDeviceSharding(device), jax.eval_shape(lambda: given))
@@ -536,7 +576,7 @@ class TestCompiled:
     pytestmark = gpu_aot
 
     def test_weights_are_packed_once_for_all_calls_of_a_training_step(self) -> None:
-        """In the gradient of a loop over parts of a sequence, before the loops."""
+        """The calls are in a loop over parts of a sequence. The weights are packed before the loop."""
         cell = CELLS["gru-after"]
         params, xs, state = problem(cell, STEPS, BATCH).cast("float32").inputs
 
@@ -553,8 +593,8 @@ class TestCompiled:
         loops = [part for part in before.split("\n\n") if "jaxrnn_cudnn" in part]
         assert len(loops) == 2 and not any("concatenate" in part for part in loops)
 
-    def test_each_gpu_calls_it_for_its_own_rows(self) -> None:
-        """A `jit` over four GPUs, with the batch divided over them."""
+    def test_each_gpu_computes_its_own_rows(self) -> None:
+        """The program is for four GPUs, and the batch is sharded over them."""
         host.LIBRARY.load()
         mesh = Mesh(np.array(gpu_static.h100s(4)), ("data",))
         given = jax.eval_shape(lambda: problem(CELLS["lstm"], STEPS, 8).cast("float32").inputs)
@@ -570,9 +610,9 @@ class TestCompiled:
         assert not re.search("all-gather|all-to-all|collective-permute", text)
 
     def test_cudnn_gets_its_arrays_in_row_major_order(self) -> None:
-        """All that goes in and comes out.
+        """Check all operands and results.
 
-        XLA chose other layouts for the calls that JAX has, and cuDNN read time as rows.
+        XLA chose other layouts for calls without fixed layouts, and cuDNN then mixed up time and rows.
         """
         given = problem(CELLS["lstm"], STEPS, BATCH).cast("float32")
         run = partial(on_host.__wrapped__, CELLS["lstm"], reverse=False, platform="cuda")
@@ -581,18 +621,18 @@ class TestCompiled:
 
 
 def assert_row_major(text: str) -> None:
-    """All operands and results of the calls of cuDNN have the memory layout of their shapes."""
+    """Check that all operands and results of the calls of cuDNN are in row-major order."""
     called = re.findall(
         r"%\S+ = (.*?) custom-call\((.*?)\), custom_call_target=\"jaxrnn_cudnn", text
     )
     assert len(called) == len(host.LIBRARY.handlers)
     for results, operands in called:
-        made = [
+        defined = [
             re.search(rf"{re.escape(name)} = (.*?) ", text)
             for name in re.findall(r"%[\w.-]+", operands)
         ]
-        shapes = [results, *(found[1] for found in made if found)]
-        assert len(shapes) == 1 + len(made)
+        shapes = [results, *(found[1] for found in defined if found)]
+        assert len(shapes) == 1 + len(defined)
         for order in re.findall(r"\]\{([\d,]+)", " ".join(shapes)):
             axes = [int(axis) for axis in order.split(",")]
             assert axes == sorted(axes, reverse=True)

@@ -39,7 +39,8 @@ TWO = ("lstm-peephole", "gru-before")
 cells = pytest.mark.parametrize("name", CELLS)
 two_cells = pytest.mark.parametrize("name", TWO)
 pytestmark = pytest.mark.skipif(
-    LIBRARY.missing is not None, reason=f"waits for a C++ compiler: {LIBRARY.missing}"
+    LIBRARY.unavailable_reason is not None,
+    reason=f"waits for a C++ compiler: {LIBRARY.unavailable_reason}",
 )
 
 

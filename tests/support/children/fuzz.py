@@ -136,7 +136,7 @@ def altered(spec: Spec) -> list[tuple[str, Spec]]:
 def main() -> None:
     # without optimisation it compiles in 10 s instead of 20, and the problems here are small
     LIBRARY.flags = (*(f for f in LIBRARY.flags if f != "-O3"), "-O0", "-fsanitize=address")
-    if reason := LIBRARY.missing:
+    if reason := LIBRARY.unavailable_reason:
         sys.exit(reason)
     specs = record_calls()
     assert {spec.name for spec in specs} == set(LIBRARY.handlers)

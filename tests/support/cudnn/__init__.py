@@ -1,4 +1,4 @@
-"""cuDNN's wrapper on a CPU, with a stand-in for cuDNN that computes on the host."""
+"""The C++ of kernels/cudnn on a CPU, with a stand-in for cuDNN that computes on the host."""
 
 import ctypes
 import functools
@@ -14,14 +14,14 @@ from jaxrnn.recurrence.kernels.cudnn import library
 from jaxrnn.recurrence.kernels.cudnn.build import LIBRARY
 
 HERE = Path(__file__).parent
-WRAPPER = LIBRARY.source.parent
+CPLUSPLUS = LIBRARY.source.parent
 STAND_IN = Library(
     "cudnn-stand-in",
     HERE / "stand_in.cc",
     handlers=(),
     platform="cpu",
     systems=("Linux",),
-    includes=(WRAPPER,),
+    includes=(CPLUSPLUS,),
 )
 HOST = Library(
     "cudnn-host",
@@ -29,33 +29,33 @@ HOST = Library(
     handlers=LIBRARY.handlers,
     platform="cpu",
     systems=("Linux",),
-    includes=(cplusplus.HERE, WRAPPER),
+    includes=(cplusplus.HERE, CPLUSPLUS),
 )
 
 
 @functools.cache
-def opened() -> ctypes.CDLL:
-    """Return the wrapper for the host with the stand-in opened."""
-    return library.with_cudnn(HOST.load(), [str(STAND_IN.path())])
+def load() -> ctypes.CDLL:
+    """Return the C++ library, compiled for the host, after it has loaded the stand-in."""
+    return library.load_cudnn(HOST.load(), [str(STAND_IN.path())])
 
 
 def live_descriptors() -> int:
-    """Return the number of descriptors that were created and not destroyed."""
+    """Return the number of descriptors that have been created and not destroyed."""
     return ctypes.CDLL(str(STAND_IN.path())).stand_in_live_objects()
 
 
 def skip_without_compiler() -> None:
-    """Skip a test on a machine that cannot compile the wrapper. It is asked for when the test runs."""
-    if HOST.missing:
-        pytest.skip(f"waits for a C++ compiler: {HOST.missing}")
+    """Skip a test if this machine cannot compile the C++. This is checked when the test runs."""
+    if HOST.unavailable_reason:
+        pytest.skip(f"waits for a C++ compiler: {HOST.unavailable_reason}")
 
 
 @contextmanager
-def in_place_of_cudnn() -> Iterator[None]:
-    """Let the library call the stand-in, in programs for a CPU; skip where it cannot be compiled."""
+def use_stand_in() -> Iterator[None]:
+    """Use the stand-in in place of cuDNN, in programs for a CPU. Skip if it cannot be compiled."""
     skip_without_compiler()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "opened", opened)
-        library.sizes.cache_clear()
+        patch.setattr(library, "load", load)
+        library.memory_sizes.cache_clear()
         yield
-        library.sizes.cache_clear()
+        library.memory_sizes.cache_clear()

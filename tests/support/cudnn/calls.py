@@ -1,4 +1,4 @@
-"""Calls of cuDNN's kernel that several tests make, on the host by default."""
+"""Calls of the cuDNN kernel that several test files use. They run on the host by default."""
 
 from functools import partial
 from typing import Any
@@ -7,11 +7,11 @@ import jax
 
 from jaxrnn.recurrence import problem as recurrence
 from jaxrnn.recurrence.kernels import cudnn
-from jaxrnn.recurrence.kernels.cudnn.setup import Setup
+from jaxrnn.recurrence.kernels.cudnn.config import CallConfig
 from jaxrnn.recurrence.problem import Dense, Masks
 from tests.support.problems import Problem
 
-# The cells that cuDNN has, by their names in `problems.CELLS`.
+# The cells that cuDNN supports, by their names in `problems.CELLS`.
 NAMES = ("rnn-tanh", "rnn-relu", "lstm", "gru-after")
 NO_MASKS = Masks()
 
@@ -20,7 +20,7 @@ NO_MASKS = Masks()
 def on_host(
     cell: Any, given: Problem, masks: Masks = NO_MASKS, *, reverse: bool, platform: Any = "cpu"
 ) -> tuple[Any, Any]:
-    """Return what `problems.library` returns, by cuDNN's kernel."""
+    """Return the same as `problems.library`, computed by the cuDNN kernel."""
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
@@ -34,7 +34,10 @@ def on_host(
 
 
 def loss_of(cell: Any, platform: Any) -> Any:
-    """A loss whose kernel runs on the host, or for platform "cuda" one by XLA with the same result."""
+    """Return a loss function that uses the cuDNN kernel.
+
+    With platform "cpu" it calls the stand-in. With "cuda", a program for a CPU computes the same by XLA.
+    """
 
     def loss(params: Any, xs: Any, state: Any) -> Any:
         inputs = Dense(xs, params.w_x, params.b)
@@ -45,10 +48,11 @@ def loss_of(cell: Any, platform: Any) -> Any:
     return loss
 
 
-def setup_of(
+def make_config(
     cell: Any, layers: int = 1, both: bool = False, dtype: str = "float32", platform: Any = "cpu"
-) -> Setup:
-    return Setup(cell, layers, both, dtype, True, platform)
+) -> CallConfig:
+    """Return the configuration of a call, on the host by default."""
+    return CallConfig(cell, layers, both, dtype, True, platform)
 
 
 def lowered(cell: Any, given: Problem) -> str:

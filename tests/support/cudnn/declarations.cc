@@ -1,12 +1,12 @@
-// Compares the declarations of kernels/cudnn/api.h with those of cuDNN's own headers. It is compiled and not run.
-// With WRONG defined one function is compared with another, which must not compile.
+// Compares the declarations of kernels/cudnn/api.h with those of cuDNN's headers at compile time. If WRONG is
+// defined, it also compares two different functions, so that compiling must fail.
 
 #include <cstddef>
 #include <type_traits>
 
 #include "api.h"
 
-// What cuDNN's headers take from a CUDA toolkit, whose headers are empty files here.
+// The types that cuDNN's headers expect from a CUDA toolkit, whose headers are replaced by empty files.
 typedef struct CUstream_st* cudaStream_t;
 typedef struct CUgraph_st* cudaGraph_t;
 typedef int libraryPropertyType;
@@ -15,7 +15,7 @@ typedef int libraryPropertyType;
 
 namespace {
 
-// Two types that C passes alike: both pointers, or both numbers of the same size and kind.
+// Whether two types are passed alike in C: both are pointers, or both are numbers of the same size and kind.
 template <class A, class B>
 constexpr bool alike() {
   if constexpr (std::is_pointer_v<A> || std::is_void_v<A>)
@@ -46,7 +46,6 @@ static_assert(Same<decltype(cudnn::Functions::cudnnRNNForward), decltype(&::cudn
 
 #define EQUAL(ours, theirs) static_assert(static_cast<int>(cudnn::ours) == static_cast<int>(theirs), #theirs)
 EQUAL(SUCCESS, CUDNN_STATUS_SUCCESS);
-EQUAL(NOT_SUPPORTED, CUDNN_STATUS_NOT_SUPPORTED);
 EQUAL(STANDARD, CUDNN_RNN_ALGO_STANDARD);
 EQUAL(PERSIST_STATIC, CUDNN_RNN_ALGO_PERSIST_STATIC);
 EQUAL(PERSIST_STATIC_SMALL_H, CUDNN_RNN_ALGO_PERSIST_STATIC_SMALL_H);

@@ -1,24 +1,24 @@
-// The calls of kernels/cudnn as handlers of XLA for CPUs, with memory of the host. Together with a stand-in for cuDNN
-// that computes on the host (stand_in.cc), they run all of the wrapper but its bindings for GPUs (calls.cc).
+// XLA handlers for CPUs that call the functions of kernels/cudnn/calls.h with host memory. With a stand-in for cuDNN
+// that computes on the CPU (stand_in.cc), the tests can run everything except the handlers for GPUs (calls.cc).
 
 #include <cstdlib>
 #include <memory>
 #include <vector>
 
 #include "calls.h"
-#include "questions.h"
+#include "queries.h"
 
 namespace {
 
-// Returns a function that makes a call with workspaces of the host.
+// Returns a handler that runs a call with workspaces in host memory.
 template <class Call>
 auto on_host(Call call) {
   return [call](auto... given) {
     std::vector<std::unique_ptr<char[]>> workspaces;
-    const auto memory = [&workspaces](size_t bytes) -> void* {
+    const auto allocate = [&workspaces](size_t bytes) -> void* {
       return workspaces.emplace_back(new char[bytes]).get();
     };
-    return call(cudnn::Place{0, nullptr, memory}, given...);
+    return call(cudnn::Execution{0, nullptr, allocate}, given...);
   };
 }
 

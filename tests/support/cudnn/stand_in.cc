@@ -1,6 +1,6 @@
 // This library stands in for cuDNN 9 on a machine without a GPU. It has the functions of api.h and computes on the
-// host's memory, so that what calls cuDNN can be run and tested there. It is built as libcudnn.so.9. It refuses all
-// that the recurrence should never pass, even where cuDNN would accept it, and says what was wrong.
+// host's memory, so that the callers of cuDNN can be tested there. It returns an error and a message for arguments
+// that the recurrence should never pass, even if cuDNN would accept them.
 
 #include "api.h"
 
@@ -30,7 +30,7 @@ struct Tensor {
 
 struct Sequences {
   DataType type;
-  // There are no steps until the descriptor is set.
+  // Zero until the descriptor is set.
   int steps = 0;
   int batch, width;
 };
@@ -41,7 +41,7 @@ struct Recurrence {
   Direction direction;
   DataType type;
   int features, hidden;
-  // There are no layers until the descriptor is set.
+  // Zero until the descriptor is set.
   int layers = 0;
 
   int64_t gates() const { return mode == LSTM ? 4 : mode == GRU ? 3 : 1; }
@@ -51,7 +51,7 @@ struct Recurrence {
   int64_t pseudo_layers() const { return layers * directions(); }
   int64_t inputs(int64_t pseudo) const { return pseudo < directions() ? features : hidden * directions(); }
 
-  // These are offsets into the weights, in elements, of matrices and biases that hold the gates one after the other.
+  // Offsets of the weights of a pseudo-layer, in elements. Each matrix and bias contains all gates.
   struct Place {
     int64_t w, r, b_w, b_r;
   };
@@ -85,12 +85,12 @@ int stand_in_contexts();
 
 namespace {
 
-constexpr Status NO_CUDNN = 1001, WRONG = 2000;
+constexpr Status NO_CUDNN = 1001, WRONG = 2000, NOT_SUPPORTED = 3000;
 
 std::atomic<int> live_objects{0}, contexts{0};
 thread_local std::string last_error;
 
-struct Refusal {
+struct Error {
   Status status;
   std::string why;
 };
@@ -100,7 +100,7 @@ void require_or(Status status, bool truth, const Parts&... parts) {
   if (truth) return;
   std::ostringstream why;
   (why << ... << parts);
-  throw Refusal{status, why.str()};
+  throw Error{status, why.str()};
 }
 
 template <class... Parts>
@@ -108,23 +108,23 @@ void require(bool truth, const Parts&... parts) {
   require_or(WRONG, truth, parts...);
 }
 
-// Runs the body of a function, which throws a Refusal if it was called wrongly. The message has two lines because
-// those of cuDNN may have several.
+// Runs the body of a function, which throws an Error for invalid arguments. The message has two lines, because
+// cuDNN's messages can have several lines.
 template <class Body>
 Status answer(const char* function, const Body& body) {
   try {
     body();
     return SUCCESS;
-  } catch (const Refusal& refusal) {
-    last_error = std::string(function) + ": " + cudnnGetErrorString(refusal.status) + "\n" + refusal.why;
-    return refusal.status;
+  } catch (const Error& error) {
+    last_error = std::string(function) + ": " + cudnnGetErrorString(error.status) + "\n" + error.why;
+    return error.status;
   }
 }
 
 template <class Object>
 Status create(const char* function, Object** object) {
   return answer(function, [&] {
-    require(object, "the place for the descriptor is null");
+    require(object, "the pointer to the descriptor is null");
     *object = new Object();
     ++live_objects;
   });
@@ -139,7 +139,7 @@ Status destroy(const char* function, Object* object) {
   });
 }
 
-// The formats of 16 bits are a sign, an exponent and the `digits` of a significand, the first of which is not stored.
+// A 16-bit number is a sign, an exponent and a significand of `digits` bits, the first of which is not stored.
 int digits_of(DataType type) { return type == HALF ? 11 : 8; }
 int exponents(int digits) { return 1 << (16 - digits); }
 int least_exponent(int digits) { return 2 - exponents(digits) / 2; }
@@ -151,8 +151,8 @@ double decode(uint16_t bits, int digits) {
   return bits & 0x8000 ? -size : size;
 }
 
-// Rounds to the nearest number, or to the even one of two. A significand that is rounded up to the next power of 2
-// adds 1 to the stored exponent, which is right, also where that makes an infinity.
+// Rounds to the nearest number, ties to even. If a significand is rounded up to the next power of 2, it carries into
+// the stored exponent, which is correct, and the largest exponent stands for infinity.
 uint16_t encode(double x, int digits) {
   const int sign = std::signbit(x) ? 0x8000 : 0, one = 1 << (digits - 1), infinity = (exponents(digits) - 1) * one;
   if (std::isnan(x)) return sign | infinity | one / 2;
@@ -172,7 +172,7 @@ size_t element_bytes(DataType type) { return type == DOUBLE ? 8 : type == FLOAT 
 
 using Values = std::vector<double>;
 
-// No data stand for zeros.
+// Reads zeros if the pointer is null, as cuDNN does for states.
 Values read(DataType type, const void* data, int64_t count) {
   Values values(count);
   for (int64_t i = 0; data && i < count; ++i) {
@@ -183,7 +183,7 @@ Values read(DataType type, const void* data, int64_t count) {
   return values;
 }
 
-// Nothing is written where the caller wants no data.
+// Writes nothing if the pointer is null.
 void write(DataType type, const Values& values, void* data) {
   for (size_t i = 0; data && i < values.size(); ++i) {
     if (type == DOUBLE) static_cast<double*>(data)[i] = values[i];
@@ -204,14 +204,14 @@ void add_scaled(double scale, const double* x, double* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] += scale * x[i];
 }
 
-// This computes the three passes over all layers and directions. A pseudo-layer p takes its steps in the order
-// n = 0, 1, ..., and its step n is at the time t(p, n).
+// Computes the three passes over all layers and directions. A pseudo-layer p runs the steps n = 0, 1, ... in this
+// order; step n is at time t(p, n).
 struct Pass {
   const Recurrence& r;
   const int64_t T, B, H = r.hidden, G = r.gates(), D = r.directions(), P = r.pseudo_layers();
-  // The shapes are [T, B, features], [T, B, D * H], [P, B, H] and [P, B, H].
+  // xs [T, B, features], ys [T, B, D * H], h and c before the first step [P, B, H].
   Values xs, ys, h_first, c_first;
-  // The backward passes need the gates and the extras of every pseudo-layer [P, T, B, G + 1, H], followed by the
+  // What the backward passes need: the gates and the extra of every pseudo-layer [P, T, B, G + 1, H], followed by the
   // outputs of every layer below the last [layers - 1, T, B, D * H].
   double* kept = nullptr;
 
@@ -223,7 +223,7 @@ struct Pass {
   int64_t t(int64_t p, int64_t n) const { return p % D ? T - 1 - n : n; }
 
   double* gates(int64_t p, int64_t t, int64_t b) { return kept + ((p * T + t) * B + b) * (G + 1) * H; }
-  // An LSTM keeps its cell after the step here, and a GRU keeps R_n h + b_Rn.
+  // The extra is the cell after the step for an LSTM, and R_n h + b_Rn for a GRU.
   double* extras(int64_t p, int64_t t, int64_t b) { return gates(p, t, b) + G * H; }
 
   double* outputs(int64_t layer) {
@@ -241,7 +241,7 @@ struct Pass {
     return n ? extras(p, t(p, n - 1), b) : &c_first[(p * B + b) * H];
   }
 
-  // Calls what(p, n, b) for all of them, forward in time.
+  // Calls what(p, n, b) for all pseudo-layers, steps and rows, in the order of the steps.
   template <class What>
   void for_all(const What& what) {
     for (int64_t p = 0; p < P; ++p)
@@ -249,7 +249,7 @@ struct Pass {
         for (int64_t b = 0; b < B; ++b) what(p, n, b);
   }
 
-  // Returns the last cells of an LSTM.
+  // Returns the cells after the last step for an LSTM.
   Values forward(const Values& weights) {
     Values c_last(states());
     for_all([&](int64_t p, int64_t n, int64_t b) {
@@ -295,7 +295,7 @@ struct Pass {
     return last;
   }
 
-  // Returns d_xs, given d_ys. d_h and d_c go from the last state to the first.
+  // Returns d_xs, given d_ys. Changes d_h and d_c from the gradients of the final state to those of the initial one.
   Values backward_data(const Values& weights, Values d_outputs, Values& d_h, Values& d_c) {
     for (int64_t layer = r.layers - 1; layer >= 0; --layer) {
       const int64_t inputs = r.inputs(layer * D);
@@ -319,8 +319,8 @@ struct Pass {
     return d_outputs;
   }
 
-  // Puts derivatives in place of the gates, and of the extra of a GRU. d_h and d_c go from the state after the step
-  // to the state before it, without what comes through a product.
+  // Replaces the gates and the extra of a GRU by their gradients. Changes d_h and d_c from the gradients of the state
+  // after the step to those of the state before it, except for the part that comes through R.
   void differentiate(int64_t p, int64_t n, int64_t b, int64_t unit, double d_y, double& d_h, double& d_c) {
     const auto gate = [&](int64_t k) -> double& { return gates(p, t(p, n), b)[k * H + unit]; };
     double& extra = extras(p, t(p, n), b)[unit];
@@ -347,7 +347,7 @@ struct Pass {
     }
   }
 
-  // Row i of the product with x and row i of that with h have derivatives that differ in the new memory of a GRU.
+  // The gradients of row i of W x + b_W and of R h + b_R. They differ only in the new memory of a GRU.
   double d_from_input(int64_t p, int64_t n, int64_t b, int64_t i) { return gates(p, t(p, n), b)[i]; }
   double d_from_hidden(int64_t p, int64_t n, int64_t b, int64_t i) {
     return r.mode == GRU && i >= 2 * H ? extras(p, t(p, n), b)[i - 2 * H] : d_from_input(p, n, b, i);
@@ -368,7 +368,7 @@ struct Pass {
   }
 };
 
-// The reserve space begins with which of the passes last ran on it, and for what problem.
+// The reserve begins with a header: the pass that used it last, and its problem.
 enum Stage : int64_t { FILLED = 0x6a61787266696c6c, DIFFERENTIATED = 0x6a61787264696666 };
 using Header = std::array<int64_t, 7>;
 
@@ -380,16 +380,16 @@ static_assert(sizeof(Header) <= 64);
 
 void mark(const Pass& pass, Stage stage, void* reserve) { *static_cast<Header*>(reserve) = header(pass, stage); }
 
-// The kept values begin at a place that depends on the algorithm, so that the sizes of two algorithms differ and that
-// none is proportional to the batch.
+// The offset of the kept values depends on the algorithm, so that the reserve sizes of two algorithms differ, and no
+// size is proportional to the batch.
 int64_t kept_offset(const Recurrence& r) { return 64 + 256 * r.algorithm; }
 
 size_t reserve_needed(const Pass& pass) {
   return (kept_offset(pass.r) + pass.kept_count() * sizeof(double) + 255) / 256 * 256;
 }
 
-// The passes keep nothing in the workspace. Its size depends on the mode, so that the size for inference is refused
-// in training.
+// The passes do not use the workspace. Its size depends on the mode, so that the size for inference is too small for
+// training.
 size_t workspace_needed(const Pass& pass, ForwardMode mode) {
   return 256 * (mode == TRAINING ? 2 : 1) + pass.B * pass.H * sizeof(double);
 }
@@ -417,10 +417,10 @@ void check_sequences(const char* name, const Recurrence& r, const Sequences* s, 
   require(s->width == width, name, " is ", s->width, " wide and must be ", width);
 }
 
-std::string words(const std::vector<int>& sizes) {
-  std::string text = "[";
-  for (const int size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
+std::string text(const std::vector<int>& sizes) {
+  std::string result = "[";
+  for (const int size : sizes) result += (result.size() > 1 ? ", " : "") + std::to_string(size);
+  return result + "]";
 }
 
 void check_state(const char* name, const Recurrence& r, const Tensor* state, int batch) {
@@ -428,21 +428,21 @@ void check_state(const char* name, const Recurrence& r, const Tensor* state, int
   const std::vector<int> sizes{static_cast<int>(r.pseudo_layers()), batch, r.hidden};
   const std::vector<int> strides{batch * r.hidden, r.hidden, 1};
   require(state->type == r.type, name, " has type ", state->type, ", the recurrence type ", r.type);
-  require(state->sizes == sizes, name, " is ", words(state->sizes), " and must be ", words(sizes));
-  require(state->strides == strides, name, " has strides ", words(state->strides), " and must have ", words(strides));
+  require(state->sizes == sizes, name, " is ", text(state->sizes), " and must be ", text(sizes));
+  require(state->strides == strides, name, " has strides ", text(state->strides), " and must have ", text(strides));
 }
 
 void check_bytes(const char* name, size_t bytes, size_t needed) {
-  require(bytes >= needed, name, " is ", bytes, " and must be ", needed, " or more");
+  require(bytes >= needed, name, " is ", bytes, " bytes and must be at least ", needed);
 }
 
 void require_data(const char* name, const void* data) { require(data, name, " must not be null"); }
 
-// Overwrites the workspace with what reads as NaN in every type. A pass does so before it reads and after it writes,
-// so that a workspace that overlaps other data shows in the results.
+// Fills the workspace with bytes that are NaN in every type. A pass does this before it reads and after it writes, so
+// that the results are wrong if the workspace overlaps another buffer.
 void scribble(void* workspace, size_t bytes) { std::memset(workspace, 0xff, bytes); }
 
-// Checks the arguments that the three passes have in common, and returns the problem that they describe.
+// Checks the arguments that the three passes have in common, and returns the pass.
 Pass checked(const Context* context, const Recurrence* recurrence, ForwardMode mode, const int32_t* lengths,
              const Sequences* xs, const Sequences* ys, const Tensor* h, size_t weight_bytes, size_t workspace_bytes,
              void* workspace, size_t reserve_bytes, void* reserve) {
@@ -460,11 +460,11 @@ Pass checked(const Context* context, const Recurrence* recurrence, ForwardMode m
   check_bytes("workspace_bytes", workspace_bytes, workspace_needed(pass, mode));
   require_data("the workspace", workspace);
   if (mode == INFERENCE) {
-    require(!reserve && !reserve_bytes, "inference takes no reserve space");
+    require(!reserve && !reserve_bytes, "inference must have no reserve");
   } else {
     check_bytes("reserve_bytes", reserve_bytes, reserve_needed(pass));
-    require_data("the reserve space", reserve);
-    require(reinterpret_cast<uintptr_t>(reserve) % alignof(double) == 0, "the reserve space is not aligned");
+    require_data("the reserve", reserve);
+    require(reinterpret_cast<uintptr_t>(reserve) % alignof(double) == 0, "the reserve is not aligned");
     pass.kept = reinterpret_cast<double*>(static_cast<char*>(reserve) + kept_offset(r));
   }
   scribble(workspace, workspace_bytes);
@@ -472,8 +472,8 @@ Pass checked(const Context* context, const Recurrence* recurrence, ForwardMode m
 }
 
 void require_stage(const Pass& pass, Stage stage, const void* reserve, const char* after) {
-  require(*static_cast<const Header*>(reserve) == header(pass, stage), "the reserve space is not as ", after,
-          " of this problem left it");
+  require(*static_cast<const Header*>(reserve) == header(pass, stage), "the reserve was not written by ", after,
+          " for this problem");
 }
 
 }  // namespace
@@ -505,7 +505,7 @@ void cudnnGetLastErrorString(char* message, size_t size) {
 
 Status cudnnCreate(Context** context) {
   return answer(__func__, [&] {
-    require(context, "the place for the context is null");
+    require(context, "the pointer to the context is null");
     require_or(NO_CUDNN, !std::getenv("STAND_IN_CUDNN_BROKEN"), "STAND_IN_CUDNN_BROKEN is set");
     *context = new Context();
     ++contexts;
@@ -542,18 +542,6 @@ Status cudnnSetTensorNdDescriptor(Tensor* tensor, DataType type, int rank, const
     for (int i = 0; i < rank; ++i)
       require(sizes[i] > 0 && strides[i] > 0, "size ", i, " is ", sizes[i], ", its stride ", strides[i]);
     *tensor = {type, {sizes, sizes + rank}, {strides, strides + rank}};
-  });
-}
-
-Status cudnnGetTensorNdDescriptor(Tensor* tensor, int room, DataType* type, int* rank, int* sizes, int* strides) {
-  return answer(__func__, [&] {
-    require(tensor && type && rank && sizes && strides, "the descriptor or the place for a result is null");
-    require(!tensor->sizes.empty(), "the descriptor is not set");
-    require(room > 0, "there is room for ", room, " sizes");
-    *type = tensor->type;
-    *rank = tensor->sizes.size();
-    std::copy_n(tensor->sizes.begin(), std::min(room, *rank), sizes);
-    std::copy_n(tensor->strides.begin(), std::min(room, *rank), strides);
   });
 }
 
@@ -600,7 +588,7 @@ Status cudnnGetRNNTempSpaceSizes(Context* context, Recurrence* recurrence, Forwa
     const Recurrence& r = configured(context, recurrence);
     require(mode == INFERENCE || mode == TRAINING, "there is no mode ", mode);
     check_sequences("xs", r, xs, r.features);
-    require(workspace, "the place for the size of the workspace is null");
+    require(workspace, "the pointer to the workspace size is null");
     require_supported(r);
     const Pass pass(r, *xs);
     *workspace = workspace_needed(pass, mode);
@@ -611,7 +599,7 @@ Status cudnnGetRNNTempSpaceSizes(Context* context, Recurrence* recurrence, Forwa
 Status cudnnGetRNNWeightSpaceSize(Context* context, Recurrence* recurrence, size_t* bytes) {
   return answer(__func__, [&] {
     const Recurrence& r = configured(context, recurrence);
-    require(bytes, "the place for the size is null");
+    require(bytes, "the pointer to the size is null");
     *bytes = r.weights() * element_bytes(r.type);
   });
 }

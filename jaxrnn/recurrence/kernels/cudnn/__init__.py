@@ -1,10 +1,11 @@
-"""NVIDIA's own LSTM, GRU and plain RNN, by way of XLA's foreign function interface.
+"""NVIDIA's own LSTM, GRU and plain RNN, called through XLA's foreign function interface.
 
-What was looked up, and where: the functions, types and constants in cudnn_adv.h, cudnn_ops.h and
-cudnn_graph.h of cuDNN 9.28.1; which arguments PyTorch passes, in aten/src/ATen/native/cudnn/RNN.cpp of
-its commit 00fc08a and in aten/src/ATen/cudnn/Descriptors.h; `PlatformStream`, `ScratchAllocator` and
-`DeviceOrdinal` in xla/ffi/api/ffi.h of jaxlib 0.10.2 and 0.12, and the most that XLA takes for an
-alignment in its xla/ffi/ffi_api.cc. README.md has the order in which to read the files.
+README.md says in which order to read the files. They were written from these sources:
+
+- cuDNN 9.28.1: cudnn_adv.h, cudnn_ops.h and cudnn_graph.h, for the functions, types and constants;
+- PyTorch, commit 00fc08a: aten/src/ATen/native/cudnn/RNN.cpp, for the arguments that it passes;
+- jaxlib 0.10.2 and 0.12: xla/ffi/api/ffi.h, for `PlatformStream`, `ScratchAllocator`, `DeviceOrdinal`;
+- XLA: xla/ffi/ffi_api.cc, for the largest alignment that the scratch allocator accepts.
 """
 
 from jaxrnn.recurrence.kernels.cudnn.layer import DERIVATIVES, run, unsupported_reason

@@ -1,6 +1,6 @@
-// The part of cuDNN 9 that the recurrence calls, declared here so that compiling needs neither cuDNN nor a CUDA
-// toolkit. A test compares these declarations with the headers of cuDNN 9.28 (cudnn_adv.h, cudnn_ops.h and
-// cudnn_graph.h), where cuDNN is installed.
+// Declarations of the cuDNN 9 functions, types and constants that are used here, so that compiling requires neither
+// cuDNN nor a CUDA toolkit. A test compares them with cudnn_adv.h, cudnn_ops.h and cudnn_graph.h of cuDNN 9.28 on
+// machines where cuDNN is installed.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace cudnn {
 
-// cuDNN's own objects, which only cuDNN looks into.
+// Opaque types.
 struct Context;
 struct Recurrence;
 struct Sequences;
@@ -18,7 +18,6 @@ struct Dropout;
 
 using Status = int;
 constexpr Status SUCCESS = 0;
-constexpr Status NOT_SUPPORTED = 3000;
 
 enum Algorithm : int { STANDARD = 0, PERSIST_STATIC = 1, PERSIST_STATIC_SMALL_H = 3 };
 enum ForwardMode : int { INFERENCE = 0, TRAINING = 1 };
@@ -28,12 +27,12 @@ enum Direction : int { UNIDIRECTIONAL = 0, BIDIRECTIONAL = 1 };
 enum InputMode : int { LINEAR_INPUT = 0 };
 enum Layout : int { SEQ_MAJOR_UNPACKED = 0 };
 enum DataType : int { FLOAT = 0, DOUBLE = 1, HALF = 2, BFLOAT16 = 9 };
-// DEFAULT_MATH allows TF32 for float32; FMA_MATH uses no tensor core.
+// DEFAULT_MATH allows TF32 for float32; FMA_MATH does not use tensor cores.
 enum Math : int { DEFAULT_MATH = 0, TENSOR_OP_MATH = 1, FMA_MATH = 3 };
 enum WeightGradient : int { ADD = 0 };
 constexpr uint32_t PADDED_IO_ENABLED = 1;
 
-// X(result, name, parameters) for every function.
+// Expands X(result type, name, parameters) for every function.
 #define CUDNN_FUNCTIONS(X)                                                                                         \
   X(size_t, cudnnGetVersion, ())                                                                                   \
   X(const char*, cudnnGetErrorString, (Status status))                                                             \
@@ -48,8 +47,6 @@ constexpr uint32_t PADDED_IO_ENABLED = 1;
   X(Status, cudnnDestroyTensorDescriptor, (Tensor * tensor))                                                       \
   X(Status, cudnnSetTensorNdDescriptor,                                                                            \
     (Tensor * tensor, DataType type, int rank, const int* sizes, const int* strides))                              \
-  X(Status, cudnnGetTensorNdDescriptor,                                                                            \
-    (Tensor * tensor, int room, DataType* type, int* rank, int* sizes, int* strides))                              \
   X(Status, cudnnCreateRNNDataDescriptor, (Sequences * *sequences))                                                \
   X(Status, cudnnDestroyRNNDataDescriptor, (Sequences * sequences))                                                \
   X(Status, cudnnSetRNNDataDescriptor,                                                                             \
@@ -83,7 +80,7 @@ constexpr uint32_t PADDED_IO_ENABLED = 1;
      const void* xs_data, Tensor* h, const void* h_first, Sequences* ys, const void* ys_data, size_t weight_bytes, \
      void* d_weights, size_t workspace_bytes, void* workspace, size_t reserve_bytes, void* reserve))
 
-// The functions of a loaded library.
+// Pointers to the functions of a loaded cuDNN library.
 struct Functions {
 #define CUDNN_POINTER(result, name, parameters) result(*name) parameters = nullptr;
   CUDNN_FUNCTIONS(CUDNN_POINTER)

@@ -1,4 +1,4 @@
-"""The C++ of this folder, compiled at first use, for which neither cuDNN nor CUDA is needed."""
+"""The C++ library of this folder. It is compiled at first use, without cuDNN or a CUDA toolkit."""
 
 from pathlib import Path
 

@@ -1,21 +1,21 @@
-// cuDNN's recurrences as handlers of XLA for GPUs; calls.py calls them.
+// The XLA handlers for GPUs, which calls.py calls.
 
 #include "calls.h"
-#include "questions.h"
+#include "queries.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
 
-// The most that XLA takes for an alignment. Its memory has at least 256 bytes, which cuDNN wants.
+// The largest alignment that XLA's scratch allocator accepts. Its GPU memory is in fact aligned to 256 bytes.
 constexpr size_t ALIGNMENT = 16;
 
-// Returns a function that makes a call on the device and stream of the program, with its memory.
+// Returns a handler that runs a call on the device and stream of the program, with a workspace from XLA.
 template <class Call>
 auto on_gpu(Call call) {
   return [call](void* stream, ffi::ScratchAllocator scratch, int32_t device, auto... given) {
-    const auto memory = [&scratch](size_t bytes) { return scratch.Allocate(bytes, ALIGNMENT).value_or(nullptr); };
-    return call(cudnn::Place{device, stream, memory}, given...);
+    const auto allocate = [&scratch](size_t bytes) { return scratch.Allocate(bytes, ALIGNMENT).value_or(nullptr); };
+    return call(cudnn::Execution{device, stream, allocate}, given...);
   };
 }
 

@@ -1,4 +1,4 @@
-"""The C++ of this folder as JAX functions, and the same in plain JAX where cuDNN is not called."""
+"""The C++ of this folder as JAX functions, with an equivalent in plain JAX for other programs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxrnn.recurrence.kernels import ffi, xla
 from jaxrnn.recurrence.kernels.cudnn import algorithm, library, weights
-from jaxrnn.recurrence.kernels.cudnn.algorithm import Size, divided
-from jaxrnn.recurrence.kernels.cudnn.library import Numbers
-from jaxrnn.recurrence.kernels.cudnn.setup import Arrays, Results, Setup, as_state
+from jaxrnn.recurrence.kernels.cudnn.algorithm import Size, possible_shard_rows
+from jaxrnn.recurrence.kernels.cudnn.config import CallConfig, CallInputs, CallOutputs, make_state
+from jaxrnn.recurrence.kernels.cudnn.library import DescriptorArguments
 from jaxrnn.recurrence.kernels.ffi import NOTHING, Argument, Result
 from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.portable import on_platform
@@ -23,144 +23,148 @@ from jaxrnn.shapes import Array
 
 
 def forward(
-    setup: Setup, keep: bool, _: None, *given: Any
-) -> tuple[Results, tuple[Array, Array] | None]:
-    """Return the results and, with `keep`, the outputs and cuDNN's reserve for `backward`."""
-    arrays = Arrays(*given)
-    numbers = algorithm.numbers_of(setup, Size(*arrays.xs.shape), keep)
-    bytes_per_row = _reserve_per_row(numbers) if keep else 0
+    config: CallConfig, keep: bool, _: None, *given: Any
+) -> tuple[CallOutputs, tuple[Array, Array] | None]:
+    """Return the outputs and, with `keep`, the residuals for `backward`: ys and cuDNN's reserve."""
+    inputs = CallInputs(*given)
+    descriptor = algorithm.descriptor_for(config, Size(*inputs.xs.shape), keep)
+    bytes_per_row = _reserve_per_row(descriptor) if keep else 0
 
-    def by_cudnn(arrays: Arrays) -> tuple[Results, Array]:
-        steps, batch, _ = arrays.xs.shape
-        state = Result(arrays.hidden.shape, 1, setup.dtype)
-        width = setup.directions * setup.cell.hidden_size
+    def by_cudnn(inputs: CallInputs) -> tuple[CallOutputs, Array]:
+        steps, batch, _ = inputs.xs.shape
+        state = Result(inputs.hidden.shape, 1, config.dtype)
+        width = config.directions * config.cell.hidden_size
+        no_reserve = NOTHING._replace(dtype=jnp.uint8)
         ys, hidden, cell, reserve = ffi.call(
             "jaxrnn_cudnn_forward",
             [
-                Result((steps, batch, width), 1, setup.dtype),
+                Result((steps, batch, width), 1, config.dtype),
                 state,
-                NOTHING._replace(dtype=setup.dtype) if arrays.cell is None else state,
-                Result((batch, bytes_per_row), 0, jnp.uint8) if keep else _NO_RESERVE,
+                NOTHING._replace(dtype=config.dtype) if inputs.cell is None else state,
+                Result((batch, bytes_per_row), 0, jnp.uint8) if keep else no_reserve,
             ],
             [
-                Argument(arrays.xs, 1),
-                Argument(arrays.hidden, 1),
-                Argument(arrays.cell, 1, setup.dtype),
-                Argument(arrays.weights),
+                Argument(inputs.xs, 1),
+                Argument(inputs.hidden, 1),
+                Argument(inputs.cell, 1, config.dtype),
+                Argument(inputs.weights),
             ],
-            **_attributes(numbers),
+            **_attributes(descriptor),
         )
-        return Results(ys, hidden, None if arrays.cell is None else cell), reserve
+        return CallOutputs(ys, hidden, None if inputs.cell is None else cell), reserve
 
-    def by_jax(arrays: Arrays) -> tuple[Results, Array]:
-        shape = (arrays.xs.shape[1], bytes_per_row) if keep else ffi.NONE
-        return plain(setup, None, *arrays), jnp.zeros(shape, jnp.uint8)
+    def by_jax(inputs: CallInputs) -> tuple[CallOutputs, Array]:
+        shape = (inputs.xs.shape[1], bytes_per_row) if keep else ffi.NONE
+        return plain(config, None, *inputs), jnp.zeros(shape, jnp.uint8)
 
-    results, reserve = on_platform(setup.platform, by_cudnn, by_jax, arrays)
-    return results, (results.ys, reserve) if keep else None
+    outputs, reserve = on_platform(config.platform, by_cudnn, by_jax, inputs)
+    return outputs, (outputs.ys, reserve) if keep else None
 
 
 def backward(
-    setup: Setup, _: None, given: Any, kept: tuple[Array, Array], cotangents: Results
+    config: CallConfig,
+    _: None,
+    given: Any,
+    residuals: tuple[Array, Array],
+    cotangents: CallOutputs,
 ) -> tuple[Array | None, ...]:
-    """Return the derivatives with respect to the arrays."""
-    numbers = algorithm.numbers_of(setup, Size(*given[1].shape), training=True)
+    """Return the gradients with respect to the inputs, in the order of `CallInputs`."""
+    inputs = CallInputs(*given)
+    descriptor = algorithm.descriptor_for(config, Size(*inputs.xs.shape), training=True)
 
-    def by_cudnn(arrays: Arrays, kept: tuple[Array, Array], d: Results) -> Arrays:
-        ys, reserve = kept
-        state = Result(arrays.hidden.shape, 1, setup.dtype)
-        none = NOTHING._replace(dtype=setup.dtype)
-        hidden, cell = Argument(arrays.hidden, 1), Argument(arrays.cell, 1, setup.dtype)
+    def by_cudnn(inputs: CallInputs, residuals: tuple[Array, Array], d: CallOutputs) -> CallInputs:
+        ys, reserve = residuals
+        state = Result(inputs.hidden.shape, 1, config.dtype)
+        hidden, cell = Argument(inputs.hidden, 1), Argument(inputs.cell, 1, config.dtype)
         d_xs, d_hidden, d_cell, reserve = ffi.call(
             "jaxrnn_cudnn_backward_data",
             [
-                Result(arrays.xs.shape, 1, setup.dtype),
+                Result(inputs.xs.shape, 1, config.dtype),
                 state,
-                none if arrays.cell is None else state,
+                NOTHING._replace(dtype=config.dtype) if inputs.cell is None else state,
                 Result(reserve.shape, 0, jnp.uint8),
             ],
             [
                 Argument(ys, 1),
                 hidden,
                 cell,
-                Argument(arrays.weights),
+                Argument(inputs.weights),
                 Argument(d.ys, 1),
                 Argument(d.hidden, 1),
-                Argument(d.cell, 1, setup.dtype),
+                Argument(d.cell, 1, config.dtype),
                 Argument(reserve, 0),
             ],
-            # cuDNN writes into the reserve.
+            # cuDNN writes to the reserve.
             aliases={7: 3},
-            **_attributes(numbers),
+            **_attributes(descriptor),
         )
         (d_weights,) = ffi.call(
             "jaxrnn_cudnn_backward_weights",
-            [Result(arrays.weights.shape, None, setup.dtype)],
+            [Result(inputs.weights.shape, None, config.dtype)],
             [
-                Argument(arrays.xs, 1),
+                Argument(inputs.xs, 1),
                 hidden,
                 Argument(ys, 1),
                 Argument(reserve, 0),
-                # cuDNN adds to what is there.
-                Argument(jnp.zeros_like(arrays.weights)),
+                # cuDNN adds the gradient to this array.
+                Argument(jnp.zeros_like(inputs.weights)),
             ],
             aliases={4: 0},
-            **_attributes(numbers),
+            **_attributes(descriptor),
         )
-        return Arrays(d_weights, d_xs, d_hidden, None if arrays.cell is None else d_cell)
+        return CallInputs(d_weights, d_xs, d_hidden, None if inputs.cell is None else d_cell)
 
-    def by_jax(arrays: Arrays, _: Any, d: Results) -> Arrays:
-        return Arrays(*jax.vjp(partial(plain, setup, None), *arrays)[1](d))
+    def by_jax(inputs: CallInputs, _: Any, d: CallOutputs) -> CallInputs:
+        return CallInputs(*jax.vjp(partial(plain, config, None), *inputs)[1](d))
 
-    found = on_platform(setup.platform, by_cudnn, by_jax, Arrays(*given), kept, cotangents)
-    return tuple(found)
-
-
-_NO_RESERVE = NOTHING._replace(dtype=jnp.uint8)
+    return tuple(on_platform(config.platform, by_cudnn, by_jax, inputs, residuals, cotangents))
 
 
-def _attributes(numbers: Numbers) -> dict[str, Any]:
-    """Return the attributes of a handler."""
+def _attributes(descriptor: DescriptorArguments) -> dict[str, Any]:
+    """Return the attributes of the C++ calls."""
     return {
-        "mode": np.int64(numbers.mode),
-        "algorithm": np.int64(numbers.algorithm),
-        "layers": np.int64(numbers.layers),
-        "both_directions": np.bool_(numbers.both_directions),
-        "tf32": np.bool_(numbers.tf32),
+        "mode": np.int64(descriptor.mode),
+        "algorithm": np.int64(descriptor.algorithm),
+        "layers": np.int64(descriptor.layers),
+        "both_directions": np.bool_(descriptor.both_directions),
+        "tf32": np.bool_(descriptor.tf32),
     }
 
 
-def _reserve_per_row(numbers: Numbers) -> int:
-    """Return the bytes of the reserve for each row of the batch.
+def _reserve_per_row(descriptor: DescriptorArguments) -> int:
+    """Return the number of reserve bytes to allocate for each row of the batch.
 
-    Where a `jit` divides the rows over devices, what a part of the rows needs must fit into its part of
-    the reserve. cuDNN does not say how the size depends on the rows.
+    If `jit` shards the batch, each device needs enough reserve for its own rows. cuDNN does not document
+    how the size depends on the number of rows, so this is the maximum over all possible shard sizes.
     """
-    needed = {n: library.sizes(numbers._replace(batch=n)).reserve for n in divided(numbers.batch)}
-    return max(-(-size // n) for n, size in needed.items())
+    sizes = {
+        rows: library.memory_sizes(descriptor._replace(batch=rows)).reserve
+        for rows in possible_shard_rows(descriptor.batch)
+    }
+    return max(-(-size // rows) for rows, size in sizes.items())
 
 
-def plain(setup: Setup, _: None, *given: Any) -> Results:
-    """Return the results of a call by loops of XLA, part after part."""
-    arrays = Arrays(*given)
-    parts = weights.unpack(setup, arrays.weights, arrays.xs.shape[-1])
-    stacked = as_state(type(setup.cell.initial_state(0)), arrays.hidden, arrays.cell)
-    stacked = jax.tree.map(lambda s: s.astype(wide(setup.dtype)), stacked)
-    xs, finals = arrays.xs, []
-    for layer in range(setup.layers):
+def plain(config: CallConfig, _: None, *given: Any) -> CallOutputs:
+    """Return the outputs of a call, computed by loops of XLA, one pseudo-layer after the other."""
+    inputs = CallInputs(*given)
+    params = weights.unpack(config, inputs.weights, inputs.xs.shape[-1])
+    first = make_state(type(config.cell.initial_state(0)), inputs.hidden, inputs.cell)
+    first = jax.tree.map(lambda s: s.astype(wide(config.dtype)), first)
+    xs, finals = inputs.xs, []
+    for layer in range(config.layers):
         outputs = []
-        for direction in range(setup.directions):
-            part = layer * setup.directions + direction
-            p = parts[part]
-            state = jax.tree.map(lambda s, part=part: s[part], stacked)
-            inputs = Dense(xs, p.w_x, p.b)
-            problem = Problem(setup.cell, p, inputs, state, reverse=direction == 1)
+        for direction in range(config.directions):
+            index = layer * config.directions + direction
+            state = jax.tree.map(lambda s, index=index: s[index], first)
+            own = params[index]
+            dense = Dense(xs, own.w_x, own.b)
+            problem = Problem(config.cell, own, dense, state, reverse=direction == 1)
             final, ys = xla.run(problem)
             finals.append(final)
-            outputs.append(ys.astype(setup.dtype))
+            outputs.append(ys.astype(config.dtype))
         xs = jnp.concatenate(outputs, axis=-1)
-    final = jax.tree.map(lambda *s: jnp.stack(s).astype(setup.dtype), *finals)
-    return Results(xs, final.hidden, getattr(final, "cell", None))
+    last = jax.tree.map(lambda *s: jnp.stack(s).astype(config.dtype), *finals)
+    return CallOutputs(xs, last.hidden, getattr(last, "cell", None))
 
 
 PASSES = Passes(forward, backward, plain)

@@ -1,11 +1,11 @@
-"""A cell's problem as a call of cuDNN: what it cannot be asked for is done around the call.
+"""Run a single layer with cuDNN, and handle in plain JAX what cuDNN does not support.
 
-    reverse     the inputs are turned around in time before the call, and the outputs after it
-    lengths     see `_with_lengths`; the lengths never leave the GPU
-    tokens      rows of a table are products of the table with one-hot inputs
+    reverse    the inputs are reversed in time before the call, and the outputs after it
+    lengths    see `_run_with_lengths`; the lengths are not copied to the host
+    tokens     the table of projected tokens is multiplied by one-hot inputs
 
-cuDNN's states have the dtype of the weights. Those that go into a call and come out of it are rounded to
-it, while those of the other implementations stay float32 beside narrower weights.
+cuDNN's states have the dtype of the weights. With float16 or bfloat16 weights the states are therefore
+rounded to that dtype at the start and the end of a call. The other implementations keep them in float32.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from jaxrnn.recurrence.kernels import Derivatives, passes
 from jaxrnn.recurrence.kernels.cudnn import algorithm, library, weights
 from jaxrnn.recurrence.kernels.cudnn.algorithm import Size
 from jaxrnn.recurrence.kernels.cudnn.calls import PASSES
-from jaxrnn.recurrence.kernels.cudnn.setup import (
+from jaxrnn.recurrence.kernels.cudnn.config import (
     MODES,
-    Arrays,
-    Results,
-    Setup,
+    CallConfig,
+    CallInputs,
+    CallOutputs,
     allows_tf32,
-    as_state,
-    mode_of,
+    make_state,
+    mode_key,
 )
 from jaxrnn.recurrence.kernels.portable import Platform
 from jaxrnn.recurrence.kernels.rows import SHARED, by_rows
@@ -40,27 +40,29 @@ from jaxrnn.shapes import Array, Bool, Float, Int
 
 DERIVATIVES = Derivatives.REVERSE
 
-# So many tokens, or so many times the hidden size, are few enough for one-hot inputs: their memory and
-# work are like those of the recurrence, or small anyway.
-FEW_TOKENS, TOKENS_PER_UNIT = 256, 2
-# cuDNN's sizes are C's int.
-LARGEST = 2**31 - 1
-# Tensor cores take 16-bit operands in groups of this many.
-GROUP = 8
-# An input of a gate at which the gate is 0 or 1 exactly, whatever the other inputs are.
-SHUT = 1e4
+# One-hot inputs are used for up to this many tokens, or this many times the hidden size if that is more.
+# Beyond that, their memory and work would exceed those of the recurrence.
+MAX_TOKENS, MAX_TOKENS_PER_UNIT = 256, 2
+# cuDNN stores sizes and strides as C's int. The largest stride is that of the states, B * H.
+MAX_SIZE = 2**31 - 1
+# Tensor cores need 16-bit operands in multiples of this many values.
+TENSOR_CORE_ALIGNMENT = 8
+# A pre-activation so large that a sigmoid gate is exactly 0 or 1, whatever else is added to it.
+SATURATED = 1e4
 
 
 def unsupported_reason(problem: Problem) -> str | None:
-    """Return why cuDNN cannot run a problem on the GPU at hand, or None where it can.
+    """Return why cuDNN cannot run a problem on the current device, or None if it can.
 
     The first call compiles the C++ of this folder.
     """
-    return _lacks(problem) or lacks_gpu() or refusal(problem, 1)
+    return (
+        _unsupported_feature(problem) or unavailable_reason() or rejection_reason(problem, layers=1)
+    )
 
 
-def _lacks(problem: Problem) -> str | None:
-    """Return what a problem has that cuDNN does not have on any GPU, or None."""
+def _unsupported_feature(problem: Problem) -> str | None:
+    """Return which feature of a problem no version of cuDNN supports, or None."""
     cell, inputs = problem.cell, problem.inputs
     if not is_builtin(cell):
         return f"cuDNN has an LSTM, a GRU and a plain RNN, not {cell!r}; use 'scan'"
@@ -68,29 +70,36 @@ def _lacks(problem: Problem) -> str | None:
         return "cuDNN's LSTM has no peepholes; use 'xla'"
     if cell.kind is CellKind.GRU_BEFORE:
         return "cuDNN's GRU resets after the product (reset=\"after\"); use 'xla'"
-    if mode_of(cell) not in MODES:
-        return f"cuDNN's plain RNN has tanh or relu, not {cell.activation}; use 'xla'"
+    if mode_key(cell) not in MODES:
+        return f"cuDNN's plain RNN supports tanh and relu, not {cell.activation}; use 'xla'"
     if problem.masks.reset is not None:
         return "cuDNN cannot reset a row in the middle of a sequence (resets); use 'xla'"
     if isinstance(inputs, Lookup):
         features = inputs.table.shape[0]
-        most = max(FEW_TOKENS, TOKENS_PER_UNIT * cell.hidden_size)
+        most = max(MAX_TOKENS, MAX_TOKENS_PER_UNIT * cell.hidden_size)
         if features > most:
-            return f"cuDNN takes up to {most} tokens at this hidden size, not {features}; use 'xla'"
+            return f"at this hidden size it supports up to {most} tokens, not {features}; use 'xla'"
     elif isinstance(inputs, Dense):
         features = inputs.xs.shape[-1]
     else:
-        return "cuDNN multiplies the inputs itself and cannot take projected ones; use 'xla'"
-    sizes = problem.steps, problem.batch, features, cell.hidden_size
+        return "cuDNN projects the inputs itself and does not accept projected inputs; use 'xla'"
+    sizes = problem.steps, features, problem.batch * cell.hidden_size
     if not all(isinstance(size, int) for size in sizes):
-        return "cuDNN needs sizes that are numbers, not symbols as jax.export has them; use 'xla'"
-    if max(sizes) > LARGEST:
-        return f"cuDNN takes no size above {LARGEST}, and one is {max(sizes)}; use 'xla'"
+        return "cuDNN does not support the symbolic sizes of jax.export; use 'xla'"
+    if max(sizes) > MAX_SIZE:
+        return f"cuDNN supports sizes and strides up to {MAX_SIZE}, not {max(sizes)}; use 'xla'"
     return None
 
 
-def refusal(first: Problem, layers: int) -> str | None:
-    """Return why cuDNN itself refuses layers, or None if it does not.
+def unavailable_reason() -> str | None:
+    """Return why cuDNN is not available for the current device, or None if it is."""
+    if "rocm" in accelerator.device().client.platform_version.lower():
+        return "cuDNN supports only NVIDIA GPUs; use 'xla'"
+    return library.unavailable_reason()
+
+
+def rejection_reason(first: Problem, layers: int) -> str | None:
+    """Return the reason why cuDNN rejects a stack of layers, or None if it accepts it.
 
     Args:
       first: the problem of the first layer.
@@ -99,138 +108,134 @@ def refusal(first: Problem, layers: int) -> str | None:
     if not first.steps or not first.batch:
         return None
     inputs: Any = first.inputs
-    rows = inputs.table if isinstance(inputs, Lookup) else inputs.w_x
-    setup = Setup(first.cell, layers, False, str(first.dtype), allows_tf32(), "cuda")
-    size = Size(first.steps, first.batch, max(rows.shape[0], 1))
-    return algorithm.refusal(setup, size)
-
-
-def lacks_gpu() -> str | None:
-    """Return why there is no cuDNN for the device at hand, or None if there is."""
-    if "rocm" in accelerator.device().client.platform_version.lower():
-        return "cuDNN runs on NVIDIA's GPUs alone; use 'xla'"
-    return library.missing()
+    w_x = inputs.table if isinstance(inputs, Lookup) else inputs.w_x
+    config = CallConfig(first.cell, layers, False, str(first.dtype), allows_tf32(), "cuda")
+    size = Size(first.steps, first.batch, max(w_x.shape[0], 1))
+    return algorithm.rejection_reason(config, size)
 
 
 def run(problem: Problem, *, platform: Platform = "cuda") -> tuple[Any, Float[Array, "T B H"]]:
-    """Return the final state, and the outputs [T, B, H] in float32 or float64.
+    """Return the final state and the outputs [T, B, H], in float64 for float64 weights, else in float32.
 
     Args:
-      problem: without resets. The active steps of a row are its first ones.
-      platform: that on whose programs cuDNN is called; tests call a stand-in on a CPU.
+      problem: a problem without resets. The active steps of each row must be its first steps.
+      platform: the platform whose programs call cuDNN; tests with a stand-in pass "cpu".
 
     Raises:
-      ValueError: for a problem that cuDNN does not have, and where it refuses the sizes.
+      ValueError: if cuDNN does not support the problem.
     """
     if not problem.steps or not problem.batch:
         return problem.no_steps()
-    if reason := _lacks(problem):
+    if reason := _unsupported_feature(problem):
         raise ValueError(f"cuDNN cannot run this: {reason}")
     dtype = problem.dtype
-    setup = Setup(problem.cell, 1, False, str(dtype), allows_tf32(), platform)
-    inputs, active = as_dense(problem.inputs, dtype), problem.masks.active
+    config = CallConfig(problem.cell, 1, False, str(dtype), allows_tf32(), platform)
+    inputs, active = to_dense(problem.inputs, dtype), problem.masks.active
     if active is not None:
-        final, ys = _with_lengths(setup, problem, inputs, active)
+        final, ys = _run_with_lengths(config, problem, inputs, active)
     elif problem.reverse:
-        turned = inputs._replace(xs=jnp.flip(inputs.xs, 0))
-        final, ys = _call(setup, problem, turned)
+        reversed_inputs = inputs._replace(xs=jnp.flip(inputs.xs, 0))
+        final, ys = _run_forward(config, problem, reversed_inputs)
         ys = jnp.flip(ys, 0)
     else:
-        final, ys = _call(setup, problem, inputs)
-    broad = wide(dtype)
-    return jax.tree.map(lambda s: s.astype(broad), final), ys.astype(broad)
+        final, ys = _run_forward(config, problem, inputs)
+    result_dtype = wide(dtype)
+    return jax.tree.map(lambda s: s.astype(result_dtype), final), ys.astype(result_dtype)
 
 
-def as_dense(inputs: Inputs, dtype: Any) -> Dense:
-    """Return a `Lookup` or `Dense` as inputs at least one wide, and their weights."""
+def to_dense(inputs: Inputs, dtype: Any) -> Dense:
+    """Convert a `Lookup` or `Dense` to a `Dense` with at least one input feature."""
     if isinstance(inputs, Lookup):
-        table = inputs.clipped()
-        missing = -table.table.shape[0] % GROUP
-        w_x = jnp.pad(table.table, ((0, missing), (0, 0)))
-        xs = jax.nn.one_hot(table.tokens, w_x.shape[0], dtype=dtype)
+        table, tokens = inputs.clipped()
+        padding = -table.shape[0] % TENSOR_CORE_ALIGNMENT
+        w_x = jnp.pad(table, ((0, padding), (0, 0)))
+        xs = jax.nn.one_hot(tokens, w_x.shape[0], dtype=dtype)
         return Dense(xs, w_x, jnp.zeros(w_x.shape[1], dtype))
     assert isinstance(inputs, Dense)
-    return _with_features(inputs, 1) if not inputs.xs.shape[-1] else inputs
+    return _append_features(inputs, 1) if not inputs.xs.shape[-1] else inputs
 
 
-def _with_features(
-    inputs: Dense, count: int, first: Array | int = 0, row: Array | int = 0
+def _append_features(
+    inputs: Dense, count: int, first: Array | int = 0, weights: Array | int = 0
 ) -> Dense:
-    """Return the inputs with more features, all zero but the first of them.
+    """Append input features. All of them are zero, except the first if it is given.
 
     Args:
       inputs: the inputs.
-      count: the number of features to add.
-      first: [T, B], the first of these.
-      row: [G], its weights.
+      count: the number of features to append.
+      first: [T, B], the values of the first appended feature.
+      weights: [G], the weights of the first appended feature.
     """
     xs, w_x, b = inputs
     more = jnp.zeros((*xs.shape[:2], count), xs.dtype).at[..., 0].set(first)
-    rows = jnp.zeros((count, w_x.shape[1]), w_x.dtype).at[0].set(row)
+    rows = jnp.zeros((count, w_x.shape[1]), w_x.dtype).at[0].set(weights)
     return Dense(jnp.concatenate([xs, more], -1), jnp.concatenate([w_x, rows]), b)
 
 
-def _at(x: Float[Array, "T B K"], times: Int[Array, "N B"]) -> Float[Array, "N B K"]:
-    """Return x at N times, which may differ from row to row."""
-    return jnp.take_along_axis(x, times[..., None], axis=0)
+def _gather_steps(x: Float[Array, "T B K"], steps: Int[Array, "N B"]) -> Float[Array, "N B K"]:
+    """Return x at the given N steps of each row."""
+    return jnp.take_along_axis(x, steps[..., None], axis=0)
 
 
-def _call(setup: Setup, problem: Problem, inputs: Dense) -> tuple[Any, Array]:
-    """Return the final state and the outputs, both in the dtype of the weights."""
+def _run_forward(config: CallConfig, problem: Problem, inputs: Dense) -> tuple[Any, Array]:
+    """Run one layer forward in time. The final state and the outputs have the dtype of the weights."""
     params = problem.params._replace(w_x=inputs.w_x, b=inputs.b)
     states = jax.tree.map(lambda s: s[None], problem.state)
-    found = call(setup, [params], inputs.xs, states)
-    final = as_state(type(problem.state), found.hidden, found.cell)
-    return jax.tree.map(lambda s: s[0], final), found.ys
+    outputs = run_call(config, [params], inputs.xs, states)
+    final = make_state(type(problem.state), outputs.hidden, outputs.cell)
+    return jax.tree.map(lambda s: s[0], final), outputs.ys
 
 
-def call(setup: Setup, parts: list[Any], xs: Float[Array, "T B D"], states: Any) -> Results:
-    """Return the results of a call, all in the dtype of the weights.
+def run_call(
+    config: CallConfig, params: list[Any], xs: Float[Array, "T B D"], states: Any
+) -> CallOutputs:
+    """Run a cuDNN call. All outputs have the dtype of the weights.
 
     Args:
-      setup: the static part.
-      parts: the parameters of every layer and direction.
+      config: the configuration of the call.
+      params: the cell parameters of every pseudo-layer.
       xs: the inputs of the first layer.
-      states: the state before the first step of each part, arrays [parts, B, H].
+      states: the states of all P pseudo-layers before the first step, each array [P, B, H].
     """
-    numbers = algorithm.numbers_of(setup, Size(*xs.shape), training=False)
-    count = library.sizes(numbers).weights // jnp.dtype(setup.dtype).itemsize
-    packed = weights.pack(setup, parts, count)
-    made = Arrays(packed, xs, states.hidden, getattr(states, "cell", None))
-    arrays = vary(jax.tree.map(lambda a: a.astype(setup.dtype), made))
-    cell = None if arrays.cell is None else 1
-    rows, result_rows = Arrays(SHARED, 1, 1, cell), Results(1, 1, cell)  # type: ignore[arg-type]
-    return by_rows(_run, (setup,), tuple(arrays), tuple(rows), result_rows)
+    descriptor = algorithm.descriptor_for(config, Size(*xs.shape), training=False)
+    length = library.memory_sizes(descriptor).weights // jnp.dtype(config.dtype).itemsize
+    packed = weights.pack(config, params, minimum=length)
+    inputs = CallInputs(packed, xs, states.hidden, getattr(states, "cell", None))
+    inputs = vary(jax.tree.map(lambda a: a.astype(config.dtype), inputs))
+    cell = None if inputs.cell is None else 1
+    rows, output_rows = CallInputs(SHARED, 1, 1, cell), CallOutputs(1, 1, cell)  # type: ignore[arg-type]
+    return by_rows(_run_passes, (config,), tuple(inputs), tuple(rows), output_rows)
 
 
-def _run(setup: Setup, *arrays: Any) -> Results:
-    return passes.run(PASSES, setup, None, *arrays)
+def _run_passes(config: CallConfig, *inputs: Any) -> CallOutputs:
+    return passes.run(PASSES, config, None, *inputs)
 
 
-def _with_lengths(
-    setup: Setup, problem: Problem, inputs: Dense, active: Bool[Array, "T B"]
+def _run_with_lengths(
+    config: CallConfig, problem: Problem, inputs: Dense, active: Bool[Array, "T B"]
 ) -> tuple[Any, Float[Array, "T B H"]]:
-    """Return the final state and the outputs of rows with padding after their last step.
+    """Run one layer on rows of different lengths.
 
-    cuDNN takes lengths from the host alone, and to wait for them would hold up the GPU. Here it runs
-    through the padding. What it puts out there is dropped, and h after a row's last step is among the
-    outputs. c is not, so in the padding an LSTM gets a further input that shuts its input gate and opens
-    its forget gate, whereby c stays as it is. In reverse each row's own steps are turned around.
+    cuDNN accepts lengths only from the host, and the GPU would have to wait for that copy. So cuDNN also
+    runs the padding steps after the end of each row, and their outputs are dropped. The final h is the
+    output of a row's last real step. The final c is not among the outputs, so it must not change in the
+    padding: there an LSTM gets an additional input, which closes the input gate (i = 0) and opens the
+    forget gate (f = 1). For `reverse`, each row's real steps are reversed before and after the call.
     """
     lengths = active.sum(0, dtype=jnp.int32)
-    times = lax.broadcasted_iota(jnp.int32, active.shape, 0)
-    order = jnp.where(active, lengths[None] - 1 - times, times)
+    steps = lax.broadcasted_iota(jnp.int32, active.shape, 0)
+    reversed_steps = jnp.where(active, lengths[None] - 1 - steps, steps)
     if problem.reverse:
-        inputs = inputs._replace(xs=_at(inputs.xs, order))
+        inputs = inputs._replace(xs=_gather_steps(inputs.xs, reversed_steps))
     if problem.cell.kind is CellKind.LSTM:
-        gates = jnp.asarray([-SHUT, SHUT, 0, 0], inputs.w_x.dtype)
-        row = jnp.repeat(gates, problem.cell.hidden_size)
+        gates = jnp.asarray([-SATURATED, SATURATED, 0, 0], inputs.w_x.dtype)
         padding = jnp.where(active, 0, 1).astype(inputs.xs.dtype)
-        count = GROUP - inputs.xs.shape[-1] % GROUP
-        inputs = _with_features(inputs, count, padding, row)
-    state, ys = _call(setup, problem, inputs)
+        count = TENSOR_CORE_ALIGNMENT - inputs.xs.shape[-1] % TENSOR_CORE_ALIGNMENT
+        gate_weights = jnp.repeat(gates, problem.cell.hidden_size)
+        inputs = _append_features(inputs, count, padding, gate_weights)
+    state, ys = _run_forward(config, problem, inputs)
     last = jnp.maximum(lengths - 1, 0)[None]
-    state = state._replace(hidden=_at(ys, last)[0])
+    state = state._replace(hidden=_gather_steps(ys, last)[0])
     first = jax.tree.map(lambda s, like: s.astype(like.dtype), problem.state, state)
-    ys = _at(ys, order) if problem.reverse else ys
+    ys = _gather_steps(ys, reversed_steps) if problem.reverse else ys
     return choose_rows(lengths > 0, state, first), jnp.where(active[..., None], ys, 0)

@@ -1,5 +1,5 @@
-// cuDNN itself: opened at run time, with contexts (its handles) that are kept for every device and stream, and its
-// errors as exceptions.
+// Loads cuDNN at run time, keeps a pool of cuDNN contexts (handles) for each device and stream, and converts cuDNN's
+// errors to exceptions.
 
 #pragma once
 
@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -18,35 +17,36 @@
 
 namespace cudnn {
 
-// What went wrong, in one line.
-class Failure : public std::runtime_error {
+// An error of cuDNN or of loading it. The message is one line.
+class CudnnError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-constexpr size_t OLDEST = 90000;
+// The oldest supported version, as cudnnGetVersion returns it.
+constexpr size_t OLDEST_VERSION = 90000;
 
 class Library {
  public:
-  // Opens the file, or does nothing if a library is open already.
+  // Loads cuDNN from the file, unless it is already loaded.
   void open(const char* path) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (open_) return;
     void* file = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!file) throw Failure(dlerror());
+    if (!file) throw CudnnError(dlerror());
     Functions found;
 #define CUDNN_FIND(result, name, parameters) \
   found.name = reinterpret_cast<decltype(found.name)>(find(file, path, #name));
     CUDNN_FUNCTIONS(CUDNN_FIND)
 #undef CUDNN_FIND
     const size_t version = found.cudnnGetVersion();
-    if (version < OLDEST)
-      throw Failure("cuDNN " + std::to_string(version / 1000) + "." + std::to_string(version / 100 % 10) +
+    if (version < OLDEST_VERSION)
+      throw CudnnError("cuDNN " + std::to_string(version / 1000) + "." + std::to_string(version / 100 % 10) +
                     " is too old; version 9 is needed");
     functions_ = found;
     open_ = true;
   }
 
-  // An executable from a file may call cuDNN before anything opened it. JAX has loaded it in that case.
+  // A serialized executable may call cuDNN before Python has loaded it here. JAX itself has loaded it by then.
   const Functions& functions() {
     if (!open_) open("libcudnn.so.9");
     return functions_;
@@ -55,7 +55,7 @@ class Library {
  private:
   static void* find(void* file, const char* path, const char* name) {
     void* function = dlsym(file, name);
-    if (!function) throw Failure(std::string(path) + " has no function " + name);
+    if (!function) throw CudnnError(std::string(path) + " has no function " + name);
     return function;
   }
 
@@ -64,8 +64,8 @@ class Library {
   std::atomic<bool> open_{false};
 };
 
-// These functions are static, so that each library that is compiled from this file has a cuDNN of its own: tests load
-// one with a stand-in beside the real one.
+// These functions are static so that every shared library that includes this file loads its own cuDNN. Tests use one
+// with a stand-in and one with the real cuDNN in the same process.
 static Library& library() {
   static Library library;
   return library;
@@ -73,7 +73,7 @@ static Library& library() {
 
 inline const Functions& functions() { return library().functions(); }
 
-// Raises a Failure if a function of cuDNN failed, with all that cuDNN says about it.
+// Throws a CudnnError with cuDNN's own text if a cuDNN function failed.
 inline void require(Status status, const char* name) {
   if (status == SUCCESS) return;
   char last[512] = "";
@@ -82,9 +82,10 @@ inline void require(Status status, const char* name) {
   if (*last) text += std::string(", ") + last;
   for (char& letter : text)
     if (letter == '\n' || letter == '\r') letter = ' ';
-  throw Failure(text);
+  throw CudnnError(text);
 }
 
+// Calls a cuDNN function and checks its status.
 #define CUDNN(name, ...) cudnn::require(cudnn::functions().name(__VA_ARGS__), #name)
 
 using Contexts = std::vector<Context*>;
@@ -94,18 +95,19 @@ static std::mutex& pools_mutex() {
   return mutex;
 }
 
-// The contexts live as long as the process: CUDA may have ended before static objects do.
+// Returns the idle contexts of a device and stream. They are never destroyed, because CUDA may already have shut down
+// when static objects are destroyed.
 static Contexts& pool(int device, void* stream) {
   static auto& pools = *new std::map<std::pair<int, void*>, Contexts>;
   const std::lock_guard<std::mutex> lock(pools_mutex());
   return pools[{device, stream}];
 }
 
-// A context of cuDNN for one device and stream, on loan until this object ends. A context has memory of its own,
-// in which work that was queued on one stream would meet that of another.
-class Loan {
+// Borrows a cuDNN context from the pool for the lifetime of this object. Contexts are not shared between streams,
+// because each has an internal workspace that pending work on another stream could overwrite.
+class BorrowedContext {
  public:
-  Loan(int device, void* stream) : free_(pool(device, stream)) {
+  BorrowedContext(int device, void* stream) : free_(pool(device, stream)) {
     {
       const std::lock_guard<std::mutex> lock(pools_mutex());
       if (!free_.empty()) {
@@ -117,12 +119,12 @@ class Loan {
     CUDNN(cudnnCreate, &context_);
     if (stream) CUDNN(cudnnSetStream, context_, stream);
   }
-  ~Loan() {
+  ~BorrowedContext() {
     const std::lock_guard<std::mutex> lock(pools_mutex());
     free_.push_back(context_);
   }
-  Loan(const Loan&) = delete;
-  Loan& operator=(const Loan&) = delete;
+  BorrowedContext(const BorrowedContext&) = delete;
+  BorrowedContext& operator=(const BorrowedContext&) = delete;
 
   operator Context*() const { return context_; }
 

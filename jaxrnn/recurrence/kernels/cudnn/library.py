@@ -1,4 +1,4 @@
-"""cuDNN on this machine: where it is, which version, and how much memory its recurrences need."""
+"""Find and load cuDNN, and query its version and the memory that a recurrence needs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from jaxrnn.recurrence.kernels import Missing
 from jaxrnn.recurrence.kernels.cplusplus import NotBuilt
 from jaxrnn.recurrence.kernels.cudnn.build import LIBRARY
 
-# The name by which JAX and the system find it.
+# The file name under which JAX and the system load cuDNN.
 NAME = "libcudnn.so.9"
 
 
-class Sizes(NamedTuple):
-    """Bytes of memory that a recurrence needs."""
+class MemorySizes(NamedTuple):
+    """Memory that a recurrence needs, in bytes."""
 
     weights: int
     workspace: int
     reserve: int
 
 
-class Numbers(NamedTuple):
-    """A recurrence as cuDNN's numbers, in the order of `Numbers` in questions.h."""
+class DescriptorArguments(NamedTuple):
+    """The values from which the C++ creates cuDNN's descriptors.
+
+    The fields are in the order of the C++ struct of the same name in queries.h.
+    """
 
     mode: int
     type: int
@@ -42,101 +45,101 @@ class Numbers(NamedTuple):
     training: bool
 
 
-class Refused(Exception):
-    """What cuDNN says where it cannot run a recurrence."""
+class RejectedError(Exception):
+    """cuDNN returned an error for a recurrence; the message contains cuDNN's own text."""
 
 
 @functools.cache
-def missing() -> Missing | None:
-    """Return why this machine cannot call cuDNN, or None where it can."""
+def unavailable_reason() -> Missing | None:
+    """Return why cuDNN cannot be used on this machine, or None if it can."""
     try:
-        opened()
+        load()
     except (NotBuilt, OSError) as reason:
         return Missing(reason)
     return None
 
 
 @functools.cache
-def opened() -> ctypes.CDLL:
-    """Return the C++ of this folder, with cuDNN opened.
+def load() -> ctypes.CDLL:
+    """Compile and load the C++ of this folder, and load cuDNN.
 
     Raises:
-      NotBuilt: where the C++ cannot be compiled, or cuDNN cannot be opened or is too old.
+      NotBuilt: if the C++ cannot be compiled, or cuDNN cannot be loaded or is too old.
     """
-    if LIBRARY.missing:
-        raise NotBuilt(LIBRARY.missing)
-    return with_cudnn(LIBRARY.load(), _files())
+    if LIBRARY.unavailable_reason:
+        raise NotBuilt(LIBRARY.unavailable_reason)
+    return load_cudnn(LIBRARY.load(), _candidate_files())
 
 
-def with_cudnn(library: ctypes.CDLL, files: list[str]) -> ctypes.CDLL:
-    """Return the library with the first of the files opened that is a usable cuDNN.
+def load_cudnn(library: ctypes.CDLL, files: list[str]) -> ctypes.CDLL:
+    """Let the C++ load cuDNN from the first of the files that works, and return the C++ library.
 
     Raises:
-      NotBuilt: where none is; the message is that of the last.
+      NotBuilt: if none of the files works; the message is that of the last file.
     """
     for name in ("open", "sizes", "offsets"):
         getattr(library, f"jaxrnn_cudnn_{name}").restype = ctypes.c_char_p
-    problem = ""
+    error = ""
     for file in files:
-        problem = library.jaxrnn_cudnn_open(file.encode()).decode(errors="replace")
-        if not problem:
+        error = library.jaxrnn_cudnn_open(file.encode()).decode(errors="replace")
+        if not error:
             return library
-    raise NotBuilt(f'cuDNN cannot be used: {problem}; `pip install "jax[cuda13]"` has it')
+    raise NotBuilt(f'cuDNN cannot be used: {error}; `pip install "jax[cuda13]"` installs it')
 
 
-def _files() -> list[str]:
-    """Return where cuDNN may be, the likeliest first: JAX's, a package's, the system's."""
+def _candidate_files() -> list[str]:
+    """Return the files to try, in order: already loaded, in a Python package, in the system."""
     with contextlib.suppress(OSError):
-        # Two versions in one process would mix. JAX has loaded the one that it uses.
+        # JAX has loaded cuDNN. A second version in the same process would conflict with it.
         ctypes.CDLL(NAME, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
         return [NAME]
     spec = importlib.util.find_spec("nvidia")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    installed = [str(path) for place in places for path in Path(place).glob(f"cudnn/lib/{NAME}")]
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    installed = [str(path) for folder in folders for path in Path(folder).glob(f"cudnn/lib/{NAME}")]
     return [*installed, NAME]
 
 
 def version() -> str:
     """Return cuDNN's version, such as "9.28.1"."""
-    function = opened().jaxrnn_cudnn_version
+    function = load().jaxrnn_cudnn_version
     function.restype = ctypes.c_int64
     number = function()
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 @functools.lru_cache(maxsize=4096)
-def sizes(numbers: Numbers) -> Sizes:
+def memory_sizes(descriptor: DescriptorArguments) -> MemorySizes:
     """Return the memory that a recurrence needs.
 
     Raises:
-      Refused: where cuDNN cannot run it.
+      RejectedError: if cuDNN does not support the recurrence.
     """
-    found = (ctypes.c_int64 * 3)()
-    problem = opened().jaxrnn_cudnn_sizes(_numbers(numbers), found)
-    if problem:
-        raise Refused(problem.decode(errors="replace"))
-    return Sizes(*found)
+    sizes = (ctypes.c_int64 * 3)()
+    error = load().jaxrnn_cudnn_sizes(_c_array(descriptor), sizes)
+    if error:
+        raise RejectedError(error.decode(errors="replace"))
+    return MemorySizes(*sizes)
 
 
-def offsets(numbers: Numbers, part: int, product: int) -> tuple[int, int]:
-    """Return the offsets in bytes of a matrix and of a bias in the vector of weights.
+def offsets(descriptor: DescriptorArguments, pseudo_layer: int, product: int) -> tuple[int, int]:
+    """Return the offsets of a matrix and its bias in the weight vector, in bytes.
 
     Args:
-      numbers: the recurrence.
-      part: the number of a layer in one direction.
-      product: the number of a gate for the product with the inputs, that plus the number of gates for
-        the product with the state.
+      descriptor: the recurrence.
+      pseudo_layer: the index of the pseudo-layer.
+      product: the index of the matrix within the pseudo-layer. The matrices of the inputs come first,
+        one for each gate, then those of the hidden state.
 
     Raises:
-      Refused: where cuDNN cannot run it.
+      RejectedError: if cuDNN does not support the recurrence.
     """
     found = (ctypes.c_int64 * 2)()
-    place = ctypes.c_int64(part), ctypes.c_int64(product)
-    problem = opened().jaxrnn_cudnn_offsets(_numbers(numbers), *place, found)
-    if problem:
-        raise Refused(problem.decode(errors="replace"))
+    indices = ctypes.c_int64(pseudo_layer), ctypes.c_int64(product)
+    error = load().jaxrnn_cudnn_offsets(_c_array(descriptor), *indices, found)
+    if error:
+        raise RejectedError(error.decode(errors="replace"))
     return found[0], found[1]
 
 
-def _numbers(numbers: Numbers) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(numbers))(*map(int, numbers))
+def _c_array(descriptor: DescriptorArguments) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(descriptor))(*map(int, descriptor))

@@ -1,4 +1,4 @@
-// One recurrence of cuDNN: its descriptors, the memory that it needs, and its three passes.
+// A cuDNN recurrence: its descriptors, the memory that it needs, and its three passes.
 
 #pragma once
 
@@ -11,22 +11,22 @@
 
 namespace cudnn {
 
-// All that the descriptors depend on. Sizes fit into an int.
+// Everything that the descriptors depend on.
 struct Problem {
   Mode mode;
   DataType type;
   Algorithm algorithm;
-  // Whether products of float32 may round their operands to TF32.
+  // Whether float32 products may round their operands to TF32.
   bool tf32;
   int layers;
   Direction direction;
   int steps, batch, features, hidden;
 
   int directions() const { return direction == BIDIRECTIONAL ? 2 : 1; }
-  // A layer in one direction; its states are one entry of the first axis.
-  int parts() const { return layers * directions(); }
+  // Number of pseudo-layers. A pseudo-layer is one direction of one layer.
+  int pseudo_layers() const { return layers * directions(); }
 
-  std::string words() const {
+  std::string description() const {
     const char* modes[] = {"rnn (relu)", "rnn (tanh)", "lstm", "gru"};
     const char* algorithms[] = {"standard", "persist-static", "", "persist-static-small-h"};
     std::ostringstream text;
@@ -47,7 +47,7 @@ struct Problem {
   }
 };
 
-// A descriptor that is destroyed with this object.
+// Owns a cuDNN descriptor.
 template <class Kind>
 class Descriptor {
  public:
@@ -72,13 +72,13 @@ class Descriptor {
         functions().cudnnDestroy##kind##Descriptor                                    \
   }
 
-// Memory of the passes, in bytes.
+// Memory that the passes need, in bytes.
 struct Sizes {
   size_t weights = 0, workspace = 0, reserve = 0;
 };
 
-// The arrays of a pass. Those of the other cells and passes stay null.
-struct Arrays {
+// The buffers of a pass. Buffers that the cell or the pass does not use are null.
+struct Buffers {
   const void* xs = nullptr;
   const void* weights = nullptr;
   void* ys = nullptr;
@@ -90,6 +90,7 @@ struct Arrays {
   void* reserve = nullptr;
 };
 
+// The three passes of a recurrence. Each one queues work on the stream of the context.
 class Passes {
  public:
   Passes(Context* context, const Problem& p) : context_(context) {
@@ -105,9 +106,9 @@ class Passes {
     };
     set_sequences(xs_, p.features);
     set_sequences(ys_, p.hidden * p.directions());
-    const int sizes[] = {p.parts(), p.batch, p.hidden}, strides[] = {p.batch * p.hidden, p.hidden, 1};
+    const int sizes[] = {p.pseudo_layers(), p.batch, p.hidden}, strides[] = {p.batch * p.hidden, p.hidden, 1};
     CUDNN(cudnnSetTensorNdDescriptor, h_, p.type, 3, sizes, strides);
-    // As PyTorch passes it: an LSTM's cell has the shape of h, and other cells have no descriptor of it.
+    // As in PyTorch: c of an LSTM has the shape of h, and other cells have no descriptor for c.
     c_ = p.mode == LSTM ? static_cast<Tensor*>(h_) : nullptr;
   }
 
@@ -118,32 +119,32 @@ class Passes {
     return found;
   }
 
-  // Offsets in bytes of a matrix and a bias in the weights, for a part and one of its products: those with the
-  // inputs come first, one for each gate, then those with the state.
-  std::pair<int64_t, int64_t> offsets(int part, int product, size_t bytes) const {
-    // cuDNN adds the offsets to this address and does not read from it.
+  // Returns the offsets of a matrix and its bias in the weights, in bytes. `product` is the index of the matrix in
+  // the pseudo-layer: first the matrices of the inputs, one for each gate, then those of the hidden state.
+  std::pair<int64_t, int64_t> offsets(int pseudo_layer, int product, size_t bytes) const {
+    // cuDNN adds the offsets to this address. It does not access the memory.
     char* const base = reinterpret_cast<char*>(uintptr_t{1} << 32);
     void *matrix_data = nullptr, *bias_data = nullptr;
     const Descriptor<Tensor> matrix CUDNN_DESCRIPTOR(Tensor), bias CUDNN_DESCRIPTOR(Tensor);
-    CUDNN(cudnnGetRNNWeightParams, context_, recurrence_, part, bytes, base, product, matrix, &matrix_data, bias,
-          &bias_data);
+    CUDNN(cudnnGetRNNWeightParams, context_, recurrence_, pseudo_layer, bytes, base, product, matrix, &matrix_data,
+          bias, &bias_data);
     return {static_cast<char*>(matrix_data) - base, static_cast<char*>(bias_data) - base};
   }
 
-  void forward(ForwardMode mode, const Arrays& a, const Sizes& s) const {
+  void forward(ForwardMode mode, const Buffers& a, const Sizes& s) const {
     CUDNN(cudnnRNNForward, context_, recurrence_, mode, nullptr, xs_, a.xs, ys_, a.ys, h_, a.h_first, a.h_last,
           c_, a.c_first, a.c_last, s.weights, a.weights, s.workspace, a.workspace, s.reserve, a.reserve);
   }
 
-  // Writes into the reserve, from which `backward_weights` reads.
-  void backward_data(const Arrays& a, const Sizes& s) const {
+  // Writes to the reserve, which `backward_weights` reads.
+  void backward_data(const Buffers& a, const Sizes& s) const {
     CUDNN(cudnnRNNBackwardData_v8, context_, recurrence_, nullptr, ys_, a.ys, a.d_ys, xs_, a.d_xs, h_, a.h_first,
           a.d_h_last, a.d_h_first, c_, a.c_first, a.d_c_last, a.d_c_first, s.weights, a.weights, s.workspace,
           a.workspace, s.reserve, a.reserve);
   }
 
-  // Adds to d_weights.
-  void backward_weights(const Arrays& a, const Sizes& s) const {
+  // Adds the gradient to d_weights.
+  void backward_weights(const Buffers& a, const Sizes& s) const {
     CUDNN(cudnnRNNBackwardWeights_v8, context_, recurrence_, ADD, nullptr, xs_, a.xs, h_, a.h_first, ys_, a.ys,
           s.weights, a.d_weights, s.workspace, a.workspace, s.reserve, a.reserve);
   }

@@ -42,7 +42,7 @@ def unsupported_reason(problem: Problem) -> str | None:
         return reason
     if problem.dtype != jnp.float32:
         return f"its C++ multiplies float32 alone, not {problem.dtype}; use 'xla'"
-    return LIBRARY.missing
+    return LIBRARY.unavailable_reason
 
 
 def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
