@@ -251,7 +251,7 @@ def write_choices(record: dict[str, Any]) -> int:
     kept = json.loads(CHOICES.read_text(encoding="utf-8")) if CHOICES.exists() else []
     rows = {tuple(row.get(key, "") for key in keys): row for row in kept}
     found = [r | {"batch": r["size"][0], "hidden": r["size"][3]} for r in record["results"]]
-    # GPUs differ too much for a measurement of one to count for another.
+    # A measurement on one GPU does not apply to other GPUs.
     device = record["device"] if record["platform"] == "gpu" else ""
     found = [r | {"platform": record["platform"], "device": device} for r in found]
     count = 0

@@ -151,10 +151,12 @@ def forget_programs() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    words = "of all cases that are slow or start processes, run one in N, from case K modulo N on"
+    words = (
+        "run one in N of the cases that are slow or start processes, beginning with case K modulo N"
+    )
     parser.addoption("--every", type=fraction, default=(0, 1), metavar="K/N", help=words)
     words = (
-        "of the costly cases of each test, run at least one and one in N, from case K modulo N on"
+        "run one in N of each test's costly cases, but at least one, beginning with case K modulo N"
     )
     parser.addoption("--share", type=fraction, default=(0, 1), metavar="K/N", help=words)
 

@@ -22,7 +22,7 @@ AT_ONCE = "jaxrnn at once"
 # The fields that identify a job.
 PLACE = ("stage", "cell", "layers", "setting", "size", "dtype", "mode")
 RIVALS = ("torch", "torch float16", "jaxrnn cudnn", "jaxrnn cudnn float16", "flashrnn")
-# A rival of results from before jaxrnn called cuDNN in other dtypes.
+# The name of `cudnn` in results that are older than its float16.
 RIVALS += ("jaxrnn cudnn float32",)
 FLAX = ("flax nnx", "flax linen")
 # Batches and hidden sizes for which there are goals.

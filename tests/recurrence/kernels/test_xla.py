@@ -108,7 +108,7 @@ class TestCompiled:
 
     @pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
     def test_a_gradient_over_divided_rows_gathers_nothing(self, name: str) -> None:
-        """On four GPUs each runs its own rows, and only the weights' gradients are exchanged."""
+        """Each GPU computes its own rows, and only the gradients of the weights are exchanged."""
         mesh = Mesh(np.array(gpu_static.h100s(4)), ("data",))
         given = jax.eval_shape(lambda: problem(CELLS[name], STEPS, 8).cast("float32").inputs)
         over = P(), P(None, "data"), P("data")
@@ -143,7 +143,7 @@ class TestCompiled:
         assert several["backward"]["per_step"] < one["backward"]["per_step"]
 
     def test_unroll_picks_it_on_a_gpu(self) -> None:
-        """Where cuDNN does not have the cell."""
+        """XLA runs a cell that cuDNN does not support."""
         cell = lstm(64, peephole=True)
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0), HIDDEN))
         xs = jax.ShapeDtypeStruct((gpu_static.STEPS, BATCH, HIDDEN), jnp.float32)
