@@ -41,7 +41,7 @@ class Library {
     const size_t version = found.cudnnGetVersion();
     if (version < OLDEST_VERSION)
       throw CudnnError("cuDNN " + std::to_string(version / 1000) + "." + std::to_string(version / 100 % 10) +
-                    " is too old; version 9 is needed");
+                       " is too old; version 9 is needed");
     functions_ = found;
     open_ = true;
   }
