@@ -1,6 +1,7 @@
 """The benchmark of cuDNN: its error without a GPU, and its results with a stand-in for cuDNN."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import jax
 import pytest
 from rich.console import Console
 
@@ -25,12 +25,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.process
 def test_one_line_of_error_without_a_gpu(tmp_path: Path) -> None:
-    if jax.default_backend() == "gpu":
-        pytest.skip("waits for a machine without a GPU")
     command = [sys.executable, "-m", "benchmarks.hopper.cudnn", "--folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
-    assert re.fullmatch(r"error: cuDNN needs an NVIDIA GPU, and this is a .*\n", done.stderr)
+    # JAX's CUDA plugin, if it is installed, logs that it finds no driver.
+    message = done.stderr.splitlines()[-1]
+    assert re.fullmatch("error: cuDNN needs an NVIDIA GPU, and this is a .*", message)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
