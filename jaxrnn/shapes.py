@@ -3,6 +3,7 @@
     T  time steps            D  input features          V  tokens in the vocabulary
     B  rows of the batch     H  hidden size             E  embedding size
     G  gates times H: 4H for an LSTM, 3H for a GRU, H for a plain RNN
+    C  units of the memory of a projected LSTM, whose output is H wide
     T1 T + 1                 K, N  any other width      P  tokens of a prime      L  layers
 
 Batches of text are [B, T] at the public functions (rows of characters) and [T, B] inside of the model.

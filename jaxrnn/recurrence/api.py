@@ -1,9 +1,9 @@
 """A cell over time: check the arguments, choose the implementation, run it.
 
-`"scan"` is the plain reference: `jax.lax.scan` over `cell.step`, without a custom derivative, so that
-`jvp`, `hessian` and `jax.checkpoint` work through it. The other implementations (`recurrence.kernels`)
-compute the same with a hand-written backward pass; `recurrence.dispatch` knows which of them supports
-what and which is fastest.
+`"scan"` is the plain reference: `jax.lax.scan` over `cell.step`, with JAX's own derivatives. The other
+implementations (`recurrence.kernels`) compute the same with a hand-written backward pass, and derivatives
+in forward mode or of higher order in plain JAX; `recurrence.dispatch` knows which of them supports what
+and which is fastest.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from jaxrnn.recurrence.checks import (
     check_resets,
     check_state,
 )
-from jaxrnn.recurrence.kernels import Derivatives, Implementation, scan
-from jaxrnn.recurrence.kernels.reverse_mode import reverse_mode_only
+from jaxrnn.recurrence.kernels import Implementation, scan
 from jaxrnn.recurrence.parameters import by_value
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, choose_rows, vary
 from jaxrnn.recurrence.remat import in_stretches
@@ -68,9 +67,9 @@ def unroll(
         padding: the row keeps its state there, its outputs are zeros, and what xs holds there, even NaN,
         changes no value and no gradient.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
-      implementation: "scan", "xla", "columns" and "native" (CPU), "tpu", "hopper" (H100, H200), "cudnn"
-        (NVIDIA GPU), or None for the fastest that supports this call; `jaxrnn.explain` reports which
-        and why.
+      implementation: "scan", "xla", "associative" (minGRU, minLSTM), "columns" and "native" (CPU), "tpu",
+        "hopper" (H100, H200), "cudnn" (NVIDIA GPU), or None for the fastest that supports this call;
+        `jaxrnn.explain` reports which and why.
       save_every: k; the state is kept at every k-th step for the backward pass. 1 keeps the states and
         gates of all steps, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps
         every k-th state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and the backward pass
@@ -110,7 +109,7 @@ def record(
     resets: Bool[Given, "T B"] | None = None,
     lengths: Integer[Given, "B"] | Sequence[int] | None = None,
     reverse: bool = False,
-) -> tuple[Any, Float[Array, "T B H"], dict[str, Float[Array, "T B H"]]]:
+) -> tuple[Any, Float[Array, "T B H"], dict[str, Float[Array, "T B _"]]]:
     """Run a cell over a sequence as `unroll` does, and record what happens inside of every step.
 
     It is for looking, and differentiable. The implementation is always "scan".
@@ -221,7 +220,7 @@ def record_projected(
     resets: Bool[Given, "T B"] | None = None,
     lengths: Integer[Given, "B"] | Sequence[int] | None = None,
     reverse: bool = False,
-) -> tuple[Any, Float[Array, "T B H"], dict[str, Float[Array, "T B H"]]]:
+) -> tuple[Any, Float[Array, "T B H"], dict[str, Float[Array, "T B _"]]]:
     """Run `record` for inputs that are projected already, in one of the forms of `unroll_projected`."""
     params, gx, state = jax.tree.map(as_array, (params, gx, state))
     check_parameters(cell, params, projected=not isinstance(gx, Dense))
@@ -335,11 +334,6 @@ def _over_time(static: Static, given: Arguments) -> tuple[Any, Any]:
     run = kernel.run
     if static.record is not None:
         run = partial(scan.record, names=static.record)
-    if kernel.DERIVATIVES is not Derivatives.ALL:
-        over_it = kernel.DERIVATIVES is Derivatives.REVERSE_THEN_ANY
-        arrays = params, inputs, first
-        params, inputs, first = reverse_mode_only(static.implementation, over_it, arrays)
-        problem = problem._replace(params=params, inputs=inputs, state=first)
     if static.save_every > 1:
         final, out = in_stretches(run, static.save_every, problem)
     else:

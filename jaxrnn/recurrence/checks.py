@@ -13,7 +13,7 @@ from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence.cells import Cell, is_builtin
 from jaxrnn.recurrence.linalg import wide
 from jaxrnn.recurrence.parameters import check_params
-from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, clipped
+from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, clipped, dtype_of
 from jaxrnn.shapes import Array, Bool, Int
 
 
@@ -85,9 +85,17 @@ def check_inputs(params: Any, xs: Array) -> None:
 
 
 def check_projected(params: Any, gx: Any) -> Inputs:
-    """Check projected inputs, `Lookup` or `Dense`, and return them in the form the kernels take."""
-    w_h = params.w_h
+    """Check projected inputs, `Lookup` or `Dense`, and return them in the form the kernels take.
+
+    The width of projected inputs is checked for a cell with recurrent weights w_h [H, G].
+    """
+    w_h = getattr(params, "w_h", None)
     if isinstance(gx, Dense):
+        if w_h is None:
+            raise ValueError(
+                f"Dense is for a cell with recurrent weights w_h, not for {type(params).__name__}; pass "
+                "cell.project(params, xs)"
+            )
         xs, w_x, b = gx
         shapes = (w_x.shape, b.shape) == ((xs.shape[-1], w_h.shape[1]), w_h.shape[1:])
         if xs.ndim != 3 or not shapes or {xs.dtype, w_x.dtype, b.dtype} != {w_h.dtype}:
@@ -105,12 +113,11 @@ def check_projected(params: Any, gx: Any) -> Inputs:
             )
         if gx.table.ndim != 2 or not gx.table.shape[0]:
             raise ValueError(f"table must be [V, G] with a row or more, not {gx.table.shape}")
-    width = w_h.shape[1]
-    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != wide(w_h.dtype):
-        raise ValueError(
-            f"gx must be [T, B, {width}] {wide(w_h.dtype)} as params.w_h {w_h.shape} {w_h.dtype} "
-            f"asks, not {gx.shape} {gx.dtype}"
-        )
+    dtype = wide(dtype_of(params))
+    width = gx.shape[-1] if w_h is None or w_h.ndim != 2 else w_h.shape[1]
+    if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != dtype:
+        asks = "" if w_h is None else f" as params.w_h {w_h.shape} {w_h.dtype} asks"
+        raise ValueError(f"gx must be [T, B, {width}] {dtype}{asks}, not {gx.shape} {gx.dtype}")
     return gx.clipped() if isinstance(gx, Lookup) else gx
 
 

@@ -1,12 +1,13 @@
 """Which implementation runs a recurrence, and why.
 
-    scan      jax.lax.scan over `cell.step`, any cell, any derivative      everywhere
-    xla       XLA's loops with a hand-written backward pass                everywhere
-    columns   the same loops, transposed in memory                         CPU
-    native    C++, each core with rows of its own                          CPU
-    tpu       Pallas kernels, the recurrent weights on the chip or streamed  TPU
-    hopper    Pallas kernels, the recurrent weights on the chip            Hopper GPU
-    cudnn     NVIDIA's own LSTM, GRU and plain RNN                         NVIDIA GPU
+    scan         jax.lax.scan over `cell.step`, any cell                        everywhere
+    xla          XLA's loops with a backward pass of their own, any cell        everywhere
+    associative  all steps at once, cells that are linear in their state        everywhere
+    columns      the loops of xla, transposed in memory                         CPU
+    native       C++, each core with rows of its own                            CPU
+    tpu          Pallas kernels, the recurrent weights on the chip or streamed  TPU
+    hopper       Pallas kernels, the recurrent weights on the chip              Hopper GPU
+    cudnn        NVIDIA's own LSTM, GRU and plain RNN                           NVIDIA GPU
 
 `choose` takes the one asked for by name, or the one that was fastest when it was measured at the nearest
 size (`choices.json`, which `benchmarks/cell_throughput.py --write-choices` writes), or where nothing
@@ -55,18 +56,19 @@ class Choice(NamedTuple):
 
 
 def explain(
-    cell: Cell,
+    cell: Any,
     shape: tuple[int, ...],
     dtype: Any = jnp.float32,
     implementation: Implementation | None = None,
     *,
     resets: bool = False,
     reverse: bool = False,
-) -> Choice:
+) -> Any:
     """Return which implementation `unroll` picks for inputs of this shape, and why.
 
     Args:
-      cell: as for `unroll`.
+      cell: as for `unroll`; or an object with its own `explain`, such as `jaxrnn.layers.stacked` makes,
+        which answers in its own way.
       shape: the shape [T, B, D] of xs.
       dtype: the dtype of xs and the parameters.
       implementation: as for `unroll`: None, or one asked for by name.
@@ -80,6 +82,8 @@ def explain(
       ValueError: as `unroll` would, for a dtype that is not supported and an implementation that is
         unknown or cannot run this.
     """
+    if hasattr(cell, "explain"):
+        return cell.explain(shape, dtype, implementation, resets=resets)
     if len(shape) != 3:
         raise ValueError(f"shape must be that of xs, [T, B, D], not {tuple(shape)}")
     steps, batch, width = (
@@ -210,6 +214,13 @@ _USUAL: dict[str, tuple[Implementation, ...]] = {
     "gpu": ("cudnn", "xla", "scan"),
     "tpu": ("tpu", "xla", "scan"),
 }
+# Those for cells without equations of their own in the kernels. On a CPU, JAX's derivative of a scan took
+# about the time of the generic backward pass of "xla": 0.9 to 1.3 times, by size.
+_USUAL_OF_OTHERS: dict[str, tuple[Implementation, ...]] = {
+    "cpu": ("associative", "scan"),
+    "gpu": ("associative", "xla", "scan"),
+    "tpu": ("associative", "xla", "scan"),
+}
 _ONE_STEP: tuple[Implementation, ...] = ("scan",)
 _FEW_STEPS: tuple[Implementation, ...] = ("xla", "scan")
 
@@ -222,10 +233,14 @@ _NEAR = 2.0
 
 def _fastest(problem: Problem, steps: int, table: list[Row]) -> Choice:
     here = platform()
-    order = _USUAL.get(here, ("xla", "scan"))
+    builtin = is_builtin(problem.cell)
+    usual = _USUAL if builtin else _USUAL_OF_OTHERS
+    order = usual.get(here, ("xla", "scan"))
     row: Row | None = None
     if steps <= 1:
         order, why = _ONE_STEP, "the usual choice for a single step"
+    elif not builtin:
+        why = f"the usual choice on {here} for a {type(problem.cell).__name__}"
     elif steps < _FEW and here == "cpu":
         order, why = _FEW_STEPS, f"the usual choice on {here} for fewer than {_FEW} steps"
     elif row := _nearest(problem, here, table):

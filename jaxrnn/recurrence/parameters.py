@@ -89,7 +89,8 @@ def check_params(cell: Any, params: Any, *, builtin: bool, projected: bool = Fal
       ValueError: where they do not agree; the message names what is expected and what was given.
     """
     w_x: Any = getattr(params, "w_x", None)
-    w_h: Any = getattr(params, "w_h", None)
+    # The dtype of the parameters: that of w_h, or of w_x in a cell without recurrent weights.
+    w_h: Any = getattr(params, "w_h", w_x)
     known = getattr(w_x, "ndim", 0) == 2
     if not known and not builtin:
         return

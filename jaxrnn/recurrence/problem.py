@@ -127,8 +127,8 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the parameters."""
-        return jnp.dtype(self.params.w_h.dtype)
+        """The dtype of the parameters, that of w_h where the cell has one."""
+        return dtype_of(self.params)
 
     @property
     def recurrent_params(self) -> Any:
@@ -139,6 +139,12 @@ class Problem(NamedTuple):
         """Return the result for T = 0 or B = 0: the state as it is, and outputs [T, B, H]."""
         shape = (self.steps, self.batch, self.cell.hidden_size)
         return self.state, jnp.zeros(shape, self.inputs.dtype)
+
+
+def dtype_of(params: Any) -> Any:
+    """Return the dtype of a cell's parameters: that of w_h, or of the first array if there is no w_h."""
+    w_h = getattr(params, "w_h", None)
+    return jnp.dtype((jax.tree.leaves(params)[0] if w_h is None else w_h).dtype)
 
 
 class Residuals(NamedTuple):

@@ -85,7 +85,6 @@ from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.kernels import xla
 
 class Kernels:
-    DERIVATIVES = xla.DERIVATIVES
     unsupported_reason, deadly = staticmethod(xla.unsupported_reason), False
     def run(*arguments):
         if Kernels.deadly:

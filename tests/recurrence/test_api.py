@@ -625,35 +625,6 @@ def test_a_second_eager_call_compiles_nothing(what: str, caplog: pytest.LogCaptu
     assert compiled[1] == 0, compiled
 
 
-@pytest.mark.first_case
-@pytest.mark.parametrize("what", ["jvp", "jacfwd", "hessian", "linearize"])
-@pytest.mark.parametrize("implementation", ["xla", USUAL])
-def test_forward_mode_asks_for_scan(what: str, implementation: Any) -> None:
-    """A derivative that a kernel lacks raises an error; a hessian runs by "xla" or in reverse mode."""
-    cell, given = in_float32("rnn-tanh", steps=2)
-
-    def loss(b: Any) -> Any:
-        params = given.params._replace(b=b)
-        return (unroll(cell, params, given.xs, implementation=implementation)[1] ** 2).sum()
-
-    b = given.params.b
-    derivatives = {
-        "jvp": lambda: jax.jit(lambda b: jax.jvp(loss, (b,), (b,)))(b),
-        "jacfwd": lambda: jax.jacfwd(loss)(b),
-        "hessian": lambda: jax.hessian(loss)(b),
-        "linearize": lambda: jax.linearize(loss, b)[1](b),
-    }
-    if (what, implementation) == ("hessian", "xla"):
-        again = jax.jacrev(jax.jacrev(loss))(b)
-        assert_close(derivatives[what](), again, TOLERANCES["float32"])
-    else:
-        message = (
-            f"'{implementation}' has derivatives in reverse mode alone .*implementation=\"scan\""
-        )
-        with pytest.raises(TypeError, match=message):
-            derivatives[what]()
-
-
 # --- what a cell does inside -------------------------------------------------------------------
 
 

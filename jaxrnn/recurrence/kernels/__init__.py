@@ -2,7 +2,6 @@
 
 Each is a module here with
 
-    DERIVATIVES: Derivatives                                    which derivatives it has
     unsupported_reason(problem: Problem) -> str | None          why it cannot run a problem, or None
     run(problem: Problem) -> (final state, outputs [T, B, H])   the outputs in the inputs' dtype
 
@@ -11,12 +10,13 @@ and is found by its name, as users give it to `jaxrnn.unroll`.
 
 from __future__ import annotations
 
-import enum
 import importlib
 from types import ModuleType
 from typing import Any, Literal
 
-Implementation = Literal["scan", "xla", "columns", "native", "tpu", "hopper", "cudnn"]
+Implementation = Literal[
+    "scan", "xla", "associative", "columns", "native", "tpu", "hopper", "cudnn"
+]
 
 # The platforms of the implementations that do not run on all.
 PLATFORMS = {
@@ -32,15 +32,6 @@ _LAYERS_AT_ONCE = {"hopper": "hopper.stack", "cudnn": "cudnn.stack"}
 
 # Implementations that are compiled on the user's machine. Each has a module `build` with its `LIBRARY`.
 _COMPILED = ("native", "cudnn")
-
-
-class Derivatives(enum.Enum):
-    """The derivatives that an implementation has."""
-
-    ALL = "all"
-    # A backward pass in plain JAX can itself be differentiated in forward mode.
-    REVERSE_THEN_ANY = "reverse mode, and any derivative of that"
-    REVERSE = "reverse mode"
 
 
 class Missing(str):

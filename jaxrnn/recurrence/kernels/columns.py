@@ -10,11 +10,14 @@ from typing import Any
 
 from jaxrnn.recurrence.kernels import xla
 from jaxrnn.recurrence.kernels.xla.layouts import Columns
+from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
 from jaxrnn.recurrence.problem import Problem
 from jaxrnn.shapes import Array, Float
 
-DERIVATIVES = xla.DERIVATIVES
-unsupported_reason = xla.unsupported_reason
+
+def unsupported_reason(problem: Problem) -> str | None:
+    """Return why this cannot run a problem, or None where it can."""
+    return unsupported_cell(problem.cell)
 
 
 def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:

@@ -2,6 +2,9 @@
 
 The calls support `vmap`, and under a `jit` over several devices each device processes its own rows. A
 handler has a fixed number of arguments and results; absent ones are passed as arrays without elements.
+
+A handler may take calls that are mapped: each `vmap` adds an axis in front of all arrays. An argument
+that is not mapped has length 1 there, so that what all elements share is not copied.
 """
 
 from __future__ import annotations
@@ -9,12 +12,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
+from jax.custom_batching import custom_vmap, sequential_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -64,6 +68,7 @@ def call(
     *,
     aliases: dict[int, int] | None = None,
     flat: bool = False,
+    mapped: bool = False,
     **attributes: Any,
 ) -> list[Array]:
     """Call a handler and return its results.
@@ -72,37 +77,61 @@ def call(
       name: the name under which the handler is registered.
       results: the results of the handler.
       arguments: the arguments of the handler.
-      aliases: maps the index of an argument to the index of the result that shares its memory.
+      aliases: maps the index of an argument to the index of the result that shares its memory, if they
+        have the same shape.
       flat: whether the handler expects arrays [T * B, K] instead of [T, B, K].
+      mapped: whether the handler takes mapped calls. If not, `vmap` becomes a loop of calls.
       attributes: the handler's attributes, numpy scalars.
     """
     there = [a for a in arguments if a.array is not None]
+    made = [r for r in results if not _absent(r)]
 
     def run_here(*present: Array) -> list[Array]:
+        # The number and the lengths of the mapped axes.
+        front = present[0].ndim - there[0].array.ndim
+        lengths = jnp.broadcast_shapes(*(x.shape[:front] for x in present))
+        divided = zip(present, there, strict=True)
+        batch = next(x.shape[front + a.rows] for x, a in divided if a.rows is not None)
+        shapes = [NONE if _absent(r) else lengths + _with_rows(r, batch) for r in results]
         arrays = iter(present)
         given = [jnp.zeros(NONE, a.dtype) if a.array is None else next(arrays) for a in arguments]
-        divided = zip(present, there, strict=True)
-        batch = next(x.shape[a.rows] for x, a in divided if a.rows is not None)
-        shapes = [_with_rows(r, batch) for r in results]
-        made = shapes
+        passed = shapes
         if flat:
             given = [
-                x.reshape(_flat(x.shape, a.rows)) for x, a in zip(given, arguments, strict=True)
+                x.reshape(_flat(x.shape, a.rows, front))
+                for x, a in zip(given, arguments, strict=True)
             ]
-            made = [_flat(s, r.rows) for s, r in zip(shapes, results, strict=True)]
+            passed = [_flat(s, r.rows, front) for s, r in zip(shapes, results, strict=True)]
         types = [
-            jax.ShapeDtypeStruct(shape, r.dtype) for shape, r in zip(made, results, strict=True)
+            jax.ShapeDtypeStruct(shape, r.dtype) for shape, r in zip(passed, results, strict=True)
         ]
-        run = jax.ffi.ffi_call(name, types, input_output_aliases=aliases)
+        pairs = (aliases or {}).items()
+        shared = {n: m for n, m in pairs if given[n].shape == types[m].shape}
+        run = jax.ffi.ffi_call(name, types, input_output_aliases=shared)
         found = vary_like(run(*given, **attributes), given)
-        pairs = zip(found, shapes, results, strict=True)
-        return [x.reshape(shape) for x, shape, r in pairs if not _absent(r)]
+        whole = zip(found, shapes, results, strict=True)
+        return [x.reshape(shape) for x, shape, r in whole if not _absent(r)]
 
-    made = [r for r in results if not _absent(r)]
-    # If the weights are mapped, too, vmap becomes a loop over the elements of the mapped axis.
-    run = sequential_vmap(_partitioned(run_here, there, made))
+    partitioned = partial(_partitioned, run_here, there, made)
+    run = _mapped(partitioned) if mapped else sequential_vmap(partitioned())
     found = iter(run(*(a.array for a in there)))
     return [jnp.zeros(NONE, r.dtype) if _absent(r) else next(found) for r in results]
+
+
+def _mapped(
+    partitioned: Callable[..., Callable[..., list[Array]]], front: int = 0
+) -> Callable[..., list[Array]]:
+    """Return partitioned(front), the call for arrays with `front` mapped axes; `vmap` adds one."""
+    run = custom_vmap(partitioned(front))
+
+    @run.def_vmap
+    def _(_: int, own: Sequence[bool], *arrays: Array) -> tuple[list[Array], list[bool]]:
+        # All elements share an array whose axis has length 1.
+        given = [x if o else x[None] for x, o in zip(arrays, own, strict=True)]
+        found = _mapped(partitioned, front + 1)(*given)
+        return found, [True] * len(found)
+
+    return run
 
 
 def _absent(result: Result) -> bool:
@@ -115,24 +144,32 @@ def _with_rows(result: Result, batch: int) -> tuple[int, ...]:
     return shape if rows is None else (*shape[:rows], batch, *shape[rows + 1 :])
 
 
-def _flat(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
-    return shape if rows is None else (shape[0] * shape[1], *shape[2:])
+def _flat(shape: tuple[int, ...], rows: int | None, front: int) -> tuple[int, ...]:
+    """Return the shape with the axes of time and rows as one, after `front` mapped axes."""
+    if rows is None:
+        return shape
+    before, (steps, batch, *after) = shape[:front], shape[front:]
+    return (*before, steps * batch, *after)
 
 
 def _partitioned(
-    call: Callable[..., list[Array]], arguments: Sequence[Argument], results: Sequence[Result]
+    call: Callable[..., list[Array]],
+    arguments: Sequence[Argument],
+    results: Sequence[Result],
+    front: int = 0,
 ) -> Callable[..., list[Array]]:
-    """Let each device of a `jit` call the handler for its own rows only."""
+    """Let each device of a `jit` call the handler for its own rows only, after `front` mapped axes."""
     names = (f"x{n}" for n in itertools.count())
 
     def factors(shape: tuple[int, ...], rows: int | None) -> str:
-        return " ".join("rows" if n == rows else next(names) for n in range(len(shape)))
+        axes = range(-front, len(shape))
+        return " ".join("rows" if n == rows else next(names) for n in axes)
 
     def partition(mesh: Any, given: Sequence[Any], _: Any) -> tuple[Any, ...]:
-        divided = _divided(given, arguments)
+        divided = _divided(given, arguments, front)
 
         def place(rows: int | None) -> NamedSharding:
-            return NamedSharding(mesh, P() if rows is None else P(*[None] * rows, divided))
+            return NamedSharding(mesh, P() if rows is None else P(*[None] * (front + rows), divided))
 
         def call_here(*arrays: Array) -> list[Array]:
             found = zip(call(*arrays), results, strict=True)
@@ -155,13 +192,16 @@ def _partitioned(
     return partitioned
 
 
-def _divided(given: Sequence[Any], arguments: Sequence[Argument]) -> tuple[str, ...]:
+def _divided(
+    given: Sequence[Any], arguments: Sequence[Argument], front: int
+) -> tuple[str, ...]:
     """Return the mesh axes over which the rows are sharded; none if the shards would be unequal."""
     for array, argument in zip(given, arguments, strict=True):
         if argument.rows is None or not isinstance(array.sharding, NamedSharding):
             continue
-        spec = (*array.sharding.spec, *[None] * argument.rows)[argument.rows]
+        rows = front + argument.rows
+        spec = (*array.sharding.spec, *[None] * rows)[rows]
         axes = (spec,) if isinstance(spec, str) else tuple(spec or ())
         sizes = [array.sharding.mesh.shape[axis] for axis in axes]
-        return () if array.shape[argument.rows] % math.prod(sizes) else axes
+        return () if array.shape[rows] % math.prod(sizes) else axes
     return ()

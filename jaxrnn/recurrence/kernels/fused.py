@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.kernels import passes, xla
+from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, Residuals, vary
 from jaxrnn.shapes import Array, Bool, Float
@@ -96,45 +97,38 @@ def run(
         gx = more(pad(gx, gates), 1)
     state = jax.tree.map(lambda s: more(pad(s, 1), 0), problem.state)
     masks = jax.tree.map(lambda mask: more(mask, 1), problem.masks)
-    arguments = vary((weights, gx, state, masks))
     padded = dataclasses.replace(cell, hidden_size=width)
-    final, ys = _run(kernels, Call(padded, tiles, problem.reverse, interpret), *arguments)
+    *given, masks = vary((weights, gx, state, masks))
+    static = kernels, Call(padded, tiles, problem.reverse, interpret)
+    final, ys = passes.run(_PASSES, static, masks, *given)
     return jax.tree.map(lambda s: s[:batch, :size], final), ys[:, :batch, :size]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(
-    kernels: Kernels, call: Call, weights: Any, gx: Inputs, state: Any, masks: Masks
-) -> tuple[Any, Array]:
-    return _forward(kernels, call, weights, gx, state, masks, keep=False)[0]
-
-
 def _forward(
-    kernels: Kernels,
-    call: Call,
-    weights: Any,
-    gx: Inputs,
-    state: Any,
-    masks: Masks,
-    keep: bool = True,
-) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
-    source = gx if isinstance(gx, Lookup | Dense) else None
-    projected = gx if source is None else source.project()
+    static: Any, keep: bool, masks: Masks, weights: Any, gx: Inputs, state: Any
+) -> tuple[tuple[Any, Array], Residuals | None]:
+    kernels, call = static
+    projected = gx.project() if isinstance(gx, Lookup | Dense) else gx
     final, ys, residuals = kernels.forward(call, weights, projected, state, masks, keep)
-    return (final, ys), (weights, source, residuals, masks)
+    return (final, ys), residuals
 
 
 def _backward(
-    kernels: Kernels, call: Call, saved: tuple[Any, ...], cotangents: tuple[Any, Array]
-) -> tuple[Any, Any, Any, Masks]:
-    weights, source, residuals, masks = saved
+    static: Any, masks: Masks, given: Any, residuals: Residuals, cotangents: tuple[Any, Array]
+) -> tuple[Any, Any, Any]:
+    (kernels, call), (weights, gx, _) = static, given
     d_final, d_ys = cotangents
     d_gx, d_state = kernels.backward(call, weights, residuals, d_final, d_ys, masks)
     d_weights = xla.weight_gradients(call.cell, weights, d_final, residuals, d_gx)
-    return d_weights, xla.to_inputs(Rows, source, d_gx, d_ys.dtype), d_state, Masks()
+    return d_weights, xla.to_inputs(Rows, gx, d_gx, d_ys.dtype), d_state
 
 
-_run.defvjp(_forward, _backward)
+def _plain(static: Any, masks: Masks, weights: Any, gx: Inputs, state: Any) -> Any:
+    call = static[1]
+    return xla.run(Problem(call.cell, weights, gx, state, masks, call.reverse))
+
+
+_PASSES = Passes(_forward, _backward, _plain)
 
 
 def join_gates(gates: Array | tuple[Array, ...]) -> Float[Array, "T B G"]:

@@ -9,11 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.recurrence.kernels import Derivatives
 from jaxrnn.recurrence.problem import Problem, choose_rows, projected
 from jaxrnn.shapes import Array, Float
-
-DERIVATIVES = Derivatives.ALL
 
 
 def unsupported_reason(problem: Problem) -> str | None:
@@ -28,7 +25,7 @@ def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
 
 def record(
     problem: Problem, names: Sequence[str]
-) -> tuple[Any, tuple[Float[Array, "T B H"], dict[str, Float[Array, "T B H"]]]]:
+) -> tuple[Any, tuple[Float[Array, "T B H"], dict[str, Float[Array, "T B _"]]]]:
     """Return the final state, and the outputs with the cell's `activations` of these names."""
     return _scan(problem, names)
 

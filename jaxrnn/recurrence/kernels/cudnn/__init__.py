@@ -8,6 +8,6 @@ README.md says in which order to read the files. They were written from these so
 - XLA: xla/ffi/ffi_api.cc, for the largest alignment that the scratch allocator accepts.
 """
 
-from jaxrnn.recurrence.kernels.cudnn.layer import DERIVATIVES, run, unsupported_reason
+from jaxrnn.recurrence.kernels.cudnn.layer import run, unsupported_reason
 
-__all__ = ["DERIVATIVES", "run", "unsupported_reason"]
+__all__ = ["run", "unsupported_reason"]

@@ -19,7 +19,7 @@ from jax import lax
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import is_builtin
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives, passes
+from jaxrnn.recurrence.kernels import passes
 from jaxrnn.recurrence.kernels.cudnn import algorithm, library, weights
 from jaxrnn.recurrence.kernels.cudnn.algorithm import Size
 from jaxrnn.recurrence.kernels.cudnn.calls import PASSES
@@ -37,8 +37,6 @@ from jaxrnn.recurrence.kernels.rows import SHARED, by_rows
 from jaxrnn.recurrence.linalg import wide
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Problem, choose_rows, vary
 from jaxrnn.shapes import Array, Bool, Float, Int
-
-DERIVATIVES = Derivatives.REVERSE
 
 # One-hot inputs are used for up to this many tokens, or this many times the hidden size if that is more.
 # Beyond that, their memory and work would exceed those of the recurrence.

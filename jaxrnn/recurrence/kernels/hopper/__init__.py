@@ -7,6 +7,6 @@ every multiprocessor to all others in every step, through memory that L2 caches.
 README.md says in which order to read the modules, and has a diagram of a step.
 """
 
-from jaxrnn.recurrence.kernels.hopper.layer import DERIVATIVES, run, unsupported_reason
+from jaxrnn.recurrence.kernels.hopper.layer import run, unsupported_reason
 
-__all__ = ["DERIVATIVES", "run", "unsupported_reason"]
+__all__ = ["run", "unsupported_reason"]

@@ -19,16 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives, fused, xla
+from jaxrnn.recurrence.kernels import fused
 from jaxrnn.recurrence.kernels.fused import Call, Plan
 from jaxrnn.recurrence.kernels.hopper import block, search, steps
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
 from jaxrnn.recurrence.kernels.hopper.search import tiling_for
 from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, DoesNotFitError, M, Tiling, width
+from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
 from jaxrnn.recurrence.problem import Masks, Problem, Residuals
 from jaxrnn.shapes import Array, Bool, Float
-
-DERIVATIVES = Derivatives.REVERSE
 
 
 def unsupported_reason(problem: Problem) -> str | None:
@@ -37,7 +36,7 @@ def unsupported_reason(problem: Problem) -> str | None:
     Raises:
       ValueError: for an environment variable of `search` that asks for an impossible tiling.
     """
-    reason = xla.unsupported_reason(problem) or search.unsupported_here(problem.dtype)
+    reason = unsupported_cell(problem.cell) or search.unsupported_here(problem.dtype)
     if reason:
         return reason
     try:

@@ -1,5 +1,5 @@
 """C++ on a CPU: each core takes rows of the batch through all of time on its own. `vjp` has it."""
 
-from jaxrnn.recurrence.kernels.native.vjp import DERIVATIVES, run, unsupported_reason
+from jaxrnn.recurrence.kernels.native.vjp import run, unsupported_reason
 
-__all__ = ["DERIVATIVES", "run", "unsupported_reason"]
+__all__ = ["run", "unsupported_reason"]

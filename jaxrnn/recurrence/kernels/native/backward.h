@@ -15,19 +15,20 @@ class Backward : public Problem {
   const float *d_ys, *d_h_last, *d_c_last;
   // d_gx [T, B, G], which may be `kept_gates` itself; [B, H].
   float *d_gx, *d_h_first, *d_c_first;
-  // [T, B, H], the derivative with respect to q = h w_n + b_h of a GRU that resets after the product.
+  // [T, B, H], the derivative with respect to q = h w_n + b_h of a GRU that resets after the product. It may be
+  // `extra` itself.
   float* d_q = nullptr;
 
-  void run(xla::ffi::ThreadPool& pool) {
+  void run(Threads& threads) {
     const int64_t size = B * width();
     for (Scratch* scratch : {&d_h_, &d_c_, &d_rh_}) *scratch = Scratch::zeros(size);
-    w_t_ = Packed::transposed(pool, w_h, gates() * H, H);
+    w_t_ = Packed::transposed(threads, w_h, gates() * H, H);
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(d_h_ + row * width(), d_h_last + row * H, H * sizeof(float));
       if (kind == LSTM) std::memcpy(d_c_ + row * width(), d_c_last + row * H, H * sizeof(float));
     }
     const int64_t phases = kind == GRU_BEFORE ? 3 : 2;
-    run_steps(pool, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
+    run_steps(threads, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
       const int64_t t = reverse ? n : T - 1 - n;
       if (phase == 0) gates_backward(mine, t);
       else if (phase < phases - 1) gru_before_reset(mine, t);

@@ -19,6 +19,7 @@ from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Residuals
 from jaxrnn.shapes import Array, Float, Int
 
 on_cpu = partial(on_platform, "cpu")
+_call = partial(ffi.call, mapped=True)
 
 
 def forward(
@@ -54,7 +55,7 @@ def _forward_call(
     every = Result((steps, batch, cell.hidden_size), 1)
     last = Result((batch, cell.hidden_size), 0)
     third = _third_residual(cell)
-    ys, hidden, c, previous_hidden, gates, extra = ffi.call(
+    ys, hidden, c, previous_hidden, gates, extra = _call(
         "jaxrnn_forward",
         [
             every,
@@ -134,7 +135,7 @@ def _backward_call(
     first = Result((batch, size), 0)
     third = _third_residual(cell)
     kept = residuals.previous_hidden, residuals.gates, getattr(residuals, third) if third else None
-    d_gx, d_q, hidden, c = ffi.call(
+    d_gx, d_q, hidden, c = _call(
         "jaxrnn_backward",
         [
             Result((steps, batch, weights.w_h.shape[1]), 1),
@@ -150,8 +151,8 @@ def _backward_call(
             *_state(d_final),
             *_masks(masks),
         ],
-        # d_gx is written over the gates where nothing else reads them.
-        aliases={3: 0},
+        # d_gx is written over the gates, and d_q over q, where nothing else reads them.
+        aliases={3: 0, 4: 1} if _has_q(cell) else {3: 0},
         kind=_kind(cell),
         reverse=reverse,
     )
@@ -178,7 +179,7 @@ def _outer_call(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
     first, end, _ = columns.indices(d.shape[-1])
     results = [Result((x.shape[-1], end - first)), Result((end - first,))]
     arguments = [Argument(x, 1), Argument(d, 1)]
-    found, total = ffi.call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
+    found, total = _call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
     return found, total
 
 
@@ -193,7 +194,7 @@ def _back(d: Array, w: Array) -> Array:
 
 def _back_call(d: Array, w: Array) -> Array:
     results = [Result((*d.shape[:2], w.shape[0]), 1)]
-    return ffi.call("jaxrnn_back", results, [Argument(d, 1), Argument(w)], flat=True)[0]
+    return _call("jaxrnn_back", results, [Argument(d, 1), Argument(w)], flat=True)[0]
 
 
 def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) -> Array:
@@ -208,7 +209,7 @@ def _sum_equal_plain(size: int, tokens: Array, d: Array) -> Array:
 def _sum_equal_call(size: int, tokens: Array, d: Array) -> Array:
     results = [Result((size, d.shape[-1]))]
     arguments = [Argument(tokens.astype(jnp.int32), 1), Argument(d, 1)]
-    return ffi.call("jaxrnn_sum_equal", results, arguments, flat=True)[0]
+    return _call("jaxrnn_sum_equal", results, arguments, flat=True)[0]
 
 
 # As recurrence.h numbers the kinds of cells; a plain RNN by its activation.

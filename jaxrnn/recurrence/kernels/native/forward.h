@@ -23,21 +23,21 @@ class Forward : public Problem {
   // r * h or q = h w_n + b_h.
   float *previous_hidden = nullptr, *kept_gates = nullptr, *extra = nullptr;
 
-  void run(xla::ffi::ThreadPool& pool) {
+  void run(Threads& threads) {
     const int64_t size = B * width(), G = gates() * H;
     for (Scratch* scratch : {&h_[0], &h_[1], &c_, &z_, &rh_}) *scratch = Scratch::zeros(size);
     if (kind == LSTM || kind == GRU_AFTER) {
-      w_ = Packed::gates(pool, w_h, H, G, gates(), H);
+      w_ = Packed::gates(threads, w_h, H, G, gates(), H);
     } else if (kind == GRU_BEFORE) {
-      w_ = Packed::gates(pool, w_h, H, G, 2, H);
-      w_n_ = Packed::quads(pool, w_h + 2 * H, H, G, H);
+      w_ = Packed::gates(threads, w_h, H, G, 2, H);
+      w_n_ = Packed::quads(threads, w_h + 2 * H, H, G, H);
     } else {
-      w_ = Packed::quads(pool, w_h, H, G, H);
+      w_ = Packed::quads(threads, w_h, H, G, H);
     }
     if (xs) {
-      w_in_ = gates() == 1 ? Packed::quads(pool, w_x, D, G, H) : Packed::gates(pool, w_x, D, G, gates(), H);
+      w_in_ = gates() == 1 ? Packed::quads(threads, w_x, D, G, H) : Packed::gates(threads, w_x, D, G, gates(), H);
       // If a step has few rows, several steps are projected at once: their rows are one after the other.
-      steps_at_once_ = parts_of_rows(pool, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
+      steps_at_once_ = parts_of_rows(threads, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
       projected_ = Scratch(steps_at_once_ * B * gates() * width());
     }
     for (int64_t row = 0; row < B; ++row) {
@@ -45,7 +45,7 @@ class Forward : public Problem {
       std::memcpy(h_[0] + row * width(), h_first + row * H, H * sizeof(float));
       if (kind == LSTM) std::memcpy(c_ + row * width(), c_first + row * H, H * sizeof(float));
     }
-    run_steps(pool, *this, kind == GRU_BEFORE ? 2 : 1,
+    run_steps(threads, *this, kind == GRU_BEFORE ? 2 : 1,
               [this](const Share& mine, int64_t n, int64_t phase) { run_phase(mine, n, phase); });
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(h_last + row * H, h_[T % 2] + row * width(), H * sizeof(float));

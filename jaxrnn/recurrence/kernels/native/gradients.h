@@ -7,7 +7,7 @@
 // Computes x^T d [K, columns] and the sums of d's columns, from x [N, K] and the columns first ..
 // first + columns of d [N, G]. A block of the result stays in cache, and so do copies of the parts of x and d
 // that it is computed from.
-inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, int64_t N, int64_t K,
+inline void outer(Threads& threads, const float* x, const float* d, int64_t N, int64_t K,
                   int64_t G, int64_t first, int64_t columns, float* out, float* sums) {
   // Rows of x and d, and rows of the result, at a time.
   constexpr int64_t ROWS = 128, K_BLOCK = 256;
@@ -16,9 +16,9 @@ inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, in
   constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;
   const int64_t quads = (columns + QUAD - 1) / QUAD, tall = (K + K_BLOCK - 1) / K_BLOCK;
   // Width of a block of the result, in quads.
-  const int64_t most = std::clamp<int64_t>(quads * tall / (4 * pool.num_threads()), 1, 4);
+  const int64_t most = std::clamp<int64_t>(quads * tall / (4 * threads.num_threads()), 1, 4);
   const int64_t across = (quads + most - 1) / most;
-  parallel_for(pool, across * tall, N * K * columns, [&](int64_t block) {
+  parallel_for(threads, across * tall, N * K * columns, [&](int64_t block) {
     const int64_t column = block % across * most * QUAD, k_first = block / across * K_BLOCK;
     const int64_t wide = std::min(most * QUAD, columns - column), width = round_up(wide, QUAD);
     const int64_t k_count = std::min(K_BLOCK, K - k_first);
@@ -52,12 +52,12 @@ inline void outer(xla::ffi::ThreadPool& pool, const float* x, const float* d, in
 }
 
 // Computes d w^T [N, D], from d [N, G] and w [D, G].
-inline void back(xla::ffi::ThreadPool& pool, const float* d, const float* w, int64_t N, int64_t G,
+inline void back(Threads& threads, const float* d, const float* w, int64_t N, int64_t G,
                  int64_t D, float* out) {
   constexpr int64_t ROWS = 64;
   const int64_t wide = round_up(D, QUAD);
-  const Packed w_t = Packed::transposed(pool, w, G, D);
-  parallel_for(pool, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
+  const Packed w_t = Packed::transposed(threads, w, G, D);
+  parallel_for(threads, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
     const int64_t n = part * ROWS, rows = std::min(ROWS, N - n);
     const Scratch total = Scratch::zeros(rows * wide);
     const Left left{d + n * G, G};
@@ -73,9 +73,9 @@ inline void back(xla::ffi::ThreadPool& pool, const float* d, const float* w, int
 }
 
 // Adds up the rows of d [N, G] with equal tokens [N], to [rows, G].
-inline void sum_equal(xla::ffi::ThreadPool& pool, const int32_t* tokens, const float* d, int64_t N,
+inline void sum_equal(Threads& threads, const int32_t* tokens, const float* d, int64_t N,
                       int64_t G, int64_t rows, float* out) {
-  parallel_for(pool, (G + QUAD - 1) / QUAD, N * G, [&](int64_t panel) {
+  parallel_for(threads, (G + QUAD - 1) / QUAD, N * G, [&](int64_t panel) {
     const int64_t column = panel * QUAD, wide = std::min<int64_t>(QUAD, G - column);
     for (int64_t row = 0; row < rows; ++row) std::memset(out + row * G + column, 0, wide * sizeof(float));
     for (int64_t n = 0; n < N; ++n) {

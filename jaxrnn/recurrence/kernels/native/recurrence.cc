@@ -1,4 +1,8 @@
-// The passes and gradients as custom calls of XLA; calls.py makes their arguments.
+// The passes and gradients as custom calls of XLA; calls.py makes their arguments. The shapes below are those of
+// a call that is not mapped.
+
+#include <numeric>
+#include <utility>
 
 #include "backward.h"
 #include "checks.h"
@@ -19,184 +23,255 @@ bool present(const Buffer& x) {
   return x.element_count() != 0;
 }
 
+void expect_large(const Floats& x) { use_huge_pages(x.typed_data(), x.size_bytes()); }
+
+// Returns the lengths of the mapped axes of a call, from a result that has `rank` axes besides.
 template <class Buffer>
-auto data_or_null(Buffer& x) {
-  return present(x) ? x.typed_data() : nullptr;
+Checks::Shape mapped_axes(const Buffer& x, size_t rank) {
+  const auto sizes = x.dimensions();
+  return Checks::Shape(sizes.begin(), sizes.end() - std::min(rank, sizes.size()));
 }
 
-float* output_data(Results& x) {
-  float* data = data_or_null(*x);
-  if (data) use_huge_pages(data, x->size_bytes());
-  return data;
-}
-
-template <class Run>
-ffi::Error catch_out_of_memory(const Run& run) {
-  try {
-    run();
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxrnn: out of memory");
+// The members of a call that `jax.vmap` has mapped: problems of their own, one for each element of the mapped
+// axes. A call that is not mapped has one member.
+class Members {
+ public:
+  explicit Members(Checks::Shape axes) : axes_(std::move(axes)) {
+    for (const int64_t length : axes_) count_ *= length;
   }
-  return ffi::Error::Success();
-}
 
-// Checks and sets what both passes have in common, with the sizes of `steps` [T, B, H]. Nothing is set if
-// these are wrong.
-void describe(Checks& checks, Problem& p, int64_t kind, bool reverse, const char* name, const Floats& steps,
-              const Floats& w_h, const Floats& vectors, Bools& reset, Bools& active) {
+  // Returns the part of an array that belongs to member n; null if the array is absent.
+  template <class Buffer>
+  auto data(const Buffer& x, int64_t n) const -> decltype(x.typed_data()) {
+    if (!present(x)) return nullptr;
+    const auto sizes = x.dimensions();
+    int64_t stride = x.element_count(), at = 0;
+    for (size_t axis = 0; axis < axes_.size(); ++axis) stride /= sizes[axis];
+    for (size_t axis = axes_.size(); axis-- > 0; n /= axes_[axis]) {
+      // The length is 1 if all members share the array.
+      at += n % axes_[axis] % sizes[axis] * stride;
+      stride *= sizes[axis];
+    }
+    return x.typed_data() + at;
+  }
+  template <class Buffer>
+  auto data(ffi::Result<Buffer>& x, int64_t n) const {
+    return data(*x, n);
+  }
+
+  // Runs run(threads, n) for every member n. work: multiply-adds of one member.
+  template <class Run>
+  ffi::Error run(ffi::ThreadPool& pool, int64_t work, const Run& run) const {
+    // With few members, several threads share each, so that all threads have about the same work.
+    const int64_t threads = pool.num_threads();
+    const int64_t each = count_ >= 4 * threads ? 1 : threads / std::gcd(threads, count_);
+    try {
+      parallel_for(pool, count_, count_ * work, [&](int64_t n) {
+        Threads some(pool, each);
+        run(some, n);
+      });
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxrnn: out of memory");
+    }
+    return ffi::Error::Success();
+  }
+
+ private:
+  Checks::Shape axes_;
+  int64_t count_ = 1;
+};
+
+// Checks what both passes have in common and returns it, with the sizes of `steps` [T, B, H].
+Problem describe(Checks& checks, int64_t kind, bool reverse, const char* name, const Floats& steps,
+                 const Floats& w_h, const Floats& vectors, const Bools& reset, const Bools& active) {
   checks.require(kind >= RNN_TANH && kind <= GRU_AFTER, "there is no cell of kind " + std::to_string(kind));
   checks.rank(name, steps, 3);
-  if (!checks.ok()) return;
-  const auto sizes = steps.dimensions();
-  p = {static_cast<Kind>(kind), reverse, sizes[0], sizes[1], sizes[2], data_or_null(reset),
-       data_or_null(active)};
+  if (!checks.ok()) return {};
+  const auto sizes = checks.sizes(steps);
+  const Problem p{static_cast<Kind>(kind), reverse, sizes[0], sizes[1], sizes[2]};
   checks.shape("w_h", w_h, {p.H, p.gates() * p.H});
   const bool peepholes = p.kind == LSTM && present(vectors);
   if (p.kind == GRU_AFTER) checks.shape("b_h", vectors, {p.H});
   else checks.shape_if(peepholes, p.kind == LSTM ? "w_c" : "b_h", vectors, {3, p.H});
   checks.shape_if(present(reset), "reset", reset, {p.T, p.B});
   checks.shape_if(present(active), "active", active, {p.T, p.B});
+  return p;
 }
 
 ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
                    Floats vectors, Floats h_first, Floats c_first, Bools reset, Bools active, Results ys,
                    Results h_last, Results c_last, Results previous_hidden, Results kept_gates, Results extra,
                    int64_t kind, bool reverse) {
-  Checks checks("jaxrnn_forward");
-  Forward run;
-  describe(checks, run, kind, reverse, "ys", *ys, w_h, vectors, reset, active);
+  const auto axes = mapped_axes(*ys, 3);
+  Checks checks("jaxrnn_forward", axes);
+  const Problem p = describe(checks, kind, reverse, "ys", *ys, w_h, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
-  const int64_t T = run.T, B = run.B, H = run.H, G = run.gates() * H;
-  const bool lstm = run.kind == LSTM, gated = run.gates() > 1, keep = present(*kept_gates);
+  const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
+  const bool lstm = p.kind == LSTM, gated = p.gates() > 1, keep = present(*kept_gates);
+  // Rows of w_x or of the table.
+  int64_t D = 0;
+  if (present(w_x)) {
+    checks.rank("w_x or the table", w_x, 2);
+    if (checks.ok()) D = checks.sizes(w_x)[0];
+    checks.shape("w_x or the table", w_x, {D, G});
+  }
   if (present(tokens)) {
     checks.shape("tokens", tokens, {T, B});
-    checks.rank("the table", w_x, 2);
-    if (checks.ok()) checks.shape("the table", w_x, {w_x.dimensions()[0], G});
+    checks.require(present(w_x), "tokens need a table");
     checks.absent("xs", xs);
     checks.absent("b", b);
-  } else if (present(w_x)) {
-    checks.rank("w_x", w_x, 2);
-    if (checks.ok()) checks.shape("w_x", w_x, {w_x.dimensions()[0], G});
-    if (checks.ok()) checks.shape("xs", xs, {T, B, w_x.dimensions()[0]});
-    checks.shape("b", b, {G});
   } else {
-    checks.shape("gx", xs, {T, B, G});
-    checks.absent("b", b);
+    checks.shape(present(w_x) ? "xs" : "gx", xs, {T, B, present(w_x) ? D : G});
+    checks.shape_if(present(w_x), "b", b, {G});
   }
   checks.shape("h", h_first, {B, H});
   checks.shape_if(lstm, "c", c_first, {B, H});
-  checks.shape("the last h", *h_last, {B, H});
-  checks.shape_if(lstm, "the last c", *c_last, {B, H});
-  checks.shape_if(keep, "previous_hidden", *previous_hidden, {T, B, H});
-  checks.shape_if(keep, "gates", *kept_gates, {T, B, G});
-  checks.shape_if(keep && gated, "extra", *extra, {T, B, H});
+  checks.result("the last h", h_last, {B, H});
+  checks.result_if(lstm, "the last c", c_last, {B, H});
+  checks.result_if(keep, "previous_hidden", previous_hidden, {T, B, H});
+  checks.result_if(keep, "gates", kept_gates, {T, B, G});
+  checks.result_if(keep && gated, "extra", extra, {T, B, H});
   if (!checks.ok()) return checks.error();
 
-  if (present(tokens)) {
-    run.tokens = tokens.typed_data();
-    run.table = w_x.typed_data();
-    run.rows_of_table = w_x.dimensions()[0];
-  } else if (present(w_x)) {
-    run.xs = xs.typed_data();
-    run.w_x = w_x.typed_data();
-    run.D = w_x.dimensions()[0];
-    run.b = b.typed_data();
-  } else {
-    run.gx = xs.typed_data();
-  }
-  run.w_h = w_h.typed_data();
-  run.vectors = data_or_null(vectors);
-  run.h_first = h_first.typed_data();
-  run.c_first = data_or_null(c_first);
-  run.ys = output_data(ys);
-  run.h_last = output_data(h_last);
-  run.c_last = output_data(c_last);
-  run.previous_hidden = output_data(previous_hidden);
-  run.kept_gates = output_data(kept_gates);
-  run.extra = output_data(extra);
-  return catch_out_of_memory([&] { run.run(pool); });
+  for (Results* x : {&ys, &previous_hidden, &kept_gates, &extra}) expect_large(**x);
+  const Members members(axes);
+  return members.run(pool, T * B * G * (H + D), [&](Threads& threads, int64_t n) {
+    const auto at = [&](auto& x) { return members.data(x, n); };
+    Forward run;
+    static_cast<Problem&>(run) = p;
+    run.reset = at(reset);
+    run.active = at(active);
+    if (present(tokens)) {
+      run.tokens = at(tokens);
+      run.table = at(w_x);
+      run.rows_of_table = D;
+    } else if (present(w_x)) {
+      run.xs = at(xs);
+      run.w_x = at(w_x);
+      run.D = D;
+      run.b = at(b);
+    } else {
+      run.gx = at(xs);
+    }
+    run.w_h = at(w_h);
+    run.vectors = at(vectors);
+    run.h_first = at(h_first);
+    run.c_first = at(c_first);
+    run.ys = at(ys);
+    run.h_last = at(h_last);
+    run.c_last = at(c_last);
+    run.previous_hidden = at(previous_hidden);
+    run.kept_gates = at(kept_gates);
+    run.extra = at(extra);
+    run.run(threads);
+  });
 }
 
 ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats previous_hidden, Floats kept_gates,
                     Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Bools reset, Bools active,
                     Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t kind,
                     bool reverse) {
-  Checks checks("jaxrnn_backward");
-  Backward run;
-  describe(checks, run, kind, reverse, "d_ys", d_ys, w_h, vectors, reset, active);
+  const auto axes = mapped_axes(*d_gx, 3);
+  Checks checks("jaxrnn_backward", axes);
+  const Problem p = describe(checks, kind, reverse, "d_ys", d_ys, w_h, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
-  const int64_t T = run.T, B = run.B, H = run.H, G = run.gates() * H;
-  const bool lstm = run.kind == LSTM, gated = run.gates() > 1, after = run.kind == GRU_AFTER;
+  const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
+  const bool lstm = p.kind == LSTM, gated = p.gates() > 1, after = p.kind == GRU_AFTER;
+  checks.shape("d_ys", d_ys, {T, B, H});
   checks.shape("previous_hidden", previous_hidden, {T, B, H});
   checks.shape("gates", kept_gates, {T, B, G});
   checks.shape_if(gated, "extra", extra, {T, B, H});
   checks.shape("d_h", d_h_last, {B, H});
   checks.shape_if(lstm, "d_c", d_c_last, {B, H});
-  checks.shape("d_gx", *d_gx, {T, B, G});
-  checks.shape_if(after, "d_q", *d_q, {T, B, H});
-  checks.shape("the first d_h", *d_h_first, {B, H});
-  checks.shape_if(lstm, "the first d_c", *d_c_first, {B, H});
+  checks.result("d_gx", d_gx, {T, B, G});
+  checks.result_if(after, "d_q", d_q, {T, B, H});
+  checks.result("the first d_h", d_h_first, {B, H});
+  checks.result_if(lstm, "the first d_c", d_c_first, {B, H});
   if (!checks.ok()) return checks.error();
 
-  run.w_h = w_h.typed_data();
-  run.vectors = data_or_null(vectors);
-  run.previous_hidden = previous_hidden.typed_data();
-  run.kept_gates = kept_gates.typed_data();
-  run.extra = data_or_null(extra);
-  run.d_ys = d_ys.typed_data();
-  run.d_h_last = d_h_last.typed_data();
-  run.d_c_last = data_or_null(d_c_last);
-  run.d_gx = output_data(d_gx);
-  run.d_q = output_data(d_q);
-  run.d_h_first = output_data(d_h_first);
-  run.d_c_first = output_data(d_c_first);
-  return catch_out_of_memory([&] { run.run(pool); });
+  for (Results* x : {&d_gx, &d_q}) expect_large(**x);
+  const Members members(axes);
+  return members.run(pool, T * B * G * H, [&](Threads& threads, int64_t n) {
+    const auto at = [&](auto& x) { return members.data(x, n); };
+    Backward run;
+    static_cast<Problem&>(run) = p;
+    run.reset = at(reset);
+    run.active = at(active);
+    run.w_h = at(w_h);
+    run.vectors = at(vectors);
+    run.previous_hidden = at(previous_hidden);
+    run.kept_gates = at(kept_gates);
+    run.extra = at(extra);
+    run.d_ys = at(d_ys);
+    run.d_h_last = at(d_h_last);
+    run.d_c_last = at(d_c_last);
+    run.d_gx = at(d_gx);
+    run.d_q = at(d_q);
+    run.d_h_first = at(d_h_first);
+    run.d_c_first = at(d_c_first);
+    run.run(threads);
+  });
 }
 
 ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, Results out, Results sums, int64_t first) {
-  Checks checks("jaxrnn_outer");
+  const auto axes = mapped_axes(*out, 2);
+  Checks checks("jaxrnn_outer", axes);
   checks.rank("x", x, 2);
   checks.rank("d", d, 2);
   checks.rank("the sums", *sums, 1);
   if (!checks.ok()) return checks.error();
-  const int64_t N = x.dimensions()[0], K = x.dimensions()[1], G = d.dimensions()[1];
-  const int64_t columns = sums->dimensions()[0];
+  const int64_t N = checks.sizes(x)[0], K = checks.sizes(x)[1], G = checks.sizes(d)[1];
+  const int64_t columns = checks.sizes(*sums)[0];
+  checks.shape("x", x, {N, K});
   checks.shape("d", d, {N, G});
-  checks.shape("the result", *out, {K, columns});
+  checks.result("the result", out, {K, columns});
+  checks.result("the sums", sums, {columns});
   checks.require(first >= 0 && columns <= G && first <= G - columns,
                 "columns " + std::to_string(first) + " and on, " + std::to_string(columns) +
                     " of them, are not in d, which has " + std::to_string(G));
   if (!checks.ok()) return checks.error();
-  return catch_out_of_memory([&] {
-    outer(pool, x.typed_data(), d.typed_data(), N, K, G, first, columns, output_data(out), output_data(sums));
+  const Members members(axes);
+  return members.run(pool, N * K * columns, [&](Threads& threads, int64_t n) {
+    outer(threads, members.data(x, n), members.data(d, n), N, K, G, first, columns, members.data(out, n),
+          members.data(sums, n));
   });
 }
 
 ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, Results out) {
-  Checks checks("jaxrnn_back");
+  const auto axes = mapped_axes(*out, 2);
+  Checks checks("jaxrnn_back", axes);
   checks.rank("d", d, 2);
   checks.rank("w", w, 2);
   if (!checks.ok()) return checks.error();
-  const int64_t N = d.dimensions()[0], G = d.dimensions()[1], D = w.dimensions()[0];
+  const int64_t N = checks.sizes(d)[0], G = checks.sizes(d)[1], D = checks.sizes(w)[0];
+  checks.shape("d", d, {N, G});
   checks.shape("w", w, {D, G});
-  checks.shape("the result", *out, {N, D});
+  checks.result("the result", out, {N, D});
   if (!checks.ok()) return checks.error();
-  return catch_out_of_memory([&] { back(pool, d.typed_data(), w.typed_data(), N, G, D, output_data(out)); });
+  expect_large(*out);
+  const Members members(axes);
+  return members.run(pool, N * G * D, [&](Threads& threads, int64_t n) {
+    back(threads, members.data(d, n), members.data(w, n), N, G, D, members.data(out, n));
+  });
 }
 
 ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, Results out) {
-  Checks checks("jaxrnn_sum_equal");
+  const auto axes = mapped_axes(*out, 2);
+  Checks checks("jaxrnn_sum_equal", axes);
   checks.rank("d", d, 2);
   checks.rank("the result", *out, 2);
   if (!checks.ok()) return checks.error();
-  const int64_t N = d.dimensions()[0], G = d.dimensions()[1], rows = out->dimensions()[0];
+  const int64_t N = checks.sizes(d)[0], G = checks.sizes(d)[1], rows = checks.sizes(*out)[0];
   checks.shape("tokens", tokens, {N});
-  checks.shape("the result", *out, {rows, G});
+  checks.shape("d", d, {N, G});
+  checks.result("the result", out, {rows, G});
   if (!checks.ok()) return checks.error();
-  return catch_out_of_memory(
-      [&] { sum_equal(pool, tokens.typed_data(), d.typed_data(), N, G, rows, output_data(out)); });
+  const Members members(axes);
+  return members.run(pool, N * G, [&](Threads& threads, int64_t n) {
+    sum_equal(threads, members.data(tokens, n), members.data(d, n), N, G, rows, members.data(out, n));
+  });
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "threads.h"
 #include "vectors.h"
@@ -26,12 +27,27 @@ inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 // Returns the row of a table for a token: the nearest row if the token is out of range.
 inline int64_t table_row(int64_t token, int64_t rows) { return std::clamp<int64_t>(token, 0, rows - 1); }
 
+// The threads of XLA's pool that work on one problem.
+class Threads {
+ public:
+  Threads(xla::ffi::ThreadPool& pool, int64_t count) : pool_(pool), count_(count) {}
+  int64_t num_threads() const { return count_; }
+  template <class Task>
+  void Schedule(Task&& task) {
+    pool_.Schedule(std::forward<Task>(task));
+  }
+
+ private:
+  xla::ffi::ThreadPool& pool_;
+  const int64_t count_;
+};
+
 struct Problem {
   Kind kind;
   bool reverse;
   int64_t T, B, H;
   // [T, B]. Null if no row is ever reset, or if all rows are always active.
-  const bool *reset, *active;
+  const bool *reset = nullptr, *active = nullptr;
 
   int64_t gates() const { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
   // Floats of a row of states in scratch.
@@ -47,29 +63,29 @@ struct Share {
 
 // Returns the number of parts of the batch that threads run through all of time, independently of each other.
 // A core reads all weights at every step, so a part should have several rows.
-inline int64_t parts_of_rows(const xla::ffi::ThreadPool& pool, const Problem& p) {
+inline int64_t parts_of_rows(const Threads& threads, const Problem& p) {
   constexpr int64_t FEWEST_ROWS = 4;
-  return std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, std::max<int64_t>(1, pool.num_threads()));
+  return std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, std::max<int64_t>(1, threads.num_threads()));
 }
 
 // Runs what(Share, n, phase) for every step n and every phase of the step in order, over all rows and units. A
 // phase may read what any thread wrote in an earlier phase. Each thread has rows of its own. If there are too few
 // rows, the threads divide the units instead and wait for each other after each phase.
 template <class What>
-void run_steps(xla::ffi::ThreadPool& pool, const Problem& p, int64_t phases, const What& what) {
+void run_steps(Threads& threads, const Problem& p, int64_t phases, const What& what) {
   // With fewer weights per thread, waiting for each other takes longer than it saves.
   constexpr int64_t FEWEST_WEIGHTS = 1 << 16;
   const int64_t weights = p.gates() * p.H * p.H, work = p.T * p.B * weights;
-  const int64_t parts = parts_of_rows(pool, p), quads = p.width() / QUAD;
-  const int64_t members = std::min({pool.num_threads(), quads, weights / FEWEST_WEIGHTS});
+  const int64_t parts = parts_of_rows(threads, p), quads = p.width() / QUAD;
+  const int64_t members = std::min({threads.num_threads(), quads, weights / FEWEST_WEIGHTS});
   if (parts == 1 && members > 1 && work >= 8 * WORTH_WAKING) {
-    run_turns(pool, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
+    run_turns(threads, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
       const int64_t from = quad * QUAD;
       what(Share{0, p.B, from, std::min(from + QUAD, p.H)}, turn / phases, turn % phases);
     });
     return;
   }
-  parallel_for(pool, parts, work, [&](int64_t part) {
+  parallel_for(threads, parts, work, [&](int64_t part) {
     const int64_t from = p.B * part / parts, to = p.B * (part + 1) / parts;
     for (int64_t n = 0; n < p.T; ++n)
       for (int64_t phase = 0; phase < phases; ++phase) what(Share{from, to - from, 0, p.H}, n, phase);
@@ -115,10 +131,10 @@ class Scratch {
 class Packed {
  public:
   // Packs `gates` blocks of H columns of w [K, ld]. A panel has V units of each gate.
-  static Packed gates(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t gates,
+  static Packed gates(Threads& threads, const float* w, int64_t K, int64_t ld, int64_t gates,
                       int64_t H) {
     Packed packed(K, gates * V, (H + V - 1) / V);
-    parallel_for(pool, packed.panels_, packed.work(), [&](int64_t panel) {
+    parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       const int64_t unit = panel * V;
       for (int64_t k = 0; k < K; ++k)
@@ -129,9 +145,9 @@ class Packed {
   }
 
   // Packs H columns of w [K, ld].
-  static Packed quads(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t ld, int64_t H) {
+  static Packed quads(Threads& threads, const float* w, int64_t K, int64_t ld, int64_t H) {
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    parallel_for(pool, packed.panels_, packed.work(), [&](int64_t panel) {
+    parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       for (int64_t k = 0; k < K; ++k)
         for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V)
@@ -141,11 +157,11 @@ class Packed {
   }
 
   // Packs the transpose of w [H, K].
-  static Packed transposed(xla::ffi::ThreadPool& pool, const float* w, int64_t K, int64_t H) {
+  static Packed transposed(Threads& threads, const float* w, int64_t K, int64_t H) {
     // Columns of w that are copied at a time, so that what is written stays in cache.
     constexpr int64_t BLOCK = 16;
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    parallel_for(pool, packed.panels_, packed.work(), [&](int64_t panel) {
+    parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
       float* to = packed.panel(panel);
       const int64_t units = std::min<int64_t>(QUAD, H - panel * QUAD);
       if (units < QUAD) std::memset(to, 0, K * QUAD * sizeof(float));

@@ -25,20 +25,19 @@ import jax.numpy as jnp
 
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives, passes, xla
+from jaxrnn.recurrence.kernels import passes, xla
 from jaxrnn.recurrence.kernels.native import calls
 from jaxrnn.recurrence.kernels.native.build import LIBRARY
 from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.rows import unroll_by_rows
+from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, Residuals, vary
 from jaxrnn.shapes import Array, Float
-
-DERIVATIVES = Derivatives.REVERSE
 
 
 def unsupported_reason(problem: Problem) -> str | None:
     """Return why this cannot run a problem, or None where it can. The first call compiles the C++."""
-    if reason := xla.unsupported_reason(problem):
+    if reason := unsupported_cell(problem.cell):
         return reason
     if problem.dtype != jnp.float32:
         return f"its C++ multiplies float32 alone, not {problem.dtype}; use 'xla'"

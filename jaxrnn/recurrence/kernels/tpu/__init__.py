@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives, fused
+from jaxrnn.recurrence.kernels import fused
 from jaxrnn.recurrence.kernels.fused import Call, Plan
 from jaxrnn.recurrence.kernels.tpu import resident, streamed
 from jaxrnn.recurrence.kernels.tpu.launch import Arrays, Kernel
@@ -41,9 +41,7 @@ from jaxrnn.recurrence.kernels.tpu.tiles import LANES, round_up, tiles_for, unsu
 from jaxrnn.recurrence.problem import Masks, Problem, Residuals
 from jaxrnn.shapes import Array, Float
 
-__all__ = ["DERIVATIVES", "run", "unsupported_reason"]
-
-DERIVATIVES = Derivatives.REVERSE
+__all__ = ["run", "unsupported_reason"]
 
 
 def run(problem: Problem, *, interpret: Any = False) -> tuple[Any, Float[Array, "T B H"]]:

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
 from jaxrnn.recurrence.problem import Problem
 
 # Numbers side by side in a vector register.
@@ -68,7 +68,7 @@ class Tiles(NamedTuple):
 
 def unsupported_reason(problem: Problem) -> str | None:
     """Return why the kernels cannot run a problem on the TPU at hand, or None where they can."""
-    if reason := xla.unsupported_reason(problem):
+    if reason := unsupported_cell(problem.cell):
         return reason
     if problem.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its products take float32 or bfloat16 weights, not {problem.dtype}"

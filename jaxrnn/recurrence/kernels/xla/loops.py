@@ -28,9 +28,9 @@ from jax import lax
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import equations
-from jaxrnn.recurrence.cells import is_builtin
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels import Derivatives
+from jaxrnn.recurrence.kernels import passes
+from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.rows import unroll_by_rows
 from jaxrnn.recurrence.kernels.xla.layouts import Layout, Rows
 from jaxrnn.recurrence.kernels.xla.rules import RULES, Gates, Setting, Trajectory
@@ -46,31 +46,9 @@ from jaxrnn.recurrence.problem import (
 )
 from jaxrnn.shapes import Array, Float
 
-DERIVATIVES = Derivatives.REVERSE_THEN_ANY
 
-
-def unsupported_reason(problem: Problem) -> str | None:
-    """Return why this cannot run a problem, or None where it can."""
-    if not is_builtin(problem.cell):
-        return (
-            f"it has no backward pass for {problem.cell!r}, only for rnn, lstm and gru; use 'scan'"
-        )
-    return None
-
-
-def run(
-    problem: Problem, layout: Layout = Rows, unroll: int | None = None
-) -> tuple[Any, Float[Array, "T B H"]]:
-    """Return the final state and the outputs [T, B, H] in the wide dtype.
-
-    Args:
-      problem: of an RNN, LSTM or GRU.
-      layout: how a step lies in memory inside the loops.
-      unroll: number of time steps in one iteration of the loops; None for what suits the device.
-    """
-    if not problem.steps:
-        return problem.no_steps()
-    loop = Loop(problem.reverse, unroll or _steps_per_iteration())
+def run(problem: Problem, layout: Layout, loop: Loop) -> tuple[Any, Float[Array, "T B H"]]:
+    """Return the final state and the outputs [T, B, H] in the wide dtype, of an RNN, LSTM or GRU."""
     arrays = problem.recurrent_params, problem.inputs, problem.state, problem.masks
     return unroll_by_rows(_run, (problem.cell, layout, loop), *vary(arrays))
 
@@ -78,24 +56,10 @@ def run(
 # Rows from which a CPU makes better use of a product per step than of one large array before the loop.
 FEW_ROWS = 8
 
-# Time steps per iteration on a GPU. More saves little, and the program takes longer to compile.
-GPU_UNROLL = 8
-
 
 def _projects_in_loop(batch: int) -> bool:
     """Return whether inputs are better projected inside the loop than all at once before it."""
     return accelerator.device().platform == "cpu" and batch >= FEW_ROWS
-
-
-def _steps_per_iteration() -> int:
-    """Return how many time steps one iteration of a loop should take.
-
-    On a GPU each operation of an iteration is a kernel launch. For several steps XLA writes the states
-    and gates with one launch each, increments its counter once, and launches the iteration as a whole (a
-    command buffer), which it does not do with one step of the forward pass:
-    `benchmarks/ahead_of_time` counts the launches.
-    """
-    return GPU_UNROLL if accelerator.device().platform == "gpu" else 1
 
 
 class Loop(NamedTuple):
@@ -105,33 +69,29 @@ class Loop(NamedTuple):
     unroll: int
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _run(
-    cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
+    cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Inputs, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
-    setting = Setting(layout, cell, weights)
-    final, states, _ = forward_scan(setting, loop, inputs, state, masks)
-    return final, outputs(layout, states, masks)
+    return passes.run(_PASSES, (cell, layout, loop), masks, weights, inputs, state)
 
 
 def _forward(
-    cell: Any, layout: Layout, loop: Loop, weights: Any, inputs: Any, state: Any, masks: Masks
-) -> tuple[tuple[Any, Array], tuple[Any, ...]]:
+    static: Any, keep: bool, masks: Masks, weights: Any, inputs: Inputs, state: Any
+) -> tuple[tuple[Any, Array], tuple[Any, Gates] | None]:
+    cell, layout, loop = static
     setting = Setting(layout, cell, weights)
     final, states, gates = forward_scan(setting, loop, inputs, state, masks)
-    # The backward pass needs no array of inputs that were projected already.
-    source = inputs if isinstance(inputs, Lookup | Dense) else None
-    return (final, outputs(layout, states, masks)), (weights, source, state, states, gates, masks)
+    return (final, outputs(layout, states, masks)), (states, gates) if keep else None
 
 
 def _backward(
-    cell: Any,
-    layout: Layout,
-    loop: Loop,
-    saved: tuple[Any, ...],
+    static: Any,
+    masks: Masks,
+    given: tuple[Any, Inputs, Any],
+    residuals: tuple[Any, Gates],
     cotangents: tuple[Any, Array],
-) -> tuple[Any, Any, Any, Masks]:
-    weights, source, state, states, gates, masks = saved
+) -> tuple[Any, Any, Any]:
+    (cell, layout, loop), (weights, inputs, state), (states, gates) = static, given, residuals
     d_final, d_ys = cotangents
     setting = Setting(layout, cell, weights)
     previous = before_each_step(layout, state, states, masks, loop.reverse)
@@ -141,10 +101,14 @@ def _backward(
     hidden = layout.turn(previous.hidden)
     d_weights = RULES[cell.kind].gradients(setting, hidden, aligned, d_gx)
     d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-    return d_weights, to_inputs(layout, source, d_gx, d_ys.dtype), d_state, Masks()
+    return d_weights, to_inputs(layout, inputs, d_gx, d_ys.dtype), d_state
 
 
-_run.defvjp(_forward, _backward)
+def _plain(static: Any, masks: Masks, weights: Any, inputs: Inputs, state: Any) -> Any:
+    return _forward(static, False, masks, weights, inputs, state)[0]
+
+
+_PASSES = Passes(_forward, _backward, _plain)
 
 
 def forward_scan(
@@ -270,12 +234,12 @@ def trajectory(cell: Any, state: Any, residuals: Residuals) -> Trajectory:
     return Trajectory(before, after, gates)
 
 
-def to_inputs(layout: Layout, source: Lookup | Dense | None, d_gx: Array, dtype: Any) -> Any:
-    """Return the derivative with respect to what the inputs were made of.
+def to_inputs(layout: Layout, source: Inputs, d_gx: Array, dtype: Any) -> Any:
+    """Return the derivative with respect to the inputs.
 
     Args:
       layout: that of d_gx.
-      source: the `Lookup` or `Dense` that was projected; None for projected inputs.
+      source: the inputs.
       d_gx: derivative with respect to the projected inputs, in the weights' dtype.
       dtype: dtype of the projected inputs.
     """

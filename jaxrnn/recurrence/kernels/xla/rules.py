@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.recurrence import equations
+from jaxrnn.recurrence.cells import is_builtin
 from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.xla.layouts import Layout
 from jaxrnn.shapes import Array
@@ -231,3 +232,10 @@ RULES: dict[CellKind, type[Rules]] = {
     CellKind.GRU_BEFORE: GRUBeforeRules,
     CellKind.GRU_AFTER: GRUAfterRules,
 }
+
+
+def unsupported_cell(cell: Any) -> str | None:
+    """Return why no kernel with these equations runs a cell, or None for an RNN, LSTM or GRU."""
+    if is_builtin(cell):
+        return None
+    return f"it has the equations of rnn, lstm and gru, not those of {cell!r}; use 'xla'"
