@@ -1,4 +1,1 @@
-"""Conversion of weights between jaxrnn and other libraries, one module for each library.
-
-Numpy alone is needed: no module here imports the library that it is about.
-"""
+"""Other libraries: conversion of weights with numpy alone, and layers for flax (nnx and linen)."""

@@ -91,7 +91,6 @@ def test_there_and_back_is_the_same(name: str) -> None:
     if flax.unsupported_reason(cell) is None:
         zero = params._replace(b_h=0 * params.b_h) if isinstance(cell, GRU) else params
         assert_same(flax.from_nnx(cell, flax.to_nnx(cell, zero)), zero)
-    if flax.linen_unsupported_reason(cell) is None:
         assert_same(flax.from_linen(cell, flax.to_linen(cell, params)), params)
 
 
@@ -124,10 +123,20 @@ def test_the_gate_orders() -> None:
     forget = drawn(lstm)._replace(b=np.repeat([0, 1, 0, 0], H))
     assert list(torch.to_torch(lstm, forget)["bias_ih_l0"][::H]) == [0, 1, 0, 0]
     assert flax.to_linen(lstm, forget)["hf"]["bias"].all()
+    assert flax.to_nnx(lstm, forget, "LSTMCell")["hf"]["bias"].all()
     update = drawn(gru)._replace(b=np.repeat([1, 0, 0], H), b_h=np.zeros(H))
     assert list(torch.to_torch(gru, update)["bias_ih_l0"][::H]) == [0, 1, 0]
     assert list(keras.to_keras(gru, update)[2][0, ::H]) == [1, 0, 0]
     assert list(flax.to_nnx(gru, update)["dense_i"]["bias"][::H]) == [0, 1, 0]
+    assert flax.to_linen(gru, update)["iz"]["bias"].all()
+
+
+def test_the_parts_of_a_gated_lstm_of_nnx() -> None:
+    lstm, params = CELLS["lstm"], drawn(CELLS["lstm"])
+    weights = flax.to_nnx(lstm, params, "LSTMCell")
+    assert_same(flax.from_nnx(lstm, weights, "LSTMCell"), params)
+    with pytest.raises(ValueError, match="SimpleCell, not LSTMCell"):
+        flax.to_nnx(CELLS["rnn"], drawn(CELLS["rnn"]), "LSTMCell")
 
 
 def test_what_a_library_lacks_is_refused_with_the_reason() -> None:
