@@ -4,6 +4,7 @@
     python benchmarks/cell_throughput.py --quick            # under a minute
     python benchmarks/cell_throughput.py --write-choices    # let `jaxrnn.unroll` pick by the result
     python benchmarks/cell_throughput.py --from FILE --markdown    # the table of a measured file
+    python benchmarks/cell_throughput.py --layers           # drop-in layers: see layer_throughput.py
 
 For every cell, size (B, T, I, H) and dtype, each contender gets the same weights, inputs, initial state
 and cotangent. First its outputs, and the gradients of sum(ys * cotangent) for all weights, xs and the
@@ -38,8 +39,8 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from benchmarks import measure, peers, tables
-from benchmarks.contenders import OURS, draw, ours, reference
+from benchmarks import layer_throughput, measure, peers, tables
+from benchmarks.contenders import OURS, draw, measured, ours, reference
 from benchmarks.peers import Contender, Given
 from benchmarks.problems import (
     CELLS,
@@ -76,40 +77,6 @@ def field(
             # The failure of a peer is reported and does not end the benchmark.
             unserved[name] = measure.one_line(failure)
     return entered, unserved
-
-
-def measured(
-    entered: dict[str, Contender], truth: tuple[Any, Any], tolerance: float, repeats: int, what: str
-) -> dict[str, dict[str, Any]]:
-    """Check the contenders in one pass and time those that are right.
-
-    Returns:
-      for each contender its error, the seconds of its first call (which compiles) and its raw seconds
-      per call; or under "left_out" the reason why it was not timed.
-    """
-    runs: dict[str, Callable[[], Any]] = {}
-    record: dict[str, dict[str, Any]] = {}
-    for name, contender in entered.items():
-        run = contender.forward if what == "forward" else contender.backward
-        try:
-            first, result = measure.timed(run)
-            if what == "forward":
-                error = measure.error(contender.outputs(result), truth[0])
-            else:
-                error = measure.error(contender.gradients(result), truth[1])
-        except Exception as failure:
-            # For example out of memory, or a kernel that does not compile.
-            record[name] = {"left_out": measure.one_line(failure)}
-            continue
-        record[name] = {"error": error, "first_call": first}
-        if error <= tolerance:
-            runs[name] = run
-        else:
-            reason = f"off by {error:.1e} of the largest entry, above {tolerance:g}"
-            record[name]["left_out"] = reason
-    for name, times in measure.in_turns(runs, repeats).items():
-        record[name] |= times
-    return record
 
 
 def floors(dtypes: list[str], quick: bool) -> dict[str, Any]:
@@ -166,6 +133,9 @@ def work(cell: Any, size: Size, dtype: str, what: str) -> tuple[int, int]:
 
 def main() -> None:
     """Run the command."""
+    if "--layers" in sys.argv:
+        layer_throughput.main()
+        return
     flags = _flags()
     console = measure.screen(stderr=flags.markdown)
     record = measure.read(flags.source) if flags.source else _measure(flags, console)
@@ -241,6 +211,7 @@ def _flags() -> Any:
     add("--output", type=Path, metavar="FILE", help="JSON file to write, with a picture beside it")
     add("--from", dest="source", type=Path, metavar="FILE", help="report this file; time nothing")
     add("--markdown", action="store_true", help="print the table as Markdown")
+    add("--layers", action="store_true", help="time drop-in layers; --layers --help has its flags")
     add("--write-choices", action="store_true", help="update the table that `unroll` picks from")
     flags = parser.parse_args()
     flags.repeats = flags.repeats or (3 if flags.quick else 7)

@@ -1,4 +1,4 @@
-"""jaxrnn's implementations as calls to time, the problem that they get, and the float64 reference."""
+"""jaxrnn's implementations as calls to time, their problem, its float64 reference, the measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn
-from benchmarks import peers
+from benchmarks import measure, peers
 from benchmarks.peers import Contender, Given
 from benchmarks.problems import Size
 from jaxrnn.devices import accelerator
@@ -153,3 +153,38 @@ def reference(
         forward, backward = calls(cell, "scan", mode, *exact)
         value, gradients = peers.numpy(ready(*backward)())
         return value[1] if mode.whole else peers.numpy(ready(*forward)()), gradients
+
+
+def measured(
+    entered: dict[str, Contender], truth: tuple[Any, Any], tolerance: float, repeats: int, what: str
+) -> dict[str, dict[str, Any]]:
+    """Check the contenders in one pass and time those that are right.
+
+    Returns:
+      for each contender its error, the seconds of its first call (which compiles) and its raw seconds
+      per call; or under "left_out" the reason why it was not timed.
+    """
+    runs: dict[str, Callable[[], Any]] = {}
+    record: dict[str, dict[str, Any]] = {}
+    for name, contender in entered.items():
+        ys, slopes = contender.truth or truth
+        run = contender.forward if what == "forward" else contender.backward
+        try:
+            first, result = measure.timed(run)
+            if what == "forward":
+                error = measure.error(contender.outputs(result), ys)
+            else:
+                error = measure.error(contender.gradients(result), slopes)
+        except Exception as failure:
+            # For example out of memory, or a kernel that does not compile.
+            record[name] = {"left_out": measure.one_line(failure)}
+            continue
+        record[name] = {"error": error, "first_call": first}
+        if error <= tolerance:
+            runs[name] = run
+        else:
+            reason = f"off by {error:.1e} of the largest entry, above {tolerance:g}"
+            record[name]["left_out"] = reason
+    for name, times in measure.in_turns(runs, repeats).items():
+        record[name] |= times
+    return record

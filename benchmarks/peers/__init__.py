@@ -8,14 +8,14 @@ Each module has
 
 and both exceptions say why. Some modules also have `trainer(task, dtype)`, a whole training program for
 `training_throughput.py`: each call trains for the task's steps, continues where the previous call ended,
-and returns the losses [K]. Weights are converted by `jaxrnn.interop`, except for Haiku's and
-FlashRNN's layouts, which are described in their modules here.
+and returns the losses [K]. `LAYER_MODULES` have `layers(stack)`, a contender of `layer_throughput.py`.
+Weights are converted by `jaxrnn.interop`, except for the layouts that are described in the modules here.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ import numpy as np
 from jaxrnn.devices import accelerator
 
 MODULES = ("pytorch", "flax_nnx", "flax_linen", "dm_haiku", "keras_jax", "flash_rnn")
+LAYER_MODULES = ("flax_nnx", "flax_linen", "dm_haiku", "equinox_cells", "pytorch")
 
 
 class Missing(Exception):
@@ -54,6 +55,41 @@ class Given(NamedTuple):
     dtype: str
 
 
+class Stack(NamedTuple):
+    """Layers on top of each other, as a problem of float32 arrays; the initial state is zero.
+
+    With N parameter sets, all arrays have one more axis at the front, [N].
+
+    cell: the cell of every layer and direction.
+    params: for each layer the parameters of its directions, in jaxrnn's layout: forward, and backward if
+      the layers are bidirectional.
+    xs: [T, B, D].
+    cotangent: [T, B, H], or [T, B, 2H] for bidirectional layers; zero in the padding. The loss is
+      sum(ys * cotangent).
+    resets: [T, B] bool, or None; true where a row starts again from the zero state.
+    lengths: [B] int32, or None; later steps are padding, and their outputs do not count.
+    """
+
+    cell: Any
+    params: list[list[Any]]
+    xs: Any
+    cotangent: Any
+    resets: Any = None
+    lengths: Any = None
+
+    @property
+    def sets(self) -> int | None:
+        """Number of parameter sets, or None where the arrays have no axis for them."""
+        return self.xs.shape[0] if self.xs.ndim == 4 else None
+
+    @property
+    def active(self) -> np.ndarray:
+        """True at real steps, false in the padding: [T, B, 1], or ones [1, 1, 1] without lengths."""
+        if self.lengths is None:
+            return np.ones((1, 1, 1), bool)
+        return (np.arange(self.xs.shape[-3])[:, None] < np.asarray(self.lengths))[..., None]
+
+
 class Task(NamedTuple):
     """Training steps to run.
 
@@ -75,19 +111,21 @@ class Contender(NamedTuple):
     backward(): returns (loss, gradients) for all weights, xs and the initial state; it includes the
       forward pass.
     outputs(forward()): ys [T, B, H].
-    gradients(backward()): (d_params, d_xs, d_state).
+    gradients(backward()): (d_params, d_xs, d_state), or (d_params, d_xs) for a `Stack`.
+    truth: outputs and gradients that are right, where they are not those of the other contenders.
     """
 
     forward: Callable[[], Any]
     backward: Callable[[], Any]
     outputs: Callable[[Any], np.ndarray]
     gradients: Callable[[Any], Any]
+    truth: tuple[Any, Any] | None = None
 
 
-def load() -> tuple[dict[str, ModuleType], dict[str, str]]:
+def load(modules: Iterable[str] = MODULES) -> tuple[dict[str, ModuleType], dict[str, str]]:
     """Return the peers that run here, and the reasons why the others do not, by name."""
     available, missing = {}, {}
-    for module in MODULES:
+    for module in modules:
         peer = importlib.import_module(f"benchmarks.peers.{module}")
         try:
             peer.check()
@@ -106,21 +144,85 @@ def require(module: str, package: str) -> ModuleType:
 
 
 def jitted(
-    apply: Callable[[Any, Any, Any], Any], params: Any, xs: Any, state: Any, cotangent: Any
+    apply: Callable[..., Any], params: Any, xs: Any, state: Any, cotangent: Any, *masks: Any
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return `Contender.forward` and `.backward` of a JAX program `apply(params, xs, state) -> ys`.
+    """Return `Contender.forward` and `.backward` of a JAX program `apply(params, xs, state, *masks)`.
 
     Each is one compiled program. Its arguments lie on the device and are not constants of the program.
     """
     arguments = jax.device_put((params, xs, state), accelerator.device())
-    cotangent = jax.device_put(cotangent, accelerator.device())
+    cotangent, masks = jax.device_put((cotangent, masks), accelerator.device())
 
-    def loss(params: Any, xs: Any, state: Any, cotangent: Any) -> Any:
-        return jnp.sum(apply(params, xs, state) * cotangent, dtype=jnp.float32)
+    def loss(params: Any, xs: Any, state: Any, cotangent: Any, *masks: Any) -> Any:
+        return jnp.sum(apply(params, xs, state, *masks) * cotangent, dtype=jnp.float32)
 
-    forward = partial(jax.jit(apply), *arguments)
-    backward = partial(jax.jit(jax.value_and_grad(loss, (0, 1, 2))), *arguments, cotangent)
+    forward = partial(jax.jit(apply), *arguments, *masks)
+    backward = partial(jax.jit(jax.value_and_grad(loss, (0, 1, 2))), *arguments, cotangent, *masks)
     return lambda: jax.block_until_ready(forward()), lambda: jax.block_until_ready(backward())
+
+
+def jitted_layers(
+    given: Stack,
+    params: Any,
+    apply: Callable[[Any, Any, Any, Any], Any],
+    gradients: Callable[[Any], list[list[Any]]],
+) -> Contender:
+    """Return a JAX program as a contender; it runs under `vmap` over the parameter sets.
+
+    Args:
+      given: the problem.
+      params: its parameters, as the library has them.
+      apply: `apply(params, xs, resets, lengths)` returns ys, whatever it likes in the padding.
+      gradients: converts the gradients of `params` to the form of `given.params`.
+    """
+    each = jax.vmap(apply) if given.sets else apply
+
+    def run(params: Any, xs: Any, state: None, resets: Any, lengths: Any) -> Any:
+        return each(params, xs, resets, lengths)
+
+    params = cast(params, "float32")
+    masks = given.resets, given.lengths
+    forward, backward = jitted(run, params, given.xs, None, given.cotangent, *masks)
+
+    def outputs(ys: Any) -> np.ndarray:
+        return np.where(given.active, numpy(ys), 0)
+
+    def read(result: Any) -> Any:
+        d_params, d_xs, _ = result[1]
+        return gradients(d_params), numpy(d_xs)
+
+    return Contender(forward, backward, outputs, read)
+
+
+def scan_layers(
+    layers: Sequence[Sequence[Any]],
+    run: Callable[[Any, Any, Any], Any],
+    xs: Any,
+    resets: Any,
+    lengths: Any,
+) -> Any:
+    """Return the outputs of layers that a library only runs forward, with one direction or two.
+
+    Args:
+      layers: the directions of each layer, in whatever form `run` takes them.
+      run: `run(direction, xs, resets)` returns the outputs over time.
+      xs: [T, B, D].
+      resets: as in `Stack`; None for bidirectional layers.
+      lengths: as in `Stack`.
+    """
+    for forward, *backward in layers:
+        ys = [run(forward, xs, resets)]
+        for direction in backward:
+            ys.append(_reversed_rows(run(direction, _reversed_rows(xs, lengths), None), lengths))
+        xs = jnp.concatenate(ys, axis=-1)
+    return xs
+
+
+def _reversed_rows(xs: Any, lengths: Any) -> Any:
+    """Return the real steps of each row in reverse order, and its padding behind them."""
+    steps = len(xs)
+    at = (lengths[None] - 1 - jnp.arange(steps, dtype=jnp.int32)[:, None]) % steps
+    return jnp.take_along_axis(xs, at[..., None], axis=0)
 
 
 def cast(tree: Any, dtype: str) -> Any:

@@ -10,10 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import Contender, Given, Unserved, cast, jitted, numpy, require
+from benchmarks.peers import (
+    Contender,
+    Given,
+    Stack,
+    Unserved,
+    cast,
+    jitted,
+    jitted_layers,
+    numpy,
+    require,
+    scan_layers,
+)
 from jaxrnn.recurrence.cells import LSTM, RNN
 
 NAME = "haiku"
+# `layers` has no GRU that resets after the product, as those of the other libraries do.
+GRU_RESET = "before"
 
 
 def check() -> None:
@@ -46,12 +59,42 @@ def contender(cell: Any, given: Given) -> Contender:
     return Contender(forward, backward, numpy, gradients)
 
 
+def layers(given: Stack) -> Contender:
+    """Return hk.dynamic_unroll for each layer and direction, over hk.ResetCore if there are resets."""
+    import haiku as hk
+
+    cell = given.cell
+    kind = hk.LSTM if isinstance(cell, LSTM) else hk.GRU
+
+    def unroll(xs: Any, resets: Any) -> Any:
+        core: Any = kind(cell.hidden_size)
+        start = core.initial_state(xs.shape[1])
+        if resets is not None:
+            core, xs = hk.ResetCore(core), (xs, resets)
+        return hk.dynamic_unroll(core, xs, start)[0]
+
+    run = hk.without_apply_rng(hk.transform(unroll)).apply
+
+    def apply(params: Any, xs: Any, resets: Any, lengths: Any) -> Any:
+        return scan_layers(params, run, xs, resets, lengths)
+
+    def gradients(found: Any) -> Any:
+        pairs = zip(given.params, numpy(found), strict=True)
+        return [
+            [from_haiku(cell, like, made) for like, made in zip(*pair, strict=True)]
+            for pair in pairs
+        ]
+
+    params = [[to_haiku(cell, p) for p in directions] for directions in given.params]
+    return jitted_layers(given, params, apply, gradients)
+
+
 def to_haiku(cell: Any, params: Any) -> dict[str, Any]:
     """Return jaxrnn's parameters under Haiku's names."""
     w_x, w_h, b = params[:3]
     if isinstance(cell, LSTM):
         b = b - np.repeat(np.float32([0, 1, 0, 0]), cell.hidden_size)
-        w = np.concatenate([w_x, w_h])
+        w = np.concatenate([w_x, w_h], axis=-2)
         return {"lstm/linear": {"w": _swap_f_g(w), "b": _swap_f_g(b)}}
     return {"gru": {"w_i": _turn_z(w_x), "w_h": _turn_z(w_h), "b": _turn_z(b)}}
 
@@ -60,8 +103,8 @@ def from_haiku(cell: Any, like: Any, made: dict[str, Any]) -> Any:
     """Return gradients of the arrays of `to_haiku` in jaxrnn's layout."""
     if isinstance(cell, LSTM):
         w, b = (_swap_f_g(made["lstm/linear"][name]) for name in ("w", "b"))
-        inputs = like.w_x.shape[0]
-        return like._replace(w_x=w[:inputs], w_h=w[inputs:], b=b)
+        w_x, w_h = np.split(w, [like.w_x.shape[-2]], axis=-2)
+        return like._replace(w_x=w_x, w_h=w_h, b=b)
     w_x, w_h, b = (_turn_z(made["gru"][name]) for name in ("w_i", "w_h", "b"))
     return like._replace(w_x=w_x, w_h=w_h, b=b)
 

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.peers import Contender, Given, Task, Unserved, cast, jitted, numpy, require
+from benchmarks.peers import (
+    Contender,
+    Given,
+    Stack,
+    Task,
+    Unserved,
+    cast,
+    jitted,
+    jitted_layers,
+    numpy,
+    require,
+)
 from jaxrnn.devices import accelerator
 from jaxrnn.interop import flax
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 
 NAME = "flax nnx"
+_DIRECTIONS = ("forward_rnn", "backward_rnn")
 
 
 def check() -> None:
@@ -61,6 +74,88 @@ def contender(cell: Any, given: Given) -> Contender:
         return d_params, numpy(d_xs), numpy(d_state)
 
     return Contender(forward, backward, numpy, gradients)
+
+
+def layers(given: Stack, ours: ModuleType | None = None) -> Contender:
+    """Return RNN or Bidirectional for each layer, and ScannedRNN where there are resets.
+
+    Args:
+      given: the problem.
+      ours: jaxrnn's module with the same names; None for flax's own.
+    """
+    from flax import nnx
+
+    library, cell = ours or nnx, given.cell
+    kind = library.OptimizedLSTMCell if isinstance(cell, LSTM) else library.GRUCell
+    scanned = ours.ScannedRNN if ours else _scanned_rnn()
+
+    def layer(inputs: int, directions: int) -> Any:
+        sizes = inputs, cell.hidden_size
+        if given.resets is not None:
+            return scanned(*sizes, rngs=nnx.Rngs(0))
+        cells = [kind(*sizes, rngs=nnx.Rngs(0)) for _ in range(directions)]
+        runs = [library.RNN(inner, time_major=True, rngs=False) for inner in cells]
+        return library.Bidirectional(*runs, time_major=True, rngs=False) if runs[1:] else runs[0]
+
+    graphs, states = [], []
+    for directions in given.params:
+        made = layer(directions[0].w_x.shape[-2], len(directions))
+        graph, state = nnx.split(made, nnx.Param)
+        arrays = [cast(flax.to_nnx(cell, params), "float32") for params in directions]
+        nnx.replace_by_pure_dict(state, as_layer(arrays))
+        graphs.append(graph)
+        states.append(state)
+
+    def apply(params: Any, xs: Any, resets: Any, lengths: Any) -> Any:
+        for graph, state in zip(graphs, params, strict=True):
+            module = nnx.merge(graph, state)
+            if resets is not None:
+                carry = jnp.zeros((xs.shape[1], cell.hidden_size), xs.dtype)
+                xs = module(carry, (xs, resets))[1]
+            else:
+                xs = module(xs, seq_lengths=lengths, rngs=nnx.Rngs(0))
+        return xs
+
+    def converted(weights: Any) -> Any:
+        made = flax.from_nnx(cell, weights)
+        return made._replace(b_h=None) if isinstance(cell, GRU) else made
+
+    def gradients(found: Any) -> Any:
+        dicts = [numpy(nnx.to_pure_dict(state)) for state in found]
+        return [[converted(direction) for direction in as_directions(d)] for d in dicts]
+
+    return jitted_layers(given, states, apply, gradients)
+
+
+def as_layer(directions: list[Any]) -> dict[str, Any]:
+    """Return arrays of cells under the names of RNN, or of Bidirectional for two directions."""
+    cells = [{"cell": arrays} for arrays in directions]
+    return dict(zip(_DIRECTIONS, cells, strict=True)) if cells[1:] else cells[0]
+
+
+def as_directions(layer: dict[str, Any]) -> list[Any]:
+    """Return the arrays of the cells, the inverse of `as_layer`."""
+    cells = [layer] if "cell" in layer else [layer[name] for name in _DIRECTIONS]
+    return [arrays["cell"] for arrays in cells]
+
+
+def _scanned_rnn() -> Any:
+    """Return a module for agents: nnx.scan over a GRUCell that drops a row's state at a reset."""
+    from flax import nnx
+
+    class ScannedRNN(nnx.Module):
+        def __init__(self, inputs: int, hidden: int, *, rngs: Any) -> None:
+            self.cell = nnx.GRUCell(inputs, hidden, rngs=rngs)
+
+        def __call__(self, carry: Any, sequence: Any) -> Any:
+            def step(cell: Any, carry: Any, at: Any) -> Any:
+                x, reset = at
+                return cell(jnp.where(reset[:, None], 0, carry), x)
+
+            scan = nnx.scan(step, in_axes=(None, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+            return scan(self.cell, carry, sequence)
+
+    return ScannedRNN
 
 
 def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.peers import Contender, Given, Missing, Task, Unserved, require
+from benchmarks.peers import Contender, Given, Missing, Stack, Task, Unserved, require
 from jaxrnn.interop import torch as interop
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 
@@ -63,6 +63,114 @@ def contender(cell: Any, given: Given) -> Contender:
         return interop.gradients_from_torch(cell, d_weights), arrays[4], d_state
 
     return Contender(forward, backward, _numpy, gradients)
+
+
+def layers(given: Stack) -> Contender:
+    """Return nn.LSTM or nn.GRU with all layers; several parameter sets are several modules in a loop.
+
+    Lengths are packed sequences. With resets, each step of time is one call of the module, since it
+    takes no resets: the loop of CleanRL's recurrent agents.
+    """
+    import torch
+
+    each = [_Module(given, n) for n in range(given.sets or 1)]
+
+    def join(parts: list[Any]) -> Any:
+        return jax.tree.map(lambda *a: np.stack(a) if given.sets else a[0], *parts)
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            ys = [module.run() for module in each]
+        return _wait(ys)
+
+    def backward() -> Any:
+        return _wait([module.differentiate() for module in each])
+
+    def outputs(ys: Any) -> np.ndarray:
+        return join([_numpy(y) for y in ys])
+
+    def gradients(results: Any) -> Any:
+        return join([module.read(g) for module, g in zip(each, results, strict=True)])
+
+    return Contender(forward, backward, outputs, gradients)
+
+
+class _Module:
+    """A PyTorch module with one parameter set of a `Stack`, and its inputs."""
+
+    def __init__(self, given: Stack, number: int) -> None:
+        import torch
+
+        def chosen(tree: Any) -> Any:
+            return jax.tree.map(lambda a: np.array(a[number] if given.sets else a), tree)
+
+        def tensor(array: np.ndarray) -> Any:
+            return torch.tensor(array, device="cuda" if _cuda() else "cpu")
+
+        self.cell = given.cell
+        params, xs, cotangent = chosen((given.params, given.xs, given.cotangent))
+        kind = torch.nn.LSTM if isinstance(self.cell, LSTM) else torch.nn.GRU
+        self.layer = kind(
+            xs.shape[-1], self.cell.hidden_size, len(params), bidirectional=len(params[0]) == 2
+        )
+        weights = {}
+        for n, directions in enumerate(params):
+            for suffix, direction in zip(("", "_reverse"), directions, strict=False):
+                made = interop.to_torch(self.cell, direction, n)
+                weights |= {name + suffix: array for name, array in made.items()}
+        with torch.no_grad():
+            for name, array in weights.items():
+                getattr(self.layer, name).copy_(torch.tensor(array))
+        self.layer.to("cuda" if _cuda() else "cpu")
+        self.layer.flatten_parameters()
+        self.xs, self.cotangent = tensor(xs).requires_grad_(), tensor(cotangent)
+        self.lengths = None if given.lengths is None else torch.tensor(np.asarray(given.lengths))
+        self.keep = None
+        if given.resets is not None:
+            # [T, 1 layer, B, 1]
+            self.keep = tensor(1 - chosen(given.resets)[:, None, :, None].astype(np.float32))
+        self.names = list(weights)
+
+    def run(self) -> Any:
+        if self.keep is not None:
+            return self._by_step()
+        if self.lengths is None:
+            return self.layer(self.xs)[0]
+        from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+        packed = pack_padded_sequence(self.xs, self.lengths, enforce_sorted=False)
+        return pad_packed_sequence(self.layer(packed)[0], total_length=len(self.xs))[0]
+
+    def _by_step(self) -> Any:
+        import torch
+
+        ys, state = [], torch.zeros_like(self.keep[0]) * self.layer.weight_hh_l0[0]
+        for x, keep in zip(self.xs[:, None], self.keep, strict=True):
+            y, state = self.layer(x, state * keep)
+            ys.append(y)
+        return torch.cat(ys)
+
+    def differentiate(self) -> Any:
+        import torch
+
+        loss = (self.run() * self.cotangent).sum()
+        weights = [getattr(self.layer, name) for name in self.names]
+        return loss, torch.autograd.grad(loss, [*weights, self.xs])
+
+    def read(self, result: Any) -> Any:
+        """Return the gradients of the parameters, in the form of `Stack.params`, and of xs."""
+        *weights, d_xs = map(_numpy, result[1])
+        found = dict(zip(self.names, weights, strict=True))
+        suffixes = ("", "_reverse") if self.layer.bidirectional else ("",)
+        d_params = [
+            [self._converted(found, n, suffix) for suffix in suffixes]
+            for n in range(self.layer.num_layers)
+        ]
+        return d_params, d_xs
+
+    def _converted(self, found: dict[str, np.ndarray], layer: int, suffix: str) -> Any:
+        plain = {name: found[name + suffix] for name in interop.names(layer)}
+        return interop.gradients_from_torch(self.cell, plain, layer)
 
 
 def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:

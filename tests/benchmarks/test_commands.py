@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 SERVED = {
     "torch": ("torch", {"rnn", "lstm", "gru-after"}),
     "flax nnx": ("flax", {"rnn", "lstm", "gru-after"}),
-    "flax linen": ("flax", {"lstm"}),
+    "flax linen": ("flax", {"rnn", "lstm", "gru-after"}),
     "haiku": ("haiku", {"lstm", "gru-before"}),
     "keras": ("keras", {"rnn", "lstm", "gru-before", "gru-after"}),
 }
