@@ -101,7 +101,8 @@ class RNN(nn.RNN):
           initial_carry: (c, h) of an LSTM, h of the others, each [*batch, H]; None for the cell's own.
           init_key: key of the cell's own carry, which only a `carry_init` that draws numbers needs.
           seq_lengths: [*batch] whole numbers from 0 to T, the steps of each row; None for T.
-          return_carry: whether to return the final carry too; None for the attribute, as below.
+          return_carry: whether to return the final carry too. This and the next three replace the
+            attributes of the same names; None leaves them.
           time_major: whether time is the first axis of inputs and outputs.
           reverse: run each row from its last step to its first; outputs have this order too.
           keep_order: return the outputs of `reverse` at their own times.
@@ -213,6 +214,7 @@ class Bidirectional(nn.Bidirectional):
 
 ScannedCell = Literal["gru", "lstm"]
 _SCANNED: dict[str, Any] = {"gru": GRUCell, "lstm": OptimizedLSTMCell}
+_SCANNED_NAMES = {"gru": "GRUCell_1", "lstm": "OptimizedLSTMCell_0"}
 
 
 class ScannedRNN(nn.Module):
@@ -221,17 +223,20 @@ class ScannedRNN(nn.Module):
         carry = ScannedRNN.initialize_carry(environments, hidden_size)
         carry, y = ScannedRNN()(carry, (ins, resets))
 
-    The width of the carry is the hidden size. The parameters are those of a module that scans
-    `nn.GRUCell` or `nn.OptimizedLSTMCell`, under the names `GRUCell_0` or `OptimizedLSTMCell_0`, with
-    the same initial values for the same key.
+    The width of the carry is the hidden size. Parameters have the names and, for the same key, the
+    initial values that the copied module gives them.
 
     Attributes:
       cell: "gru", whose carry is h, or "lstm", whose carry is (c, h).
+      cell_name: name of the cell's parameters. None for "GRUCell_1", as in PureJaxRL and JaxMARL, whose
+        module makes a first cell for the carry of a reset, and for "OptimizedLSTMCell_0". Modules that
+        make no such cell call it "GRUCell_0".
       implementation: as for `jaxrnn.unroll`; None for the fastest.
     """
 
     cell: ScannedCell = "gru"
     implementation: Implementation | None = None
+    cell_name: str | None = None
 
     @nn.compact
     def __call__(self, carry: Any, x: tuple[Given, Given]) -> tuple[Any, Any]:
@@ -254,7 +259,8 @@ class ScannedRNN(nn.Module):
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry)]
         # The recurrence refuses a carry without a width.
         width = shapes[-1][-1] if shapes and shapes[-1] else ins.shape[-1]
-        cell = _scanned_cell(self.cell)(features=width)
+        name = self.cell_name or _SCANNED_NAMES[one_of(ScannedCell)("cell", self.cell)]
+        cell = _scanned_cell(self.cell)(features=width, name=name)
         known = _cell_and_params(cell)
         if known is None:
             # One step of the cell creates its parameters, or raises flax's error that there are none.

@@ -717,8 +717,15 @@ def test_an_lstm_needs_both_parts_of_its_carry() -> None:
 # --- ScannedRNN -----------------------------------------------------------------------------------
 
 
-def pasted(cell: str) -> Any:
-    """Return the module that RL projects paste, with the name that gives its parameters theirs."""
+def pasted(cell: str, resets_by_cell: bool | None = None) -> Any:
+    """Return the module that RL projects paste, with the name that gives its parameters theirs.
+
+    With `resets_by_cell`, which is usual for a GRU, the carry of a reset comes from a cell that is made
+    for it, and then it is the second cell that has the parameters.
+    """
+    if resets_by_cell is None:
+        resets_by_cell = cell == "gru"
+    make: Any = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[cell]
 
     class ScannedRNN(nn.Module):
         @functools.partial(
@@ -731,9 +738,12 @@ def pasted(cell: str) -> Any:
         @nn.compact
         def __call__(self, carry: Any, x: Any) -> Any:
             ins, resets = x
-            carry = jax.tree.map(lambda s: jnp.where(resets[:, None], jnp.zeros_like(s), s), carry)
-            make = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}[cell]
-            return make(features=jax.tree.leaves(carry)[0].shape[-1])(carry, ins)
+            batch, hidden = jax.tree.leaves(carry)[0].shape
+            fresh = jax.tree.map(jnp.zeros_like, carry)
+            if resets_by_cell:
+                fresh = make(hidden).initialize_carry(jax.random.key(0), (batch, hidden))
+            carry = jax.tree.map(lambda f, s: jnp.where(resets[:, None], f, s), fresh, carry)
+            return make(features=hidden)(carry, ins)
 
     return ScannedRNN()
 
@@ -757,6 +767,7 @@ def test_scanned_rnn_is_the_pasted_module(cell: str) -> None:
     theirs, ours = pasted(cell), linen.ScannedRNN(cell)
     carry, ins, resets = episode(cell)
     variables = jax.jit(theirs.init)(KEY, carry, (ins, resets))
+    assert set(variables["params"]) == {"gru": {"GRUCell_1"}, "lstm": {"OptimizedLSTMCell_0"}}[cell]
     assert_same(jax.jit(ours.init)(KEY, carry, (ins, resets)), variables)
     variables = randomized(variables)
     got, want = (
@@ -764,6 +775,17 @@ def test_scanned_rnn_is_the_pasted_module(cell: str) -> None:
         for m in (ours, theirs)
     )
     assert_close(got, want)
+
+
+@both_recurrences
+def test_the_cell_can_have_another_name(cell: str) -> None:
+    """Other projects reset in another way, and so their modules number the cell differently."""
+    other = cell == "lstm"
+    name = {"gru": "GRUCell_0", "lstm": "OptimizedLSTMCell_1"}[cell]
+    carry, ins, resets = episode(cell)
+    want = jax.jit(pasted(cell, other).init)(KEY, carry, (ins, resets))
+    got = jax.jit(linen.ScannedRNN(cell, cell_name=name).init)(KEY, carry, (ins, resets))
+    assert_same(got, want)
 
 
 class ActorCritic(nn.Module):
