@@ -1,9 +1,9 @@
 """A cell over time: check the arguments, choose the implementation, run it.
 
 `"scan"` is the plain reference: `jax.lax.scan` over `cell.step`, with JAX's own derivatives. The other
-implementations (`recurrence.kernels`) compute the same with a hand-written backward pass, and derivatives
-in forward mode or of higher order in plain JAX; `recurrence.dispatch` knows which of them supports what
-and which is fastest.
+implementations (`recurrence.kernels`) compute the same with a hand-written backward pass, and
+derivatives in forward mode or of higher order in plain JAX; `recurrence.dispatch` knows which of them
+supports what and which is fastest.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def unroll(
     reverse: bool = False,
     implementation: Implementation | None = None,
     save_every: SupportsIndex = 1,
+    batch_first_memory: bool = False,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """Run a cell over a sequence: `y_1 ... y_T` of the lecture's recurrences.
 
@@ -67,14 +68,17 @@ def unroll(
         padding: the row keeps its state there, its outputs are zeros, and what xs holds there, even NaN,
         changes no value and no gradient.
       reverse: run each row from its last real step to its first; outputs stay at their own times.
-      implementation: "scan", "xla", "associative" (minGRU, minLSTM), "columns" and "native" (CPU), "tpu",
-        "hopper" (H100, H200), "cudnn" (NVIDIA GPU), or None for the fastest that supports this call;
-        `jaxrnn.explain` reports which and why.
+      implementation: "scan", "xla", "associative" (minGRU, minLSTM), "columns" and "native" (CPU),
+        "tpu", "hopper" (H100, H200), "cudnn" (NVIDIA GPU), or None for the fastest that supports this
+        call; `jaxrnn.explain` reports which and why.
       save_every: k; the state is kept at every k-th step for the backward pass. 1 keeps the states and
         gates of all steps, S + G/H arrays [T, B, H] (six for an LSTM, four for a GRU). k > 1 keeps
         every k-th state, S arrays [T/k, B, H] (two for an LSTM, one for a GRU), and the backward pass
         computes the k steps between again, k steps' states and gates at a time: about one more forward
         pass. Inputs and outputs are kept in both cases. Memory is least at k near the square root of T.
+      batch_first_memory: whether xs is `jnp.swapaxes(a, 0, 1)` of an array a [B, T, D], and the outputs
+        will be swapped back. It changes no result. With it and save_every=1, "native" reads and writes
+        in the order [B, T, ...], and a jitted program holds no transposed copy of a or the outputs.
 
     Returns:
       (state, ys): the state after the last step that was run, and the outputs [T, B, H] in xs' dtype.
@@ -95,6 +99,7 @@ def unroll(
         reverse=reverse,
         implementation=implementation,
         save_every=save_every,
+        batch_first_memory=batch_first_memory,
     )
     return state, ys.astype(xs.dtype)
 
@@ -175,6 +180,7 @@ def unroll_projected(
     reverse: bool = False,
     implementation: Implementation | None = None,
     save_every: SupportsIndex = 1,
+    batch_first_memory: bool = False,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """Run a cell over inputs that are projected already.
 
@@ -191,6 +197,7 @@ def unroll_projected(
       reverse: as for `unroll`.
       implementation: as for `unroll`.
       save_every: as for `unroll`.
+      batch_first_memory: as for `unroll`.
 
     Returns:
       (state, ys), as from `unroll`, but with the outputs in gx's dtype.
@@ -206,7 +213,9 @@ def unroll_projected(
     problem = Problem(cell, params, inputs, state, Masks(resets), reverse)  # type: ignore[arg-type]
     at_once = min(problem.steps, save_every) if save_every > 1 else problem.steps
     chosen, _ = dispatch.choose(problem, implementation, steps=at_once)
-    static = Static(cell, chosen, dispatch.platform(), reverse, save_every, None)
+    # Stretches of steps are cut out of arrays with time first.
+    batch_first = bool(batch_first_memory) and save_every == 1
+    static = Static(cell, chosen, dispatch.platform(), reverse, save_every, None, batch_first)
     return _run(static, _arguments(problem, resets, lengths))
 
 
@@ -243,6 +252,7 @@ class Static(NamedTuple):
       reverse: as for `unroll`.
       save_every: as for `unroll`.
       record: names of activations to record; None to record none.
+      batch_first: as for `Problem`.
     """
 
     cell: Cell
@@ -251,6 +261,7 @@ class Static(NamedTuple):
     reverse: bool
     save_every: int
     record: tuple[str, ...] | None
+    batch_first: bool = False
 
 
 class Arguments(NamedTuple):
@@ -326,8 +337,8 @@ def _over_time(static: Static, given: Arguments) -> tuple[Any, Any]:
         # In the padding a row keeps its state, whatever happens there.
         resets = resets & active
     params, inputs, state, masks = vary((params, inputs, state, Masks(resets, active)))
-    first, inputs = _without_effect(static.reverse, inputs, state, masks, lengths)
-    problem = Problem(static.cell, params, inputs, first, masks, static.reverse)
+    first, inputs = _without_effect(static, inputs, state, masks, lengths)
+    problem = Problem(static.cell, params, inputs, first, masks, static.reverse, static.batch_first)
     # No kernel runs problems without steps or rows.
     empty = 0 in inputs.shape[:2]
     kernel = kernels.load("scan" if empty else static.implementation)
@@ -348,7 +359,7 @@ _compiled = jax.jit(_placed, static_argnums=0)
 
 
 def _without_effect(
-    reverse: bool, inputs: Inputs, state: Any, masks: Masks, lengths: Array | None
+    static: Static, inputs: Inputs, state: Any, masks: Masks, lengths: Array | None
 ) -> tuple[Any, Inputs]:
     """Return the first state and the inputs, with zeros where they must have no effect.
 
@@ -359,8 +370,8 @@ def _without_effect(
     # The rows whose first state no step sees.
     unused = None
     if masks.reset is not None:
-        unused = masks.reset[-1 if reverse else 0]
-        if reverse and lengths is not None:
+        unused = masks.reset[-1 if static.reverse else 0]
+        if static.reverse and lengths is not None:
             last = jnp.maximum(lengths - 1, 0)
             unused = jnp.take_along_axis(masks.reset, last[None], axis=0)[0]
     if lengths is not None:
@@ -370,10 +381,11 @@ def _without_effect(
     if masks.active is None:
         return state, inputs
     if isinstance(inputs, Dense):
-        return state, inputs._replace(xs=_zeros_in_padding(inputs.xs, masks.active))
+        xs = _zeros_in_padding(inputs.xs, masks.active, static.batch_first)
+        return state, inputs._replace(xs=xs)
     if isinstance(inputs, Lookup):
         return state, _zeros_where_unread(inputs, masks.active)
-    return state, _zeros_in_padding(inputs, masks.active)
+    return state, _zeros_in_padding(inputs, masks.active, static.batch_first)
 
 
 def _zeros_where_unread(lookup: Lookup, active: Bool[Array, "T B"]) -> Lookup:
@@ -390,5 +402,12 @@ def _active(lengths: Int[Array, "B"] | None, inputs: Any) -> Bool[Array, "T B"] 
     return jnp.arange(inputs.shape[0], dtype=jnp.int32)[:, None] < lengths[None, :]
 
 
-def _zeros_in_padding(x: Float[Array, "T B K"], active: Bool[Array, "T B"] | None) -> Array:
-    return x if active is None else jnp.where(active[..., None], x, 0)
+def _zeros_in_padding(
+    x: Float[Array, "T B K"], active: Bool[Array, "T B"] | None, batch_first: bool = False
+) -> Array:
+    if active is None:
+        return x
+    if batch_first:
+        # XLA cancels swapped axes that follow each other, but not those before and after `where`.
+        return jnp.where(active.swapaxes(0, 1)[..., None], x.swapaxes(0, 1), 0).swapaxes(0, 1)
+    return jnp.where(active[..., None], x, 0)

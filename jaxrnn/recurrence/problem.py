@@ -33,8 +33,8 @@ class Lookup(NamedTuple):
         """The dtype of the projected inputs."""
         return self.table.dtype
 
-    def project(self) -> Float[Array, "T B G"]:
-        """Return the projected inputs."""
+    def project(self) -> Float[Array, "... G"]:
+        """Return the projected inputs, [T, B, G], or [B, G] of one step's tokens [B]."""
         return self.table[self.tokens]
 
     def clipped(self) -> Lookup:
@@ -106,6 +106,8 @@ class Problem(NamedTuple):
       state: the state before the first step that is run, each array [B, H].
       masks: see `Masks`.
       reverse: whether to run from the last step to the first.
+      batch_first: whether the inputs are views of arrays [B, T, ...], as the outputs will be. It changes
+        no result: an implementation may read and write in that order.
     """
 
     cell: Any
@@ -114,6 +116,7 @@ class Problem(NamedTuple):
     state: Any
     masks: Masks = Masks()
     reverse: bool = False
+    batch_first: bool = False
 
     @property
     def steps(self) -> int:

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrnn import explain, gru, lstm, unroll
+from jaxrnn import explain, gru, lstm, mingru, unroll
+from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.dispatch import abstract_problem, choose, measured
 from jaxrnn.recurrence.kernels import Implementation
 from jaxrnn.recurrence.problem import Lookup, Problem
+from tests.support.fakes import fake
 from tests.support.oracle import unchecked
 from tests.support.problems import CELLS, HIDDEN, IMPLEMENTATIONS, USUAL, Leaky, problem
 
@@ -53,14 +55,14 @@ def test_by_name(name: str, implementation: Any) -> None:
         (
             Leaky(4),
             "float32",
-            "xla",
-            r"'xla' .*: it has no backward pass for Leaky\(hidden_size=4\)",
+            "associative",
+            r"'associative' .*: the state of Leaky\(hidden_size=4\) is not linear in its past",
         ),
         (
             Leaky(4),
             "float32",
             "columns",
-            r"'columns' .*no backward pass for Leaky\(hidden_size=4\)",
+            r"'columns' .*equations of rnn, lstm and gru, not those of Leaky\(hidden_size=4\)",
         ),
         (lstm(4), "float32", "cuda", f"must be one of {', '.join(ALL)} or None, not 'cuda'"),
         (lstm(4), "float8_e5m2", None, "must be float32, bfloat16, float16, float64, not float8"),
@@ -169,9 +171,18 @@ def test_a_batch_without_rows_runs_by_scan() -> None:
     assert explain(lstm(HIDDEN), (5, 0, 3)) == ("scan", "the batch has no rows")
 
 
-def test_a_cell_of_ones_own_runs_by_scan() -> None:
-    assert explain(Leaky(HIDDEN), SHAPE).implementation == "scan"
-    assert "no backward pass for Leaky(hidden_size=4)" in str(explain(Leaky(HIDDEN), SHAPE))
+@pytest.mark.parametrize(("platform", "leaky"), [("cpu", "scan"), ("gpu", "xla"), ("tpu", "xla")])
+def test_the_usual_choice_for_other_cells(
+    platform: str, leaky: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells that are linear in their state run in parallel over time on every platform."""
+    monkeypatch.setattr(accelerator, "device", lambda: fake(platform))
+    long = (STEPS, *SHAPE[1:])
+    choice = explain(Leaky(HIDDEN), long)
+    assert choice.implementation == leaky
+    assert f"the usual choice on {platform} for a Leaky" in choice.why
+    assert explain(mingru(HIDDEN), long).implementation == "associative"
+    assert explain(mingru(HIDDEN), (1, *SHAPE[1:])).implementation == "scan"
 
 
 def test_the_table_of_the_package_is_followed() -> None:
@@ -202,8 +213,8 @@ def test_unroll_runs_what_explain_says(cell: Any) -> None:
     programs = {name: traced(cell, name) for name in {*IMPLEMENTATIONS, USUAL}}
     assert len(set(programs.values())) == len(programs)
     assert traced(cell, None) == programs[explain(cell, (5, 2, 3)).implementation]
-    assert "custom_vjp" not in programs["scan"]
-    assert "custom_vjp" in programs["xla"] and "custom_vjp" in programs["columns"]
+    assert "custom_jvp" not in programs["scan"]
+    assert "custom_jvp" in programs["xla"] and "custom_jvp" in programs["columns"]
 
 
 def test_projected_inputs_and_resets_reach_the_choice() -> None:

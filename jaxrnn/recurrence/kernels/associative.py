@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -55,7 +54,7 @@ def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
 def _states(
     a: Float[Array, "T B H"], b: Float[Array, "T B H"], first: Float[Array, "B H"], reverse: bool
 ) -> Float[Array, "T B H"]:
-    """Return h^t = a^t * h^{t-1} + b^t for every step, where `first` is the state before the first one."""
+    """Return h^t = a^t * h^{t-1} + b^t for every step; `first` is the state before the first step."""
     at = -1 if reverse else 0
     b = b.at[at].add(a[at] * first)
     return lax.associative_scan(_join, (a, b), reverse=reverse)[1]

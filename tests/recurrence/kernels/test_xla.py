@@ -18,8 +18,8 @@ from jaxrnn import lstm, unroll
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence import problem as recurrence
 from jaxrnn.recurrence.kernels import xla
+from jaxrnn.recurrence.kernels.xla import GPU_UNROLL
 from jaxrnn.recurrence.kernels.xla.layouts import Columns, Rows
-from jaxrnn.recurrence.kernels.xla.loops import GPU_UNROLL
 from jaxrnn.recurrence.problem import Dense, Masks
 from tests.support.conformance import Conformance, SecondDerivative
 from tests.support.fakes import fake
