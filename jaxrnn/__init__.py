@@ -5,10 +5,12 @@ state, ys = jaxrnn.unroll(cell, params, xs)               # a cell over time, in
 jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   # text from a trained run
 """
 
+from jaxrnn import layers as layers
 from jaxrnn import serialization
 from jaxrnn.charlm import ModelConfig, Params, init
 from jaxrnn.charlm.inspection import activations
 from jaxrnn.charlm.options import SamplingOptions
+from jaxrnn.charlm.registry import register_cell
 from jaxrnn.charlm.sampling import (
     sample,
     sample_bytes,
@@ -26,6 +28,16 @@ from jaxrnn.recurrence.inspection import gradient_flow
 from jaxrnn.recurrence.kernels import register_built
 from jaxrnn.recurrence.networks import Network, network
 from jaxrnn.recurrence.problem import Dense, Lookup
+from jaxrnn.recurrence.variants import (
+    coupled_lstm,
+    indrnn,
+    layer_norm_gru,
+    layer_norm_lstm,
+    mgu,
+    mingru,
+    minlstm,
+    projected_lstm,
+)
 from jaxrnn.training.run_description import load
 
 __all__ = [
@@ -39,15 +51,24 @@ __all__ = [
     "SamplingOptions",
     "Vocabulary",
     "activations",
+    "coupled_lstm",
     "explain",
     "gradient_flow",
     "gru",
+    "indrnn",
     "init",
+    "layer_norm_gru",
+    "layer_norm_lstm",
     "load",
     "lstm",
+    "mgu",
+    "mingru",
+    "minlstm",
     "network",
+    "projected_lstm",
     "record",
     "record_projected",
+    "register_cell",
     "rnn",
     "sample",
     "sample_bytes",

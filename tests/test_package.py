@@ -24,6 +24,7 @@ FLOORS = (
     ("presets",),
     ("training", "serialization", "arguments"),
     ("charlm", "interop"),
+    ("layers",),
     ("recurrence",),
     ("data",),
     ("devices",),

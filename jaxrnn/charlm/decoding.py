@@ -181,7 +181,10 @@ def _in_fast_memory(weights: charlm.StepParams, length: Int[Array, ""]) -> charl
         # The condition is always true, which XLA cannot know.
         return jnp.where(length >= 0, w, jnp.zeros((), w.dtype))
 
-    layers = tuple(layer._replace(w_h=computed(layer.w_h)) for layer in weights.layers)
+    layers = tuple(
+        layer._replace(w_h=computed(layer.w_h)) if hasattr(layer, "w_h") else layer
+        for layer in weights.layers
+    )
     return weights._replace(layers=layers)
 
 

@@ -16,31 +16,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrnn.charlm import registry
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, modes
-from jaxrnn.errors import InputError, one_of, whole_number
-from jaxrnn.recurrence import cells, dispatch, linalg, sharded
-from jaxrnn.recurrence.api import record_projected, unroll_projected
+from jaxrnn.errors import InputError, whole_number
+from jaxrnn.layers import StackedParams, running
+from jaxrnn.layers.architecture import Architecture
+from jaxrnn.recurrence import cells, linalg
 from jaxrnn.recurrence.dispatch import Implementation
-from jaxrnn.recurrence.problem import Dense, Lookup, Masks
+from jaxrnn.recurrence.problem import Lookup
 from jaxrnn.settings import setting
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 
-CellParams = cells.RNNParams | cells.LSTMParams | cells.GRUParams
-CellState = cells.RNNState | cells.LSTMState | cells.GRUState
-
 # The recurrent state of every layer, from the input upwards.
-Carry = tuple[CellState, ...]
-
-CellName = Literal["rnn", "lstm", "gru"]
+Carry = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The architecture of a char-RNN."""
 
-    cell: CellName = "lstm"
-    """Recurrent cell of every layer."""
+    cell: registry.CellName = "lstm"
+    """Recurrent cell of every layer. In Python, also a name given to `jaxrnn.register_cell`."""
     layers: int = 1
     """Number of layers."""
     hidden_size: int = 256
@@ -72,7 +69,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Convert integers of any type to int. Raises InputError for an invalid value."""
         try:
-            one_of(CellName)("cell", self.cell)
+            registry.check_name(self.cell)
             for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         except ValueError as error:
@@ -93,13 +90,17 @@ class ModelConfig:
             return self
         return dataclasses.replace(self, dtype=accelerator.fast_dtype())
 
-    def make_cell(self) -> cells.RNN | cells.LSTM | cells.GRU:
+    def make_cell(self) -> Any:
         """Return the cell of every layer."""
         if self.cell == "rnn":
             return cells.RNN(self.hidden_size, self.activation, self.recurrent_init)
         if self.cell == "gru":
             return cells.GRU(self.hidden_size, self.reset, self.recurrent_init)
-        return cells.LSTM(self.hidden_size, self.peephole, self.forget_bias, self.recurrent_init)
+        if self.cell == "lstm":
+            return cells.LSTM(
+                self.hidden_size, self.peephole, self.forget_bias, self.recurrent_init
+            )
+        return registry.make_cell(self.cell, self.hidden_size)
 
 
 @flax.struct.dataclass
@@ -116,7 +117,7 @@ class Params:
 
     # Not annotated by shape, because transformations put other things than arrays into the leaves.
     embedding: Any
-    layers: tuple[CellParams, ...]
+    layers: tuple[Any, ...]
     w_out: Any
     b_out: Any
     config: ModelConfig = flax.struct.field(pytree_node=False)
@@ -177,7 +178,7 @@ class StepParams(NamedTuple):
     """
 
     table: Float[Array, "V G"]
-    layers: tuple[CellParams, ...]
+    layers: tuple[Any, ...]
     w_out: Float[Array, "H V"]
     b_out: Float[Array, "V"]
 
@@ -187,11 +188,14 @@ def step_params(params: Params) -> StepParams:
     config = params.config
     dtype = jnp.dtype(config.dtype)
     layers = jax.tree.map(lambda a: a.astype(dtype), params.layers)
-    if params.embedding is None:
+    cell, embedding = config.make_cell(), params.embedding
+    if embedding is None and cells.is_builtin(cell):
         # The embedding is the identity, so its product with w_x is w_x itself.
         table = linalg.add(layers[0].w_x.astype(jnp.float32), layers[0].b)
     else:
-        table = config.make_cell().project(layers[0], params.embedding.astype(dtype))
+        embedding = jnp.eye(len(params.b_out)) if embedding is None else embedding
+        projected = cell.project(layers[0], embedding.astype(dtype))
+        table = projected.astype(linalg.wide(dtype))
     w_out = params.embedding.T if params.w_out is None else params.w_out
     return StepParams(table, layers, w_out.astype(dtype), params.b_out)
 
@@ -222,36 +226,17 @@ def forward(
     Raises:
       ValueError: for an implementation that is unknown or cannot run this.
     """
-    config = params.config
-    cell = config.make_cell()
     weights = step_params(params)
-    layers = weights.layers
-    if dropout_key is not None and config.weight_dropout:
-        layers = _dropout_weights(layers, config.weight_dropout, dropout_key)
-    drops_outputs = dropout_key is not None and config.dropout > 0
-    several_devices = devices if devices is not None and devices.size > 1 else None
-    inputs: Lookup | Dense = Lookup(weights.table, tokens)
-    if not drops_outputs and several_devices is None:
-        at_once = dispatch.layers_at_once(cell, layers, inputs, implementation)
-        if at_once is not None:
-            carry, ys = at_once.run(cell, layers, inputs, carry, Masks(), False)
-            return carry, output(weights, ys.astype(weights.w_out.dtype))
-    after = []
-    hidden: Float[Array, "T B H"]
-    for index, (layer, state) in enumerate(zip(layers, carry, strict=True)):
-        if index > 0:
-            inputs = Dense(hidden, layer.w_x, layer.b)
-        if several_devices is None:
-            state, ys = unroll_projected(cell, layer, inputs, state, implementation=implementation)
-        else:
-            state, ys = sharded.unroll_projected(
-                several_devices, cell, layer, inputs, state, implementation=implementation
-            )
-        after.append(state)
-        hidden = ys.astype(layer.w_h.dtype)
-        if dropout_key is not None and config.dropout:
-            hidden = _dropout(hidden, config.dropout, jax.random.fold_in(dropout_key, index))
-    return tuple(after), output(weights, hidden)
+    carry, hidden = running.run(
+        _stack(params.config),
+        StackedParams(weights.layers),
+        Lookup(weights.table, tokens),
+        carry,
+        key=dropout_key,
+        implementation=implementation,
+        devices=devices,
+    )
+    return carry, output(weights, hidden)
 
 
 def record(
@@ -273,20 +258,15 @@ def record(
     Raises:
       ValueError: for a name that the cell cannot record.
     """
-    cell = params.config.make_cell()
     weights = step_params(params)
-    inputs: Lookup | Dense = Lookup(weights.table, tokens)
-    after = []
-    recorded = []
-    hidden: Float[Array, "T B H"]
-    for index, (layer, state) in enumerate(zip(weights.layers, carry, strict=True)):
-        if index > 0:
-            inputs = Dense(hidden, layer.w_x, layer.b)
-        state, ys, inside = record_projected(cell, layer, inputs, state, names=names)
-        after.append(state)
-        recorded.append(inside)
-        hidden = ys.astype(layer.w_h.dtype)
-    return tuple(after), output(weights, hidden), recorded
+    carry, hidden, recorded = running.record(
+        _stack(params.config),
+        StackedParams(weights.layers),
+        Lookup(weights.table, tokens),
+        carry,
+        names,
+    )
+    return carry, output(weights, hidden), recorded
 
 
 def step(
@@ -303,17 +283,9 @@ def step(
     Returns:
       (carry, logits [B, V]): the state after the tokens, and the logits of the next ones.
     """
-    cell: cells.Cell = config.make_cell()
-    after = []
-    gx = weights.table[tokens]
-    hidden: Float[Array, "B H"]
-    for index, (layer, state) in enumerate(zip(weights.layers, carry, strict=True)):
-        if index > 0:
-            gx = cell.project(layer, hidden)
-        state, y = cell.step(layer, state, gx)
-        after.append(state)
-        hidden = y.astype(layer.w_h.dtype)
-    return tuple(after), output(weights, hidden)
+    inputs = running.Projected(weights.table[tokens])
+    carry, hidden = running.step(_stack(config), StackedParams(weights.layers), carry, inputs)
+    return carry, output(weights, hidden)
 
 
 def output(weights: StepParams, hidden: Float[Array, "... H"]) -> Float[Array, "... V"]:
@@ -352,23 +324,14 @@ def loss(
     return nats.mean(), carry
 
 
-def _dropout_weights(
-    layers: tuple[CellParams, ...], rate: float, key: Key
-) -> tuple[CellParams, ...]:
-    """Return the layers with a part of the recurrent weights dropped, differently in each layer."""
-    # The keys after those that `forward` takes for the outputs of the layers.
-    keys = (jax.random.fold_in(key, len(layers) + index) for index in range(len(layers)))
-    return tuple(
-        layer._replace(w_h=_dropout(layer.w_h, rate, key))
-        for layer, key in zip(layers, keys, strict=True)
+def _stack(config: ModelConfig) -> Architecture:
+    """Return the stack of layers between the table and the output layer."""
+    return Architecture(
+        config.make_cell(),
+        # The inputs are looked up in the table, which is projected already.
+        inputs=config.embedding_size or 1,
+        layers=config.layers,
+        dropout=config.dropout,
+        drop_last=True,
+        weight_dropout=config.weight_dropout,
     )
-
-
-def _dropout(x: Float[Array, "..."], rate: float, key: Key) -> Float[Array, "..."]:
-    """Set each element of x to 0 with probability `rate` and scale the others to keep the mean."""
-    words = 2**32
-    kept = min(max(round((1 - rate) * words), 1), words - 1)
-    keep = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(kept)
-    # The product is rounded to x's dtype, its factor is not: in bfloat16 that would shift the mean.
-    scaled = x.astype(jnp.float32) * jnp.float32(words / kept)
-    return jnp.where(keep, scaled.astype(x.dtype), 0)

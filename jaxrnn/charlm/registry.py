@@ -1,0 +1,73 @@
+"""The cells of a char-RNN by name: those of the library, and cells of one's own.
+
+A configuration names its cell, so that `config.json` describes the whole model and loading a run
+executes no code from it. `register_cell` gives a cell of one's own a name:
+
+    jaxrnn.register_cell("leaky", Leaky)
+    params = jaxrnn.init(jaxrnn.ModelConfig(cell="leaky", hidden_size=64), vocabulary)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from jaxrnn.recurrence import variants
+from jaxrnn.recurrence.cells import Cell
+
+# The names that the commands offer. `ModelConfig` has options for the first three.
+CellName = Literal[
+    "rnn",
+    "lstm",
+    "gru",
+    "mgu",
+    "coupled_lstm",
+    "indrnn",
+    "mingru",
+    "minlstm",
+    "layer_norm_lstm",
+    "layer_norm_gru",
+]
+
+# The functions that make a cell of a hidden size.
+_makers: dict[str, Callable[[int], Cell]] = {
+    "mgu": variants.mgu,
+    "coupled_lstm": variants.coupled_lstm,
+    "indrnn": variants.indrnn,
+    "mingru": variants.mingru,
+    "minlstm": variants.minlstm,
+    "layer_norm_lstm": variants.layer_norm_lstm,
+    "layer_norm_gru": variants.layer_norm_gru,
+}
+
+
+def register_cell(name: str, make: Callable[[int], Cell]) -> None:
+    """Let `ModelConfig(cell=name)` stand for a cell of one's own, in this process.
+
+    A char-RNN with the cell can then be trained from Python, saved, loaded and sampled like any other.
+    A process that loads such a run must register the cell first.
+
+    Args:
+      name: the name of the cell.
+      make: a function of the hidden size that returns the cell, for example its class.
+
+    Raises:
+      ValueError: for a name that one of the library's cells has.
+    """
+    if name in get_args(CellName):
+        raise ValueError(f"the library has a cell {name!r}; choose another name")
+    _makers[name] = make
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if no cell has this name."""
+    if name not in (*get_args(CellName), *_makers):
+        known = ", ".join(dict.fromkeys((*get_args(CellName), *_makers)))
+        raise ValueError(
+            f"cell must be one of {known}, or a name given to jaxrnn.register_cell, not {name!r}"
+        )
+
+
+def make_cell(name: str, hidden_size: int) -> Cell:
+    """Return a cell that has no options in `ModelConfig`."""
+    return _makers[name](hidden_size)
