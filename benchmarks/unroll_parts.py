@@ -89,6 +89,7 @@ def native_calls(size: Size) -> dict[str, tuple[Callable[[], Any], int]]:
     """Return each C++ call that a gradient makes, and its floating-point operations, by name."""
     batch, steps, inputs, hidden = size
     cell, masks = jaxrnn.lstm(hidden), Masks()
+    static = calls.Static(cell, reverse=False, batch_first=False)
     params = cell.init(jax.random.key(0), inputs)
     xs = jax.random.normal(jax.random.key(1), (steps, batch, inputs))
     state = cell.initial_state(batch)
@@ -97,13 +98,14 @@ def native_calls(size: Size) -> dict[str, tuple[Callable[[], Any], int]]:
     @partial(jax.jit, static_argnums=0)
     def forward(keep: bool, params: Any, xs: Any, state: Any) -> Any:
         given = Dense(xs, params.w_x, params.b)
-        return calls.forward(cell, False, weights, given, state, masks, keep)
+        return calls.forward(static, weights, given, state, masks, keep)
 
     @jax.jit
     def backward(weights: Any, residuals: Any, state: Any, d_ys: Any) -> Any:
-        return calls.backward(cell, False, weights, masks, residuals, state, d_ys)
+        return calls.backward(static, weights, masks, residuals, state, d_ys)
 
-    outer, back, product = jax.jit(calls.outer), jax.jit(calls.back), jax.jit(jnp.matmul)
+    outer, back = (jax.jit(partial(call, static)) for call in (calls.outer, calls.back))
+    product = jax.jit(jnp.matmul)
     final, ys, residuals = forward(True, params, xs, state)
     d_gx, _, _ = backward(weights, residuals, final, ys)
     square = jnp.full((SIDE, SIDE), 0.5)

@@ -83,18 +83,19 @@ def call(
       mapped: whether the handler takes mapped calls. If not, `vmap` becomes a loop of calls.
       attributes: the handler's attributes, numpy scalars.
     """
+    arrays = [a.array for a in arguments if a.array is not None]
     there = [a for a in arguments if a.array is not None]
     made = [r for r in results if not _absent(r)]
 
     def run_here(*present: Array) -> list[Array]:
         # The number and the lengths of the mapped axes.
-        front = present[0].ndim - there[0].array.ndim
+        front = present[0].ndim - arrays[0].ndim
         lengths = jnp.broadcast_shapes(*(x.shape[:front] for x in present))
         divided = zip(present, there, strict=True)
         batch = next(x.shape[front + a.rows] for x, a in divided if a.rows is not None)
         shapes = [NONE if _absent(r) else lengths + _with_rows(r, batch) for r in results]
-        arrays = iter(present)
-        given = [jnp.zeros(NONE, a.dtype) if a.array is None else next(arrays) for a in arguments]
+        left = iter(present)
+        given = [jnp.zeros(NONE, a.dtype) if a.array is None else next(left) for a in arguments]
         passed = shapes
         if flat:
             given = [
@@ -114,7 +115,7 @@ def call(
 
     partitioned = partial(_partitioned, run_here, there, made)
     run = _mapped(partitioned) if mapped else sequential_vmap(partitioned())
-    found = iter(run(*(a.array for a in there)))
+    found = iter(run(*arrays))
     return [jnp.zeros(NONE, r.dtype) if _absent(r) else next(found) for r in results]
 
 
@@ -169,7 +170,8 @@ def _partitioned(
         divided = _divided(given, arguments, front)
 
         def place(rows: int | None) -> NamedSharding:
-            return NamedSharding(mesh, P() if rows is None else P(*[None] * (front + rows), divided))
+            spec = P() if rows is None else P(*[None] * (front + rows), divided)
+            return NamedSharding(mesh, spec)
 
         def call_here(*arrays: Array) -> list[Array]:
             found = zip(call(*arrays), results, strict=True)
@@ -192,9 +194,7 @@ def _partitioned(
     return partitioned
 
 
-def _divided(
-    given: Sequence[Any], arguments: Sequence[Argument], front: int
-) -> tuple[str, ...]:
+def _divided(given: Sequence[Any], arguments: Sequence[Argument], front: int) -> tuple[str, ...]:
     """Return the mesh axes over which the rows are sharded; none if the shards would be unequal."""
     for array, argument in zip(given, arguments, strict=True):
         if argument.rows is None or not isinstance(array.sharding, NamedSharding):

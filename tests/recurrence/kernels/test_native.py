@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,6 +179,101 @@ def test_tokens_of_any_integer_dtype(dtype: str) -> None:
         run = partial(unroll_projected, cell, given.params, implementation=implementation)
         with unchecked():
             assert_close(run(Lookup(table, tokens)), run(gx), TOLERANCES["float32"])
+
+
+# --- arrays that lie in memory with the batch first ----------------------------------------------
+
+
+def swap(a: Any) -> Any:
+    return jnp.swapaxes(a, 0, 1)
+
+
+def batch_first_slope(cell: Any, implementation: Any, order: bool, **how: Any) -> Any:
+    """Values and gradients of a loss of xs [B, T, D], as a jitted function of (params, xs, state)."""
+
+    def loss(params: Any, xs: Any, state: Any, weights: Any) -> Any:
+        run = partial(unroll, cell, params, swap(xs), state, **how)
+        final, ys = run(implementation=implementation, batch_first_memory=order)
+        products = jax.tree.map(lambda a, w: (a * w).sum(), (final, swap(ys)), weights)
+        return sum(jax.tree.leaves(products)), (final, swap(ys))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+
+@pytest.mark.first_case
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize(
+    ("steps", "batch"), [(5, 2), (40, 3), (6, 11)], ids=["few", "long", "rows"]
+)
+@cells
+def test_batch_first_memory(name: str, steps: int, batch: int, masked: bool) -> None:
+    """With few rows, several steps of a row are projected at once; the last of 40 are fewer."""
+    cell = dataclasses.replace(CELLS[name], hidden_size=19)
+    given = scaled(problem(cell, steps, batch, features=5)).cast("float32")
+    masks: dict[str, Any] = masks_for(steps, batch) if masked else {}
+    how = {k: jnp.asarray(v) for k, v in masks.items()} | {"reverse": batch == 3}
+    arguments = (
+        given.params,
+        swap(given.xs),
+        given.state,
+        (given.weights[0], swap(given.weights[1])),
+    )
+    got = batch_first_slope(cell, "native", True, **how)(*arguments)
+    assert_close(got, batch_first_slope(cell, "scan", False, **how)(*arguments), TOLERANCE)
+
+
+@pytest.mark.first_case
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "plain"])
+def test_batch_first_memory_has_no_transposed_copy(masked: bool) -> None:
+    """The program of values and gradients neither transposes nor copies an array of all steps."""
+    cell = CELLS["gru-after"]
+    how = {k: jnp.asarray(v) for k, v in masks_for(5, 2).items()} if masked else {}
+    given = problem(cell, 5, 2).cast("float32")
+    arguments = (
+        given.params,
+        swap(given.xs),
+        given.state,
+        (given.weights[0], swap(given.weights[1])),
+    )
+
+    def moves(order: bool) -> list[str]:
+        text = batch_first_slope(cell, "native", order, **how).lower(*arguments).compile().as_text()
+        return re.findall(r"= f32\[(?:5,2|2,5),\d+\]\S* (?:transpose|copy)\(", text)
+
+    assert moves(False) and not moves(True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gru-before"])
+def test_batch_first_memory_of_other_inputs_and_transformations(name: str) -> None:
+    """Tokens and projected inputs; stretches of steps; mapped over rows and over parameters; eagerly."""
+    cell, steps, batch = CELLS[name], 6, 3
+    given = problem(cell, steps, batch).cast("float32")
+    rng = np.random.default_rng(2)
+    table = jnp.asarray(rng.standard_normal((7, given.params.w_h.shape[1])), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 7, (batch, steps)), jnp.int32)
+    factors = jnp.linspace(0.5, 1.5, 2)
+
+    def loss(factor: Any, table: Any, xs: Any, implementation: Any, order: bool) -> Any:
+        params = jax.tree.map(lambda a: a * factor, given.params)
+        how: Any = {"implementation": implementation, "batch_first_memory": order}
+        run = partial(unroll_projected, cell, params, **how)
+        _, looked = run(Lookup(table, swap(tokens)))
+        _, projected = run(swap(table[tokens]))
+        _, ys = unroll(cell, params, swap(xs), **how)
+        _, again = unroll(cell, params, swap(xs), **how, save_every=2)
+        return sum((swap(a) ** 3).sum() for a in (looked, projected, ys, again))
+
+    def results(implementation: Any, order: bool) -> Any:
+        run = partial(loss, implementation=implementation, order=order)
+        slope = jax.value_and_grad(run, (0, 1, 2))
+        xs = swap(given.xs)
+        several = jnp.stack([xs, xs / 2])
+        over_parameters = jax.jit(jax.vmap(slope, (0, None, None)))(factors, table, xs)
+        over_rows = jax.jit(jax.vmap(slope, (None, None, 0)))(factors[1], table, several)
+        return slope(factors[0], table, xs), over_parameters, over_rows
+
+    assert_close(results("native", True), results("scan", False), TOLERANCE)
 
 
 # --- numbers at their limits --------------------------------------------------------------------
@@ -392,6 +488,129 @@ def test_vmap_over_tokens_and_over_a_table() -> None:
     assert_close(results("native"), results("scan"), TOLERANCE)
 
 
+# Which arguments are mapped beside the parameters; all elements share the others.
+MEMBERS = {
+    "parameters": Mapped(params=0),
+    "everything": Mapped(xs=0, state=0, resets=0, lengths=0, params=0),
+    "parameters, states and resets": Mapped(state=1, resets=1, params=0),
+    "parameters, inputs and lengths": Mapped(xs=1, lengths=1, params=0),
+}
+
+
+def element(given: tuple[Any, ...], axes: Mapped, n: int) -> tuple[Any, ...]:
+    """Element n of the mapped axis of the arguments."""
+    return tuple(
+        a if axis is None else jax.tree.map(partial(jnp.take, indices=n, axis=axis), a)
+        for a, axis in zip(given, axes, strict=True)
+    )
+
+
+@pytest.mark.first_case
+@pytest.mark.parametrize("axes", list(MEMBERS.values()), ids=MEMBERS)
+@pytest.mark.parametrize("name", ["gru-after", "lstm-peephole", "gru-before", "rnn-tanh"])
+def test_vmap_over_parameters_equals_a_loop(name: str, axes: Mapped) -> None:
+    """Values and gradients of each element."""
+    cell, size = CELLS[name], 3
+    given = mapped_problem(cell, axes, size)
+    slope = jax.value_and_grad(loss_of(cell, "native", axes), (0, 1, 4))
+    got, one = jax.jit(jax.vmap(slope, tuple(axes)))(*given), jax.jit(slope)
+    for n in range(size):
+        want = one(*element(given, axes, n))
+        assert_close(jax.tree.map(itemgetter(n), got), want, TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", list(MEMBERS.values()), ids=MEMBERS)
+def test_gradient_of_vmap_over_parameters(axes: Mapped) -> None:
+    """The gradient of what the elements share is a sum over them; with and without jit."""
+    cell, size = CELLS["gru-after"], 3
+    given = mapped_problem(cell, axes, size)
+
+    def total(implementation: Any) -> Any:
+        mapped = jax.vmap(loss_of(cell, implementation, axes), tuple(axes))
+        return jax.value_and_grad(lambda *given: mapped(*given).sum(), (0, 1, 4))
+
+    want = jax.jit(total("scan"))(*given)
+    assert_close(jax.jit(total("native"))(*given), want, TOLERANCE)
+    assert_close(total("native")(*given), want, TOLERANCE)
+
+
+def test_a_mapped_axis_over_parameters_is_one_call() -> None:
+    """No loop, and no copy of the inputs, which all elements share, for each of them."""
+    cell, axes = CELLS["gru-after"], Mapped(params=0)
+    given = mapped_problem(cell, axes, size=3)
+    program = jax.jit(jax.vmap(loss_of(cell, "native", axes), tuple(axes)))
+    assert calls_of(program, *given) == [("jaxrnn_forward", "3x5x2x4")]
+    text = program.lower(*given).compile().as_text()
+    assert "while" not in text and "f32[3,5,2,3]" not in text and "f32[1,5,2,3]" in text
+
+
+@pytest.mark.slow
+def test_nested_vmap_over_parameters() -> None:
+    """Agents of seeds: the outer axis maps parameters and data, the inner axis w_x or b alone."""
+    cell = CELLS["gru-after"]
+    given = problem(cell, 4, 2).cast("float32")
+    rng = np.random.default_rng(0)
+
+    def stacked(a: Any, *sizes: int) -> Any:
+        shape = (*sizes, *[1] * a.ndim)
+        return jnp.asarray(np.asarray(a) * rng.uniform(0.5, 1.5, shape), jnp.float32)
+
+    w_x, b, xs = (
+        stacked(a, *sizes)
+        for a, sizes in ((given.params.w_x, (2, 3)), (given.params.b, (3,)), (given.xs, (2,)))
+    )
+
+    def loss(w_x: Any, b: Any, xs: Any, implementation: Any) -> Any:
+        params = given.params._replace(w_x=w_x, b=b)
+        return (unroll(cell, params, xs, implementation=implementation)[1] ** 3).sum()
+
+    slope = jax.value_and_grad(loss, (0, 1, 2))
+    twice = jax.vmap(jax.vmap(slope, (0, 0, None, None)), (0, None, 0, None))
+    got = jax.jit(twice, static_argnums=3)(w_x, b, xs, "native")
+    one = jax.jit(slope, static_argnums=3)
+    for seed, agent in np.ndindex(2, 3):
+        want = one(w_x[seed, agent], b[agent], xs[seed], "native")
+        assert_close(jax.tree.map(itemgetter((seed, agent)), got), want, TOLERANCE)
+
+    def total(w_x: Any, b: Any, xs: Any, implementation: Any) -> Any:
+        inner = jax.vmap(loss, (0, 0, None, None))
+        return jax.vmap(inner, (0, None, 0, None))(w_x, b, xs, implementation).sum()
+
+    sums = jax.jit(jax.grad(total, (0, 1, 2)), static_argnums=3)
+    assert_close(sums(w_x, b, xs, "native"), sums(w_x, b, xs, "scan"), TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [2, 3, 5])
+@pytest.mark.parametrize(("cell", "batch"), [(lstm(40), 24), (gru(220), 2)], ids=["rows", "units"])
+def test_members_whose_rows_or_units_are_divided(cell: Any, batch: int, members: int) -> None:
+    """Fewer elements than threads, or more."""
+    given = scaled(problem(cell, 20, batch, features=8)).cast("float32")
+    factors = jnp.linspace(0.5, 1.5, members)
+
+    def results(factor: Any) -> Any:
+        params = jax.tree.map(lambda a: a * factor, given.params)
+        return run_native(cell, given._replace(params=params))
+
+    got = jax.vmap(results)(factors)
+    for n, factor in enumerate(factors):
+        assert_close(jax.tree.map(itemgetter(n), got), results(factor), TOLERANCE)
+
+
+@pytest.mark.slow
+def test_second_derivative_of_vmap_over_parameters() -> None:
+    cell, axes = CELLS["lstm-peephole"], Mapped(params=0)
+    given = mapped_problem(cell, axes, size=2)
+
+    def slope(xs: Any, implementation: Any) -> Any:
+        each = jax.vmap(jax.grad(loss_of(cell, implementation, axes), 4), tuple(axes))
+        return sum((g**2).sum() for g in jax.tree.leaves(each(xs, *given[1:])))
+
+    second = jax.jit(jax.grad(slope), static_argnums=1)
+    assert_close(second(given[0], "native"), second(given[0], "scan"), TOLERANCE)
+
+
 def test_vmap_of_nothing() -> None:
     cell = CELLS["lstm"]
     params = cell.init(jax.random.key(0), 3)
@@ -441,8 +660,8 @@ from jaxrnn.recurrence.api import unroll_projected
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "more"), axis_types=(AxisType.Auto,) * 2)
 rng = np.random.default_rng(0)
 
-def loss(cell, params, xs, tokens, table, lengths):
-    how = {"lengths": lengths, "implementation": "native"}
+def loss(cell, params, xs, tokens, table, lengths, order=False):
+    how = {"lengths": lengths, "implementation": "native", "batch_first_memory": order}
     final, ys = unroll(cell, params, xs, **how)
     _, looked = unroll_projected(cell, params, Lookup(table, tokens), final, **how)
     return (ys**2).sum() + (looked**2).sum()
@@ -470,6 +689,17 @@ for cell, choices in (
         parts = {None: 1, "data": 2}.get(axes, 4)
         assert not re.search("all-gather|all-to-all|collective-permute", text), axes
         assert f"f32[6,{rows // parts},8]" in text and (axes is None or f"f32[6,{rows},8]" not in text)
+
+def mapped(params, xs, tokens, table, lengths):
+    axes = None, 0, None, None, 0, None, None
+    each = jax.vmap(jax.value_and_grad(loss, (1, 2, 4)), axes)
+    return each(cell, params, xs, tokens, table, lengths, True)
+
+params, xs, tokens, table, lengths = given
+stacked = [jax.tree.map(lambda p: jnp.stack([p, p / 2]), a) for a in (params, table)]
+given = stacked[0], xs, tokens, stacked[1], lengths
+put = [jax.device_put(a, NamedSharding(mesh, p)) for a, p in zip(given, over)]
+assert_close(jax.jit(mapped)(*put), jax.jit(mapped)(*given), TOLERANCES["float32"])
 print("done")
 """
 

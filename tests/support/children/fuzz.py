@@ -88,11 +88,15 @@ def record_calls() -> list[Spec]:
             lookup = Lookup(gx[0], tokens)
             final, ys = unroll(cell, params, xs, implementation="native")
             run = partial(unroll_projected, cell, params, state=final, implementation="native")
-            (_, looked), (_, projected) = run(lookup, **masks), run(gx, reverse=True)
+            _, looked = run(lookup, **masks, batch_first_memory=True)
+            _, projected = run(gx, reverse=True)
             return sum((a**2).sum() for a in (ys, looked, projected))
 
         slope = partial(jax.grad(loss, (0, 1)), cell=cell, tokens=tokens, masks=masks)
-        jax.eval_shape(slope, params, jnp.zeros((steps, batch, 6)))
+        xs = jnp.zeros((steps, batch, 6))
+        jax.eval_shape(slope, params, xs)
+        several = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
+        jax.eval_shape(jax.vmap(slope, (0, None)), several, xs)
     jax.ffi.ffi_call = ffi_call
     return list(recorded)
 

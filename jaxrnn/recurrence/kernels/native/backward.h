@@ -54,10 +54,10 @@ class Backward : public Problem {
   }
 
   void products_backward(const Share& mine, int64_t t) {
-    const Left d_gx_t{d_gx + t * B * G(), G()};
+    const Left d_gx_t{d_gx + place(t, 0) * G(), row_stride() * G()};
     if (kind == GRU_AFTER) {
       multiply(mine, d_gx_t, 0, 2 * H, d_h_);
-      multiply(mine, {d_q + t * B * H, H}, 2 * H, H, d_h_);
+      multiply(mine, {d_q + place(t, 0) * H, row_stride() * H}, 2 * H, H, d_h_);
     } else {
       multiply(mine, d_gx_t, 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
     }
@@ -89,29 +89,29 @@ class Backward : public Problem {
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
       if (inactive(t, row)) {
         for (int64_t gate = 0; gate < gates(); ++gate)
-          std::memset(d_gx + (t * B + row) * G() + gate * H + mine.unit, 0,
+          std::memset(d_gx + place(t, row) * G() + gate * H + mine.unit, 0,
                       (mine.end - mine.unit) * sizeof(float));
         continue;
       }
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
         float* const d_h = d_h_ + row * width() + unit;
-        const Vec d_y = load(d_ys + (t * B + row) * H + unit, H - unit);
+        const Vec d_y = load(d_ys + place(t, row) * H + unit, H - unit);
         store(d_h, what(row, unit, load(d_h) + d_y));
       }
     }
   }
 
   Vec gate(int64_t t, int64_t row, int64_t n, int64_t unit) const {
-    return load(kept_gates + ((t * B + row) * gates() + n) * H + unit, H - unit);
+    return load(kept_gates + (place(t, row) * gates() + n) * H + unit, H - unit);
   }
 
   // Loads from `previous_hidden` or `extra`.
   Vec saved_value(const float* from, int64_t t, int64_t row, int64_t unit) const {
-    return load(from + (t * B + row) * H + unit, H - unit);
+    return load(from + place(t, row) * H + unit, H - unit);
   }
 
   void put_d_gx(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
-    store(d_gx + (t * B + row) * G() + gate * H + unit, d, H - unit);
+    store(d_gx + place(t, row) * G() + gate * H + unit, d, H - unit);
   }
 
   void rnn(const Share& mine, int64_t t) {
@@ -155,7 +155,7 @@ class Backward : public Problem {
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
       if (inactive(t, row)) {
         const int64_t bytes = (mine.end - mine.unit) * sizeof(float);
-        std::memset(d_q + (t * B + row) * H + mine.unit, 0, bytes);
+        std::memset(d_q + place(t, row) * H + mine.unit, 0, bytes);
       }
     for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const Vec z = gate(t, row, 0, unit);
@@ -167,7 +167,7 @@ class Backward : public Problem {
       put_d_gx(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
       put_d_gx(t, row, 1, unit, d_an * q * r * (1.f - r));
       put_d_gx(t, row, 2, unit, d_an);
-      store(d_q + (t * B + row) * H + unit, d_an * r, H - unit);
+      store(d_q + place(t, row) * H + unit, d_an * r, H - unit);
       return d_h * z;
     });
   }
@@ -185,7 +185,7 @@ class Backward : public Problem {
   }
 
   void gru_before_reset(const Share& mine, int64_t t) {
-    multiply(mine, {d_gx + t * B * G() + 2 * H, G()}, 2 * H, H, d_rh_);
+    multiply(mine, {d_gx + place(t, 0) * G() + 2 * H, row_stride() * G()}, 2 * H, H, d_rh_);
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
       if (inactive(t, row)) continue;
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,28 +23,54 @@ on_cpu = partial(on_platform, "cpu")
 _call = partial(ffi.call, mapped=True)
 
 
+class Static(NamedTuple):
+    """The static part of a call.
+
+    Attributes:
+      cell: the cell.
+      reverse: whether to run from the last step to the first.
+      batch_first: whether the C++ reads and writes arrays [B, T, ...] in place of [T, B, ...].
+    """
+
+    cell: Any
+    reverse: bool
+    batch_first: bool
+
+    @property
+    def rows(self) -> int:
+        """The axis of the rows in the arrays of the C++ that have all steps."""
+        return 0 if self.batch_first else 1
+
+    def turned(self, tree: Any) -> Any:
+        """Return arrays [T, B, ...] as the C++ has them, or arrays of the C++ as [T, B, ...].
+
+        Two of these, one after the other, cancel when XLA compiles them.
+        """
+        return jax.tree.map(lambda a: a.swapaxes(0, 1), tree) if self.batch_first else tree
+
+
 def forward(
-    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks, keep: bool
+    static: Static, weights: Any, inputs: Inputs, state: Any, masks: Masks, keep: bool
 ) -> tuple[Any, Float[Array, "T B H"], Residuals | None]:
     """Return the final state, the outputs and, with `keep`, what `backward` needs."""
     arguments = weights, inputs, state, masks
     rows = shared(weights), of_inputs(inputs), of_state(state), of_steps(masks)
-    result_rows = of_state(state), 1, _residual_rows(cell) if keep else None
-    return by_rows(_forward, (cell, reverse, keep), arguments, rows, result_rows)
+    result_rows = of_state(state), 1, _residual_rows(static.cell) if keep else None
+    return by_rows(_forward, (static, keep), arguments, rows, result_rows)
 
 
-def _forward(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
-    kernel = partial(_forward_call, cell, reverse, keep)
-    return on_cpu(kernel, partial(_forward_plain, cell, reverse, keep), *given)
+def _forward(static: Static, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
+    kernel = partial(_forward_call, static, keep)
+    return on_cpu(kernel, partial(_forward_plain, static, keep), *given)
 
 
-def _forward_plain(cell: Any, reverse: bool, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
-    final, ys, residuals = plain.forward(cell, reverse, *given)
+def _forward_plain(static: Static, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
+    final, ys, residuals = plain.forward(static.cell, static.reverse, *given)
     return final, ys, residuals if keep else None
 
 
 def _forward_call(
-    cell: Any, reverse: bool, keep: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
+    static: Static, keep: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
 ) -> tuple[Any, Array, Residuals | None]:
     xs: Any = inputs
     tokens = w_x = b = None
@@ -51,8 +78,11 @@ def _forward_call(
         xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
     elif isinstance(inputs, Dense):
         xs, w_x, b = inputs
+    xs, tokens = static.turned((xs, tokens))
+    cell, rows = static.cell, static.rows
     steps, batch, width = inputs.shape
-    every = Result((steps, batch, cell.hidden_size), 1)
+    order = (batch, steps) if static.batch_first else (steps, batch)
+    every = Result((*order, cell.hidden_size), rows)
     last = Result((batch, cell.hidden_size), 0)
     third = _third_residual(cell)
     ys, hidden, c, previous_hidden, gates, extra = _call(
@@ -62,26 +92,27 @@ def _forward_call(
             last,
             last if cell.kind is CellKind.LSTM else NOTHING,
             every if keep else NOTHING,
-            Result((steps, batch, width), 1) if keep else NOTHING,
+            Result((*order, width), rows) if keep else NOTHING,
             every if keep and third else NOTHING,
         ],
         [
-            Argument(xs, 1),
-            Argument(tokens, 1, jnp.int32),
+            Argument(xs, rows),
+            Argument(tokens, rows, jnp.int32),
             Argument(w_x),
             Argument(b),
             Argument(weights.w_h),
             Argument(_vectors(weights)),
             *_state(state),
-            *_masks(masks),
+            *_masks(static, masks),
         ],
         kind=_kind(cell),
-        reverse=reverse,
+        reverse=static.reverse,
+        batch_first=static.batch_first,
     )
     residuals = None
     if keep:
         residuals = Residuals(previous_hidden, gates, **({third: extra} if third else {}))
-    return _like(state, hidden, c), ys, residuals
+    return _like(state, hidden, c), *static.turned((ys, residuals))
 
 
 def _third_residual(cell: Any) -> str | None:
@@ -99,8 +130,7 @@ def _residual_rows(cell: Any) -> Any:
 
 
 def backward(
-    cell: Any,
-    reverse: bool,
+    static: Static,
     weights: Any,
     masks: Masks,
     residuals: Residuals,
@@ -112,51 +142,56 @@ def backward(
     That with respect to q is None but for a GRU that resets after the product.
     """
     arguments = weights, masks, residuals, d_final, d_ys
+    cell = static.cell
     rows = shared(weights), of_steps(masks), _residual_rows(cell), of_state(d_final), 1
     results = 1, 1 if _has_q(cell) else None, of_state(d_final)
-    return by_rows(_backward, (cell, reverse), arguments, rows, results)
+    return by_rows(_backward, (static,), arguments, rows, results)
 
 
-def _backward(cell: Any, reverse: bool, *given: Any) -> tuple[Array, Array | None, Any]:
-    kernel = partial(_backward_call, cell, reverse)
-    return on_cpu(kernel, partial(plain.backward, cell, reverse), *given)
+def _backward(static: Static, *given: Any) -> tuple[Array, Array | None, Any]:
+    kernel = partial(_backward_call, static)
+    return on_cpu(kernel, partial(plain.backward, static.cell, static.reverse), *given)
 
 
 def _backward_call(
-    cell: Any,
-    reverse: bool,
+    static: Static,
     weights: Any,
     masks: Masks,
     residuals: Residuals,
     d_final: Any,
     d_ys: Array,
 ) -> tuple[Array, Array | None, Any]:
-    steps, batch, size = every = d_ys.shape
+    cell, rows = static.cell, static.rows
+    batch, size = d_ys.shape[1:]
     first = Result((batch, size), 0)
+    residuals, d_ys = static.turned((residuals, d_ys))
+    every = d_ys.shape
     third = _third_residual(cell)
     kept = residuals.previous_hidden, residuals.gates, getattr(residuals, third) if third else None
     d_gx, d_q, hidden, c = _call(
         "jaxrnn_backward",
         [
-            Result((steps, batch, weights.w_h.shape[1]), 1),
-            Result(every, 1) if _has_q(cell) else NOTHING,
+            Result((*every[:2], weights.w_h.shape[1]), rows),
+            Result(every, rows) if _has_q(cell) else NOTHING,
             first,
             first if cell.kind is CellKind.LSTM else NOTHING,
         ],
         [
             Argument(weights.w_h),
             Argument(_vectors(weights)),
-            *(Argument(a, 1) for a in kept),
-            Argument(d_ys, 1),
+            *(Argument(a, rows) for a in kept),
+            Argument(d_ys, rows),
             *_state(d_final),
-            *_masks(masks),
+            *_masks(static, masks),
         ],
         # d_gx is written over the gates, and d_q over q, where nothing else reads them.
         aliases={3: 0, 4: 1} if _has_q(cell) else {3: 0},
         kind=_kind(cell),
-        reverse=reverse,
+        reverse=static.reverse,
+        batch_first=static.batch_first,
     )
-    return d_gx, d_q if _has_q(cell) else None, _like(d_final, hidden, c)
+    d_gx, d_q = static.turned((d_gx, d_q if _has_q(cell) else None))
+    return d_gx, d_q, _like(d_final, hidden, c)
 
 
 def _has_q(cell: Any) -> bool:
@@ -164,10 +199,14 @@ def _has_q(cell: Any) -> bool:
 
 
 def outer(
-    x: Float[Array, "T B K"], d: Float[Array, "T B G"], columns: slice = slice(None)
+    static: Static,
+    x: Float[Array, "T B K"],
+    d: Float[Array, "T B G"],
+    columns: slice = slice(None),
 ) -> tuple[Float[Array, "K N"], Float[Array, "N"]]:
     """Return the sum of x d^T over all rows, and that of d, for some N columns of d."""
-    return on_cpu(partial(_outer_call, columns), partial(_outer_plain, columns), x, d)
+    kernel = partial(_outer_call, static, columns)
+    return on_cpu(kernel, partial(_outer_plain, columns), x, d)
 
 
 def _outer_plain(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
@@ -175,40 +214,46 @@ def _outer_plain(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
     return Rows.outer(x, d), Rows.total(d)
 
 
-def _outer_call(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
+def _outer_call(static: Static, columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
     first, end, _ = columns.indices(d.shape[-1])
     results = [Result((x.shape[-1], end - first)), Result((end - first,))]
-    arguments = [Argument(x, 1), Argument(d, 1)]
+    arguments = [Argument(a, static.rows) for a in static.turned((x, d))]
     found, total = _call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
     return found, total
 
 
-def back(d: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
+def back(static: Static, d: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
     """Return d W^T for all rows."""
-    return by_rows(_back, (), (d, w), (1, SHARED), 1)
+    return by_rows(_back, (static,), (d, w), (1, SHARED), 1)
 
 
-def _back(d: Array, w: Array) -> Array:
-    return on_cpu(_back_call, Rows.back, d, w)
+def _back(static: Static, d: Array, w: Array) -> Array:
+    return on_cpu(partial(_back_call, static), Rows.back, d, w)
 
 
-def _back_call(d: Array, w: Array) -> Array:
-    results = [Result((*d.shape[:2], w.shape[0]), 1)]
-    return _call("jaxrnn_back", results, [Argument(d, 1), Argument(w)], flat=True)[0]
+def _back_call(static: Static, d: Array, w: Array) -> Array:
+    d = static.turned(d)
+    results = [Result((*d.shape[:2], w.shape[0]), static.rows)]
+    arguments = [Argument(d, static.rows), Argument(w)]
+    return static.turned(_call("jaxrnn_back", results, arguments, flat=True)[0])
 
 
-def sum_equal(tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int) -> Array:
+def sum_equal(
+    static: Static, tokens: Int[Array, "T B"], d: Float[Array, "T B G"], size: int
+) -> Array:
     """Return d summed over equal tokens, [size, G]."""
-    return on_cpu(partial(_sum_equal_call, size), partial(_sum_equal_plain, size), tokens, d)
+    kernel = partial(_sum_equal_call, static, size)
+    return on_cpu(kernel, partial(_sum_equal_plain, size), tokens, d)
 
 
 def _sum_equal_plain(size: int, tokens: Array, d: Array) -> Array:
     return Rows.sum_equal(Lookup(jnp.zeros((size, d.shape[-1])), tokens), d)
 
 
-def _sum_equal_call(size: int, tokens: Array, d: Array) -> Array:
+def _sum_equal_call(static: Static, size: int, tokens: Array, d: Array) -> Array:
     results = [Result((size, d.shape[-1]))]
-    arguments = [Argument(tokens.astype(jnp.int32), 1), Argument(d, 1)]
+    given = static.turned((tokens.astype(jnp.int32), d))
+    arguments = [Argument(a, static.rows) for a in given]
     return _call("jaxrnn_sum_equal", results, arguments, flat=True)[0]
 
 
@@ -232,8 +277,9 @@ def _state(state: Any) -> tuple[Argument, Argument]:
     return Argument(state.hidden, 0), Argument(getattr(state, "cell", None), 0)
 
 
-def _masks(masks: Masks) -> tuple[Argument, Argument]:
-    return Argument(masks.reset, 1, jnp.bool_), Argument(masks.active, 1, jnp.bool_)
+def _masks(static: Static, masks: Masks) -> tuple[Argument, Argument]:
+    reset, active = (Argument(mask, static.rows, jnp.bool_) for mask in static.turned(tuple(masks)))
+    return reset, active
 
 
 def _like(state: Any, hidden: Array, c: Array) -> Any:

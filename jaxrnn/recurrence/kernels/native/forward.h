@@ -7,7 +7,7 @@
 class Forward : public Problem {
  public:
   // The inputs, in one of three forms: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B];
-  // xs [T, B, D] with w_x [D, G] and b [G].
+  // xs [T, B, D] with w_x [D, G] and b [G]. These shapes, and all others here, are those without batch_first.
   const float* gx = nullptr;
   const int32_t* tokens = nullptr;
   const float *table = nullptr, *xs = nullptr, *w_x = nullptr, *b = nullptr;
@@ -91,46 +91,54 @@ class Forward : public Problem {
     const int64_t vectors = gates() == 1 ? 4 : gates();
     const int64_t units = gates() == 1 ? QUAD : V;
     const int64_t stride = gates() * width();
-    const float* x = xs + (t * B + mine.row) * D;
     for (int64_t unit = mine.unit; unit < mine.end; unit += units) {
-      for_row_tiles(steps * mine.rows, [&](int64_t first, int64_t count) {
-        float* out = projected_ + (mine.row + first) * stride + unit * gates();
-        for (int64_t a = 0; a < vectors; ++a) {
-          const int64_t gate = gates() == 1 ? 0 : a, at = gates() == 1 ? unit + a * V : unit;
-          const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
-          for (int64_t row = 0; row < count; ++row) store(out + row * stride + a * V, bias);
-        }
-        const Left rows{x + first * D, D};
-        const float* w = w_in_.panel(unit / units);
-        if (vectors == 4) product<4>(count, rows, w, D, out, stride);
-        else product<3>(count, rows, w, D, out, stride);
-      });
+      const float* w = w_in_.panel(unit / units);
+      const auto project_rows = [&](int64_t rows, Left x, float* to, int64_t ldo) {
+        for_row_tiles(rows, [&](int64_t first, int64_t count) {
+          float* out = to + first * ldo + unit * gates();
+          for (int64_t a = 0; a < vectors; ++a) {
+            const int64_t gate = gates() == 1 ? 0 : a, at = gates() == 1 ? unit + a * V : unit;
+            const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
+            for (int64_t row = 0; row < count; ++row) store(out + row * ldo + a * V, bias);
+          }
+          if (vectors == 4) product<4>(count, x.from(first), w, D, out, ldo);
+          else product<3>(count, x.from(first), w, D, out, ldo);
+        });
+      };
+      if (batch_first && steps > 1) {
+        for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
+          project_rows(steps, {xs + place(t, row) * D, D}, projected_ + row * stride, B * stride);
+      } else {
+        // Several steps are projected only where a share has all rows, so that they follow each other.
+        const Left x{xs + place(t, mine.row) * D, row_stride() * D};
+        project_rows(steps * mine.rows, x, projected_ + mine.row * stride, stride);
+      }
     }
   }
 
   Vec input(const Step& step, int64_t row, int64_t gate, int64_t unit) const {
     if (xs) return load(step.projected + (row * width() + unit) * gates() + gate * V);
-    const float* from = gx + (step.t * B + row) * gates() * H;
-    if (tokens) from = table + table_row(tokens[step.t * B + row], rows_of_table) * gates() * H;
+    const float* from = gx + place(step.t, row) * gates() * H;
+    if (tokens) from = table + table_row(tokens[place(step.t, row)], rows_of_table) * gates() * H;
     return load(from + gate * H + unit, H - unit);
   }
 
   void keep(const Step& step, int64_t row, int64_t unit, int64_t gate, Vec x) {
-    if (kept_gates) store(kept_gates + ((step.t * B + row) * gates() + gate) * H + unit, x, H - unit);
+    if (kept_gates) store(kept_gates + (place(step.t, row) * gates() + gate) * H + unit, x, H - unit);
   }
 
   void keep_extra(const Step& step, int64_t row, int64_t unit, Vec x) {
-    if (extra) store(extra + (step.t * B + row) * H + unit, x, H - unit);
+    if (extra) store(extra + place(step.t, row) * H + unit, x, H - unit);
   }
 
   // Writes the row's output, and its state for the next step: h, or the old state in the padding, or zeros if
   // the next step resets the row.
   void put_hidden(const Step& step, int64_t row, int64_t unit, Vec h) {
-    const int64_t at = (step.t * B + row) * H + unit;
+    const int64_t to = place(step.t, row) * H + unit;
     const Vec old = load(step.old + row * width() + unit);
     const bool stand = inactive(step.t, row);
-    store(ys + at, stand ? Vec{} : h, H - unit);
-    if (previous_hidden) store(previous_hidden + at, old, H - unit);
+    store(ys + to, stand ? Vec{} : h, H - unit);
+    if (previous_hidden) store(previous_hidden + to, old, H - unit);
     store(step.now + row * width() + unit, resets_next(step, row) ? Vec{} : stand ? old : h);
   }
 

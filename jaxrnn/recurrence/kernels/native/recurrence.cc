@@ -1,5 +1,5 @@
 // The passes and gradients as custom calls of XLA; calls.py makes their arguments. The shapes below are those of
-// a call that is not mapped.
+// a call that is not mapped, and without batch_first.
 
 #include <numeric>
 #include <utility>
@@ -82,32 +82,36 @@ class Members {
 };
 
 // Checks what both passes have in common and returns it, with the sizes of `steps` [T, B, H].
-Problem describe(Checks& checks, int64_t kind, bool reverse, const char* name, const Floats& steps,
-                 const Floats& w_h, const Floats& vectors, const Bools& reset, const Bools& active) {
+Problem describe(Checks& checks, int64_t kind, bool reverse, bool batch_first, const char* name,
+                 const Floats& steps, const Floats& w_h, const Floats& vectors, const Bools& reset,
+                 const Bools& active) {
   checks.require(kind >= RNN_TANH && kind <= GRU_AFTER, "there is no cell of kind " + std::to_string(kind));
   checks.rank(name, steps, 3);
   if (!checks.ok()) return {};
   const auto sizes = checks.sizes(steps);
-  const Problem p{static_cast<Kind>(kind), reverse, sizes[0], sizes[1], sizes[2]};
+  const Problem p{static_cast<Kind>(kind), reverse, batch_first, sizes[batch_first], sizes[!batch_first],
+                  sizes[2]};
   checks.shape("w_h", w_h, {p.H, p.gates() * p.H});
   const bool peepholes = p.kind == LSTM && present(vectors);
   if (p.kind == GRU_AFTER) checks.shape("b_h", vectors, {p.H});
   else checks.shape_if(peepholes, p.kind == LSTM ? "w_c" : "b_h", vectors, {3, p.H});
-  checks.shape_if(present(reset), "reset", reset, {p.T, p.B});
-  checks.shape_if(present(active), "active", active, {p.T, p.B});
+  checks.shape_if(present(reset), "reset", reset, {sizes[0], sizes[1]});
+  checks.shape_if(present(active), "active", active, {sizes[0], sizes[1]});
   return p;
 }
 
 ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
                    Floats vectors, Floats h_first, Floats c_first, Bools reset, Bools active, Results ys,
                    Results h_last, Results c_last, Results previous_hidden, Results kept_gates, Results extra,
-                   int64_t kind, bool reverse) {
+                   int64_t kind, bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*ys, 3);
   Checks checks("jaxrnn_forward", axes);
-  const Problem p = describe(checks, kind, reverse, "ys", *ys, w_h, vectors, reset, active);
+  const Problem p = describe(checks, kind, reverse, batch_first, "ys", *ys, w_h, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
+  // The axes of arrays of all steps.
+  const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
   const bool lstm = p.kind == LSTM, gated = p.gates() > 1, keep = present(*kept_gates);
   // Rows of w_x or of the table.
   int64_t D = 0;
@@ -117,21 +121,21 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
     checks.shape("w_x or the table", w_x, {D, G});
   }
   if (present(tokens)) {
-    checks.shape("tokens", tokens, {T, B});
+    checks.shape("tokens", tokens, {first, second});
     checks.require(present(w_x), "tokens need a table");
     checks.absent("xs", xs);
     checks.absent("b", b);
   } else {
-    checks.shape(present(w_x) ? "xs" : "gx", xs, {T, B, present(w_x) ? D : G});
+    checks.shape(present(w_x) ? "xs" : "gx", xs, {first, second, present(w_x) ? D : G});
     checks.shape_if(present(w_x), "b", b, {G});
   }
   checks.shape("h", h_first, {B, H});
   checks.shape_if(lstm, "c", c_first, {B, H});
   checks.result("the last h", h_last, {B, H});
   checks.result_if(lstm, "the last c", c_last, {B, H});
-  checks.result_if(keep, "previous_hidden", previous_hidden, {T, B, H});
-  checks.result_if(keep, "gates", kept_gates, {T, B, G});
-  checks.result_if(keep && gated, "extra", extra, {T, B, H});
+  checks.result_if(keep, "previous_hidden", previous_hidden, {first, second, H});
+  checks.result_if(keep, "gates", kept_gates, {first, second, G});
+  checks.result_if(keep && gated, "extra", extra, {first, second, H});
   if (!checks.ok()) return checks.error();
 
   for (Results* x : {&ys, &previous_hidden, &kept_gates, &extra}) expect_large(**x);
@@ -171,22 +175,24 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
 ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats previous_hidden, Floats kept_gates,
                     Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Bools reset, Bools active,
                     Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t kind,
-                    bool reverse) {
+                    bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*d_gx, 3);
   Checks checks("jaxrnn_backward", axes);
-  const Problem p = describe(checks, kind, reverse, "d_ys", d_ys, w_h, vectors, reset, active);
+  const Problem p = describe(checks, kind, reverse, batch_first, "d_ys", d_ys, w_h, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
+  // The axes of arrays of all steps.
+  const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
   const bool lstm = p.kind == LSTM, gated = p.gates() > 1, after = p.kind == GRU_AFTER;
-  checks.shape("d_ys", d_ys, {T, B, H});
-  checks.shape("previous_hidden", previous_hidden, {T, B, H});
-  checks.shape("gates", kept_gates, {T, B, G});
-  checks.shape_if(gated, "extra", extra, {T, B, H});
+  checks.shape("d_ys", d_ys, {first, second, H});
+  checks.shape("previous_hidden", previous_hidden, {first, second, H});
+  checks.shape("gates", kept_gates, {first, second, G});
+  checks.shape_if(gated, "extra", extra, {first, second, H});
   checks.shape("d_h", d_h_last, {B, H});
   checks.shape_if(lstm, "d_c", d_c_last, {B, H});
-  checks.result("d_gx", d_gx, {T, B, G});
-  checks.result_if(after, "d_q", d_q, {T, B, H});
+  checks.result("d_gx", d_gx, {first, second, G});
+  checks.result_if(after, "d_q", d_q, {first, second, H});
   checks.result("the first d_h", d_h_first, {B, H});
   checks.result_if(lstm, "the first d_c", d_c_first, {B, H});
   if (!checks.ok()) return checks.error();
@@ -296,7 +302,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                                   .Ret<Floats>()   // the gates [T, B, G]
                                   .Ret<Floats>()   // c, r * h or q [T, B, H]
                                   .Attr<int64_t>("kind")
-                                  .Attr<bool>("reverse"));
+                                  .Attr<bool>("reverse")
+                                  .Attr<bool>("batch_first"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                               ffi::Ffi::Bind()
@@ -316,7 +323,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                                   .Ret<Floats>()   // d_h before the first step
                                   .Ret<Floats>()   // d_c
                                   .Attr<int64_t>("kind")
-                                  .Attr<bool>("reverse"));
+                                  .Attr<bool>("reverse")
+                                  .Attr<bool>("batch_first"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, outer_call,
                               ffi::Ffi::Bind()

@@ -44,7 +44,8 @@ class Threads {
 
 struct Problem {
   Kind kind;
-  bool reverse;
+  // batch_first: arrays of all steps are [B, T, ...] instead of [T, B, ...].
+  bool reverse, batch_first;
   int64_t T, B, H;
   // [T, B]. Null if no row is ever reset, or if all rows are always active.
   const bool *reset = nullptr, *active = nullptr;
@@ -52,8 +53,11 @@ struct Problem {
   int64_t gates() const { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
   // Floats of a row of states in scratch.
   int64_t width() const { return round_up(H, QUAD); }
-  bool resets(int64_t t, int64_t row) const { return reset && reset[t * B + row]; }
-  bool inactive(int64_t t, int64_t row) const { return active && !active[t * B + row]; }
+  // The place of a step of a row in an array of all steps, and the distance from one row to the next.
+  int64_t place(int64_t t, int64_t row) const { return batch_first ? row * T + t : t * B + row; }
+  int64_t row_stride() const { return batch_first ? T : 1; }
+  bool resets(int64_t t, int64_t row) const { return reset && reset[place(t, row)]; }
+  bool inactive(int64_t t, int64_t row) const { return active && !active[place(t, row)]; }
 };
 
 // The rows and hidden units that one thread computes. Units begin and end with a quad, or with the last unit.

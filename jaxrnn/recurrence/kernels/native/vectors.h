@@ -41,6 +41,14 @@ inline void store(float* p, Vec x, int64_t n) {
   std::memcpy(p, &x, n * sizeof(float));
 }
 
+// Keeps a vector in a register, of which AVX-512 has enough. Without it GCC loads the weights of a tile again for
+// each row, and a tile of few rows waits for those loads.
+inline void keep_in_register(Vec& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#endif
+}
+
 // Returns exp(x) - 1, to a few units in the last place: x = n ln 2 + r, and the power series in r.
 inline Vec expm1(Vec x) {
   // Beyond these bounds exp(x) leaves the range of float32.
@@ -86,7 +94,10 @@ void tile(Left x, const float* w, int64_t K, float* out, int64_t ldo) {
   for (int64_t k = 0; k < K; ++k, w += A * V, x.data += x.by_k) {
     Vec row[A];
 #pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) row[a] = load(w + a * V);
+    for (int a = 0; a < A; ++a) {
+      row[a] = load(w + a * V);
+      keep_in_register(row[a]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec value = broadcast(x.data[r * x.by_row]);

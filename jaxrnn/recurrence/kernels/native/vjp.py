@@ -18,6 +18,7 @@ and dW_h, dW_x, db and dx are large products over all T B rows after it. Second 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels import passes, xla
 from jaxrnn.recurrence.kernels.native import calls
 from jaxrnn.recurrence.kernels.native.build import LIBRARY
+from jaxrnn.recurrence.kernels.native.calls import Static
 from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.rows import unroll_by_rows
 from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
@@ -54,7 +56,8 @@ def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
     # w_h is float32; what is narrower beside it is widened, as the other implementations do.
     weights, inputs = jax.tree.map(_float32, (problem.recurrent_params, inputs))
     arrays = vary((weights, inputs, problem.state, problem.masks))
-    return unroll_by_rows(_run, (problem.cell, problem.reverse), *arrays)
+    static = Static(problem.cell, problem.reverse, problem.batch_first)
+    return unroll_by_rows(_run, (static,), *arrays)
 
 
 def _float32(a: Array) -> Array:
@@ -62,51 +65,50 @@ def _float32(a: Array) -> Array:
 
 
 def _run(
-    cell: Any, reverse: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
+    static: Static, weights: Any, inputs: Inputs, state: Any, masks: Masks
 ) -> tuple[Any, Array]:
-    return passes.run(_PASSES, (cell, reverse), masks, weights, inputs, state)
+    return passes.run(_PASSES, static, masks, weights, inputs, state)
 
 
 def _forward(
-    static: Any, keep: bool, masks: Masks, weights: Any, inputs: Inputs, state: Any
+    static: Static, keep: bool, masks: Masks, weights: Any, inputs: Inputs, state: Any
 ) -> tuple[tuple[Any, Array], Residuals | None]:
-    cell, reverse = static
-    final, ys, residuals = calls.forward(cell, reverse, weights, inputs, state, masks, keep)
+    final, ys, residuals = calls.forward(static, weights, inputs, state, masks, keep)
     return (final, ys), residuals
 
 
 def _backward(
-    static: Any, masks: Masks, given: Any, residuals: Residuals, cotangents: tuple[Any, Array]
+    static: Static, masks: Masks, given: Any, residuals: Residuals, cotangents: tuple[Any, Array]
 ) -> tuple[Any, Any, Any]:
     """Return the derivatives with respect to the weights, the inputs and the first state."""
-    (cell, reverse), (weights, inputs, _) = static, given
-    d_gx, d_q, d_state = calls.backward(cell, reverse, weights, masks, residuals, *cotangents)
-    d_weights = _weight_gradients(cell, weights, residuals, d_gx, d_q)
-    return d_weights, _input_gradients(inputs, d_gx), d_state
+    weights, inputs, _ = given
+    d_gx, d_q, d_state = calls.backward(static, weights, masks, residuals, *cotangents)
+    d_weights = _weight_gradients(static, weights, residuals, d_gx, d_q)
+    return d_weights, _input_gradients(static, inputs, d_gx), d_state
 
 
-def _plain(static: Any, masks: Masks, weights: Any, inputs: Inputs, state: Any) -> Any:
-    cell, reverse = static
-    return xla.run(Problem(cell, weights, inputs, state, masks, reverse))
+def _plain(static: Static, masks: Masks, weights: Any, inputs: Inputs, state: Any) -> Any:
+    return xla.run(Problem(static.cell, weights, inputs, state, masks, static.reverse))
 
 
 _PASSES = Passes(_forward, _backward, _plain)
 
 
 def _weight_gradients(
-    cell: Any, weights: Any, residuals: Residuals, d_gx: Array, d_q: Array | None
+    static: Static, weights: Any, residuals: Residuals, d_gx: Array, d_q: Array | None
 ) -> Any:
+    outer, cell = partial(calls.outer, static), static.cell
     size, hidden = cell.hidden_size, residuals.previous_hidden
     if cell.kind is CellKind.GRU_BEFORE:
-        d_zr, _ = calls.outer(hidden, d_gx, slice(0, 2 * size))
-        d_n, _ = calls.outer(residuals.reset_hidden, d_gx, slice(2 * size, None))
+        d_zr, _ = outer(hidden, d_gx, slice(0, 2 * size))
+        d_n, _ = outer(residuals.reset_hidden, d_gx, slice(2 * size, None))
         return weights._replace(w_h=jnp.concatenate([d_zr, d_n], axis=1))
     if cell.kind is CellKind.GRU_AFTER:
         assert d_q is not None
-        d_zr, _ = calls.outer(hidden, d_gx, slice(0, 2 * size))
-        d_n, d_b_h = calls.outer(hidden, d_q)
+        d_zr, _ = outer(hidden, d_gx, slice(0, 2 * size))
+        d_n, d_b_h = outer(hidden, d_q)
         return weights._replace(w_h=jnp.concatenate([d_zr, d_n], axis=1), b_h=d_b_h)
-    d_weights = weights._replace(w_h=calls.outer(hidden, d_gx)[0])
+    d_weights = weights._replace(w_h=outer(hidden, d_gx)[0])
     if cell.kind is CellKind.LSTM and cell.peephole:
         d_i, d_f, _, d_o = jnp.split(d_gx, 4, axis=-1)
         before = residuals.previous_cell
@@ -116,10 +118,10 @@ def _weight_gradients(
     return d_weights
 
 
-def _input_gradients(inputs: Inputs, d_gx: Array) -> Any:
+def _input_gradients(static: Static, inputs: Inputs, d_gx: Array) -> Any:
     if isinstance(inputs, Lookup):
-        d_table = calls.sum_equal(inputs.tokens, d_gx, inputs.table.shape[0])
+        d_table = calls.sum_equal(static, inputs.tokens, d_gx, inputs.table.shape[0])
         return Lookup(d_table, None)  # type: ignore[arg-type]
     if isinstance(inputs, Dense):
-        return Dense(calls.back(d_gx, inputs.w_x), *calls.outer(inputs.xs, d_gx))
+        return Dense(calls.back(static, d_gx, inputs.w_x), *calls.outer(static, inputs.xs, d_gx))
     return d_gx
