@@ -138,8 +138,9 @@ def run(
     products, dtypes = _dtypes(cell, params, inputs, carry, dtype)
 
     rows = math.prod(batch)
-    xs = (inputs if time_major else jnp.moveaxis(inputs, -2, 0)).astype(products)
-    xs = xs.reshape(steps, rows, width)
+    order = (steps, rows) if time_major else (rows, steps)
+    xs = inputs.astype(products).reshape(*order, width)
+    xs = xs if time_major else xs.swapaxes(0, 1)
     wide_carry = jax.tree.map(
         lambda a: a.astype(wide(products)).reshape(rows, cell.hidden_size), carry
     )
@@ -156,16 +157,15 @@ def run(
         lengths=lengths,
         reverse=reverse,
         implementation=implementation,
+        batch_first_memory=not time_major,
     )
     if reverse and not keep_order:
         ys = _flip(ys, lengths)
-    ys = ys.astype(dtypes[-1]).reshape(steps, *hidden)
+    ys = (ys if time_major else ys.swapaxes(0, 1)).astype(dtypes[-1])
+    ys = ys.reshape(*((steps, *batch) if time_major else (*batch, steps)), cell.hidden_size)
     leaves = (state.cell, state.hidden) if isinstance(cell, LSTM) else (state.hidden,)
     after = [a.astype(d).reshape(hidden) for a, d in zip(leaves, dtypes, strict=True)]
-    return (
-        tuple(after) if isinstance(cell, LSTM) else after[0],
-        ys if time_major else jnp.moveaxis(ys, 0, -2),
-    )
+    return tuple(after) if isinstance(cell, LSTM) else after[0], ys
 
 
 def explain(

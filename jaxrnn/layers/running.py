@@ -279,7 +279,16 @@ def _run_pseudo_layer(
                 how.devices, cell, layer, given, state, how.implementation
             )
         unroll = api.unroll_projected if isinstance(inputs, Lookup) else api.unroll
-        return unroll(cell, layer, inputs, state, resets=resets, **keywords)
+        return unroll(
+            cell,
+            layer,
+            inputs,
+            state,
+            resets=resets,
+            # `Stacked.apply` has swapped the axes of the inputs, and swaps those of the outputs back.
+            batch_first_memory=net.batch_first,
+            **keywords,
+        )
 
     if not wraps(net, resets is not None):
         return _by_blocks(net, plain, layer, state)

@@ -106,7 +106,9 @@ def _split(given: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
 
     def join(floats: Sequence[Any]) -> Any:
         others = iter(floats)
-        return jax.tree.unflatten(tree, [next(others) if _is_float(leaf) else leaf for leaf in leaves])
+        return jax.tree.unflatten(
+            tree, [next(others) if _is_float(leaf) else leaf for leaf in leaves]
+        )
 
     return [leaf for leaf in leaves if _is_float(leaf)], join
 
