@@ -255,7 +255,7 @@ class ScannedRNN(nn.Module):
           ValueError: for an unknown cell, for a shape or dtype that does not fit (it names both), and
             for a named implementation that is unknown or cannot run this call (it says why).
         """
-        ins, resets = jnp.asarray(x[0]), jnp.asarray(x[1])
+        ins, resets = map(jnp.asarray, x)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry)]
         # The recurrence refuses a carry without a width.
         width = shapes[-1][-1] if shapes and shapes[-1] else ins.shape[-1]
@@ -276,7 +276,7 @@ class ScannedRNN(nn.Module):
             reverse=False,
             keep_order=False,
             seq_lengths=None,
-            resets=resets if resets.dtype == jnp.bool_ else resets != 0,
+            resets=resets,
             implementation=self.implementation,
         )
 

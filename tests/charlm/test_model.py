@@ -413,7 +413,7 @@ def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cell": "xlstm"}, "cell must be one of rnn, lstm, gru, not 'xlstm'"),
+        ({"cell": "xlstm"}, "cell must be one of rnn, lstm, gru, .* not 'xlstm'"),
         ({"layers": 0}, "layers must be at least 1, not 0"),
         ({"layers": -1}, "layers"),
         ({"hidden_size": 0}, "hidden_size must be at least 1, not 0"),

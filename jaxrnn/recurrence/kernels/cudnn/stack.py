@@ -1,8 +1,8 @@
 """Run several layers of one cell in one cuDNN call, in one direction or in both.
 
 Depending on the algorithm, cuDNN can compute step t of a layer in parallel with step t + 1 of the layer
-below. A char-RNN uses `run`, through `dispatch.layers_at_once`. `run_pseudo_layers` also supports layers
-that run in both directions.
+below. `jaxrnn.layers` and the char-RNN use both functions, through `dispatch.layers_at_once`;
+`run_pseudo_layers` also supports layers that run in both directions.
 """
 
 from __future__ import annotations
