@@ -72,7 +72,7 @@ def run(
       lengths: as for `jaxrnn.unroll`.
       implementation: as for `jaxrnn.unroll`.
       save_every: as for `jaxrnn.unroll`.
-      devices: the mesh over which rows and hidden units are divided, for cells of this library without
+      devices: the mesh over which rows and hidden units of an RNN, LSTM or GRU are divided, without
         masks, zoneout and blocks; None for one device.
 
     Returns:
@@ -81,6 +81,9 @@ def run(
     """
     params = _with_weights_dropped(net, params, key)
     several_devices = devices if devices is not None and devices.size > 1 else None
+    if not is_builtin(net.cell):
+        # XLA divides the steps of other cells, from where the arrays lie.
+        several_devices = None
     one_by_one = drops_between(net, key) or several_devices is not None
     if not one_by_one and resets is None and lengths is None:
         together = _run_together(net, params, inputs, states, implementation, save_every)

@@ -41,11 +41,13 @@ def play(forget: Any) -> tuple[Any, Any, Any, task.Unroll]:
 def by_flax(params: Any, carry: Any, observations: Any, resets: Any) -> tuple[Any, Any, Any]:
     """Return what `Agent` returns, by flax's cell in a scan."""
     weights = params["params"]
-    cell = {"params": weights["ScannedRNN_0"]["GRUCell_0"]}
+    (cell,) = weights["ScannedRNN_0"].values()
 
     def step(carry: Any, inputs: Any) -> Any:
         x, reset = inputs
-        return nn.GRUCell(task.HIDDEN).apply(cell, jnp.where(reset[:, None], 0, carry), x)
+        return nn.GRUCell(task.HIDDEN).apply(
+            {"params": cell}, jnp.where(reset[:, None], 0, carry), x
+        )
 
     carry, hidden = jax.lax.scan(step, carry, (observations, resets))
     policy, value = (
