@@ -51,7 +51,9 @@ RecurrentInit = Literal["orthogonal", "glorot"]
 class Cell(Protocol):
     """A recurrent cell, as `unroll` needs it.
 
-    Any hashable object with these members can be used in place of the cells of this library.
+    Any hashable object with these members can be used in place of the cells of this library. Each row of
+    the batch must be computed independently of the others. A cell whose state is linear in its past, with
+    one array, may also have `coefficients`, which `kernels.associative` describes.
     """
 
     @property
@@ -59,7 +61,7 @@ class Cell(Protocol):
         """Width H of the hidden state and of the output."""
 
     def init(self, key: Key, input_size: int, dtype: Any = jnp.float32) -> Any:
-        """Return initial parameters: a NamedTuple with at least `w_x` [D, G] and `w_h` [H, G]."""
+        """Return initial parameters: a NamedTuple with at least `w_x` [D, ...]."""
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> Any:
         """Return the state before the first step: a NamedTuple of zeros, each [B, H]."""
