@@ -51,9 +51,9 @@ RecurrentInit = Literal["orthogonal", "glorot"]
 class Cell(Protocol):
     """A recurrent cell, as `unroll` needs it.
 
-    Any hashable object with these members can be used in place of the cells of this library. Each row of
-    the batch must be computed independently of the others. A cell whose state is linear in its past, with
-    one array, may also have `coefficients`, which `kernels.associative` describes.
+    Any hashable object with these members can be used in place of the cells of this library. Each row
+    of the batch must be computed independently of the others. A cell whose state is one array and linear
+    in its past may also have `coefficients`, which `kernels.associative` describes.
     """
 
     @property
