@@ -1,4 +1,4 @@
-"""What the drop-in layers for flax's two APIs share: run a flax cell's weights over a sequence.
+"""Run the weights of a flax cell over a sequence: the code that the nnx and linen layers share.
 
 `run` takes inputs, carries and options as flax's `RNN` does, with any number of batch axes, and calls
 the recurrence of this library. It agrees with flax, with one difference: at and after a row's

@@ -20,6 +20,7 @@ from jaxrnn.recurrence import api, dispatch, sharded
 from jaxrnn.recurrence.cells import is_builtin
 from jaxrnn.recurrence.checks import check_inputs, check_lengths, check_parameters, check_resets
 from jaxrnn.recurrence.kernels import Implementation
+from jaxrnn.recurrence.padding import active_steps, zeros_in_padding
 from jaxrnn.recurrence.problem import Dense, Lookup, Masks, dtype_of
 from jaxrnn.shapes import Array, Bool, Float, Int, Key
 
@@ -34,9 +35,9 @@ class Projected(NamedTuple):
 
 
 class How(NamedTuple):
-    """What every pseudo-layer is run with; `run` describes the fields.
+    """The arguments of `run` that are the same for every pseudo-layer.
 
-    The resets are those outside of the padding. devices is None for one device.
+    resets holds only the resets outside of the padding. devices is None for one device.
     """
 
     resets: Bool[Array, "T B"] | None
@@ -234,10 +235,9 @@ def _without_padding(
     net: Architecture, inputs: Any, resets: Array | None, lengths: Int[Array, "B"]
 ) -> tuple[Any, Array | None]:
     """Return the inputs, zero in the padding where `unroll` does not see to it, and the other resets."""
-    active = jnp.arange(inputs.shape[0], dtype=jnp.int32)[:, None] < lengths[None, :]
+    active = active_steps(lengths, inputs.shape[0])
     if net.residual or wraps(net, resets is not None):
-        # The padding may hold NaN, and 0 times NaN in a gradient is NaN.
-        inputs = jnp.where(active[..., None], inputs, 0)
+        inputs = zeros_in_padding(inputs, active)
     return inputs, None if resets is None else resets & active
 
 
@@ -261,7 +261,7 @@ def _run_pseudo_layer(
       state: its state before its first step.
       inputs: those of the layer.
       key: as for `run`.
-      how: all that the pseudo-layers share.
+      how: the arguments that are the same for every pseudo-layer.
     """
     cell, resets = net.block, how.resets
     reverse = is_backward(net, number)

@@ -31,6 +31,7 @@ from jaxrnn.recurrence.checks import (
     check_state,
 )
 from jaxrnn.recurrence.kernels import Implementation, scan
+from jaxrnn.recurrence.padding import active_steps, without_effect, zeros_in_padding
 from jaxrnn.recurrence.parameters import by_value
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, choose_rows, vary
 from jaxrnn.recurrence.remat import in_stretches
@@ -166,7 +167,8 @@ def _project(cell: Cell, params: Any, xs: Array, lengths: Any) -> tuple[Inputs, 
         # An implementation may project step by step.
         return Dense(xs, params.w_x, params.b), lengths
     lengths = check_lengths(lengths, xs)
-    return cell.project(params, _zeros_in_padding(xs, _active(lengths, xs))), lengths
+    active = None if lengths is None else active_steps(lengths, xs.shape[0])
+    return cell.project(params, zeros_in_padding(xs, active)), lengths
 
 
 def unroll_projected(
@@ -332,13 +334,13 @@ def _placed(static: Static, given: Arguments) -> tuple[Any, Any]:
 def _over_time(static: Static, given: Arguments) -> tuple[Any, Any]:
     """Return the final state and the outputs."""
     params, inputs, state, resets, lengths = given
-    active = _active(lengths, inputs)
+    active = None if lengths is None else active_steps(lengths, inputs.shape[0])
     if resets is not None and active is not None:
         # In the padding a row keeps its state, whatever happens there.
         resets = resets & active
     params, inputs, state, masks = vary((params, inputs, state, Masks(resets, active)))
-    first, inputs = _without_effect(static, inputs, state, masks, lengths)
-    problem = Problem(static.cell, params, inputs, first, masks, static.reverse, static.batch_first)
+    problem = Problem(static.cell, params, inputs, state, masks, static.reverse, static.batch_first)
+    problem = without_effect(problem, lengths)
     # No kernel runs problems without steps or rows.
     empty = 0 in inputs.shape[:2]
     kernel = kernels.load("scan" if empty else static.implementation)
@@ -356,58 +358,3 @@ def _over_time(static: Static, given: Arguments) -> tuple[Any, Any]:
 
 # Cells that compare by value are static arguments: a second call of the same shapes compiles nothing.
 _compiled = jax.jit(_placed, static_argnums=0)
-
-
-def _without_effect(
-    static: Static, inputs: Inputs, state: Any, masks: Masks, lengths: Array | None
-) -> tuple[Any, Inputs]:
-    """Return the first state and the inputs, with zeros where they must have no effect.
-
-    Masks alone do not suffice for gradients: 0 times a masked NaN is NaN.
-    """
-    if not inputs.shape[0]:
-        return state, inputs
-    # The rows whose first state no step sees.
-    unused = None
-    if masks.reset is not None:
-        unused = masks.reset[-1 if static.reverse else 0]
-        if static.reverse and lengths is not None:
-            last = jnp.maximum(lengths - 1, 0)
-            unused = jnp.take_along_axis(masks.reset, last[None], axis=0)[0]
-    if lengths is not None:
-        unused = lengths == 0 if unused is None else unused | (lengths == 0)
-    if unused is not None:
-        state = choose_rows(unused, jax.tree.map(jnp.zeros_like, state), state)
-    if masks.active is None:
-        return state, inputs
-    if isinstance(inputs, Dense):
-        xs = _zeros_in_padding(inputs.xs, masks.active, static.batch_first)
-        return state, inputs._replace(xs=xs)
-    if isinstance(inputs, Lookup):
-        return state, _zeros_where_unread(inputs, masks.active)
-    return state, _zeros_in_padding(inputs, masks.active, static.batch_first)
-
-
-def _zeros_where_unread(lookup: Lookup, active: Bool[Array, "T B"]) -> Lookup:
-    """Return the table with zeros in the rows that no token outside the padding refers to."""
-    read = jnp.zeros_like(lookup.table, bool, shape=lookup.table.shape[:1])
-    read = read.at[lookup.tokens].max(active)
-    return lookup._replace(table=jnp.where(read[:, None], lookup.table, 0))
-
-
-def _active(lengths: Int[Array, "B"] | None, inputs: Any) -> Bool[Array, "T B"] | None:
-    """Return whether step t of row b is a real step and not padding."""
-    if lengths is None:
-        return None
-    return jnp.arange(inputs.shape[0], dtype=jnp.int32)[:, None] < lengths[None, :]
-
-
-def _zeros_in_padding(
-    x: Float[Array, "T B K"], active: Bool[Array, "T B"] | None, batch_first: bool = False
-) -> Array:
-    if active is None:
-        return x
-    if batch_first:
-        # XLA cancels swapped axes that follow each other, but not those before and after `where`.
-        return jnp.where(active.swapaxes(0, 1)[..., None], x.swapaxes(0, 1), 0).swapaxes(0, 1)
-    return jnp.where(active[..., None], x, 0)
