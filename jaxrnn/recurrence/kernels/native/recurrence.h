@@ -78,7 +78,7 @@ inline int64_t parts_of_rows(const Threads& threads, const Problem& p) {
 template <class What>
 void run_steps(Threads& threads, const Problem& p, int64_t phases, const What& what) {
   // With fewer weights per thread, waiting for each other takes longer than it saves.
-  constexpr int64_t FEWEST_WEIGHTS = 1 << 16;
+  constexpr int64_t FEWEST_WEIGHTS = 1 << 14;
   const int64_t weights = p.gates() * p.H * p.H, work = p.T * p.B * weights;
   const int64_t parts = parts_of_rows(threads, p), quads = p.width() / QUAD;
   const int64_t members = std::min({threads.num_threads(), quads, weights / FEWEST_WEIGHTS});
