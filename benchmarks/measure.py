@@ -39,8 +39,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAUSE = 0.02
 # Minimum seconds of a turn; shorter calls are repeated.
 TURN = 0.05
-# A turn of calls that take fewer seconds than this begins with a call that is not counted.
-WARM = 0.2
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,7 +137,8 @@ def in_turns(
 ) -> dict[str, dict[str, Any]]:
     """Time contenders in turns: in every round each has one turn.
 
-    Each round begins with another contender, so that none always follows the same one.
+    Each round begins with another contender. Each turn begins with a call that is not counted, after which
+    the caches and the freed memory are the contender's own.
 
     Args:
       runs: a call for each contender, by name; it must be compiled and have run once.
@@ -150,19 +149,18 @@ def in_turns(
       for each contender "calls", the number of calls in a turn, and "seconds", the raw seconds per call
       of each turn.
     """
-    calls, uncounted = {}, {}
+    calls = {}
     for name, run in runs.items():
         time.sleep(pause)
         once = min(timed(run)[0] for _ in range(2))
-        calls[name], uncounted[name] = math.ceil(TURN / once), once < WARM
+        calls[name] = math.ceil(TURN / once)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(repeats):
         at = turn % len(names) if names else 0
         for name in names[at:] + names[:at]:
             time.sleep(pause)
-            if uncounted[name]:
-                runs[name]()
+            runs[name]()
             start = time.perf_counter()
             for _ in range(calls[name]):
                 runs[name]()
