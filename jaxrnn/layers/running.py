@@ -338,13 +338,22 @@ def _through_layers(
             result, ys = one(number, own, state, inputs)
             results.append(result)
             outputs.append(ys.astype(dtype_of(own)))
-        ys = jnp.concatenate(outputs, axis=-1) if net.bidirectional else outputs[0]
+        ys = _side_by_side(outputs, net.batch_first) if net.bidirectional else outputs[0]
         if key is not None and net.dropout and (net.drop_last or layer < net.layers - 1):
             mask_key = jax.random.fold_in(key, layer)
             ys = dropout(ys, net.dropout, mask_key, variational=net.variational)
         residual = net.residual and net.input_width(layer) == net.width
         inputs = inputs + ys if residual else ys
     return tuple(results), inputs
+
+
+def _side_by_side(outputs: Sequence[Array], batch_first: bool) -> Float[Array, "T B N"]:
+    """Return the outputs [T, B, H] of both directions as one array."""
+    if not batch_first:
+        return jnp.concatenate(outputs, axis=-1)
+    # In memory they are [B, T, H]: joined in this order, they are not transposed.
+    swapped = [jnp.swapaxes(ys, 0, 1) for ys in outputs]
+    return jnp.swapaxes(jnp.concatenate(swapped, axis=-1), 0, 1)
 
 
 def _by_blocks(

@@ -1,5 +1,6 @@
 """Stacked layers against loops in numpy, for every option: values, gradients, and one step at a time."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from jaxrnn import gru, lstm, rnn, unroll
 from jaxrnn.layers import Stacked, StackedParams, stacked
 from jaxrnn.recurrence import variants
+from jaxrnn.recurrence.kernels.native.build import LIBRARY
 from tests.support.oracle import TOLERANCES, assert_close, unchecked
 from tests.support.problems import EVERY, Leaky
 from tests.support.stacks import reference
@@ -213,6 +215,24 @@ def test_batch_first_is_the_same_with_axes_swapped() -> None:
     given_to = params, xs.swapaxes(0, 1), state
     got = jax.jit(swapped.apply)(*given_to, resets=RESETS.T, **masks)
     assert_close(got, (final, ys.swapaxes(0, 1)), 0)
+
+
+@pytest.mark.skipif(
+    LIBRARY.unavailable_reason is not None,
+    reason=f"waits for a C++ compiler: {LIBRARY.unavailable_reason}",
+)
+def test_batch_first_layers_in_both_directions_transpose_nothing() -> None:
+    """Neither the outputs nor the gradients of two layers are transposed between them."""
+    net = stacked(GRU, INPUTS, layers=2, bidirectional=True, batch_first=True)
+    assert {choice.implementation for choice in net.explain((BATCH, 100, INPUTS))} == {"native"}
+
+    def loss(params: Any, xs: Any) -> Any:
+        return (net.apply(params, xs, lengths=jnp.array(LENGTHS))[1] ** 2).sum()
+
+    slope = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    arguments = net.init(KEY), jnp.ones((BATCH, 100, INPUTS))
+    program = slope.lower(*arguments).compile().as_text()
+    assert not re.findall(r"= f32\[(?:100,3|3,100),\d+\]\S* (?:transpose|copy)\(", program)
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ One mean and variance covers all gates of the LSTM (4H numbers), the two gates z
 or its candidate (H). p, q and p_c are learned gains. The input's part, with its gain and b, is computed
 by `project` for all steps at once.
 
-Source: Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv 1607.06450, appendix. The paper has a
+Source: Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv 1607.06450, appendix, and its authors'
+program, https://github.com/ryankiros/layer-norm, which normalizes the same gates together. Both have a
 shift for each normalization besides b; only the sums of those that are added count, and they are b here.
-Its z takes the new state; here it keeps the old, as in `jaxrnn.gru`.
+The z of the paper takes the new state; here it keeps the old, as in that program and in `jaxrnn.gru`.
 """
 
 from __future__ import annotations
