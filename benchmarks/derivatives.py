@@ -3,7 +3,7 @@
     python -m benchmarks.derivatives           # some minutes on two cores
     python -m benchmarks.derivatives --quick   # tiny sizes; writes no file
 
-tangents: forward mode, `jax.jvp` with respect to the weights and the inputs, of the cells of the lecture.
+tangents: forward mode, `jax.jvp` with respect to the weights and the inputs, of the lecture's cells.
 gradients: reverse mode, with respect to the same, of the cells of `jaxrnn.recurrence.variants`.
 
 Everything is float32. Results are compared with those of "scan" before they are timed, and all
@@ -37,7 +37,7 @@ VARIANTS: dict[str, Callable[[int], Any]] = {
     **{name: getattr(variants, name) for name in variants.__all__},
     "projected_lstm": lambda hidden: variants.projected_lstm(hidden, cell_size=2 * hidden),
 }
-OF = {"tangents": CELLS, "gradients": VARIANTS}
+CELLS_OF = {"tangents": CELLS, "gradients": VARIANTS}
 
 
 def tangents(run: Callable[..., Any], *arguments: Any) -> Any:
@@ -86,7 +86,7 @@ def main() -> None:
     flags = parser.parse_args()
     console = measure.screen()
     record = _measure(flags, console.print)
-    for what in OF:
+    for what in CELLS_OF:
         console.print(table(record, what))
     for line in summary(record):
         console.print(line)
@@ -104,7 +104,7 @@ def _measure(flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
     tolerance = TOLERANCES[jax.default_backend(), "float32"]
     record = {"benchmark": "derivatives"} | measure.surroundings(())
     record |= {"pause": measure.PAUSE, "tolerance": tolerance, "results": []}
-    for what, cells in OF.items():
+    for what, cells in CELLS_OF.items():
         for name, make in cells.items():
             say(f"{what} of {name} ...")
             for size in sizes:
@@ -138,7 +138,7 @@ def table(record: dict[str, Any], what: str) -> Any:
 def summary(record: dict[str, Any]) -> list[str]:
     """Return for each derivative and implementation the range of the ratios to "scan"."""
     lines = []
-    for what in OF:
+    for what in CELLS_OF:
         for name in get_args(Implementation):
             found = ratios(record, what, name)
             if found and name != BASE:

@@ -137,8 +137,8 @@ def in_turns(
 ) -> dict[str, dict[str, Any]]:
     """Time contenders in turns: in every round each has one turn.
 
-    Each round begins with another contender. Each turn begins with a call that is not counted, after which
-    the caches and the freed memory are the contender's own.
+    Each round begins with another contender. Each turn begins with a call that is not counted, after
+    which the caches and the freed memory are the contender's own.
 
     Args:
       runs: a call for each contender, by name; it must be compiled and have run once.

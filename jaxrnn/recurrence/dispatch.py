@@ -215,7 +215,7 @@ _USUAL: dict[str, tuple[Implementation, ...]] = {
     "tpu": ("tpu", "xla", "scan"),
 }
 # Those for cells without equations of their own in the kernels. On a CPU, JAX's derivative of a scan
-# takes about the time of the generic backward pass of "xla": 0.9 to 1.3 times, by size.
+# takes about the time of the generic backward pass of "xla" (benchmarks/derivatives.py).
 _USUAL_OF_OTHERS: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("associative", "scan"),
     "gpu": ("associative", "xla", "scan"),

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import derivatives, measure, tables
 from benchmarks.contenders import measured
-from benchmarks.derivatives import OF
+from benchmarks.derivatives import CELLS_OF
 from benchmarks.peers import numpy
 from tests.support.oracle import TOLERANCES
 
@@ -27,7 +27,7 @@ SIZE = (2, 3, 4, 5)
     ],
 )
 def test_the_implementations_of_a_cell_agree(what: str, cell: str, names: set[str]) -> None:
-    made = derivatives.contenders(OF[what][cell](SIZE[3]), SIZE, what)
+    made = derivatives.contenders(CELLS_OF[what][cell](SIZE[3]), SIZE, what)
     assert names <= made.keys()
     want = numpy(made["scan"].forward())
     for contender in made.values():
@@ -35,8 +35,8 @@ def test_the_implementations_of_a_cell_agree(what: str, cell: str, names: set[st
 
 
 def test_another_result_is_reported_and_not_timed() -> None:
-    made = derivatives.contenders(OF["gradients"]["mgu"](SIZE[3]), SIZE, "gradients")
-    other = derivatives.contenders(OF["gradients"]["mingru"](SIZE[3]), SIZE, "gradients")
+    made = derivatives.contenders(CELLS_OF["gradients"]["mgu"](SIZE[3]), SIZE, "gradients")
+    other = derivatives.contenders(CELLS_OF["gradients"]["mingru"](SIZE[3]), SIZE, "gradients")
     found = numpy(made["scan"].forward())
     wrong = made | {"xla": made["xla"]._replace(forward=other["xla"].forward)}
     timed = measured(wrong, (found, found), 1e-4, 1, "forward")
@@ -68,7 +68,7 @@ def test_the_command_writes_every_time(tmp_path: Path, capsys: Any, monkeypatch:
     derivatives.main()
     record = json.loads(output.read_text())
     assert [(r["what"], r["cell"]) for r in record["results"]] == [
-        (what, cell) for what, cells in OF.items() for cell in cells
+        (what, cell) for what, cells in CELLS_OF.items() for cell in cells
     ]
     for result in record["results"]:
         assert tables.medians(result["contenders"]).keys() == result["contenders"].keys()
