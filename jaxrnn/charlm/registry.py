@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from jaxrnn.recurrence import variants
-from jaxrnn.recurrence.cells import Cell
+from jaxrnn.recurrence.cells import Cell, check_cell
 
 # The names that the commands offer. `ModelConfig` has options for the first three.
 CellName = Literal[
@@ -52,8 +52,15 @@ def register_cell(name: str, make: Callable[[int], Cell]) -> None:
       make: a function of the hidden size that returns the cell, for example its class.
 
     Raises:
-      ValueError: for a name that one of the library's cells has.
+      ValueError: for a name that is no text or that one of the library's cells has, and for `make` that
+        cannot be called.
     """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the name of a cell must be a text such as 'leaky', not {name!r}")
+    if not callable(make):
+        raise ValueError(
+            f"make must be a function of the hidden size that returns a cell, not {make!r}"
+        )
     if name in get_args(CellName):
         raise ValueError(f"the library has a cell {name!r}; choose another name")
     _makers[name] = make
@@ -69,5 +76,15 @@ def check_name(name: str) -> None:
 
 
 def make_cell(name: str, hidden_size: int) -> Cell:
-    """Return a cell that has no options in `ModelConfig`."""
-    return _makers[name](hidden_size)
+    """Return a cell that has no options in `ModelConfig`.
+
+    Raises:
+      ValueError: if what makes it returns no cell, or one of another width.
+    """
+    cell = _makers[name](hidden_size)
+    check_cell(cell)
+    if cell.hidden_size != hidden_size:
+        raise ValueError(
+            f"the cell {name!r} was asked for hidden_size {hidden_size} and has {cell.hidden_size}"
+        )
+    return cell

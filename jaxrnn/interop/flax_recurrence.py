@@ -197,6 +197,18 @@ def explain(
     return dispatch.explain(cell, rows, dtype, implementation, resets=resets, reverse=reverse)
 
 
+def check_both_directions(reverse: Any, keep_order: Any) -> None:
+    """Raise ValueError where a layer in both directions is asked for outputs in reverse order.
+
+    An outer `Bidirectional` passes reverse=True and keep_order=True to its backward layer. For a layer
+    in both directions that changes nothing.
+    """
+    if reverse and not keep_order:
+        raise ValueError(
+            f"Bidirectional runs both directions: reverse must be None or False, not {reverse}"
+        )
+
+
 def steps_and_batch(shape: tuple[int, ...], time_major: bool) -> tuple[int, tuple[int, ...]]:
     """Return the number of steps and the batch axes of inputs of this shape.
 

@@ -11,9 +11,10 @@ flax's cells and for those of this module, subclasses included, if they do not d
 own; `explain` reports it. For a cell or an option that the recurrence does not support, `RNN` runs
 flax's own loop.
 
-There are two differences. At and after a row's `seq_lengths`, outputs are zeros, and what the inputs
-hold there has no effect; flax computes outputs from the padding. A carry of zeros takes no random keys,
-so that a module can be called under any transform without a change of its state.
+There are two differences where the fast recurrence runs. At and after a row's `seq_lengths`, outputs
+are zeros, and what the inputs hold there has no effect; flax computes outputs from the padding. And the
+layer works under `jax.jit` and the like, because a carry of zeros takes no random keys and so changes no
+state of the module. In flax's own loop a layer does what flax's does.
 """
 
 from __future__ import annotations
@@ -23,117 +24,44 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.errors import one_of
-from jaxrnn.interop import flax_recurrence
-from jaxrnn.interop.flax import NNX, Kind, from_weights
-from jaxrnn.interop.flax_recurrence import Carry
-from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.cells import RNN as PlainRNN
-from jaxrnn.recurrence.dispatch import Choice
-from jaxrnn.recurrence.kernels import Implementation
-from jaxrnn.recurrence.linalg import add
-from jaxrnn.shapes import Array, Float, Given
-
 try:
     from flax import nnx
-    from flax.nnx.nn.dtypes import promote_dtype
 except ImportError as error:
     raise ImportError("jaxrnn.interop.nnx needs flax: pip install flax") from error
 
-RecurrenceCell = PlainRNN | LSTM | GRU
+from jaxrnn.errors import one_of
+from jaxrnn.interop import flax_recurrence
+from jaxrnn.interop.flax_recurrence import Carry
+from jaxrnn.interop.nnx_cells import (
+    GRUCell,
+    LSTMCell,
+    OptimizedLSTMCell,
+    SimpleCell,
+    cell_and_params,
+    cell_reason,
+    has_zero_carry,
+    recurrence_cell,
+    zero_carry,
+    zero_carry_of,
+)
+from jaxrnn.recurrence.dispatch import Choice
+from jaxrnn.recurrence.kernels import Implementation
+from jaxrnn.shapes import Array, Float, Given
+
+__all__ = [
+    "RNN",
+    "Bidirectional",
+    "GRUCell",
+    "LSTMCell",
+    "OptimizedLSTMCell",
+    "ScannedRNN",
+    "SimpleCell",
+    "explain",
+    "from_flax",
+    "to_flax",
+]
+
 CellName = Literal["gru", "lstm"]
-
-
-# With another base than flax's, Python would not let `from_flax` change the class of an object.
-class _ZeroCarry(nnx.RNNCellBase):
-    """The initial carry of the cells of this module: zeros, for which no random keys are needed."""
-
-    def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
-    ) -> Carry:
-        """Return the carry before the first step.
-
-        Args:
-          input_shape: the shape of a step's inputs, (*batch, D).
-          rngs: as for flax's cells; used only where there is a `carry_init`, which needs it.
-          carry_init: an initializer instead of the cell's own.
-
-        Returns:
-          (c, h) for an LSTM, otherwise h, each [*batch, H] in the cell's `param_dtype`: zeros if neither
-          this call nor the cell has a `carry_init`.
-        """
-        cell: Any = self
-        if cell.carry_init is None and carry_init is None:
-            return _zeros(cell, input_shape[:-1])
-        parent: Any = super()
-        return parent.initialize_carry(input_shape, rngs, carry_init)
-
-
-class LSTMCell(_ZeroCarry, nnx.LSTMCell):
-    """`flax.nnx.LSTMCell`: an LSTM with a kernel for each gate; its carry needs no rngs."""
-
-
-class OptimizedLSTMCell(_ZeroCarry, nnx.OptimizedLSTMCell):
-    """`flax.nnx.OptimizedLSTMCell`: an LSTM with one kernel for all gates; its carry needs no rngs."""
-
-
-class SimpleCell(_ZeroCarry, nnx.SimpleCell):
-    """`flax.nnx.SimpleCell`: a plain recurrent cell; its carry needs no rngs."""
-
-
-class GRUCell(_ZeroCarry, nnx.GRUCell):
-    """`flax.nnx.GRUCell` with an option for the recurrent bias, which flax's has not.
-
-        r = sigmoid(W_ir x + b_ir + W_hr h)
-        z = sigmoid(W_iz x + b_iz + W_hz h)
-        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
-        h' = (1 - z) * n + z * h
-
-    Without `recurrent_bias` there is no b_hn.
-    """
-
-    b_hn: Any = None
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        *,
-        recurrent_bias: bool = False,
-        **options: Any,
-    ) -> None:
-        """Make the parameters.
-
-        Args:
-          in_features: width D of the inputs.
-          hidden_features: width H of the hidden state.
-          recurrent_bias: whether there is a parameter `b_hn` [H], zeros at the start. PyTorch's GRU and
-            linen's have it.
-          **options: those of `flax.nnx.GRUCell`; `rngs` is required. `bias_metadata` is also b_hn's.
-        """
-        super().__init__(in_features, hidden_features, **options)
-        if recurrent_bias:
-            zeros = jnp.zeros(hidden_features, self.param_dtype)
-            self.b_hn = nnx.Param(zeros, **options.get("bias_metadata", {}))
-
-    def __call__(
-        self, carry: Float[Array, "... H"], inputs: Array
-    ) -> tuple[Float[Array, "... H"], Float[Array, "... H"]]:
-        """Return the carry after one step, and the output, which is the same.
-
-        Args:
-          carry: h [*batch, H].
-          inputs: [*batch, D].
-        """
-        if self.b_hn is None:
-            return super().__call__(carry, inputs)
-        x_r, x_z, x_n = jnp.split(self.dense_i(inputs), 3, axis=-1)
-        h_r, h_z, h_n = jnp.split(self.dense_h(carry), 3, axis=-1)
-        r = self.gate_fn(x_r + h_r)
-        z = self.gate_fn(x_z + h_z)
-        n = self.activation_fn(x_n + r * add(h_n, self.b_hn[...]))
-        hidden = (1 - z) * n + z * carry
-        return hidden, hidden
 
 
 class RNN(nnx.RNN):
@@ -190,21 +118,23 @@ class RNN(nnx.RNN):
           rngs: random keys for an initial carry that is not zeros.
 
         Returns:
-          The outputs in the axes of the inputs, [*batch, T, H] or [T, *batch, H], zeros in the padding;
-          with `return_carry` (carry, outputs), the carry after each row's last real step.
+          The outputs in the axes of the inputs, [*batch, T, H] or [T, *batch, H], zeros in the padding
+          unless flax's own loop runs; with `return_carry` (carry, outputs), the carry after each row's
+          last real step.
 
         Raises:
           ValueError: for a shape that does not fit the cell (it names both), and for an
             `implementation` that is unknown or cannot run this call (it says why).
         """
         inputs = jnp.asarray(inputs)
+        initial_carry = _arrays(initial_carry)
         if time_major is None:
             time_major = self.time_major
         cell: Any = self.cell
         reason = _loop_reason(self)
-        if initial_carry is None and _has_zero_carry(cell):
+        if initial_carry is None and has_zero_carry(cell):
             _, batch = flax_recurrence.steps_and_batch(inputs.shape, time_major)
-            initial_carry = _zeros(cell, batch)
+            initial_carry = zero_carry_of(cell, batch)
         if reason is not None:
             return super().__call__(
                 inputs,
@@ -222,7 +152,7 @@ class RNN(nnx.RNN):
             rngs = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
             initial_carry = cell.initialize_carry((*batch, inputs.shape[-1]), rngs)
         carry, outputs = flax_recurrence.run(
-            *_cell_and_params(cell),
+            *cell_and_params(cell),
             inputs,
             initial_carry,
             time_major=time_major,
@@ -244,12 +174,39 @@ class Bidirectional(nnx.Bidirectional):
     step; where both layers are `RNN`s of this module, padding has no effect and its outputs are zeros.
     """
 
+    def __call__(
+        self,
+        inputs: Given,
+        *,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Apply both layers.
+
+        Args:
+          inputs: as for `RNN`.
+          reverse: None or False. An outer `Bidirectional` passes True with `keep_order`; as in flax, it
+            has no effect then.
+          keep_order: without effect: the outputs are always in the order of the inputs.
+          **options: as for `RNN`; `initial_carry` is (forward, backward), each as for `RNN`.
+
+        Returns:
+          outputs [*batch, T, 2H] or [T, *batch, 2H] (as `merge_fn` makes them), or with `return_carry`
+          ((forward, backward), outputs).
+
+        Raises:
+          ValueError: as `RNN`, and for `reverse` without `keep_order`.
+        """
+        flax_recurrence.check_both_directions(reverse, keep_order)
+        return super().__call__(inputs, **options)
+
 
 class ScannedRNN(nnx.Module):
     """The recurrent module of agents: a cell over time whose carry is dropped where an episode begins.
 
-    It is the nnx twin of the linen module that PureJaxRL, JaxMARL, Mava, Stoix and popjaxrl share. A
-    call with T = 1 is a single step for acting, and equals that step of a call with all steps.
+    It is the nnx twin of `jaxrnn.interop.linen.ScannedRNN`. A call with T = 1 is a single step for
+    acting, and equals that step of a call with all steps.
 
     Attributes:
       cell: a `GRUCell` or an `OptimizedLSTMCell`.
@@ -284,11 +241,7 @@ class ScannedRNN(nnx.Module):
         made = kinds[one_of(CellName)("cell", cell)](
             in_features, hidden_features, rngs=rngs, **options
         )
-        reason = _cell_reason(made)
-        if made.carry_init is not None:
-            reason = "a carry that is dropped becomes zeros, so that there is no carry_init"
-        if reason is not None:
-            raise ValueError(f"ScannedRNN cannot run the cell with these options: {reason}")
+        _check_scanned(made)
         self.cell = made
         self.implementation = implementation
 
@@ -304,14 +257,16 @@ class ScannedRNN(nnx.Module):
           (carry, ys): the carry after the last step, and the outputs [T, B, H].
 
         Raises:
-          ValueError: for a shape that does not fit (it names both), and for an `implementation` that is
-            unknown or cannot run this call.
+          ValueError: for a shape that does not fit (it names both), for an `implementation` that is
+            unknown or cannot run this call, and for a cell that has been changed so that the recurrence
+            cannot run it.
         """
+        _check_scanned(self.cell)
         ins, resets = x
         return flax_recurrence.run(
-            *_cell_and_params(self.cell),
+            *cell_and_params(self.cell),
             ins,
-            carry,
+            _arrays(carry),
             time_major=True,
             reverse=False,
             keep_order=False,
@@ -329,7 +284,7 @@ class ScannedRNN(nnx.Module):
           ValueError: for another cell.
         """
         is_lstm = one_of(CellName)("cell", cell) == "lstm"
-        return _zero_carry((batch_size, hidden_size), jnp.float32, is_lstm)
+        return zero_carry((batch_size, hidden_size), jnp.float32, is_lstm)
 
 
 def from_flax(module: Any) -> Any:
@@ -385,7 +340,7 @@ def explain(module: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Ch
     products = cell.dtype
     if products is None:
         products = jnp.promote_types(dtype, cell.param_dtype)
-    made = _recurrence_cell(cell)
+    made = recurrence_cell(cell)
     return flax_recurrence.explain(
         made, shape, products, implementation=module.implementation, **options
     )
@@ -400,38 +355,25 @@ _OURS: dict[type, type] = {
     nnx.Bidirectional: Bidirectional,
 }
 
-# The cells whose steps the recurrence computes. A subclass with a step of its own is not one of them.
-_KINDS: dict[Any, Kind] = {
-    nnx.LSTMCell.__call__: "LSTMCell",
-    nnx.OptimizedLSTMCell.__call__: "OptimizedLSTMCell",
-    nnx.GRUCell.__call__: "GRUCell",
-    GRUCell.__call__: "GRUCell",
-    nnx.SimpleCell.__call__: "SimpleCell",
-}
-
-# The methods whose carry is zeros for a cell without carry_init.
-_ZERO_CARRIES = {_ZeroCarry.initialize_carry} | {
-    kind.initialize_carry
-    for kind in (nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell)
-}
-
 _USUAL_AXES: Any = nnx.StateAxes({...: nnx.Carry})  # type: ignore[arg-type]
 
 
-def _has_zero_carry(cell: Any) -> bool:
-    known = getattr(type(cell), "initialize_carry", None) in _ZERO_CARRIES
-    return known and cell.carry_init is None
+def _arrays(carry: Any) -> Any:
+    """Return a carry with arrays in the place of variables, such as a learned `nnx.Param`."""
+
+    def is_variable(leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Variable)
+
+    return jax.tree.map(lambda a: a[...] if is_variable(a) else a, carry, is_leaf=is_variable)
 
 
-def _zeros(cell: Any, batch: tuple[int, ...]) -> Carry:
-    is_lstm = isinstance(cell, nnx.LSTMCell | nnx.OptimizedLSTMCell)
-    return _zero_carry((*batch, cell.hidden_features), cell.param_dtype, is_lstm)
-
-
-def _zero_carry(shape: tuple[int, ...], dtype: Any, is_lstm: bool) -> Carry:
-    """Return h, or (c, h) as two arrays, so that both can be donated."""
-    zeros = [jnp.zeros(shape, dtype) for _ in range(2 if is_lstm else 1)]
-    return tuple(zeros) if is_lstm else zeros[0]
+def _check_scanned(cell: Any) -> None:
+    """Raise ValueError for a cell that `ScannedRNN` cannot run."""
+    reason = cell_reason(cell)
+    if reason is None and cell.carry_init is not None:
+        reason = "a carry that is dropped becomes zeros, so that there is no carry_init"
+    if reason is not None:
+        raise ValueError(f"ScannedRNN cannot run the cell with these options: {reason}")
 
 
 def _loop_reason(rnn: RNN) -> str | None:
@@ -440,7 +382,7 @@ def _loop_reason(rnn: RNN) -> str | None:
     Raises:
       ValueError: if it must, and the layer names an implementation of the recurrence.
     """
-    reason = _cell_reason(rnn.cell)
+    reason = cell_reason(rnn.cell)
     if rnn.state_axes != _USUAL_AXES:
         reason = "state_axes is not the default"
     elif rnn.broadcast_rngs is not None:
@@ -450,50 +392,6 @@ def _loop_reason(rnn: RNN) -> str | None:
             f"implementation {rnn.implementation!r} cannot run this, only flax's loop can: {reason}"
         )
     return reason
-
-
-def _cell_reason(cell: Any) -> str | None:
-    """Return why the recurrence cannot run a cell, or None where it can."""
-    kind = _KINDS.get(type(cell).__call__)
-    if kind is None:
-        known = ", ".join(dict.fromkeys(_KINDS.values()))
-        return f"the step of the cell {type(cell).__name__} is not that of {known}"
-    gate_fn, residual = getattr(cell, "gate_fn", None), getattr(cell, "residual", False)
-    if reason := flax_recurrence.functions_reason(kind, gate_fn, cell.activation_fn, residual):
-        return reason
-    for name in NNX[kind].inputs + NNX[kind].recurrent:
-        if not _is_plain(getattr(cell, name), cell.dtype):
-            return (
-                f"{name} of the cell is not an nnx.Linear with the usual promote_dtype and product"
-            )
-    return None
-
-
-def _is_plain(layer: Any, dtype: Any) -> bool:
-    """Return whether a layer computes the plain product of `nnx.Linear`."""
-    if type(layer) is not nnx.Linear:
-        return False
-    options = layer.dtype, layer.promote_dtype, layer.dot_general
-    usual = dtype, promote_dtype, jax.lax.dot_general
-    return options == usual and layer.precision is layer.preferred_element_type is None
-
-
-def _recurrence_cell(cell: Any) -> RecurrenceCell:
-    activation: Any = flax_recurrence.activation_name(cell.activation_fn)
-    kind = _KINDS[type(cell).__call__]
-    return flax_recurrence.make_cell(kind, cell.hidden_features, activation)
-
-
-def _cell_and_params(cell: Any) -> tuple[RecurrenceCell, Any]:
-    """Return jaxrnn's cell and parameters for a cell that the recurrence can run."""
-    made = _recurrence_cell(cell)
-    layout = NNX[_KINDS[type(cell).__call__]]
-    weights: dict[str, dict[str, Array]] = {}
-    for layer, name in layout.arrays():
-        weights.setdefault(layer, {})[name] = getattr(getattr(cell, layer), name)[...]
-    params = from_weights(made, layout, weights)
-    b_hn = getattr(cell, "b_hn", None)
-    return made, params if b_hn is None else params._replace(b_h=b_hn[...])
 
 
 def _converted(module: Any, classes: dict[type, type]) -> Any:

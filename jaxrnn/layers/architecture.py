@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxrnn.errors import finite_number, truth, whole_number
-from jaxrnn.recurrence.cells import Cell
+from jaxrnn.recurrence.cells import Cell, check_cell
 
 
 class StackedParams(NamedTuple):
@@ -50,10 +51,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Convert the options to Python's own types, so that equal stacks are equal in every way."""
-        if not isinstance(self.cell, Cell):
-            raise ValueError(
-                f"cell must be a jaxrnn.Cell, such as jaxrnn.lstm(512), not {self.cell!r}"
-            )
+        check_cell(self.cell)
         for name in ("inputs", "layers", "blocks"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         for name in (
@@ -109,18 +107,24 @@ class Architecture:
             rate = _rate("zoneout", given)
             if not rate:
                 return 0.0
-            given = (rate,) * len(_state_widths(self.cell))
+            given = (rate,) * len(_state(self.cell))
         rates = tuple(_rate("zoneout", rate) for rate in given)
-        widths = _state_widths(self.cell)
-        if len(rates) != len(widths):
+        state = _state(self.cell)
+        if len(rates) != len(state):
             raise ValueError(
-                f"zoneout must be one number, or one for each of the {len(widths)} arrays of the state "
+                f"zoneout must be one number, or one for each of the {len(state)} arrays of the state "
                 f"of {self.cell}, not {len(rates)} numbers"
             )
-        if widths[0] != self.cell.hidden_size:
+        for array in state:
+            if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.floating):
+                raise ValueError(
+                    f"zoneout needs a cell whose state has arrays [B, H] of floats, not "
+                    f"{array.dtype} of shape {array.shape} for B = 1, as in {self.cell}"
+                )
+        if state[0].shape[-1] != self.cell.hidden_size:
             raise ValueError(
                 f"zoneout needs a cell whose output is the first array of its state, of width "
-                f"{self.cell.hidden_size}, not {widths[0]} as in {self.cell}"
+                f"{self.cell.hidden_size}, not {state[0].shape[-1]} as in {self.cell}"
             )
         return rates if any(rates) else 0.0
 
@@ -128,7 +132,9 @@ class Architecture:
         size = self.cell.hidden_size
         if size % self.blocks:
             raise ValueError(f"blocks {self.blocks} must divide the hidden size {size}")
-        if not dataclasses.is_dataclass(self.cell) or set(_state_widths(self.cell)) != {size}:
+        if not dataclasses.is_dataclass(self.cell) or {
+            array.shape[-1] for array in _state(self.cell)
+        } != {size}:
             raise ValueError(
                 f"blocks need a cell that is a dataclass with a field hidden_size, the width of every "
                 f"array of its state, not {self.cell}"
@@ -142,8 +148,6 @@ def _rate(name: str, value: Any) -> float:
     return rate
 
 
-def _state_widths(cell: Cell) -> list[int]:
-    """Return the width of each array of a cell's state."""
-    return [
-        leaf.shape[-1] for leaf in jax.tree.leaves(jax.eval_shape(lambda: cell.initial_state(1)))
-    ]
+def _state(cell: Cell) -> list[jax.ShapeDtypeStruct]:
+    """Return the abstract arrays of a cell's state for one row."""
+    return jax.tree.leaves(jax.eval_shape(lambda: cell.initial_state(1)))

@@ -48,7 +48,8 @@ def check_recurrent_weights(params: Any) -> None:
     """Raise ValueError for a cell's parameters without recurrent weights w_h."""
     if getattr(params, "w_h", None) is None:
         raise ValueError(
-            f"`weight_dropout` drops recurrent weights w_h, and {type(params).__name__} has none"
+            f"`weight_dropout` drops recurrent weights w_h, and {type(params).__name__} has none: set "
+            "it to 0 for this cell"
         )
 
 

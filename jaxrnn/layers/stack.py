@@ -23,7 +23,7 @@ from jaxrnn.layers.dropping import check_recurrent_weights
 from jaxrnn.layers.wrapped import Wrapped, rows_of
 from jaxrnn.recurrence import dispatch
 from jaxrnn.recurrence.cells import Cell
-from jaxrnn.recurrence.checks import as_array
+from jaxrnn.recurrence.checks import as_array, check_resets
 from jaxrnn.recurrence.dispatch import Choice
 from jaxrnn.recurrence.kernels import Implementation
 from jaxrnn.recurrence.linalg import wide
@@ -76,10 +76,7 @@ class Stacked(Architecture):
                     self.block.init(b, width, dtype) for b in jax.random.split(k, self.blocks)
                 ]
                 cells.append(jax.tree.map(lambda *arrays: jnp.stack(arrays), *blocks))
-        initial = None
-        if self.learned_state:
-            one_row = [self.cell.initial_state(1, dtype) for _ in cells]
-            initial = tuple(jax.tree.map(lambda a: a[0], one_row))
+        initial = self._zeros_of_one_row(dtype) if self.learned_state else None
         return StackedParams(tuple(cells), initial)
 
     def initial_state(self, params: StackedParams, batch: int) -> running.States:
@@ -132,8 +129,8 @@ class Stacked(Architecture):
         Raises:
           ValueError: as `jaxrnn.unroll`, and for parameters or a state of another stack.
         """
-        params, xs = self._checked(params, xs, self._axes, 3)
-        resets = as_array(resets)
+        params, xs = self._checked(params, xs, "xs", self._axes)
+        resets = check_resets(resets, xs, self._axes[:-4] + "]")
         time_first: Any = xs
         if self.batch_first:
             time_first, resets = _swap_batch_and_time(xs), _swap_batch_and_time(resets)
@@ -172,7 +169,7 @@ class Stacked(Architecture):
                 "step runs layers in one direction, and these are bidirectional: their outputs need the "
                 "whole sequence"
             )
-        params, x = self._checked(params, x, "[B, D]", 2)
+        params, x = self._checked(params, x, "x", "[B, D]")
         return running.step(self, params, self._checked_state(params, x.shape[0], state), x)
 
     def explain(
@@ -199,9 +196,9 @@ class Stacked(Architecture):
         Raises:
           ValueError: as `jaxrnn.explain`, and for inputs of another width.
         """
-        if len(shape) != 3 or shape[-1] != self.inputs:
-            raise ValueError(self._wrong_inputs(self._axes, shape))
-        first, second, _ = shape
+        first, second, width = dispatch.check_shape(shape, "BTD" if self.batch_first else "TBD")
+        if width != self.inputs:
+            raise ValueError(self._wrong_inputs("xs", self._axes, shape))
         steps, batch = (second, first) if self.batch_first else (first, second)
         learned = self.learned_state and resets
         cell = self.block
@@ -237,12 +234,26 @@ class Stacked(Architecture):
         return "[B, T, D]" if self.batch_first else "[T, B, D]"
 
     def _checked(
-        self, params: StackedParams, xs: Any, axes: str, ndim: int
+        self, params: StackedParams, xs: Any, name: str, axes: str
     ) -> tuple[StackedParams, Array]:
         """Return JAX arrays. Raise ValueError for parameters or inputs of another stack."""
-        params, xs = jax.tree.map(as_array, (params, xs))
-        if xs.ndim != ndim or xs.shape[-1] != self.inputs:
-            raise ValueError(self._wrong_inputs(axes, xs.shape))
+        try:
+            xs = jnp.asarray(xs)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be an array {axes}, not {type(xs).__name__}") from None
+        if xs.ndim != axes.count(",") + 1 or xs.shape[-1] != self.inputs:
+            raise ValueError(self._wrong_inputs(name, axes, xs.shape))
+        params = self._checked_params(params)
+        dtype = dtype_of(params.cells[0])
+        if xs.dtype != dtype:
+            raise ValueError(
+                f"{name} and params must share a dtype: {name} is {xs.dtype}, params {dtype}"
+            )
+        return params, xs
+
+    def _checked_params(self, params: StackedParams) -> StackedParams:
+        """Return JAX arrays. Raise ValueError for parameters of another stack."""
+        params = jax.tree.map(as_array, params)
         if not isinstance(params, StackedParams) or len(params.cells) != self.pseudo_layers:
             given = type(params).__name__
             if isinstance(params, StackedParams):
@@ -256,15 +267,33 @@ class Stacked(Architecture):
                 f"params.initial must be {'learned states' if self.learned_state else 'None'}, as "
                 f"learned_state is {self.learned_state}, not {type(params.initial).__name__}"
             )
-        dtype = dtype_of(params.cells[0])
-        if xs.dtype != dtype:
-            raise ValueError(f"xs and params must share a dtype: xs is {xs.dtype}, params {dtype}")
+        for cell in params.cells:
+            arrays = jax.tree.leaves(cell)
+            if not arrays:
+                raise ValueError(f"params.cells must be parameters of {self.block}, not {cell!r}")
+            if self.blocks > 1 and any(a.shape[:1] != (self.blocks,) for a in arrays):
+                shapes = ", ".join(str(a.shape) for a in arrays)
+                raise ValueError(
+                    f"each array of params.cells must begin with an axis of blocks = {self.blocks}, "
+                    f"not be of shape {shapes}"
+                )
+        if self.learned_state:
+            expected = jax.eval_shape(lambda: self._zeros_of_one_row(dtype_of(params.cells[0])))
+            if _described(params.initial) != _described(expected):
+                raise ValueError(
+                    f"params.initial must be {_described(expected)}, not {_described(params.initial)}"
+                )
         if self.weight_dropout:
             check_recurrent_weights(params.cells[0])
-        return params, xs
+        return params
 
-    def _wrong_inputs(self, axes: str, shape: tuple[int, ...]) -> str:
-        return f"xs must be {axes} with D = inputs = {self.inputs}, not of shape {tuple(shape)}"
+    def _zeros_of_one_row(self, dtype: Any) -> running.States:
+        """Return the state of each pseudo-layer for one row, without the axis of rows."""
+        states = tuple(self.cell.initial_state(1, dtype) for _ in range(self.pseudo_layers))
+        return jax.tree.map(lambda a: a[0], states)
+
+    def _wrong_inputs(self, name: str, axes: str, shape: tuple[int, ...]) -> str:
+        return f"{name} must be {axes} with D = inputs = {self.inputs}, not of shape {tuple(shape)}"
 
     def _checked_state(
         self, params: StackedParams, batch: int, state: running.States | None

@@ -51,9 +51,12 @@ RecurrentInit = Literal["orthogonal", "glorot"]
 class Cell(Protocol):
     """A recurrent cell, as `unroll` needs it.
 
-    Any hashable object with these members can be used in place of the cells of this library. Each row
-    of the batch must be computed independently of the others. A cell whose state is one array and linear
-    in its past may also have `coefficients`, which `kernels.associative` describes.
+    Any hashable object with these members can be used in place of the cells of this library. It holds no
+    arrays: what is learned is in the parameters. Each row of the batch must be computed independently of
+    the others. In the padding of a row, inputs are zeros, for which the derivatives must be finite.
+
+    A cell whose state is one array and linear in its past may also have `coefficients`, which
+    `kernels.associative` describes.
     """
 
     @property
@@ -64,7 +67,7 @@ class Cell(Protocol):
         """Return initial parameters: a NamedTuple with at least `w_x` [D, ...]."""
 
     def initial_state(self, batch: int, dtype: Any = jnp.float32) -> Any:
-        """Return the state before the first step: a NamedTuple of zeros, each [B, H]."""
+        """Return the state before the first step: a NamedTuple of zeros, each [B, ...]."""
 
     def project(self, params: Any, xs: Float[Array, "... D"]) -> Float[Array, "... G"]:
         """Return the part of the gates' inputs that does not depend on the past."""
@@ -345,6 +348,12 @@ _OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 def is_builtin(cell: Any) -> bool:
     """Return whether a cell is an RNN, LSTM or GRU of this library, and not of a subclass."""
     return type(cell) in (RNN, LSTM, GRU)
+
+
+def check_cell(cell: Any) -> None:
+    """Raise ValueError for what is no cell."""
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a jaxrnn.Cell, such as jaxrnn.lstm(512), not {cell!r}")
 
 
 def kind_of(cell: Any) -> CellKind | None:

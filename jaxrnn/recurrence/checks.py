@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.recurrence import dispatch
-from jaxrnn.recurrence.cells import Cell, is_builtin
+from jaxrnn.recurrence.cells import Cell, check_cell, is_builtin
 from jaxrnn.recurrence.linalg import wide
 from jaxrnn.recurrence.parameters import check_params
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, clipped, dtype_of
@@ -62,7 +62,9 @@ def check_record(cell: Cell, params: Any, state: Any, gx: Inputs, names: Sequenc
 
 
 def check_parameters(cell: Cell, params: Any, projected: bool = False) -> None:
-    """Raise ValueError for a dtype that is not supported and for parameters of another cell."""
+    """Raise ValueError for what is no cell, an unsupported dtype, and parameters of another cell."""
+    if not is_builtin(cell):
+        check_cell(cell)
     for leaf in jax.tree.leaves(params):
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
@@ -72,7 +74,13 @@ def check_parameters(cell: Cell, params: Any, projected: bool = False) -> None:
 
 def check_inputs(params: Any, xs: Array) -> None:
     """Raise ValueError for inputs that do not fit w_x in width or dtype."""
-    width = params.w_x.shape[0]
+    w_x = getattr(params, "w_x", None)
+    if w_x is None:
+        raise ValueError(
+            f"params must have the input weights w_x [D, ...], as jaxrnn.Cell asks, and "
+            f"{type(params).__name__} has none"
+        )
+    width = w_x.shape[0]
     if xs.ndim != 3 or xs.shape[-1] != width:
         raise ValueError(
             f"xs must be [T, B, D] with D = {width} as in params.w_x {params.w_x.shape}, "
@@ -138,14 +146,14 @@ def check_state(cell: Cell, state: Any, gx: Inputs) -> None:
             )
 
 
-def check_resets(resets: Any, gx: Inputs) -> Bool[Array, "T B"] | None:
-    """Return resets as a JAX array, checked."""
+def check_resets(resets: Any, gx: Any, axes: str = "[T, B]") -> Bool[Array, "..."] | None:
+    """Return resets as a JAX array, checked to have the two axes that the inputs gx begin with."""
     if resets is None:
         return None
     resets = jnp.asarray(resets)
     if resets.shape != gx.shape[:2] or resets.dtype != jnp.bool_:
         raise ValueError(
-            f"resets must be bool of shape [T, B] = {gx.shape[:2]}, "
+            f"resets must be bool of shape {axes} = {gx.shape[:2]}, "
             f"not {resets.dtype} of shape {resets.shape}"
         )
     return resets

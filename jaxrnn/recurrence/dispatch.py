@@ -83,15 +83,33 @@ def explain(
         unknown or cannot run this.
     """
     if hasattr(cell, "explain"):
+        if reverse:
+            raise ValueError(
+                f"reverse is for a cell, and {type(cell).__name__} has its own directions"
+            )
         return cell.explain(shape, dtype, implementation, resets=resets)
-    if len(shape) != 3:
-        raise ValueError(f"shape must be that of xs, [T, B, D], not {tuple(shape)}")
-    steps, batch, width = (
-        whole_number(f"{axis} of shape", n, 0) for axis, n in zip("TBD", shape, strict=True)
-    )
+    shape = check_shape(shape, "TBD")
     check_dtype(dtype)
-    problem = abstract_problem(cell, (steps, batch, width), dtype, resets=resets, reverse=reverse)
+    problem = abstract_problem(cell, shape, dtype, resets=resets, reverse=reverse)
     return choose(problem, implementation)
+
+
+def check_shape(shape: Any, axes: str) -> tuple[int, int, int]:
+    """Return a shape of xs as whole numbers.
+
+    Args:
+      shape: the shape.
+      axes: the name of each axis, "TBD" or "BTD".
+
+    Raises:
+      ValueError: for another number of axes, and for a length that is no whole number from 0.
+    """
+    if not isinstance(shape, list | tuple) or len(shape) != len(axes):
+        raise ValueError(f"shape must be that of xs, [{', '.join(axes)}], not {shape}")
+    first, second, width = (
+        whole_number(f"{axis} of shape", n, 0) for axis, n in zip(axes, shape, strict=True)
+    )
+    return first, second, width
 
 
 def abstract_problem(
@@ -158,7 +176,11 @@ def choose(
 
 def check_dtype(dtype: Any) -> None:
     """Raise ValueError for a dtype that no implementation runs with."""
-    if jnp.dtype(dtype).name not in DTYPES:
+    try:
+        known = jnp.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
         raise ValueError(f"parameters and inputs must be {', '.join(DTYPES)}, not {dtype}")
 
 
@@ -217,9 +239,9 @@ _USUAL: dict[str, tuple[Implementation, ...]] = {
 # Those for cells without equations of their own in the kernels. On a CPU, JAX's derivative of a scan
 # takes about the time of the generic backward pass of "xla" (benchmarks/derivatives.py).
 _USUAL_OF_OTHERS: dict[str, tuple[Implementation, ...]] = {
-    "cpu": ("associative", "scan"),
-    "gpu": ("associative", "xla", "scan"),
-    "tpu": ("associative", "xla", "scan"),
+    "cpu": ("scan",),
+    "gpu": ("xla", "scan"),
+    "tpu": ("xla", "scan"),
 }
 _ONE_STEP: tuple[Implementation, ...] = ("scan",)
 _FEW_STEPS: tuple[Implementation, ...] = ("xla", "scan")
@@ -240,6 +262,8 @@ def _fastest(problem: Problem, steps: int, table: list[Row]) -> Choice:
     if steps <= 1:
         order, why = _ONE_STEP, "the usual choice for a single step"
     elif not builtin:
+        if hasattr(problem.cell, "coefficients"):
+            order = ("associative", *order)
         why = f"the usual choice on {here} for a {type(problem.cell).__name__}"
     elif steps < _FEW and here == "cpu":
         order, why = _FEW_STEPS, f"the usual choice on {here} for fewer than {_FEW} steps"

@@ -14,7 +14,13 @@ from jaxrnn.shapes import Array, Float
 
 
 def wide(dtype: Any) -> Any:
-    """Return the dtype of states and sums beside parameters of `dtype`: float32, or float64."""
+    """Return the dtype of states and sums beside parameters of `dtype`: float32, or float64.
+
+    Raises:
+      ValueError: for a dtype that is not one of floats.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"the dtype must be one of floats, such as float32, not {dtype}")
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 

@@ -25,7 +25,7 @@ from jax import lax
 
 from jaxrnn.errors import whole_number
 from jaxrnn.recurrence.api import unroll
-from jaxrnn.recurrence.cells import Cell
+from jaxrnn.recurrence.cells import Cell, check_cell
 from jaxrnn.recurrence.kernels import Implementation
 from jaxrnn.recurrence.linalg import add, product
 from jaxrnn.recurrence.parameters import by_value
@@ -53,7 +53,7 @@ class Network:
       outputs: K, the number of outputs at each step.
 
     Raises:
-      ValueError: for a width that is not a positive whole number.
+      ValueError: for what is no `jaxrnn.Cell`, and for a width that is not a positive whole number.
     """
 
     cell: Cell
@@ -61,6 +61,7 @@ class Network:
     outputs: int
 
     def __post_init__(self) -> None:
+        check_cell(self.cell)
         for name in ("inputs", "outputs"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
 

@@ -179,7 +179,20 @@ def clipped(numbers: Integer[Array, "..."], most: int) -> Int[Array, "..."]:
 
 def choose_rows(rows: Bool[Array, "B"], yes: Any, no: Any) -> Any:
     """Return a state whose rows come from `yes` where `rows` is true and from `no` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), yes, no)
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(jnp.expand_dims(rows, tuple(range(1, b.ndim))), a, b)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def check_output(cell: Any, y: Any, gx: Float[Array, "B G"]) -> None:
+    """Raise ValueError if the output of a step is not [B, H]."""
+    want = gx.shape[0], cell.hidden_size
+    if jnp.shape(y) != want:
+        raise ValueError(
+            f"the output of a step of {cell} must be [B, hidden_size] = {want}, not {jnp.shape(y)}"
+        )
 
 
 def vary(tree: Any) -> Any:

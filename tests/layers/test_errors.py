@@ -100,7 +100,7 @@ def test_a_step_needs_one_direction_and_one_step() -> None:
     with pytest.raises(ValueError, match="in one direction, and these are bidirectional"):
         net.step(net.init(KEY), None, XS[0])
     net = stacked(gru(HIDDEN), INPUTS)
-    with unchecked(), pytest.raises(ValueError, match=r"xs must be \[B, D\] with D = inputs = 3"):
+    with unchecked(), pytest.raises(ValueError, match=r"x must be \[B, D\] with D = inputs = 3"):
         net.step(net.init(KEY), None, XS)
 
 

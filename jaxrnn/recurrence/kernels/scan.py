@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.recurrence.problem import Problem, choose_rows, projected
+from jaxrnn.recurrence.problem import Problem, check_output, choose_rows, projected
 from jaxrnn.shapes import Array, Float
 
 
@@ -38,6 +38,7 @@ def _scan(problem: Problem, names: Sequence[str] | None) -> tuple[Any, Any]:
         if reset is not None:
             state = choose_rows(reset, jax.tree.map(jnp.zeros_like, state), state)
         after, y = cell.step(params, state, gx_t)
+        check_output(cell, y, gx_t)
         out: Any = y
         if names is not None:
             now = cell.activations(params, state, gx_t)

@@ -29,7 +29,7 @@ from jaxrnn.recurrence.kernels.passes import Passes
 from jaxrnn.recurrence.kernels.rows import unroll_by_rows
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
 from jaxrnn.recurrence.kernels.xla.loops import to_inputs
-from jaxrnn.recurrence.problem import Inputs, Masks, Problem, choose_rows, vary
+from jaxrnn.recurrence.problem import Inputs, Masks, Problem, check_output, choose_rows, vary
 from jaxrnn.shapes import Array, Float
 
 
@@ -133,6 +133,7 @@ def _forward(
         else:
             (after, y), linear = _linearize(cell, params, before, gx)
             kept = linearization.of_step(linear)
+        check_output(cell, y, gx)
         if active is not None:
             after = choose_rows(active, after, before)
             y = choose_rows(active, y, jnp.zeros_like(y))
