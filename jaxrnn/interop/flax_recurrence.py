@@ -93,7 +93,7 @@ def run(
     time_major: bool,
     reverse: bool,
     keep_order: bool,
-    seq_lengths: Given | None,
+    seq_lengths: Any,
     resets: Given | None = None,
     dtype: Any = None,
     implementation: Implementation | None = None,
@@ -262,14 +262,14 @@ def _state(cell: RNN | LSTM | GRU, carry: Carry) -> Any:
 
 def _lengths(seq_lengths: Any, batch: tuple[int, ...]) -> Any:
     """Return the lengths as [rows]."""
-    if jnp.shape(seq_lengths) != batch:
+    # Numbers that are not traced stay so: `unroll` checks their range.
+    lengths = seq_lengths if isinstance(seq_lengths, jax.Array) else np.asarray(seq_lengths)
+    if lengths.shape != batch:
         raise ValueError(
             f"seq_lengths must be of shape {batch} like the batch axes of the inputs, not "
-            f"{jnp.shape(seq_lengths)}"
+            f"{lengths.shape}"
         )
-    # Numbers that are not traced stay so: `unroll` checks their range.
-    known = seq_lengths if isinstance(seq_lengths, jax.Array) else np.asarray(seq_lengths)
-    return known.reshape(-1)
+    return lengths.reshape(-1)
 
 
 def _resets(

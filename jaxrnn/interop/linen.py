@@ -3,13 +3,13 @@
     from jaxrnn.interop import linen as nn         # for nn.RNN, nn.Bidirectional and the four cells
 
 The cells are flax's own. `RNN` and `Bidirectional` are subclasses of flax's: constructor, parameters,
-their names and initial values, and results are the same, so that checkpoints load. While parameters are
-initialized, flax's loop runs; afterwards the recurrence reads the parameters of the cell. flax's loop
-also runs cells and options that the recurrence does not know; `explain` reports which of both it is.
+their names and initial values, and results are the same, so that checkpoints load. The recurrence reads
+the parameters of the cell. flax's loop runs cells and options that the recurrence does not know;
+`explain` reports which of both it is.
 
-Three things differ from flax. At and after a row's `seq_lengths` the outputs are zeros (flax computes
-them from the padding). The carry of a row of length 0 is its initial carry. The recurrence does not
-call the cell, so `nn.intercept_methods` does not see calls of the cell.
+Three things differ from flax where the recurrence runs. At and after a row's `seq_lengths` the outputs
+are zeros (flax computes them from the padding). The carry of a row of length 0 is its initial carry. The
+recurrence does not call the cell, so `nn.intercept_methods` does not see calls of the cell.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ import jax.numpy as jnp
 
 try:
     from flax import linen as nn
-    from flax.core import meta
 except ImportError as error:
     raise ImportError("jaxrnn.interop.linen needs flax: pip install flax") from error
 
 from jaxrnn.errors import one_of
 from jaxrnn.interop import flax_recurrence
-from jaxrnn.interop.flax import LINEN, Kind, from_weights
-from jaxrnn.recurrence.cells import GRU, LSTM
-from jaxrnn.recurrence.cells import RNN as PlainRNN
+from jaxrnn.interop.linen_cells import (
+    KINDS,
+    GRUCell,
+    LSTMCell,
+    OptimizedLSTMCell,
+    SimpleCell,
+    cell_reason,
+    created,
+    recurrence_cell,
+)
 from jaxrnn.recurrence.dispatch import Choice
 from jaxrnn.recurrence.kernels import Implementation
 from jaxrnn.shapes import Given
@@ -49,17 +55,6 @@ __all__ = [
     "to_flax",
 ]
 
-LSTMCell = nn.LSTMCell
-OptimizedLSTMCell = nn.OptimizedLSTMCell
-GRUCell = nn.GRUCell
-SimpleCell = nn.SimpleCell
-
-_KINDS: dict[Any, Kind] = {
-    LSTMCell: "LSTMCell",
-    OptimizedLSTMCell: "OptimizedLSTMCell",
-    GRUCell: "GRUCell",
-    SimpleCell: "SimpleCell",
-}
 # Arguments of `nn.scan`: other values than the defaults may give each step variables of its own.
 _SCAN_OPTIONS = ("variable_axes", "variable_broadcast", "variable_carry", "split_rngs")
 # flax wraps every method to record its calls, and would record `super().__call__` as a second one.
@@ -122,8 +117,7 @@ class RNN(nn.RNN):
         if reason and self.implementation is not None:
             raise ValueError(f"implementation {self.implementation!r} cannot run this: {reason}")
         cell: Any = self.cell
-        known = None if reason or self.is_initializing() else _cell_and_params(cell)
-        if known is None:
+        if reason:
             return _RNN_CALL(
                 self,
                 inputs,
@@ -135,14 +129,15 @@ class RNN(nn.RNN):
                 reverse=reverse,
                 keep_order=keep_order,
             )
+        inputs = jnp.asarray(inputs)
+        _, batch = flax_recurrence.steps_and_batch(inputs.shape, time_major)
+        step = (*batch, inputs.shape[-1])
         carry = initial_carry
         if carry is None:
-            shape = jnp.shape(inputs)
-            step = shape[1:] if time_major else (*shape[:-2], *shape[-1:])
             key = jax.random.key(0) if init_key is None else init_key
             carry = cell.initialize_carry(key, step)
         carry, outputs = flax_recurrence.run(
-            *known,
+            *created(cell, step, inputs.dtype),
             inputs,
             carry,
             time_major=time_major,
@@ -187,7 +182,8 @@ class Bidirectional(nn.Bidirectional):
           seq_lengths: as for `RNN`.
           return_carry: whether to return both final carries too.
           time_major: as for `RNN`.
-          reverse: None or False.
+          reverse: None or False. An outer `Bidirectional` passes True with `keep_order`; as in flax, it
+            has no effect then.
           keep_order: without effect: the outputs are always in the order of the inputs.
 
         Returns:
@@ -195,12 +191,9 @@ class Bidirectional(nn.Bidirectional):
           ((forward, backward), outputs).
 
         Raises:
-          ValueError: as `RNN`, and for `reverse`.
+          ValueError: as `RNN`, and for `reverse` without `keep_order`.
         """
-        if reverse:
-            raise ValueError(
-                f"Bidirectional runs both directions: reverse must be None or False, not {reverse}"
-            )
+        flax_recurrence.check_both_directions(reverse, keep_order)
         return _BIDIRECTIONAL_CALL(
             self,
             inputs,
@@ -218,7 +211,7 @@ _SCANNED_NAMES = {"gru": "GRUCell_1", "lstm": "OptimizedLSTMCell_0"}
 
 
 class ScannedRNN(nn.Module):
-    """The recurrent module of PureJaxRL, JaxMARL, Mava, Stoix and popjaxrl, run by jaxrnn's recurrence.
+    """The recurrent module of PureJaxRL and JaxMARL, run by jaxrnn's recurrence.
 
         carry = ScannedRNN.initialize_carry(environments, hidden_size)
         carry, y = ScannedRNN()(carry, (ins, resets))
@@ -230,7 +223,7 @@ class ScannedRNN(nn.Module):
       cell: "gru", whose carry is h, or "lstm", whose carry is (c, h).
       cell_name: name of the cell's parameters. None for "GRUCell_1", as in PureJaxRL and JaxMARL, whose
         module makes a first cell for the carry of a reset, and for "OptimizedLSTMCell_0". Modules that
-        make no such cell call it "GRUCell_0".
+        make no such cell, as in popjaxrl, call it "GRUCell_0".
       implementation: as for `jaxrnn.unroll`; None for the fastest.
     """
 
@@ -252,24 +245,24 @@ class ScannedRNN(nn.Module):
           (carry, y): the carry after the last step, and the outputs [T, *batch, H].
 
         Raises:
-          ValueError: for an unknown cell, for a shape or dtype that does not fit (it names both), and
-            for a named implementation that is unknown or cannot run this call (it says why).
+          ValueError: for an unknown cell, for parameters of another name, for a shape or dtype that does
+            not fit (it names both), and for a named implementation that is unknown or cannot run this
+            call (it says why).
         """
         ins, resets = map(jnp.asarray, x)
+        _, batch = flax_recurrence.steps_and_batch(ins.shape, time_major=True)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(carry)]
         # The recurrence refuses a carry without a width.
         width = shapes[-1][-1] if shapes and shapes[-1] else ins.shape[-1]
         name = self.cell_name or _SCANNED_NAMES[one_of(ScannedCell)("cell", self.cell)]
+        there = self.variables.get("params", {})
+        if there and name not in there and not self.is_initializing():
+            raise ValueError(
+                f"the parameters are named {', '.join(there)}, not {name}: set cell_name to their name"
+            )
         cell = _scanned_cell(self.cell)(features=width, name=name)
-        known = _cell_and_params(cell)
-        if known is None:
-            # One step of the cell creates its parameters, or raises flax's error that there are none.
-            step = ins.shape[1:]
-            cell(cell.initialize_carry(jax.random.key(0), step), jnp.zeros(step, ins.dtype))
-            known = _cell_and_params(cell)
-            assert known is not None
         return flax_recurrence.run(
-            *known,
+            *created(cell, (*batch, ins.shape[-1]), ins.dtype),
             ins,
             carry,
             time_major=True,
@@ -287,8 +280,10 @@ class ScannedRNN(nn.Module):
         Raises:
           ValueError: for an unknown cell.
         """
-        zeros = jnp.zeros((batch_size, hidden_size))
-        return (zeros, zeros) if _scanned_cell(cell) is OptimizedLSTMCell else zeros
+        # An LSTM gets two arrays, so that both can be donated.
+        count = 2 if _scanned_cell(cell) is OptimizedLSTMCell else 1
+        zeros = [jnp.zeros((batch_size, hidden_size)) for _ in range(count)]
+        return zeros[0] if count == 1 else tuple(zeros)
 
 
 def from_flax(module: Any) -> Any:
@@ -344,7 +339,7 @@ def explain(module: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Ch
         options = {"time_major": module.time_major, "reverse": module.reverse}
     else:
         raise ValueError(f"explain takes an RNN or a ScannedRNN, not {type(module).__name__}")
-    made = flax_recurrence.make_cell(_KINDS[type(cell)], cell.features, _activation(cell))
+    made = recurrence_cell(cell, cell.features)
     products = cell.dtype
     if products is None:
         products = jnp.promote_types(dtype, cell.param_dtype)
@@ -355,39 +350,18 @@ def explain(module: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Ch
 
 def _loop_reason(rnn: RNN) -> str | None:
     """Return why flax's loop must run a layer, or None where the recurrence can run it."""
-    cell: Any = rnn.cell
-    kind = _KINDS.get(type(cell))
-    if kind is None:
-        return f"the cell is {type(cell).__name__}, not one of {', '.join(_KINDS.values())}"
+    if reason := cell_reason(rnn.cell):
+        return reason
     for field in dataclasses.fields(nn.RNN):
         given = getattr(rnn, field.name)
         if field.name in _SCAN_OPTIONS and _plain(given) != _plain(field.default):
             return f"{field.name} is {given}, not the default {field.default}"
-    return flax_recurrence.functions_reason(
-        kind, getattr(cell, "gate_fn", None), cell.activation_fn, getattr(cell, "residual", False)
-    )
+    return None
 
 
 def _plain(option: Any) -> Any:
     """Return a mapping of any type as a dict: flax's frozen ones do not equal others."""
     return dict(option) if hasattr(option, "items") else option
-
-
-def _activation(cell: Any) -> Any:
-    return flax_recurrence.activation_name(cell.activation_fn)
-
-
-def _cell_and_params(cell: Any) -> tuple[PlainRNN | LSTM | GRU, Any] | None:
-    """Return jaxrnn's cell and parameters for a bound cell; None where its parameters are not there."""
-    kind = _KINDS[type(cell)]
-    layout = LINEN[kind]
-    weights = meta.unbox(cell.variables.get("params", {}))
-    if any(name not in weights.get(layer, {}) for layer, name in layout.arrays()):
-        return None
-    weights = jax.tree.map(jnp.asarray, weights)
-    hidden_size = weights[layout.recurrent[0]]["kernel"].shape[0]
-    made = flax_recurrence.make_cell(kind, hidden_size, _activation(cell))
-    return made, from_weights(made, layout, weights)
 
 
 def _scanned_cell(name: Any) -> Any:
@@ -397,10 +371,10 @@ def _scanned_cell(name: Any) -> Any:
 def _converted(module: Any, classes: dict[Any, Any]) -> Any:
     """Return a module in the class that `classes` names, with its fields and the layers inside of it."""
     kind = type(module)
-    if kind in _KINDS or kind in classes.values():
+    if kind in KINDS or kind in classes.values():
         return module
     if kind not in classes:
-        cells = ", ".join(_KINDS.values())
+        cells = ", ".join(KINDS.values())
         raise ValueError(f"the layer must be an RNN, Bidirectional, {cells}, not {kind.__name__}")
     if module.parent is not None:
         raise ValueError(

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 try:
@@ -37,6 +36,7 @@ from jaxrnn.interop.nnx_cells import (
     LSTMCell,
     OptimizedLSTMCell,
     SimpleCell,
+    carry_arrays,
     cell_and_params,
     cell_reason,
     has_zero_carry,
@@ -127,7 +127,7 @@ class RNN(nnx.RNN):
             `implementation` that is unknown or cannot run this call (it says why).
         """
         inputs = jnp.asarray(inputs)
-        initial_carry = _arrays(initial_carry)
+        initial_carry = carry_arrays(initial_carry)
         if time_major is None:
             time_major = self.time_major
         cell: Any = self.cell
@@ -199,7 +199,7 @@ class Bidirectional(nnx.Bidirectional):
           ValueError: as `RNN`, and for `reverse` without `keep_order`.
         """
         flax_recurrence.check_both_directions(reverse, keep_order)
-        return super().__call__(inputs, **options)
+        return super().__call__(jnp.asarray(inputs), **options)
 
 
 class ScannedRNN(nnx.Module):
@@ -266,7 +266,7 @@ class ScannedRNN(nnx.Module):
         return flax_recurrence.run(
             *cell_and_params(self.cell),
             ins,
-            _arrays(carry),
+            carry_arrays(carry),
             time_major=True,
             reverse=False,
             keep_order=False,
@@ -340,9 +340,8 @@ def explain(module: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Ch
     products = cell.dtype
     if products is None:
         products = jnp.promote_types(dtype, cell.param_dtype)
-    made = recurrence_cell(cell)
     return flax_recurrence.explain(
-        made, shape, products, implementation=module.implementation, **options
+        recurrence_cell(cell), shape, products, implementation=module.implementation, **options
     )
 
 
@@ -356,15 +355,6 @@ _OURS: dict[type, type] = {
 }
 
 _USUAL_AXES: Any = nnx.StateAxes({...: nnx.Carry})  # type: ignore[arg-type]
-
-
-def _arrays(carry: Any) -> Any:
-    """Return a carry with arrays in the place of variables, such as a learned `nnx.Param`."""
-
-    def is_variable(leaf: Any) -> bool:
-        return isinstance(leaf, nnx.Variable)
-
-    return jax.tree.map(lambda a: a[...] if is_variable(a) else a, carry, is_leaf=is_variable)
 
 
 def _check_scanned(cell: Any) -> None:

@@ -145,6 +145,15 @@ def zero_carry(shape: tuple[int, ...], dtype: Any, is_lstm: bool) -> Carry:
     return tuple(zeros) if is_lstm else zeros[0]
 
 
+def carry_arrays(carry: Any) -> Any:
+    """Return a carry with arrays in the place of variables, such as a learned `nnx.Param`."""
+
+    def is_variable(leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Variable)
+
+    return jax.tree.map(lambda a: a[...] if is_variable(a) else a, carry, is_leaf=is_variable)
+
+
 def cell_reason(cell: Any) -> str | None:
     """Return why the recurrence cannot run a cell, or None where it can."""
     kind = _KINDS.get(type(cell).__call__)

@@ -121,3 +121,32 @@ def test_names_are_checked() -> None:
         jaxrnn.ModelConfig(cell="lstmm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the library has a cell 'mgu'"):
         jaxrnn.register_cell("mgu", Leaky)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        (3, Leaky, "the name of a cell must be a text such as 'leaky', not 3"),
+        ("", Leaky, "must be a text"),
+        (["leaky"], Leaky, "must be a text"),
+        ("leaky", 5, "make must be a function of the hidden size that returns a cell, not 5"),
+    ],
+    ids=str,
+)
+def test_what_is_registered_is_checked(name: Any, make: Any, message: str, unchecked: None) -> None:
+    with pytest.raises(ValueError, match=message):
+        jaxrnn.register_cell(name, make)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda size: 3, "cell must be a jaxrnn.Cell"),
+        (lambda size: Leaky(size + 1), "'leaky' was asked for hidden_size 6 and has 7"),
+    ],
+    ids=["no cell", "another width"],
+)
+def test_what_a_registered_function_returns_is_checked(make: Any, message: str, leaky: str) -> None:
+    jaxrnn.register_cell(leaky, make)
+    with pytest.raises(ValueError, match=message):
+        model(leaky)

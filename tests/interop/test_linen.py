@@ -392,7 +392,8 @@ def test_init_with_output_and_mutable_collections() -> None:
     theirs, ours = Compact(nn), Compact(linen)
     inputs = drawn((BATCH, STEPS, FEATURES))
     (output, variables), want = (p.init_with_output(KEY, inputs) for p in (ours, theirs))
-    assert_same((output, variables), want)
+    assert_same(variables, want[1])
+    assert_close(output, want[0])
     for mutable in (True, ["params"], ["intermediates"], False):
         got, want = (p.apply(variables, inputs, mutable=mutable) for p in (ours, theirs))
         assert_close(got, want)
@@ -642,6 +643,37 @@ def test_bidirectional_refuses_a_direction() -> None:
         layer.init(KEY, drawn((BATCH, STEPS, FEATURES)), reverse=True)
 
 
+def test_bidirectional_inside_of_bidirectional_is_flaxs() -> None:
+    def pair(library: Any) -> Any:
+        return library.Bidirectional(*(library.RNN(nn.GRUCell(HIDDEN)) for _ in range(2)))
+
+    theirs, layer = (library.Bidirectional(pair(library), pair(library)) for library in (nn, linen))
+    inputs = drawn((BATCH, STEPS, FEATURES))
+    variables = theirs.init(KEY, inputs)
+    assert_same(layer.init(KEY, inputs), variables)
+    assert_close(layer.apply(variables, inputs), theirs.apply(variables, inputs))
+
+
+def test_init_takes_and_refuses_what_apply_does() -> None:
+    layer = linen.RNN(linen.GRUCell(HIDDEN), return_carry=True)
+    inputs, lengths = drawn((3, BATCH, STEPS, FEATURES)), np.full((3, BATCH), 2)
+    results, variables = layer.init_with_output(KEY, inputs, seq_lengths=lengths.tolist())
+    assert_same(results, layer.apply(variables, inputs, seq_lengths=lengths))
+    assert_same(variables, nn.RNN(nn.GRUCell(HIDDEN)).init(KEY, inputs))
+    for options, message in (
+        ({"seq_lengths": np.ones(7, int)}, r"\(7,\)"),
+        ({"initial_carry": jnp.zeros((BATCH, HIDDEN))}, "initial carry"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer.init(KEY, inputs, **options)
+    steps: Any = jnp.ones(3)
+    for module, given in ((layer, [steps]), (linen.ScannedRNN(), [steps, (steps, steps)])):
+        with unchecked(), pytest.raises(ValueError, match=r"not of shape \(3,\)"):
+            module.init(KEY, *given)
+    with unchecked(), pytest.raises(ValueError, match="must be one of scan, xla"):
+        linen.RNN(linen.GRUCell(HIDDEN), implementation="quick").init(KEY, inputs)
+
+
 # --- from and to flax -----------------------------------------------------------------------------
 
 
@@ -786,6 +818,8 @@ def test_the_cell_can_have_another_name(cell: str) -> None:
     want = jax.jit(pasted(cell, other).init)(KEY, carry, (ins, resets))
     got = jax.jit(linen.ScannedRNN(cell, cell_name=name).init)(KEY, carry, (ins, resets))
     assert_same(got, want)
+    with pytest.raises(ValueError, match=f"are named {name}, not .*: set cell_name to their name"):
+        linen.ScannedRNN(cell).apply(got, carry, (ins, resets))
 
 
 class ActorCritic(nn.Module):
@@ -871,7 +905,10 @@ def test_resets_may_be_numbers(dtype: Any) -> None:
 def test_the_first_carry_is_zeros_as_wide_as_asked_for() -> None:
     assert_same(linen.ScannedRNN.initialize_carry(2, 5), jnp.zeros((2, 5)))
     zeros = jnp.zeros((2, 5))
-    assert_same(linen.ScannedRNN.initialize_carry(2, 5, cell="lstm"), (zeros, zeros))
+    carry = linen.ScannedRNN.initialize_carry(2, 5, cell="lstm")
+    assert_same(carry, (zeros, zeros))
+    # The same array could not be donated twice.
+    assert carry[0] is not carry[1]
     with unchecked(), pytest.raises(ValueError, match=r"gru, lstm.*rnn"):
         linen.ScannedRNN.initialize_carry(2, 5, cell="rnn")
 

@@ -447,6 +447,52 @@ def test_a_changed_layer_of_a_cell_runs_in_flaxs_loop() -> None:
     same(ours.RNN(cell)(INPUTS), nnx.RNN(cell)(INPUTS))
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "bias"),
+    [
+        ("GRUCell", "dense_h", True),
+        ("GRUCell", "dense_i", False),
+        ("OptimizedLSTMCell", "dense_i", True),
+        ("OptimizedLSTMCell", "dense_h", False),
+    ],
+)
+def test_a_cell_with_other_biases_runs_in_flaxs_loop(name: str, layer: str, bias: bool) -> None:
+    cell = make(name)
+    old = getattr(cell, layer)
+    linear = nnx.Linear(old.in_features, old.out_features, use_bias=bias, rngs=nnx.Rngs(3))
+    setattr(cell, layer, linear)
+    randomized(cell)
+    same(ours.RNN(cell)(INPUTS), nnx.RNN(cell)(INPUTS))
+    assert (
+        f"{layer} of the cell has {'a' if bias else 'no'} bias"
+        in ours.explain(ours.RNN(cell), INPUTS.shape).why
+    )
+
+
+class Wide(nnx.GRUCell):
+    """A cell with two axes of features, over whose first it is mapped."""
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 2
+
+
+def test_a_cell_with_other_feature_axes_runs_in_flaxs_loop() -> None:
+    cell, inputs = (
+        randomized(make("Wide", library=sys.modules[__name__])),
+        drawn((2, 5, 6, FEATURES)),
+    )
+    same(ours.RNN(cell)(inputs), nnx.RNN(cell)(inputs))
+    assert "2 feature axes" in ours.explain(ours.RNN(cell), INPUTS.shape).why
+
+
+def test_a_carry_may_be_a_parameter() -> None:
+    layer = ours.RNN(make("OptimizedLSTMCell"))
+    carry = carry_of("OptimizedLSTMCell")
+    learned = tuple(nnx.Param(part) for part in carry)
+    same(layer(INPUTS, initial_carry=learned), layer(INPUTS, initial_carry=carry))
+
+
 def test_a_subclass_with_flaxs_step_is_fast() -> None:
     cell = Renamed(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     close(ours.RNN(cell, implementation="xla")(INPUTS), nnx.RNN(cell)(INPUTS))
@@ -541,6 +587,18 @@ def test_both_directions_know_no_padding() -> None:
     close(got[0, :3], layer(INPUTS[0, :3]))
 
 
+def test_both_directions_inside_of_both_directions_are_flaxs() -> None:
+    def pair(seed: int) -> Any:
+        layers = [nnx.RNN(randomized(make("GRUCell"), seed + n)) for n in (0, 50)]
+        return nnx.Bidirectional(*layers)
+
+    theirs = nnx.Bidirectional(pair(1), pair(2))
+    layer = ours.from_flax(theirs)
+    close(layer(INPUTS), theirs(INPUTS))
+    with pytest.raises(ValueError, match="reverse must be None or False, not True"):
+        layer(INPUTS, reverse=True)
+
+
 # --- agents -----------------------------------------------------------------------------------------
 
 
@@ -611,6 +669,9 @@ def test_the_agents_layer_refuses_what_it_cannot_run() -> None:
     layer = ours.ScannedRNN(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"resets must be of shape \(5, 2\) .* not \(2,\)"):
         layer(layer.initialize_carry(2, HIDDEN), (drawn((5, 2, FEATURES)), np.zeros(2, bool)))
+    layer.cell.activation_fn = jax.nn.relu
+    with pytest.raises(ValueError, match="activation_fn of the cell is not tanh"):
+        layer(layer.initialize_carry(2, HIDDEN), (drawn((5, 2, FEATURES)), np.zeros((5, 2), bool)))
 
 
 # --- modules that flax made -------------------------------------------------------------------------

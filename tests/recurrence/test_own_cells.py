@@ -1,14 +1,15 @@
 """A cell that a user wrote runs in `unroll`, and its parameters are checked too."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import record, rnn, unroll
+from jaxrnn import mgu, network, record, rnn, unroll
+from jaxrnn.layers import stacked
 from tests.support.oracle import TOLERANCES, assert_close, unchecked
 from tests.support.problems import (
     BATCH,
@@ -97,3 +98,117 @@ def test_a_cell_of_ones_own_without_activations_cannot_be_recorded() -> None:
     params = cell.init(jax.random.key(0), FEATURES)
     with pytest.raises(ValueError, match="Leaky cannot record 'hidden': it has no activations"):
         record(cell, params, jnp.zeros((STEPS, BATCH, FEATURES)), names=["hidden"])
+
+
+# --- states of any rank, and what does not fit ----------------------------------------------------
+
+
+class MatrixState(NamedTuple):
+    hidden: Any
+    matrix: Any
+    steps: Any
+
+
+class Matrix(Leaky):
+    """A memory [B, H, H] and a count [B] beside the hidden state."""
+
+    def initial_state(self, batch: int, dtype: Any = jnp.float32) -> Any:
+        size = self.hidden_size
+        shapes = (batch, size), (batch, size, size), (batch,)
+        return MatrixState(*(jnp.zeros(shape, dtype) for shape in shapes))
+
+    def step(self, params: LeakyParams, state: Any, gx: Any) -> tuple[Any, Any]:
+        written = jnp.tanh(gx + state.hidden @ params.w_h)
+        matrix = 0.9 * state.matrix + gx[:, :, None] * written[:, None, :]
+        count = state.steps + 1
+        hidden = jnp.tanh(matrix.sum(1) / count[:, None])
+        return MatrixState(hidden, matrix, count), hidden
+
+
+@pytest.mark.parametrize("implementation", ["scan", "xla"])
+def test_a_state_of_any_rank_is_chosen_by_rows(implementation: Any) -> None:
+    """With as many rows as units, so that an axis can be mistaken for another."""
+    cell = Matrix(BATCH)
+    params = cell.init(jax.random.key(0), FEATURES)
+    xs = jax.random.normal(jax.random.key(1), (STEPS, BATCH, FEATURES))
+    lengths = np.full(BATCH, STEPS)
+    lengths[0] = 2
+    resets = np.zeros((STEPS, BATCH), bool)
+    resets[3, 1] = True
+
+    def loss(params: Any, xs: Any, run: Any) -> Any:
+        state, ys = run(params, xs)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves((state, ys))), (state, ys)
+
+    def together(params: Any, xs: Any) -> Any:
+        how: Any = {"lengths": lengths, "resets": resets, "implementation": implementation}
+        return unroll(cell, params, xs, **how)
+
+    def row_by_row(params: Any, xs: Any) -> Any:
+        states, outputs = [], []
+        for row, length in enumerate(lengths):
+            state, ys = cell.initial_state(1), []
+            for t in range(length):
+                if resets[t, row]:
+                    state = cell.initial_state(1)
+                state, y = cell.step(params, state, cell.project(params, xs[t, row : row + 1]))
+                ys.append(y)
+            states.append(state)
+            outputs.append(jnp.pad(jnp.concatenate(ys), ((0, STEPS - length), (0, 0))))
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *states), jnp.stack(outputs, axis=1)
+
+    slope = jax.grad(loss, (0, 1), has_aux=True)
+    got, want = (slope(params, xs, run) for run in (together, row_by_row))
+    assert_close(got, want, TOLERANCES["float32"])
+
+
+class Narrow(Leaky):
+    """Its output is narrower than its hidden state."""
+
+    def step(self, params: LeakyParams, state: Any, gx: Any) -> tuple[Any, Any]:
+        state, y = super().step(params, state, gx)
+        return state, y[:, 1:]
+
+
+class Mapping(Leaky):
+    """Its parameters are a dict."""
+
+    def init(self, key: Any, input_size: int, dtype: Any = jnp.float32) -> Any:
+        return super().init(key, input_size, dtype)._asdict()
+
+
+@pytest.mark.parametrize("implementation", ["scan", "xla"])
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (Narrow(HIDDEN), r"the output of a step of Narrow\(.*\[B, hidden_size\] = .* not "),
+        (Mapping(HIDDEN), r"params must have the input weights w_x .* and dict has none"),
+    ],
+    ids=["output", "parameters"],
+)
+def test_what_a_cell_must_give_is_checked(cell: Any, message: str, implementation: Any) -> None:
+    params = cell.init(jax.random.key(0), FEATURES)
+    xs = jnp.ones((STEPS, BATCH, FEATURES))
+    with unchecked(), pytest.raises(ValueError, match=message):
+        unroll(cell, params, xs, implementation=implementation)
+
+
+def test_what_is_no_cell_is_refused() -> None:
+    net = stacked(rnn(HIDDEN), FEATURES)
+    params = net.init(jax.random.key(0))
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=r"cell must be a jaxrnn\.Cell, .*not Stacked"),
+    ):
+        unroll(net, params, jnp.ones((STEPS, BATCH, FEATURES)))
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=r"cell must be a jaxrnn\.Cell, .*not Stacked"),
+    ):
+        network(net, FEATURES, 1)
+
+
+def test_weights_are_floats() -> None:
+    for cell in (rnn(HIDDEN), mgu(HIDDEN)):
+        with pytest.raises(ValueError, match=r"the dtype must be one of floats, .* not int32"):
+            cell.init(jax.random.key(0), FEATURES, "int32")
