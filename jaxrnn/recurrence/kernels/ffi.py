@@ -34,12 +34,12 @@ class Argument(NamedTuple):
     """An argument of a call.
 
     Attributes:
-      array: the array; None if it is absent.
+      array: the array, or its shape and dtype; None if it is absent.
       rows: the axis of the batch; None if all rows share the array.
       dtype: the dtype that the handler expects; only used if the array is absent.
     """
 
-    array: Array | None
+    array: Any
     rows: int | None = None
     dtype: Any = jnp.float32
 
@@ -84,12 +84,14 @@ def call(
       attributes: the handler's attributes, numpy scalars.
     """
     arrays = [a.array for a in arguments if a.array is not None]
+    # What follows is part of the program and may outlive this call, so it holds shapes and no arrays.
+    arguments = [a._replace(array=_abstract(a.array)) for a in arguments]
     there = [a for a in arguments if a.array is not None]
     made = [r for r in results if not _absent(r)]
 
     def run_here(*present: Array) -> list[Array]:
         # The number and the lengths of the mapped axes.
-        front = present[0].ndim - arrays[0].ndim
+        front = present[0].ndim - there[0].array.ndim
         lengths = jnp.broadcast_shapes(*(x.shape[:front] for x in present))
         divided = zip(present, there, strict=True)
         batch = next(x.shape[front + a.rows] for x, a in divided if a.rows is not None)
@@ -133,6 +135,10 @@ def _mapped(
         return found, [True] * len(found)
 
     return run
+
+
+def _abstract(array: Array | None) -> Any:
+    return None if array is None else jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _absent(result: Result) -> bool:

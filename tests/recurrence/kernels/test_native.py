@@ -243,6 +243,18 @@ def test_batch_first_memory_has_no_transposed_copy(masked: bool) -> None:
     assert moves(False) and not moves(True)
 
 
+def test_no_tracer_is_kept() -> None:
+    given = problem(CELLS["gru-after"], 9, 2).cast("float32")
+    run = partial(unroll, CELLS["gru-after"], implementation="native")
+
+    def loss(params: Any, xs: Any) -> Any:
+        return (run(params, xs)[1] ** 2).sum()
+
+    with jax.check_tracer_leaks(True):
+        run(given.params, given.xs)
+        jax.jit(jax.grad(loss, (0, 1)))(given.params, given.xs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gru-before"])
 def test_batch_first_memory_of_other_inputs_and_transformations(name: str) -> None:
