@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn.errors import whole_number
 from jaxrnn.recurrence import dispatch, kernels
-from jaxrnn.recurrence.cells import Cell, is_builtin
+from jaxrnn.recurrence.cells import Cell, check_cell, is_builtin
 from jaxrnn.recurrence.checks import (
     as_array,
     check_inputs,
@@ -154,6 +154,8 @@ def record(
 
 
 def _checked(cell: Cell, params: Any, xs: Any) -> tuple[Any, Array]:
+    if not is_builtin(cell):
+        check_cell(cell)
     params = jax.tree.map(as_array, params)
     xs = jnp.asarray(xs)
     check_parameters(cell, params)
