@@ -98,7 +98,7 @@ def test_options(options: dict[str, Any], message: str) -> None:
         ({"implementation": "fast"}, "implementation must be one of"),
         ({"save_every": 0}, "save_every must be at least 1, not 0"),
     ],
-    ids=str,
+    ids=[str(number) for number in range(17)],
 )
 def test_arguments(arguments: dict[str, Any], message: str) -> None:
     net = stacked(gru(HIDDEN), INPUTS, layers=2)
