@@ -37,7 +37,7 @@ from benchmarks.problems import VOCABULARY
 from jaxrnn import charlm
 from jaxrnn.devices import accelerator
 from jaxrnn.presets import PRESETS
-from jaxrnn.training import stepping
+from jaxrnn.training import optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.feed import device_corpus
 
@@ -83,7 +83,7 @@ def task(config: TrainingConfig, steps: int) -> tuple[Task, np.ndarray, np.ndarr
 
 def ours(config: TrainingConfig, text: np.ndarray, starts: np.ndarray) -> Callable[[], np.ndarray]:
     """Return jaxrnn's trainer, as `loop.fit` runs it between two lines of metrics."""
-    optimizer = stepping.make_optimizer(config, 2**31 - 1)
+    optimizer = optimizers.make_optimizer(config, 2**31 - 1)
     source = device_corpus(text, "never")
     state = stepping.begin(config, optimizer, VOCABULARY, source.devices)
     fresh = np.array([config.shuffle or n == 0 for n in range(len(starts))])

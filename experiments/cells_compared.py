@@ -29,7 +29,7 @@ from experiments import Outcome, _drawing, _text, bullets
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.training import stepping
+from jaxrnn.training import optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
 
 ROW = 8
@@ -82,7 +82,7 @@ def operations(params: charlm.Params) -> float:
 
 def training_step(config: TrainingConfig, corpus: Corpus) -> Any:
     """Return a function that runs one compiled training step, always the same one."""
-    optimizer = stepping.make_optimizer(config, config.steps)
+    optimizer = optimizers.make_optimizer(config, config.steps)
     state = stepping.create(config, optimizer, corpus.vocabulary)
     starts = config.batches(corpus).starts(0)
     tokens = jnp.int32(corpus.tokens[starts + np.arange(LENGTH + 1)[:, None]])

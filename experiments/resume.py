@@ -31,7 +31,7 @@ from experiments import Outcome, _drawing
 from jaxrnn import charlm
 from jaxrnn.data import play
 from jaxrnn.data.corpus import Corpus, make_corpus
-from jaxrnn.training import checkpoint, orbax_errors, run_description, stepping
+from jaxrnn.training import checkpoint, optimizers, orbax_errors, run_description, stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.feed import device_corpus
 
@@ -115,7 +115,7 @@ def second_half(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
     """Return the losses [steps / 2] of the second half, by the part that was left out at its start."""
     batches, source = config.batches(corpus), device_corpus(corpus.tokens)
     half = config.total_steps(batches) // 2
-    optimizer = stepping.make_optimizer(config, 2 * half)
+    optimizer = optimizers.make_optimizer(config, 2 * half)
 
     def steps(state: Any, first: int) -> Any:
         ahead = range(first, first + half)

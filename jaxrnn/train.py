@@ -162,7 +162,7 @@ def run(options: TrainOptions) -> int:
     with run_directory.lock(workdir):
         report = processes.run_on_all(lambda: _take_over(work))
         with Stop() as stop:
-            _, step = loop.fit(
+            result = loop.fit(
                 work.training,
                 work.corpus,
                 workdir,
@@ -171,9 +171,11 @@ def run(options: TrainOptions) -> int:
                 work.devices,
                 lambda: _write_description(work),
             )
-    if step < work.steps:
+    if not result.complete:
         without = " without --overwrite" if options.overwrite else ""
-        _say(f"stopped and saved at step {step}; the same command{without} resumes from there")
+        _say(
+            f"stopped and saved at step {result.step}; the same command{without} resumes from there"
+        )
         return stop.status
     _say(f"done. Now: {_example(workdir, work.corpus)}")
     return 0

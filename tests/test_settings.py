@@ -18,16 +18,17 @@ pytestmark = pytest.mark.once
 
 # Part of what a run is.
 FIXED = {
-    "activation", "batch", "bytes", "cell", "dtype", "embedding_size", "forget_bias", "hidden_size",
-    "layers", "overlap", "peephole", "recurrent_init", "reset", "seed", "seq_len", "shuffle", "tie",
+    "activation", "average", "batch", "bytes", "cell", "dtype", "embedding_size", "forget_bias",
+    "hidden_size", "layers", "optimizer", "output_bias", "overlap", "peephole", "recurrent_init",
+    "reset", "seed", "seq_len", "shuffle", "tie",
 }  # fmt: skip
 # How long, how and where a run continues.
 FREE = {
-    "accelerator", "accumulate", "beta2", "clip_norm", "connect_timeout", "coordinator", "data",
-    "distributed", "dropout", "epochs", "eval_every", "glob", "implementation", "learning_rate",
-    "log_every", "memory_map", "mesh", "num_processes", "overwrite", "preset", "process_id",
-    "sample_every", "sample_prime", "schedule", "steps", "tensorboard", "warmup", "weight_dropout",
-    "workdir",
+    "accelerator", "accumulate", "average_decay", "average_tail", "beta1", "beta2", "clip_norm",
+    "connect_timeout", "coordinator", "data", "distributed", "dropout", "epochs", "eval_every", "glob",
+    "implementation", "label_smoothing", "learning_rate", "log_every", "memory_map", "mesh",
+    "muon_learning_rate", "num_processes", "overwrite", "preset", "process_id", "sample_every",
+    "sample_prime", "schedule", "steps", "stop_at", "tensorboard", "warmup", "weight_dropout", "workdir",
 }  # fmt: skip
 
 

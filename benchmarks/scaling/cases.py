@@ -21,7 +21,7 @@ from benchmarks.scaling import model
 from benchmarks.scaling.training import LAYERS, ROWS, STEPS, configured
 from jaxrnn.devices import mesh
 from jaxrnn.recurrence.kernels.tpu.tiles import tiles_for
-from jaxrnn.training import stepping
+from jaxrnn.training import optimizers, stepping
 
 # Rows of all chips together, where they stay the same.
 TOTAL = 1024
@@ -93,7 +93,7 @@ def compiled(case: Case) -> tuple[compiler.Program, mesh.Mesh]:
     sizes = {"data": len(cores) // case.parts, "model": case.parts}
     devices = mesh.make(sizes, cores)
     config = configured(case.hidden, case.rows)
-    optimizer = stepping.make_optimizer(config, 1000)
+    optimizer = optimizers.make_optimizer(config, 1000)
     state = mesh.abstract(devices, lambda: stepping.create(config, optimizer, VOCABULARY))
     here = mesh.replicated(devices)
     text = jax.ShapeDtypeStruct((TEXT,), jnp.uint8, sharding=here)

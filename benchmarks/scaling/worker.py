@@ -55,12 +55,12 @@ def trainer(count: int, hidden: int, rows: int) -> Any:
     from benchmarks.problems import VOCABULARY
     from benchmarks.scaling.training import configured
     from jaxrnn.devices import mesh
-    from jaxrnn.training import stepping
+    from jaxrnn.training import optimizers, stepping
     from jaxrnn.training.feed import device_corpus
 
     devices = mesh.make(devices=jax.devices()[:count])
     config = configured(hidden, rows * count, dtype="auto")
-    optimizer = stepping.make_optimizer(config, 2**31 - 1)
+    optimizer = optimizers.make_optimizer(config, 2**31 - 1)
     length = config.seq_len + 1
     text = np.random.default_rng(0).integers(len(VOCABULARY), size=length * config.batch)
     source = device_corpus(text.astype(np.uint8), "never", devices=devices)

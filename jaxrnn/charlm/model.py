@@ -158,6 +158,17 @@ def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
     return Params(embedding, layers, w_out, jnp.zeros(size), config, vocabulary)
 
 
+def log_frequencies(counts: Int[Array, "V"]) -> Float[Array, "V"]:
+    """Return the output bias with which a model predicts tokens by their frequency alone.
+
+    Args:
+      counts: how often each token occurs. Half is added to each, so that tokens that do not occur have
+        a finite bias.
+    """
+    counts = counts.astype(jnp.float32) + 0.5
+    return jnp.log(counts / counts.sum())
+
+
 def initial_carry(config: ModelConfig, batch: int) -> Carry:
     """Return the zero state of every layer, each array [batch, H]."""
     return tuple(config.make_cell().initial_state(batch) for _ in range(config.layers))
@@ -299,6 +310,7 @@ def loss(
     carry: Carry,
     *,
     dropout_key: Key | None = None,
+    label_smoothing: float = 0.0,
     implementation: Implementation | None = None,
     devices: mesh.Mesh | None = None,
 ) -> tuple[Scalar, Carry]:
@@ -309,6 +321,8 @@ def loss(
       tokens: [T + 1, B]; tokens 0 to T - 1 are the inputs, tokens 1 to T the targets.
       carry: as for `forward`.
       dropout_key: as for `forward`.
+      label_smoothing: probability that the targets give to all tokens alike; the target itself has the
+        rest (Szegedy et al. 2016, arXiv 1512.00567).
       implementation: as for `forward`.
       devices: as for `forward`.
     """
@@ -321,6 +335,9 @@ def loss(
         devices=devices,
     )
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:])
+    if label_smoothing:
+        of_all = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+        nats = (1 - label_smoothing) * nats + label_smoothing * of_all
     return nats.mean(), carry
 
 

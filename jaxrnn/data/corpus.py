@@ -20,6 +20,8 @@ from jaxrnn.errors import InputError
 
 # Bytes looked at in one call.
 BLOCK = 1 << 20
+# Most tokens that are counted for the frequencies of a text.
+COUNTED = 1 << 24
 
 
 class Corpus(NamedTuple):
@@ -51,6 +53,18 @@ class Corpus(NamedTuple):
     def validation_size(self) -> int:
         """Number of tokens for validation."""
         return len(self.tokens) - self.split
+
+    def token_counts(self) -> np.ndarray:
+        """Return how often each token occurs in the training part, [V] int64.
+
+        At most COUNTED tokens are counted, which lie in blocks spread evenly over the text.
+        """
+        counts = np.zeros(len(self.vocabulary), np.int64)
+        blocks = -(-self.split // BLOCK)
+        for number in range(0, blocks, -(-blocks * BLOCK // COUNTED)):
+            block = self.tokens[number * BLOCK : min((number + 1) * BLOCK, self.split)]
+            counts += np.bincount(block, minlength=len(counts))
+        return counts
 
 
 def make_corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:

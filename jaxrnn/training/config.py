@@ -15,6 +15,11 @@ from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.settings import nested, setting
 from jaxrnn.training import feed
 
+Optimizer = Literal["adam", "muon"]
+Schedule = Literal["cosine", "linear", "constant"]
+Average = Literal["none", "ema", "tail"]
+OutputBias = Literal["zero", "frequencies"]
+
 # Most training steps of a device call, which a signal to stop waits for.
 MOST_STEPS = 1000
 
@@ -32,16 +37,33 @@ class TrainingConfig:
     """Total number of training steps. None derives it from the epochs."""
     epochs: float = setting(10.0, may_change=True)
     """Passes over the training text; a pass ends with its last full batch."""
+    optimizer: Optimizer = "adam"
+    """Optimizer. muon updates the weight matrices of the layers by Muon (Jordan et al. 2024), each gate
+    by itself, and everything else by Adam."""
     learning_rate: float = setting(2e-3, may_change=True)
     """Peak learning rate (Adam)."""
-    schedule: Literal["cosine", "constant"] = setting("cosine", may_change=True)
-    """Learning rate after the warm-up: cosine decay to 0, or constant."""
+    muon_learning_rate: float = setting(2e-2, may_change=True)
+    """Peak learning rate of what Muon updates."""
+    schedule: Schedule = setting("cosine", may_change=True)
+    """Learning rate after the warm-up: cosine or linear decay to 0, or constant."""
     warmup: int = setting(100, may_change=True)
     """Steps over which the learning rate rises linearly from 0."""
+    beta1: float = setting(0.9, may_change=True)
+    """Adam's decay rate of the gradients."""
     beta2: float = setting(0.99, may_change=True)
     """Adam's decay rate of the squared gradients."""
     clip_norm: float = setting(1.0, may_change=True)
     """Largest global norm of the gradient; longer gradients are scaled down. 0 disables clipping."""
+    average: Average = "none"
+    """Average of the weights over the steps, which is then what is evaluated, sampled and loaded: ema
+    (exponential moving average) or tail (plain mean over the last steps)."""
+    average_decay: float = setting(0.99, may_change=True)
+    """Decay rate of the exponential moving average, per step."""
+    average_tail: float = setting(0.2, may_change=True)
+    """Fraction of the run's steps, at its end, over which tail takes the mean."""
+    label_smoothing: float = setting(0.0, may_change=True)
+    """Probability that the targets give to all characters alike, from 0 to 1 (Szegedy et al. 2016). The
+    training loss includes it, the validation loss does not."""
     accumulate: int = setting(1, may_change=True)
     """Compute each batch in this many parts, one after another, to save memory."""
     shuffle: bool = False
@@ -51,6 +73,9 @@ class TrainingConfig:
     overlap: Suppress[Fixed[bool | None]] = setting(True, absent=None)
     """Whether shuffled windows share a character with the next one and are shifted in each pass. None
     in runs from before they did, which keep their windows. No flag."""
+    output_bias: OutputBias = "zero"
+    """Initial bias of the output layer: zero, or the logarithms of the characters' frequencies in the
+    training text, which is what a model without any inputs would learn."""
     seed: int = 0
     """Random seed for initial weights, dropout and batch order."""
     log_every: int = setting(10, may_change=True)
@@ -58,6 +83,8 @@ class TrainingConfig:
     samples also end a device call."""
     eval_every: int = setting(250, may_change=True)
     """Steps between evaluations on the whole validation text, each followed by a checkpoint."""
+    stop_at: float | None = setting(None, may_change=True)
+    """End the run once the validation loss is at or below this, in nats per character."""
     sample_every: int = setting(500, may_change=True)
     """Steps between samples; 0 for none."""
     memory_map: feed.MemoryMap = setting("auto", may_change=True)
@@ -73,12 +100,18 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise InputError(f"{name} must be at least {low}, not {value}")
-        for name in ("learning_rate", "epochs"):
+        for name in ("learning_rate", "muon_learning_rate", "epochs"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be a number above 0, not {value}")
-        if not 0 <= self.beta2 < 1:
-            raise InputError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
+        for name in ("beta1", "beta2", "average_decay", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, not {value}")
+        if not 0 < self.average_tail <= 1:
+            raise InputError(f"average_tail must be above 0 and at most 1, not {self.average_tail}")
+        if self.stop_at is not None and not self.stop_at > 0:
+            raise InputError(f"stop_at must be above 0, not {self.stop_at}")
         if self.seed >= 2**32:
             raise InputError(f"seed must be below 2^32, not {self.seed}")
         if self.batch % self.accumulate:
@@ -110,3 +143,7 @@ class TrainingConfig:
                 f"the run would take {steps} steps, more than an int32 counts (2^31 - 1)"
             )
         return steps
+
+    def with_steps(self, batches: Batches) -> TrainingConfig:
+        """Return the same with the length of the run as `steps`, if that was derived from the epochs."""
+        return dataclasses.replace(self, steps=self.total_steps(batches))

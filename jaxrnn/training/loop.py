@@ -7,6 +7,7 @@ bit-identical to an uninterrupted one on the same machine.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,18 +23,31 @@ from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array
 from jaxrnn.training import checkpoint, evaluation, feed, orbax_errors
 from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.optimizers import make_optimizer
 from jaxrnn.training.report import Reporter
 from jaxrnn.training.saved_states import SavedStates, check_nothing_is_lost
 from jaxrnn.training.stepping import (
     TrainState,
     begin,
     create,
-    make_optimizer,
     run_steps,
 )
 
 # What to do about too little memory.
 SMALLER = "make `hidden_size`, `layers`, `batch` or `seq_len` smaller, or raise `accumulate`"
+
+
+class Result(NamedTuple):
+    """What `fit` returns.
+
+    params: the model as it is then.
+    step: the number of steps taken.
+    complete: whether the run has come to its end, by its number of steps or by its validation loss.
+    """
+
+    params: charlm.Params
+    step: int
+    complete: bool
 
 
 @modes.fixed()
@@ -45,8 +59,8 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     devices: mesh.Mesh | None = None,
     accepted: Callable[[], None] = lambda: None,
-) -> tuple[charlm.Params, int]:
-    """Train to the last step or until asked to stop; a run in the directory is resumed.
+) -> Result:
+    """Train to the end of the run or until asked to stop; a run in the directory is resumed.
 
     Args:
       config: the settings.
@@ -57,9 +71,6 @@ def fit(
       devices: the mesh to train on, the same in all processes; None for one device.
       accepted: called once the state to start from has been read, before the directory is changed.
 
-    Returns:
-      (params, step): the model as it is then, and the number of steps taken.
-
     Raises:
       Diverged: if the loss stays non-finite after RECOVERIES returns to a good state.
       InputError: if there are checkpoints and none can be read; the directory is unchanged.
@@ -67,10 +78,11 @@ def fit(
     """
     devices = mesh.single() if devices is None else devices
     batches = config.batches(corpus)
+    config = config.with_steps(batches)
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
     with orbax_errors.quiet():
-        saved = SavedStates(config, optimizer, corpus.vocabulary, devices, run, report)
+        saved = SavedStates(config, optimizer, corpus, devices, run, report)
         found = saved.newest()
         saved.close()
         if found is None:
@@ -94,7 +106,7 @@ def _train(
     found: checkpoint.Restored | None,
     report: Reporter,
     should_stop: Callable[[], bool],
-) -> tuple[charlm.Params, int]:
+) -> Result:
     """Run the loop of `fit` from a checkpoint, or from the beginning if it is None."""
     total = calls.total
     state, best = saved.resume(found)
@@ -105,13 +117,18 @@ def _train(
             f"the run has {int(state.step)} steps already, more than the {total} asked for; "
             "ask for more steps or epochs to continue it"
         )
-    while (step := int(state.step)) < total and not stopping:
+    target = -math.inf if config.stop_at is None else config.stop_at
+    if best <= target:
+        report.note(f"the run has reached a validation loss of {best:.4f} already; it has ended")
+    while (step := int(state.step)) < total and best > target and not stopping:
+        began = time.perf_counter()
         state, end, losses, norms = calls.run(state, step)
+        seconds = time.perf_counter() - began
         validation = None
         finite = bool(np.isfinite([losses, norms]).all())
         if finite and (end % config.eval_every == 0 or end == total):
             validation = evaluation.evaluate(
-                state.params, calls.source, corpus, config.batch, config.seq_len
+                state.model, calls.source, corpus, config.batch, config.seq_len
             )
             finite = math.isfinite(validation)
         if not finite:
@@ -119,11 +136,12 @@ def _train(
             continue
         if validation is not None:
             best = min(best, validation)
+        ended = end == total or best <= target
         with saved.rescuing(end, state, validation, best) as save:
-            report.steps(end, float(losses.mean()), float(norms.mean()), validation)
+            report.steps(end, float(losses.mean()), float(norms.mean()), validation, seconds)
             sample = None
-            if config.sample_every and (end % config.sample_every == 0 or end == total):
-                sample = report.sample(end, mesh.local_copy(state.params))
+            if config.sample_every and (end % config.sample_every == 0 or ended):
+                sample = report.sample(end, mesh.local_copy(state.model))
             # Both are asked in every case, because all processes must ask together.
             preempted = saved.preempted(range(step + 1, end + 1))
             stopping = should_stop() or preempted
@@ -132,7 +150,8 @@ def _train(
             if sample is not None:
                 report.show(end, sample)
     saved.wait()
-    return state.params, int(state.step)
+    step = int(state.step)
+    return Result(state.model, step, step >= total or best <= target)
 
 
 class _DeviceCalls:
@@ -233,6 +252,7 @@ def check(
       InputError: if the implementation does not support the model, or the memory is too small.
     """
     batches = config.batches(corpus)
+    config = config.with_steps(batches)
     optimizer = make_optimizer(config, config.total_steps(batches))
     source = feed.abstract_corpus(corpus.tokens, config.memory_map, devices)
     shapes = mesh.abstract(devices, lambda: create(config, optimizer, corpus.vocabulary))
@@ -250,15 +270,16 @@ def check(
             raise
         line = str(error).splitlines()[0]
         raise InputError(f"this model cannot be trained here: {line}; {SMALLER}") from None
-    judge = evaluation.compile_ahead(shapes.params, source, corpus, config.batch, config.seq_len)
+    judge = evaluation.compile_ahead(shapes.model, source, corpus, config.batch, config.seq_len)
     state = memory.bytes_per_device(shapes)
     needs = [
         # While the steps run, the copy of a state may still be being saved.
         memory.program_bytes(steps) + state,
-        memory.program_bytes(judge) + state - memory.bytes_per_device(shapes.params),
+        memory.program_bytes(judge) + state - memory.bytes_per_device(shapes.model),
     ]
     if not resumed:
-        first = begin.lower(config, optimizer, corpus.vocabulary, devices).compile()
+        counts = corpus.token_counts() if config.output_bias == "frequencies" else None
+        first = begin.lower(config, optimizer, corpus.vocabulary, devices, counts).compile()
         needs.append(memory.program_bytes(first))
     # CPU devices share the memory of their host.
     here = len(devices.local_devices) if accelerator.device().platform == "cpu" else 1

@@ -31,6 +31,8 @@ class Metric(NamedTuple):
     grad_norm: mean global norm of the gradient before clipping, since the line before.
     chars_per_second: training speed since the line before, evaluations and samples included.
     seconds: time that the run has taken so far, in all processes that it was resumed in.
+    training_seconds: the part of it that the training steps took, without compilation, evaluations,
+      samples and checkpoints.
     """
 
     step: int
@@ -39,6 +41,7 @@ class Metric(NamedTuple):
     grad_norm: float
     chars_per_second: float
     seconds: float
+    training_seconds: float
 
     def as_line(self) -> str:
         """Return the line of metrics.jsonl, which leaves out what is None."""

@@ -42,7 +42,9 @@ class Reporter(Protocol):
     def begin(self, step: int, total: int) -> None:
         """Begin, or begin again, at `step` of `total`."""
 
-    def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None:
+    def steps(
+        self, step: int, loss: float, grad_norm: float, val_loss: float | None, seconds: float
+    ) -> None:
         """Report a device call.
 
         Args:
@@ -50,6 +52,7 @@ class Reporter(Protocol):
           loss: mean loss of the steps since the last call, in nats per character.
           grad_norm: mean gradient norm of these steps.
           val_loss: validation loss after them, if there was an evaluation.
+          seconds: duration of the device call, without the evaluation.
         """
 
     def sample(self, step: int, params: charlm.Params) -> bytes:
@@ -85,7 +88,9 @@ class NullReport:
     def begin(self, step: int, total: int) -> None:
         """Show nothing."""
 
-    def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None:
+    def steps(
+        self, step: int, loss: float, grad_norm: float, val_loss: float | None, seconds: float
+    ) -> None:
         """Write nothing."""
 
     def sample(self, step: int, params: charlm.Params) -> bytes:
@@ -135,6 +140,7 @@ class Report:
         self._prime = prime
         # Time that the run has taken so far, earlier processes included.
         self._seconds = 0.0
+        self._training_seconds = 0.0
         self._clock = time.perf_counter()
         self._last_step = 0
         self._val_loss: float | None = None
@@ -165,7 +171,9 @@ class Report:
         self._clock = time.perf_counter()
         self._display.begin("compiling", step, total)
 
-    def steps(self, step: int, loss: float, grad_norm: float, val_loss: float | None) -> None:
+    def steps(
+        self, step: int, loss: float, grad_norm: float, val_loss: float | None, seconds: float
+    ) -> None:
         """Write a line of metrics.jsonl, as `Reporter.steps` describes, and show it."""
         now = time.perf_counter()
         passed = max(now - self._clock, 1e-9)
@@ -173,14 +181,23 @@ class Report:
         self._seconds += passed
         speed = (step - self._last_step) * self._characters / passed
         self._last_step = step
-        metric = Metric(step, float(loss), val_loss, float(grad_norm), speed, self._seconds)
+        self._training_seconds += seconds
+        metric = Metric(
+            step,
+            float(loss),
+            val_loss,
+            float(grad_norm),
+            speed,
+            self._seconds,
+            self._training_seconds,
+        )
         if val_loss is not None:
             self._val_loss = val_loss
         self._remember(metric.step, metric.loss, val_loss)
         _append(self._metrics, metric.as_line().encode())
         if self._board is not None:
             for name, value in metric._asdict().items():
-                if value is not None and name not in ("step", "seconds"):
+                if value is not None and name not in ("step", "seconds", "training_seconds"):
                     self._board.add_scalar(name, value, step)
         self._display.reach(step, self._describe(metric), important=val_loss is not None)
         if val_loss is not None:
@@ -215,7 +232,12 @@ class Report:
                 with path.open("rb") as file:
                     files[path.name] = file.seek(0, os.SEEK_END)
                     os.fsync(file.fileno())
-        return {"files": files, "seconds": self._seconds, "step": self._last_step}
+        return {
+            "files": files,
+            "seconds": self._seconds,
+            "training_seconds": self._training_seconds,
+            "step": self._last_step,
+        }
 
     def rewind(self, position: dict[str, Any]) -> None:
         """Cut the files back to a position; {} stands for the very beginning.
@@ -241,6 +263,7 @@ class Report:
         for line in metrics:
             self._remember(line["step"], line["loss"], line.get("val_loss"))
         self._seconds = position.get("seconds", 0.0)
+        self._training_seconds = position.get("training_seconds", 0.0)
         self._last_step = position.get("step", 0)
         self._clock = time.perf_counter()
 

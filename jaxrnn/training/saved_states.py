@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import mesh
 from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array
@@ -42,7 +42,7 @@ class SavedStates:
     Args:
       config: the settings.
       optimizer: the optimizer from `make_optimizer`.
-      vocabulary: the vocabulary of the text.
+      corpus: the text.
       devices: the mesh that the states are placed on.
       run: the run directory.
       report: the report of the run. It is truncated to the state that is resumed, and gets notes.
@@ -52,18 +52,18 @@ class SavedStates:
         self,
         config: TrainingConfig,
         optimizer: optax.GradientTransformation,
-        vocabulary: Vocabulary,
+        corpus: Corpus,
         devices: mesh.Mesh,
         run: Path,
         report: Reporter,
     ) -> None:
         self._config = config
         self._optimizer = optimizer
-        self._vocabulary = vocabulary
+        self._corpus = corpus
         self._devices = devices
         self._run = run
         self._report = report
-        self._shapes = mesh.abstract(devices, lambda: create(config, optimizer, vocabulary))
+        self._shapes = mesh.abstract(devices, lambda: create(config, optimizer, corpus.vocabulary))
         self._checkpoints = checkpoint.Checkpoints(run, report.note, read_only=True)
 
     def open_for_writing(self) -> None:
@@ -87,7 +87,7 @@ class SavedStates:
         # The key follows from the seed, and older runs may hold one of another shape.
         rest = {name: value for name, value in rest_of(self._shapes).items() if name != "key"}
         return self._checkpoints.restore(
-            self._shapes.params,
+            self._shapes.model,
             rest,
             accept=lambda notes: notes["scheduled"] >= scheduled,
             ignore={"key"},
@@ -103,11 +103,12 @@ class SavedStates:
         self._checkpoints.set_aside(found.step if found else -1)
         self._report.rewind(found.notes["report"] if found else {})
         if found is None:
-            first = begin(self._config, self._optimizer, self._vocabulary, self._devices)
-            return first, math.inf
-        params, rest = found.tree
+            return self._first(), math.inf
+        model, rest = found.tree
         key = self._replicated(dropout_key_of(self._config))
-        state = TrainState(params=params, key=key, **rest)
+        # `rest_of` has the parameters themselves only where the model is their average.
+        name = "average" if "params" in rest else "params"
+        state = TrainState(**{name: model, "key": key, **rest})
         return state, float(found.notes["best"] or math.inf)
 
     def recover(self, step: int, rate: float) -> tuple[TrainState, float]:
@@ -152,7 +153,7 @@ class SavedStates:
             "scheduled": validation is not None,
             "report": self._report.position(),
         }
-        self._checkpoints.save(step, state.params, rest_of(state), notes)
+        self._checkpoints.save(step, state.model, rest_of(state), notes)
 
     @contextlib.contextmanager
     def rescuing(
@@ -180,14 +181,22 @@ class SavedStates:
                     save()
             raise
 
+    def _first(self) -> TrainState:
+        """Return the state before the first step."""
+        counts = None
+        if self._config.output_bias == "frequencies":
+            counts = self._corpus.token_counts()
+        return begin(self._config, self._optimizer, self._corpus.vocabulary, self._devices, counts)
+
     def _replicated(self, array: Array | np.generic) -> Array:
         return jax.device_put(np.asarray(array), mesh.replicated(self._devices))
 
 
 def rest_of(state: TrainState) -> dict[str, Any]:
     """Return the training state without the model, which is an item of its own in a checkpoint."""
-    fields = dataclasses.fields(state)  # type: ignore[arg-type]
-    return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}
+    model = "params" if state.average is None else "average"
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if name not in (model, "average")}
 
 
 def check_nothing_is_lost(run: Path) -> None:

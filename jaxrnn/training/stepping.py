@@ -1,7 +1,7 @@
 """One training step, and many steps in one device call.
 
-The state of a run is (parameters, optimizer state, recurrent carry, PRNG key, step, rate). The dropout
-of step n follows from the key and n.
+The state of a run is (parameters, optimizer state, recurrent carry, PRNG key, step, rate), and the
+average of the parameters if there is one. The dropout of step n follows from the key and n.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.shapes import Array, Bool, Int, Scalar
 from jaxrnn.training import feed
 from jaxrnn.training.config import TrainingConfig
+from jaxrnn.training.optimizers import average_weight
 
 
 @flax.struct.dataclass
@@ -34,6 +35,7 @@ class TrainState:
     key: PRNG key of the dropout, raw as uint32; step n folds n into it.
     step: the number of steps taken, int32.
     rate: factor on the learning rate, halved by each recovery from a loss that was not finite.
+    average: the average of the parameters over the steps, or None.
     """
 
     # The leaves have no array types: transformations put other objects in their place.
@@ -43,6 +45,12 @@ class TrainState:
     key: Any
     step: Any
     rate: Any
+    average: charlm.Params | None = None
+
+    @property
+    def model(self) -> charlm.Params:
+        """The model that is evaluated, sampled and loaded: the average, if there is one."""
+        return self.params if self.average is None else self.average
 
 
 class Metrics(NamedTuple):
@@ -56,31 +64,24 @@ class Metrics(NamedTuple):
     grad_norm: Scalar
 
 
-# Cached, because equal settings must give the same object, or each would compile its own step.
-@functools.cache
-def make_optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransformation:
-    """Return Adam with gradient clipping (lecture row 14), warm-up and cosine or constant rate.
+@modes.fixed()
+def create(
+    config: TrainingConfig,
+    optimizer: optax.GradientTransformation,
+    vocabulary: Vocabulary,
+    counts: Int[Array, "V"] | None = None,
+) -> TrainState:
+    """Return the state before the first step.
 
     Args:
       config: the settings.
-      steps: length of the run, for the cosine.
+      optimizer: the optimizer from `make_optimizer`.
+      vocabulary: the vocabulary of the text.
+      counts: how often each token occurs, for an `output_bias` of frequencies. None begins with zeros.
     """
-    peak = config.learning_rate
-    warmup = min(config.warmup, steps - 1)
-    if config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
-    else:
-        rate = optax.warmup_constant_schedule(0.0 if warmup else peak, peak, warmup)
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, optax.adam(rate, b2=config.beta2))
-
-
-@modes.fixed()
-def create(
-    config: TrainingConfig, optimizer: optax.GradientTransformation, vocabulary: Vocabulary
-) -> TrainState:
-    """Return the state before the first step."""
     params = charlm.init(config.model, vocabulary, config.seed)
+    if counts is not None and config.output_bias == "frequencies":
+        params = params.replace(b_out=charlm.log_frequencies(counts))  # type: ignore[attr-defined]
     return TrainState(
         params=params,
         opt_state=optimizer.init(params),
@@ -88,6 +89,7 @@ def create(
         key=dropout_key_of(config),
         step=jnp.int32(0),
         rate=jnp.float32(1),
+        average=None if config.average == "none" else jax.tree.map(jnp.copy, params),
     )
 
 
@@ -102,9 +104,10 @@ def begin(
     optimizer: optax.GradientTransformation,
     vocabulary: Vocabulary,
     devices: mesh.Mesh,
+    counts: Int[Array, "V"] | None = None,
 ) -> TrainState:
     """Return the state before the first step, made on the mesh: no device holds another's part."""
-    return mesh.constrain(devices, create(config, optimizer, vocabulary))
+    return mesh.constrain(devices, create(config, optimizer, vocabulary, counts))
 
 
 def train_step(
@@ -114,10 +117,11 @@ def train_step(
     reset: Bool[Array, ""],
     accumulate: int = 1,
     *,
+    label_smoothing: float = 0.0,
     implementation: Implementation | None = None,
     devices: mesh.Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Return the state after one update, and the metrics of the step.
+    """Return the state after one update, and the metrics of the step. The average stays as it is.
 
     Args:
       optimizer: the optimizer from `make_optimizer`.
@@ -125,13 +129,19 @@ def train_step(
       tokens: [T + 1, B], the characters and their successors.
       reset: start from the zero state instead of the carry.
       accumulate: number of parts of the batch, which are computed one after another.
+      label_smoothing: as in `charlm.loss`.
       implementation: what runs the recurrence; None takes the fastest that is known here.
       devices: the mesh that rows and units are divided over; None for one device.
     """
     params = state.params
     carry = jax.tree.map(lambda s: jnp.where(reset, 0, s), state.carry)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=modes.KEYS), state.step)
-    loss_of = functools.partial(charlm.loss, implementation=implementation, devices=devices)
+    loss_of = functools.partial(
+        charlm.loss,
+        label_smoothing=label_smoothing,
+        implementation=implementation,
+        devices=devices,
+    )
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
@@ -176,6 +186,15 @@ def _split_rows(x: Array, axis: int, parts: int) -> Array:
     return jnp.moveaxis(x, axis + 1, 0)
 
 
+def averaged(config: TrainingConfig, state: TrainState) -> TrainState:
+    """Return the state with its newest parameters in the average, if it has one."""
+    if state.average is None:
+        return state
+    weight = average_weight(config, state.step)
+    average = jax.tree.map(lambda a, p: a + weight * (p - a), state.average, state.params)
+    return state.replace(average=average)  # type: ignore[attr-defined]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def run_steps(
     config: TrainingConfig,
@@ -194,7 +213,7 @@ def run_steps(
     `mesh.shardings` says, and stays there.
 
     Args:
-      config: the settings.
+      config: the settings, with the length of the run if the parameters are averaged.
       optimizer: the optimizer from `make_optimizer`.
       devices: the mesh that rows and units are divided over.
       state: the state before the first step; its memory is reused.
@@ -217,9 +236,11 @@ def run_steps(
             batch,
             resets[i],
             config.accumulate,
+            label_smoothing=config.label_smoothing,
             implementation=config.implementation,
             devices=devices,
         )
+        state = averaged(config, state)
         metrics = jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
         return mesh.constrain(devices, (state, metrics))
 

@@ -272,6 +272,26 @@ def test_hello(cell: Any) -> None:
     assert vocabulary.decode(logits[:, 0].argmax(axis=-1)) == "ELLO"
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_smoothed_targets_are_mixed_with_uniform_ones(smoothing: float) -> None:
+    """Against the cross-entropy with the whole distribution of the targets, in float64."""
+    params, tokens = model(CONFIGS["lstm"]), text()
+    carry = charlm.initial_carry(params.config, BATCH)
+    _, logits = forward(params, tokens[:-1], carry)
+    targets = (1 - smoothing) * np.eye(SIZE)[tokens[1:]] + smoothing / SIZE
+    wide = np.asarray(logits, np.float64)
+    logs = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    want = -(targets * logs).sum(axis=-1).mean()
+    got, _ = charlm.loss(params, tokens, carry, label_smoothing=smoothing)
+    assert float(got) == pytest.approx(want, rel=TOLERANCES["float32"])
+
+
+def test_a_bias_of_frequencies_predicts_them() -> None:
+    counts = np.array([700, 0, 1, 299])
+    got = jax.nn.softmax(charlm.log_frequencies(jnp.asarray(counts)))
+    np.testing.assert_allclose(got, (counts + 0.5) / (counts + 0.5).sum(), rtol=1e-6)
+
+
 # --- dropout ------------------------------------------------------------------------------------
 
 

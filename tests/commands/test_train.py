@@ -485,7 +485,7 @@ def test_the_second_signal_is_final(
         signal.raise_signal(signal.SIGINT)
         assert should_stop() and left == []
         signal.raise_signal(signal.SIGINT)
-        return None, 3
+        return loop.Result(None, 3, False)
 
     monkeypatch.setattr(loop, "fit", fit)
     assert train.main(flags(place / "text.txt", tmp_path)) == 130
@@ -628,7 +628,8 @@ def test_the_command_that_resumes_does_not_overwrite(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(loop, "fit", lambda *_: signal.raise_signal(signal.SIGINT) or (None, 2))
+    stopped: Any = loop.Result(None, 2, False)  # type: ignore[arg-type]
+    monkeypatch.setattr(loop, "fit", lambda *_: signal.raise_signal(signal.SIGINT) or stopped)
     assert train.main(flags(place / "text.txt", tmp_path, *more)) == 130
     without = " without --overwrite" if more else ""
     line = f"stopped and saved at step 2; the same command{without} resumes from there"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxrnn import InputError, Vocabulary
+from jaxrnn.data import corpus
 from jaxrnn.data.corpus import Batches, make_corpus
 
 pytestmark = pytest.mark.once
@@ -53,6 +54,26 @@ def test_corpus_needs_twenty_characters(content: str | bytes) -> None:
 
 def test_twenty_characters_are_enough() -> None:
     assert make_corpus("x" * 20).train_size == 18
+
+
+@MANY
+@hypothesis.given(st.text(min_size=20), st.integers(1, 30))
+def test_tokens_of_the_training_part_are_counted(text: str, block: int) -> None:
+    made = make_corpus(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "BLOCK", block)
+        counts = made.token_counts()
+    np.testing.assert_array_equal(
+        counts, np.bincount(made.tokens[: made.train_size], minlength=len(made.vocabulary))
+    )
+
+
+def test_a_long_text_is_counted_in_evenly_spread_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BLOCK", 10)
+    monkeypatch.setattr(corpus, "COUNTED", 40)
+    made = make_corpus("a" * 100 + "b" * 100)
+    # Blocks 0, 5, 10 and 15 of the 18 of the training part.
+    np.testing.assert_array_equal(made.token_counts(), [20, 20])
 
 
 # --- batches ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import activations, charlm, generate, load, sample, train
-from jaxrnn.training import loop, run_description, saved_states, stepping
+from jaxrnn.training import loop, optimizers, run_description, saved_states, stepping
 from jaxrnn.training.checkpoint import Checkpoints
 from jaxrnn.training.report import Report
 from tests.support.runs import CONFIG, CORPUS, TEXT, assert_same_bits, change, metrics_of, quicken
@@ -132,13 +132,13 @@ def test_a_run_trained_by_an_older_version_in_other_modes(plain: Path, tmp_path:
     with jax.enable_x64(True):
         assert_same_bits(load(run), params)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    _, step = loop.fit(change(DROPPING, steps=10), CORPUS, run, Report(run, 1, quiet=True))
+    _, step, _ = loop.fit(change(DROPPING, steps=10), CORPUS, run, Report(run, 1, quiet=True))
     assert step == 10 and (run / "checkpoints" / "10").is_dir()
     assert before.keys() <= {path for path in run.rglob("*") if path.is_file()}
 
 
 def _optimizer() -> Any:
-    return stepping.make_optimizer(DROPPING, 8)
+    return optimizers.make_optimizer(DROPPING, 8)
 
 
 # --- the commands, in processes whose environment sets the modes for good ---

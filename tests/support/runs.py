@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus, make_corpus
-from jaxrnn.training import checkpoint, loop, stepping
+from jaxrnn.training import checkpoint, loop, optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.metrics import read_metrics
 from jaxrnn.training.report import Report
@@ -28,7 +29,7 @@ TINY = charlm.ModelConfig(cell="rnn", hidden_size=4, embedding_size=3)
 CONFIG = TrainingConfig(
     model=TINY, batch=4, seq_len=8, steps=12, warmup=3, log_every=2, eval_every=4, sample_every=0
 )
-TIMES = ("chars_per_second", "seconds")
+TIMES = ("chars_per_second", "seconds", "training_seconds")
 
 
 def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -39,6 +40,18 @@ def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
             return optimizer.update(*args)
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def rate_by_hand(config: TrainingConfig, total: int, n: int) -> float:
+    """The learning rate of step n of `total`."""
+    warmup = min(config.warmup, total - 1)
+    if n < warmup:
+        return config.learning_rate * n / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    if config.schedule == "linear":
+        return config.learning_rate * (total - n) / (total - warmup)
+    return config.learning_rate * (1 + math.cos(math.pi * (n - warmup) / (total - warmup))) / 2
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
@@ -54,7 +67,7 @@ def change(config: TrainingConfig, **changes: Any) -> TrainingConfig:
 
 
 def start(config: TrainingConfig, corpus: Corpus = CORPUS) -> tuple[Any, stepping.TrainState]:
-    optimizer = stepping.make_optimizer(config, config.total_steps(config.batches(corpus)))
+    optimizer = optimizers.make_optimizer(config, config.total_steps(config.batches(corpus)))
     return optimizer, stepping.create(config, optimizer, corpus.vocabulary)
 
 
@@ -78,7 +91,7 @@ def run_of(tmp_path: Path, name: str = "run") -> Path:
 
 def fit(config: TrainingConfig, run: Path, corpus: Corpus = CORPUS, **more: Any) -> Any:
     """Train in silence. Returns (params, step, lines of metrics.jsonl without the times)."""
-    params, step = loop.fit(config, corpus, run, Report(run, 1, quiet=True), **more)
+    params, step, _ = loop.fit(config, corpus, run, Report(run, 1, quiet=True), **more)
     metrics = read_metrics(run / "metrics.jsonl")
     timeless = [{k: v for k, v in m.items() if k not in TIMES} for m in metrics]
     return params, step, timeless

@@ -22,7 +22,7 @@ import pytest
 import jaxrnn
 from jaxrnn import charlm, train
 from jaxrnn.errors import InputError
-from jaxrnn.training import checkpoint, loop, run_description, stepping
+from jaxrnn.training import checkpoint, loop, optimizers, run_description, stepping
 from jaxrnn.training.checkpoint import Checkpoints
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import Report
@@ -62,7 +62,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 def state_of(config: TrainingConfig = LSTM) -> stepping.TrainState:
     """A state in which every array is different from zero."""
-    state = stepping.create(config, stepping.make_optimizer(config, 8), CORPUS.vocabulary)
+    state = stepping.create(config, optimizers.make_optimizer(config, 8), CORPUS.vocabulary)
     rng = np.random.default_rng(0)
     draw = lambda a: jnp.asarray(rng.uniform(1, 100, a.shape)).astype(a.dtype)  # noqa: E731
     return jax.tree.map(draw, state)
@@ -331,7 +331,7 @@ def test_training_resumes_from_the_checkpoint_before(
     report = Report(copy, 1, quiet=True)
     lines: list[str] = []
     monkeypatch.setattr(report, "note", lines.append)
-    _, step = loop.fit(LSTM, CORPUS, copy, report)
+    _, step, _ = loop.fit(LSTM, CORPUS, copy, report)
     assert step == 8
     if not hit.__name__.startswith("half_written"):  # which is no checkpoint yet
         assert_passed_over(lines)

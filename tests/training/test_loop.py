@@ -14,7 +14,9 @@ from jaxrnn import charlm
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.training import evaluation, loop, saved_states, stepping
 from jaxrnn.training.config import MOST_STEPS
+from jaxrnn.training.feed import device_corpus
 from jaxrnn.training.metrics import read_metrics
+from jaxrnn.training.report import Report
 from tests.support.runs import (
     CONFIG,
     CORPUS,
@@ -76,13 +78,59 @@ def test_fewer_steps_than_the_run_has(tmp_path: Path) -> None:
     fit(CONFIG, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     report = Notes(run)
-    _, step = loop.fit(change(CONFIG, steps=6), CORPUS, run, report)
+    _, step, _ = loop.fit(change(CONFIG, steps=6), CORPUS, run, report)
     assert step == 12
     [line] = report.lines
     assert (
         "the run has 12 steps already, more than the 6 asked for" in line and "more steps" in line
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+# --- the end by a validation loss ---
+
+
+@pytest.mark.slow
+def test_a_run_ends_at_the_validation_loss_it_was_to_reach(tmp_path: Path) -> None:
+    config = change(CONFIG, learning_rate=0.03, eval_every=2, log_every=1, sample_every=5)
+    _, _, metrics = fit(config, run_of(tmp_path, "whole"))
+    losses = {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m}
+    target = losses[6]
+    first = next(step for step, loss in losses.items() if loss <= target)
+    config = change(config, stop_at=target)
+    run = run_of(tmp_path)
+    result = loop.fit(config, CORPUS, run, Report(run, 1, quiet=True))
+    assert (result.step, result.complete) == (first, True)
+    assert f"--- step {first} ---" in (run / "samples.txt").read_text()
+    # The same command again: it has ended.
+    report = Notes(run)
+    again = loop.fit(config, CORPUS, run, report)
+    assert (again.step, again.complete) == (first, True)
+    assert report.lines == [
+        f"the run has reached a validation loss of {losses[first]:.4f} already; it has ended"
+    ]
+    # Without the loss, or with a lower one, it continues.
+    result = loop.fit(change(config, stop_at=None), CORPUS, run, Report(run, 1, quiet=True))
+    assert (result.step, result.complete) == (12, True)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_not_complete(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    result = loop.fit(CONFIG, CORPUS, run, Report(run, 1, quiet=True), lambda: True)
+    assert (result.step, result.complete) == (2, False)
+
+
+@pytest.mark.slow
+def test_the_average_is_evaluated_sampled_and_loaded(tmp_path: Path) -> None:
+    config = change(CONFIG, average="tail", average_tail=0.9, learning_rate=0.1, warmup=0)
+    params, _, metrics = fit(config, run_of(tmp_path, "averaged"))
+    newest, _, _ = fit(change(config, average="none"), run_of(tmp_path, "newest"))
+    assert not np.allclose(params.w_out, newest.w_out, rtol=0.01)
+    source = device_corpus(CORPUS.tokens)
+    judged = evaluation.evaluate(params, source, CORPUS, config.batch, config.seq_len)
+    assert metrics[-1]["val_loss"] == judged
+    assert_same_bits(latest(tmp_path / "averaged", params), params)
 
 
 # --- what cannot be shown ---
@@ -134,7 +182,7 @@ def test_a_picture_that_cannot_be_drawn_is_only_noted(
     run = run_of(tmp_path)
     (run / "loss.png").mkdir()
     report = Notes(run)
-    _, step = loop.fit(CONFIG, CORPUS, run, report)
+    _, step, _ = loop.fit(CONFIG, CORPUS, run, report)
     assert step == 12
     [line] = report.lines
     assert line.startswith("no loss.png: ")
@@ -176,7 +224,7 @@ def test_a_loss_that_is_not_finite_is_mended_at_half_the_rate(
     break_at(step, 0.5**recoveries, part)
     run = run_of(tmp_path)
     report = Notes(run)
-    params, last = loop.fit(CONFIG, CORPUS, run, report)
+    params, last, _ = loop.fit(CONFIG, CORPUS, run, report)
     assert last == 12
     assert len(report.lines) == recoveries
     for n, line in enumerate(report.lines, 1):
@@ -193,11 +241,11 @@ def test_a_loss_that_is_not_finite_is_mended_at_half_the_rate(
 def test_the_rate_stays_halved_when_resumed(tmp_path: Path, break_at: Any) -> None:
     break_at(5, 0.5)
     whole, stopped = Notes(run_of(tmp_path, "whole")), Notes(run_of(tmp_path, "stopped"))
-    params, _ = loop.fit(CONFIG, CORPUS, tmp_path / "whole", whole)
+    params, *_ = loop.fit(CONFIG, CORPUS, tmp_path / "whole", whole)
     asked = iter([False, False, False, True])
-    _, step = loop.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked, True))
+    _, step, _ = loop.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked, True))
     assert 4 < step < 12
-    again, _ = loop.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped)
+    again, *_ = loop.fit(CONFIG, CORPUS, tmp_path / "stopped", stopped)
     assert len(whole.lines) == len(stopped.lines) == 1
     assert_same_bits(params, again)
 
@@ -208,11 +256,11 @@ def test_it_goes_back_to_a_checkpoint_of_the_plan(tmp_path: Path, break_at: Any)
     break_at(7, 0.5)
     config = change(CONFIG, log_every=1)
     whole, stopped = Notes(run_of(tmp_path, "whole")), Notes(run_of(tmp_path, "stopped"))
-    params, _ = loop.fit(config, CORPUS, tmp_path / "whole", whole)
+    params, *_ = loop.fit(config, CORPUS, tmp_path / "whole", whole)
     asked = iter(range(1, 100))
-    _, step = loop.fit(config, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked) == 6)
+    _, step, _ = loop.fit(config, CORPUS, tmp_path / "stopped", stopped, lambda: next(asked) == 6)
     assert step == 6
-    again, _ = loop.fit(config, CORPUS, tmp_path / "stopped", stopped)
+    again, *_ = loop.fit(config, CORPUS, tmp_path / "stopped", stopped)
     assert whole.lines == stopped.lines and "back to step 4 " in whole.lines[0]
     assert_same_bits(params, again)
 

@@ -26,7 +26,7 @@ def tell(report: Report, first: int = 5, last: int = 20) -> None:
     """Return the output of a training between two steps."""
     report.begin(first - 5, 20)
     for step in range(first, last + 1, 5):
-        report.steps(step, LOSSES[step // 5 - 1], 0.5, JUDGED.get(step))
+        report.steps(step, LOSSES[step // 5 - 1], 0.5, JUDGED.get(step), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_line_for_every_call(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     assert [line["loss"] for line in lines] == LOSSES
     assert {line["step"]: line["val_loss"] for line in lines if "val_loss" in line} == JUDGED
-    always = {"step", "loss", "grad_norm", "chars_per_second", "seconds"}
+    always = {"step", "loss", "grad_norm", "chars_per_second", "seconds", "training_seconds"}
     assert all(line.keys() - {"val_loss"} == always for line in lines)
     before = 0.0
     for line in lines:  # 5 steps of 40 characters, in the time since the line before
@@ -213,7 +213,7 @@ def test_speed_after_a_rewind(tmp_path: Path) -> None:
     tell(report, first=10)
     report.rewind(position)
     report.begin(5, 20)
-    report.steps(10, 2.9, 0.5, None)
+    report.steps(10, 2.9, 0.5, None, 0.1)
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["chars_per_second"] > 0
 
 

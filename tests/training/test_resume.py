@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import pytest
 
-from jaxrnn.training import loop, stepping
+from jaxrnn.training import loop, optimizers, stepping
 from jaxrnn.training.checkpoint import Checkpoints
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import Report
 from jaxrnn.training.run_description import load
+from jaxrnn.training.saved_states import rest_of
 from tests.support.runs import (
     CONFIG,
     CORPUS,
@@ -49,14 +50,16 @@ RUNS = {
     "mapped": change(
         CONFIG, accumulate=2, memory_map="always", seq_len=60, steps=26, log_every=6, eval_every=12
     ),
-}  # of which the last goes through the text more than twice
+    "muon": change(CONFIG, cell="lstm", optimizer="muon", average="ema", steps=11),
+    "tail": change(CONFIG, average="tail", average_tail=0.5, output_bias="frequencies", steps=11),
+}  # of which mapped goes through the text more than twice
 
 
 def fit(config: TrainingConfig, run: Path, stop_at: int | None = None) -> tuple[Any, int]:
     """Train until asked for the stop_at-th time. Returns the newest checkpoint and the steps."""
     run.mkdir(exist_ok=True)
     asked = iter(range(1, 1000))
-    _, step = loop.fit(
+    _, step, _ = loop.fit(
         config, CORPUS, run, Report(run, 1, quiet=True), lambda: next(asked) == stop_at
     )
     return newest(config, run, step), step
@@ -65,11 +68,10 @@ def fit(config: TrainingConfig, run: Path, stop_at: int | None = None) -> tuple[
 def newest(config: TrainingConfig, run: Path, step: int) -> Any:
     """The whole training state, as it was saved."""
     shapes = jax.eval_shape(
-        lambda: stepping.create(config, stepping.make_optimizer(config, 1), CORPUS.vocabulary)
+        lambda: stepping.create(config, optimizers.make_optimizer(config, 1), CORPUS.vocabulary)
     )
-    rest = {name: value for name, value in vars(shapes).items() if name != "params"}
     checkpoints = Checkpoints(run)
-    found = checkpoints.restore(shapes.params, rest)
+    found = checkpoints.restore(shapes.model, rest_of(shapes))
     checkpoints.close()
     assert found is not None and found.step == step, "what fit returns is what it saved"
     return found.tree

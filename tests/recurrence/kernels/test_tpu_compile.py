@@ -27,7 +27,7 @@ from jaxrnn import charlm
 from jaxrnn.charlm import decoding
 from jaxrnn.devices import mesh
 from jaxrnn.recurrence.api import unroll_projected
-from jaxrnn.training import stepping
+from jaxrnn.training import optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
 
 pytestmark = [
@@ -248,7 +248,7 @@ def model(hidden: int) -> charlm.ModelConfig:
 @every_chip
 def test_training_step(chip: str, hidden: int) -> None:
     config = TrainingConfig(model(hidden), batch=B, seq_len=T, steps=1000)
-    optimizer = stepping.make_optimizer(config, 1000)
+    optimizer = optimizers.make_optimizer(config, 1000)
     state = jax.eval_shape(lambda: stepping.create(config, optimizer, VOCABULARY))
     text, starts = abstract((1_000_000,), jnp.uint8), abstract((10, B), jnp.int32)
     fresh, count = abstract((10,), jnp.bool_), abstract((), jnp.int32)

@@ -18,7 +18,7 @@ from jaxrnn import charlm
 from jaxrnn.charlm import sampling
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.devices import mesh
-from jaxrnn.training import stepping
+from jaxrnn.training import optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.evaluation import evaluate
 from jaxrnn.training.feed import device_corpus
@@ -78,7 +78,7 @@ def samples(model: charlm.ModelConfig, sizes: dict[str, int]) -> dict[str, Any]:
 
 def train(config: TrainingConfig, devices: Any, memory_map: Any = "never") -> dict[str, Any]:
     """Losses, gradient norms, the validation loss and the weights after STEPS steps."""
-    optimizer = stepping.make_optimizer(config, STEPS)
+    optimizer = optimizers.make_optimizer(config, STEPS)
     source, batches = (
         device_corpus(CORPUS.tokens, memory_map, devices=devices),
         config.batches(CORPUS),
@@ -127,7 +127,7 @@ def main(output: str) -> None:
     config = dataclasses.replace(config, implementation="xla")
     found["from a file"] = train(config, mesh.make(DATA[3]), "always")
     found["from the device"] = train(config, mesh.make(DATA[3]))
-    found["begins alike"] = begins_alike(config, stepping.make_optimizer(config, STEPS))
+    found["begins alike"] = begins_alike(config, optimizers.make_optimizer(config, STEPS))
     found["samples"] = [samples(MODELS[name], s) for name in MODELS for s in (DATA[2], BOTH[1])]
     try:
         wide = dataclasses.replace(config, implementation="native")
