@@ -36,6 +36,7 @@ from jaxrnn.recurrence.variants import (
     mgu,
     mingru,
     minlstm,
+    mogrifier_lstm,
     projected_lstm,
 )
 from jaxrnn.training.run_description import load
@@ -64,6 +65,7 @@ __all__ = [
     "mgu",
     "mingru",
     "minlstm",
+    "mogrifier_lstm",
     "network",
     "projected_lstm",
     "record",

@@ -27,6 +27,7 @@ CellName = Literal[
     "minlstm",
     "layer_norm_lstm",
     "layer_norm_gru",
+    "mogrifier_lstm",
 ]
 
 # The functions that make a cell of a hidden size.
@@ -38,6 +39,7 @@ _makers: dict[str, Callable[[int], Cell]] = {
     "minlstm": variants.minlstm,
     "layer_norm_lstm": variants.layer_norm_lstm,
     "layer_norm_gru": variants.layer_norm_gru,
+    "mogrifier_lstm": variants.mogrifier_lstm,
 }
 
 

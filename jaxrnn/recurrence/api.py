@@ -211,7 +211,7 @@ def unroll_projected(
     """
     params, gx, state = jax.tree.map(as_array, (params, gx, state))
     check_parameters(cell, params, projected=not isinstance(gx, Dense))
-    inputs = check_projected(params, gx)
+    inputs = check_projected(cell, params, gx)
     save_every = whole_number("save_every", save_every, 1)
     # Only whether there are resets counts for the choice.
     problem = Problem(cell, params, inputs, state, Masks(resets), reverse)  # type: ignore[arg-type]
@@ -237,7 +237,7 @@ def record_projected(
     """Run `record` for inputs that are projected already, in one of the forms of `unroll_projected`."""
     params, gx, state = jax.tree.map(as_array, (params, gx, state))
     check_parameters(cell, params, projected=not isinstance(gx, Dense))
-    inputs = check_projected(params, gx)
+    inputs = check_projected(cell, params, gx)
     problem = Problem(cell, params, inputs, state, reverse=reverse)
     arguments = _arguments(problem, resets, lengths)
     check_record(cell, params, arguments.state, inputs, names)

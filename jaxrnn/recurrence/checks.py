@@ -90,10 +90,11 @@ def check_inputs(params: Any, xs: Array) -> None:
         )
 
 
-def check_projected(params: Any, gx: Any) -> Inputs:
+def check_projected(cell: Cell, params: Any, gx: Any) -> Inputs:
     """Check projected inputs, `Lookup` or `Dense`, and return them in the form the kernels take.
 
-    The width of projected inputs is checked for a cell with recurrent weights w_h [H, G].
+    The width of projected inputs is checked for a cell with recurrent weights w_h [H, G], and for one
+    that has `keeps_inputs`, whose `project` returns the inputs [..., D] as they are.
     """
     w_h = getattr(params, "w_h", None)
     if isinstance(gx, Dense):
@@ -120,9 +121,11 @@ def check_projected(params: Any, gx: Any) -> Inputs:
         if gx.table.ndim != 2 or not gx.table.shape[0]:
             raise ValueError(f"table must be [V, G] with a row or more, not {gx.table.shape}")
     dtype = wide(dtype_of(params))
-    width = gx.shape[-1] if w_h is None or w_h.ndim != 2 else w_h.shape[1]
+    name, axis = ("w_x", 0) if getattr(cell, "keeps_inputs", False) else ("w_h", 1)
+    weights = getattr(params, name, None)
+    width = gx.shape[-1] if weights is None or weights.ndim != 2 else weights.shape[axis]
     if len(gx.shape) != 3 or gx.shape[-1] != width or gx.dtype != dtype:
-        asks = "" if w_h is None else f" as params.w_h {w_h.shape} {w_h.dtype} asks"
+        asks = "" if weights is None else f" as params.{name} {weights.shape} {weights.dtype} asks"
         raise ValueError(f"gx must be [T, B, {width}] {dtype}{asks}, not {gx.shape} {gx.dtype}")
     return gx.clipped() if isinstance(gx, Lookup) else gx
 

@@ -66,7 +66,7 @@ def test_a_one_hot_character_is_a_row_of_the_identity(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("name", ["mingru", "layer_norm_lstm"])
+@pytest.mark.parametrize("name", ["mingru", "layer_norm_lstm", "mogrifier_lstm"])
 def test_the_command_trains_any_cell_of_the_library(name: str, tmp_path: Path) -> None:
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(TEXT)

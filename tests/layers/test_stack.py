@@ -334,6 +334,7 @@ def test_a_cell_of_ones_own() -> None:
 
 VARIANTS = {
     "layer norm": variants.layer_norm_lstm(HIDDEN),
+    "mogrifier": variants.mogrifier_lstm(HIDDEN, rank=2),
     "projection": variants.projected_lstm(HIDDEN, 6),
     "minimal": variants.mgu(HIDDEN),
     "independent": variants.indrnn(HIDDEN),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import gradient_flow, gru, lstm, network, record, unroll
+from jaxrnn import gradient_flow, gru, lstm, mogrifier_lstm, network, record, unroll
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.cells import RNNState
 from jaxrnn.recurrence.networks import NetworkParams
@@ -90,6 +90,15 @@ def test_unroll_says_what_does_not_fit(arguments: dict[str, Any], message: str) 
 )
 def test_unroll_projected_says_what_does_not_fit(gx: Any, message: str) -> None:
     refused(unroll_projected, message, {"gx": gx})
+
+
+def test_a_cell_that_keeps_its_inputs_takes_their_width() -> None:
+    cell = mogrifier_lstm(4)
+    params = cell.init(jax.random.key(0), 3)
+    for width in (1, 16):
+        message = rf"\[T, B, 3\] float32 as params\.w_x .*not \(5, 2, {width}\)"
+        with pytest.raises(ValueError, match=message):
+            unroll_projected(cell, params, jnp.zeros((5, 2, width)))
 
 
 def made(cell: Any, **changed: Any) -> Any:

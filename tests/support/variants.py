@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrnn.recurrence.cells import lstm
 from jaxrnn.recurrence.variants import (
     coupled_lstm,
     indrnn,
@@ -16,6 +17,7 @@ from jaxrnn.recurrence.variants import (
     mgu,
     mingru,
     minlstm,
+    mogrifier_lstm,
     projected_lstm,
 )
 from jaxrnn.recurrence.variants.coupled_gates import CoupledLSTM
@@ -23,8 +25,9 @@ from jaxrnn.recurrence.variants.independent import IndRNN
 from jaxrnn.recurrence.variants.layer_norm import LayerNormGRU, LayerNormLSTM
 from jaxrnn.recurrence.variants.linear import MinGRU, MinLSTM
 from jaxrnn.recurrence.variants.minimal_gated import MGU
+from jaxrnn.recurrence.variants.mogrifier import MogrifierLSTM
 from jaxrnn.recurrence.variants.projection import ProjectedLSTM
-from tests.support.oracle import differences, gates, relu, sigmoid
+from tests.support.oracle import differences, gates, lstm_step, relu, sigmoid
 from tests.support.problems import HIDDEN, Problem
 
 VARIANTS = {
@@ -39,10 +42,12 @@ VARIANTS = {
     "minlstm-positive": minlstm(HIDDEN, candidate="positive"),
     "layer-norm-lstm": layer_norm_lstm(HIDDEN),
     "layer-norm-gru": layer_norm_gru(HIDDEN),
+    "mogrifier-lstm": mogrifier_lstm(HIDDEN, rank=2),
+    "mogrifier-lstm-whole": mogrifier_lstm(HIDDEN, rounds=2, rank=0),
     "projected-lstm": projected_lstm(HIDDEN, 7),
 }
 # One of each cell, for the fast tests.
-FAST = [name for name in VARIANTS if not name.endswith(("linen", "tanh", "positive"))]
+FAST = [name for name in VARIANTS if not name.endswith(("linen", "tanh", "positive", "whole"))]
 LINEAR = [name for name in VARIANTS if name.startswith("min")]
 # The implementations that run every cell, and those that run the cells with `coefficients` only.
 IMPLEMENTATIONS = ["scan", "xla"]
@@ -116,6 +121,18 @@ def layer_norm_gru_step(cell: Any, p: Any, state: Any, x: np.ndarray) -> dict[st
     return {"hidden": (1 - z) * n + z * h, "z": z, "r": r, "n": n}
 
 
+def mogrifier_lstm_step(cell: Any, p: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    h, c = state
+    factors = (p.q_left, p.q_right), (p.r_left, p.r_right)
+    q, r = (left @ right if cell.rank else left for left, right in factors)
+    for number in range(1, cell.rounds + 1):
+        if number % 2:
+            x = 2 * sigmoid(h @ q[number // 2]) * x
+        else:
+            h = 2 * sigmoid(x @ r[number // 2 - 1]) * h
+    return lstm_step(lstm(cell.hidden_size), p, (h, c), x)
+
+
 def projected_lstm_step(cell: Any, p: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
     h, c = state
     a_i, a_f, a_g, a_o = np.split(x @ p.w_x + h @ p.w_h + p.b, 4, axis=-1)
@@ -132,6 +149,7 @@ STEPS = {
     MinLSTM: minlstm_step,
     LayerNormLSTM: layer_norm_lstm_step,
     LayerNormGRU: layer_norm_gru_step,
+    MogrifierLSTM: mogrifier_lstm_step,
     ProjectedLSTM: projected_lstm_step,
 }
 

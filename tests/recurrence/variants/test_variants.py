@@ -19,6 +19,7 @@ from jaxrnn.recurrence.variants import (
     mgu,
     mingru,
     minlstm,
+    mogrifier_lstm,
     projected_lstm,
 )
 from tests.support.oracle import TOLERANCES, assert_close, unchecked
@@ -234,6 +235,35 @@ def test_projection_by_the_identity_is_an_lstm() -> None:
     assert_close(got, want, TOLERANCES["float32"])
 
 
+@pytest.mark.slow
+def test_a_mogrifier_without_rounds_is_an_lstm() -> None:
+    """Values and gradients; with rounds that multiply by 2 sigmoid(0) = 1, too."""
+    given = problem(lstm(HIDDEN)).cast("float32")
+    want = library(lstm(HIDDEN), given, implementation="scan")
+    for rounds in (0, 5):
+        cell = mogrifier_lstm(HIDDEN, rounds=rounds, rank=2)
+        zeros = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), FEATURES))
+        w_x, w_h, b, _ = given.params
+        own = given._replace(params=zeros._replace(w_x=w_x, w_h=w_h, b=b))
+        got, (d_params, *others) = library(cell, own, implementation="scan")
+        assert_close((got, (d_params[:3], *others)), want, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("rank", [24, pytest.param(0, marks=pytest.mark.slow)])
+def test_modulating_matrices_begin_small_and_different(rank: int) -> None:
+    """Entries of Q [H, D] with variance 1 / H, of R [D, H] with variance 1 / D."""
+    hidden, features = 256, 128
+    params = mogrifier_lstm(hidden, rank=rank).init(jax.random.key(0), features)
+    q, r = params.q_left, params.r_left
+    if rank:
+        q, r = q @ params.q_right, r @ params.r_right
+    assert q.shape == (3, hidden, features) and r.shape == (2, features, hidden)
+    for matrices in (q, r):
+        scaled = matrices.shape[1] * matrices.var((1, 2))
+        assert_close(scaled, jnp.ones(len(matrices)), TOLERANCES["variance"])
+        assert len({matrix.tobytes() for matrix in np.asarray(matrices)}) == len(matrices)
+
+
 # --- other libraries ----------------------------------------------------------------------------
 
 
@@ -330,6 +360,8 @@ def test_projected_lstm_is_pytorchs(hidden: int, memory: int) -> None:
         (minlstm, {"candidate": None}, "candidate must be one of linear, positive, not None"),
         (layer_norm_lstm, {"hidden_size": 2.0}, "hidden_size must be a whole number, not 2.0"),
         (layer_norm_gru, {"hidden_size": "4"}, "hidden_size must be a whole number, not '4'"),
+        (mogrifier_lstm, {"rounds": -1}, "rounds must be at least 0, not -1"),
+        (mogrifier_lstm, {"rank": None}, "rank must be a whole number, not None"),
         (projected_lstm, {"cell_size": 0}, "cell_size must be at least 1, not 0"),
     ],
 )
@@ -395,7 +427,9 @@ def test_initial_parameters(name: str) -> None:
 
 
 @pytest.mark.first_case
-@pytest.mark.parametrize("make", [mgu, coupled_lstm, layer_norm_lstm, projected_lstm])
+@pytest.mark.parametrize(
+    "make", [mgu, coupled_lstm, layer_norm_lstm, mogrifier_lstm, projected_lstm]
+)
 def test_forget_bias_is_the_callers(make: Any) -> None:
     sizes = (2, 3) if make is projected_lstm else (2,)
     cell = make(*sizes, forget_bias=-0.5)
