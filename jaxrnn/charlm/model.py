@@ -20,7 +20,7 @@ from jaxrnn.charlm import registry
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, modes
 from jaxrnn.errors import InputError, whole_number
-from jaxrnn.layers import StackedParams, running
+from jaxrnn.layers import StackedParams, dropping, running
 from jaxrnn.layers.architecture import Architecture
 from jaxrnn.recurrence import cells, linalg
 from jaxrnn.recurrence.dispatch import Implementation
@@ -46,6 +46,10 @@ class ModelConfig:
     """Width of the character embedding; 0 feeds one-hot characters instead."""
     dropout: float = setting(0.0, may_change=True)
     """Fraction of each layer's outputs dropped in training, from 0 to 1."""
+    variational: bool = setting(False, may_change=True)
+    """Drop the same outputs at all characters of a row of the batch (Gal & Ghahramani 2016)."""
+    embedding_dropout: float = setting(0.0, may_change=True)
+    """Fraction of the numbers of the embedding dropped in each training step, from 0 to 1."""
     weight_dropout: float = setting(0.0, may_change=True)
     """Fraction of the recurrent weights dropped in each training step, from 0 to 1 (Merity et al.
     2018)."""
@@ -74,10 +78,12 @@ class ModelConfig:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         except ValueError as error:
             raise InputError(str(error)) from None
-        for name in ("dropout", "weight_dropout"):
+        for name in ("dropout", "embedding_dropout", "weight_dropout"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, not {value}")
+        if self.embedding_dropout and not self.embedding_size:
+            raise InputError("`embedding_dropout` needs an embedding: set `embedding_size` above 0")
         if self.tie and self.embedding_size != self.hidden_size:
             raise InputError(
                 f"`tie` needs `embedding_size` equal to `hidden_size`, not {self.embedding_size} and "
@@ -237,7 +243,7 @@ def forward(
     Raises:
       ValueError: for an implementation that is unknown or cannot run this.
     """
-    weights = step_params(params)
+    weights = step_params(_with_embedding_dropped(params, dropout_key))
     carry, hidden = running.run(
         _stack(params.config),
         StackedParams(weights.layers),
@@ -341,6 +347,18 @@ def loss(
     return nats.mean(), carry
 
 
+def _with_embedding_dropped(params: Params, key: Key | None) -> Params:
+    """Return the parameters with a part of the input embedding dropped; the output keeps all of it."""
+    rate = params.config.embedding_dropout
+    if key is None or not rate:
+        return params
+    # The keys after those of the dropped outputs and weights of the layers.
+    key = jax.random.fold_in(key, 2 * params.config.layers)
+    dropped = dropping.dropout(params.embedding, rate, key)
+    w_out = params.embedding.T if params.w_out is None else params.w_out
+    return params.replace(embedding=dropped, w_out=w_out)  # type: ignore[attr-defined]
+
+
 def _stack(config: ModelConfig) -> Architecture:
     """Return the stack of layers between the table and the output layer."""
     return Architecture(
@@ -350,5 +368,6 @@ def _stack(config: ModelConfig) -> Architecture:
         layers=config.layers,
         dropout=config.dropout,
         drop_last=True,
+        variational=config.variational,
         weight_dropout=config.weight_dropout,
     )

@@ -52,6 +52,9 @@ class TrainingConfig:
     """Adam's decay rate of the gradients."""
     beta2: float = setting(0.99, may_change=True)
     """Adam's decay rate of the squared gradients."""
+    weight_decay: float = setting(0.0, may_change=True)
+    """Decoupled weight decay (Loshchilov & Hutter 2019): each step takes this fraction, times the
+    learning rate, off all parameters."""
     clip_norm: float = setting(1.0, may_change=True)
     """Largest global norm of the gradient; longer gradients are scaled down. 0 disables clipping."""
     average: Average = "none"
@@ -95,7 +98,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "seq_len": 1, "accumulate": 1, "log_every": 1, "eval_every": 1}
-        least |= {"steps": 1, "warmup": 0, "clip_norm": 0, "sample_every": 0, "seed": 0}
+        least |= {
+            "steps": 1,
+            "warmup": 0,
+            "clip_norm": 0,
+            "weight_decay": 0,
+            "sample_every": 0,
+            "seed": 0,
+        }
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low:

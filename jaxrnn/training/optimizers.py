@@ -1,10 +1,10 @@
 """The optimizer of a training, its learning rate, and averages of the weights.
 
-    gradient → clipping by its global norm → Adam or Muon → times the learning rate
+    gradient → clipping by its global norm → Adam or Muon → weight decay → times the learning rate
 
-Adam: Kingma and Ba 2015, arXiv 1412.6980. Muon: Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon. Averages: Polyak and Juditsky 1992; Merity et al. 2018, arXiv
-1708.02182.
+Adam: Kingma and Ba 2015, arXiv 1412.6980. Decoupled weight decay: Loshchilov and Hutter 2019, arXiv
+1711.05101. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Averages: Polyak and
+Juditsky 1992; Merity et al. 2018, arXiv 1708.02182.
 """
 
 from __future__ import annotations
@@ -38,15 +38,36 @@ def make_optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransfor
       steps: length of the run, at whose end the learning rate is 0 unless it is constant.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    rate = learning_rate(config, config.learning_rate, steps)
-    adam = optax.adam(rate, b1=config.beta1, b2=config.beta2)
+    adam = _with_rate(config, optax.scale_by_adam(config.beta1, config.beta2), steps)
     if config.optimizer == "adam":
         return optax.chain(clip, adam)
-    muon_rate = learning_rate(config, config.muon_learning_rate, steps)
-    muon = optax.chain(
-        muon_by_gate(config.model.hidden_size), optax.scale_by_learning_rate(muon_rate)
-    )
+    muon = _with_rate(config, muon_by_gate(config.model.hidden_size), steps, muon=True)
     return optax.chain(clip, optax.partition({"adam": adam, "muon": muon}, _labels))
+
+
+def _with_rate(
+    config: TrainingConfig, scaling: optax.GradientTransformation, steps: int, muon: bool = False
+) -> optax.GradientTransformation:
+    """Return a scaling of updates, followed by weight decay and the learning rate."""
+    peak = config.muon_learning_rate if muon else config.learning_rate
+    decayed = _with_decay(scaling, config.weight_decay)
+    return optax.chain(decayed, optax.scale_by_learning_rate(learning_rate(config, peak, steps)))
+
+
+def _with_decay(
+    scaling: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """Return a scaling of updates that adds a fraction of the parameters to them.
+
+    `optax.add_decayed_weights` would give the state another structure, and so a run could not be resumed
+    with another weight decay.
+    """
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = scaling.update(updates, state, params)
+        return jax.tree.map(lambda u, p: u + decay * p, updates, params), state
+
+    return optax.GradientTransformation(scaling.init, update) if decay else scaling
 
 
 def learning_rate(config: TrainingConfig, peak: float, steps: int) -> optax.Schedule:

@@ -427,6 +427,42 @@ def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
     assert float((dropped == 0).mean()) == pytest.approx(rate, abs=5 * standard_error)
 
 
+@pytest.mark.slow
+def test_variational_dropout_drops_the_same_at_all_characters() -> None:
+    params = bare(0.5)
+    params = params.replace(config=dataclasses.replace(params.config, variational=True))
+    carry = charlm.initial_carry(params.config, BATCH)
+    _, outputs = forward(params, text(20), carry, dropout_key=jax.random.key(0))
+    dropped = np.asarray(outputs == 0)
+    assert (dropped == dropped[0]).all() and 0 < dropped.sum() < dropped.size
+    assert (dropped[0] != dropped[0, :1]).any(), "rows drop different units"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tie", [False, True])
+def test_embedding_dropout_drops_numbers_of_the_embedding(tie: bool) -> None:
+    """All rows and steps share a mask, and the output keeps the whole embedding if they are tied."""
+    config = ModelConfig("rnn", hidden_size=4, embedding_size=4, embedding_dropout=0.5, tie=tie)
+    params, tokens = model(config), text()
+    carry = charlm.initial_carry(config, BATCH)
+    key = jax.random.key(0)
+
+    def loss(embedding: Any) -> jax.Array:
+        given = params.replace(embedding=embedding, w_out=jnp.ones((4, SIZE)))
+        return forward(given, tokens, carry, dropout_key=key)[1][..., 0].sum()
+
+    gradient = jax.grad(loss)(params.embedding)
+    kept = np.asarray(gradient != 0)
+    assert 0 < kept.sum() < kept.size
+    dropped = params.replace(embedding=jnp.where(kept, 2 * params.embedding, 0))
+    w_out = params.embedding.T if tie else params.w_out
+    want = forward(dropped.replace(w_out=w_out), tokens, carry)
+    assert_close(forward(params, tokens, carry, dropout_key=key), want, TOLERANCES["float32"])
+    assert_close(forward(params, tokens, carry)[1], forward(
+        params.replace(config=dataclasses.replace(config, embedding_dropout=0.0)), tokens, carry
+    )[1], 0)  # fmt: skip
+
+
 # --- config and parameters ----------------------------------------------------------------------
 
 
@@ -444,6 +480,8 @@ def test_weight_dropout_drops_recurrent_weights(rate: float) -> None:
         ({"dropout": -0.1}, "dropout .* not -0.1"),
         ({"dropout": math.nan}, "dropout .* not nan"),
         ({"weight_dropout": 1.0}, "weight_dropout .* not 1.0"),
+        ({"embedding_dropout": 1.0}, "embedding_dropout .* not 1.0"),
+        ({"embedding_dropout": 0.1, "embedding_size": 0}, "`embedding_dropout` needs an embedding"),
         ({"tie": True, "embedding_size": 4, "hidden_size": 5}, "`tie` needs .* not 4 and 5"),
         ({"tie": True, "embedding_size": 0, "hidden_size": 5}, "`tie` needs .* not 0 and 5"),
     ],

@@ -73,6 +73,25 @@ def test_learning_rate(changes: dict[str, Any], total: int) -> None:
     assert max(rates) == pytest.approx(0.5, rel=1e-5), "the peak is reached"
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_weight_decay_takes_a_part_of_every_parameter(optimizer: Any) -> None:
+    config = change(CONFIG, cell="lstm", optimizer=optimizer, warmup=0, schedule="constant")
+    rates = {"adam": config.learning_rate, "muon": config.muon_learning_rate}
+    plain, state = start(config)
+    decaying, _ = start(change(config, weight_decay=0.2))
+    gradient = jax.tree.map(jnp.ones_like, state.params)
+    without, _ = relaxed(plain).update(gradient, state.opt_state, state.params)
+    # The state is that of a run without weight decay, which can be resumed with it.
+    updates, _ = relaxed(decaying).update(gradient, state.opt_state, state.params)
+    for path, parameter in jax.tree_util.tree_leaves_with_path(state.params):
+        matrix = "layers" in jax.tree_util.keystr(path) and parameter.ndim == 2
+        rate = rates["muon" if optimizer == "muon" and matrix else "adam"]
+        got, before = (
+            dict(jax.tree_util.tree_leaves_with_path(u))[path] for u in (updates, without)
+        )
+        np.testing.assert_allclose(got, before - rate * 0.2 * parameter, rtol=1e-5, atol=1e-8)
+
+
 # --- Muon ---
 
 

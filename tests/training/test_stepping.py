@@ -49,7 +49,7 @@ DIFFERENCE = dict(rtol=0, atol=2e-7)
         dict(schedule="constant", clip_norm=0.0, warmup=0, beta2=0.9),
         dict(cell="lstm", layers=2, clip_norm=0.05, embedding_size=0),
         dict(cell="gru", embedding_size=4, tie=True, learning_rate=0.02),
-        dict(schedule="linear", beta1=0.7),
+        dict(schedule="linear", beta1=0.7, weight_decay=0.3),
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "plain",
 )
@@ -77,7 +77,8 @@ def test_train_step_is_the_plain_update(changes: dict[str, Any]) -> None:
             second[i] = config.beta2 * second[i] + (1 - config.beta2) * g**2
             unbiased = first[i] / (1 - config.beta1 ** (n + 1))
             spread = np.sqrt(second[i] / (1 - config.beta2 ** (n + 1)))
-            params[i] = params[i] - rate * unbiased / (spread + 1e-8)
+            decayed = unbiased / (spread + 1e-8) + config.weight_decay * params[i]
+            params[i] = params[i] - rate * decayed
 
         state, metrics = step(state, tokens, jnp.bool_(n == 0))
         np.testing.assert_allclose(metrics.loss, loss, **PLAIN)
