@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, NoReturn
 
@@ -26,7 +27,7 @@ from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
-from jaxrnn.presets import PRESETS, Preset
+from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
 from jaxrnn.settings import nested, setting
 from jaxrnn.training import loop, orbax_errors, run_description, run_directory
 from jaxrnn.training.config import TrainingConfig
@@ -45,8 +46,10 @@ class TrainOptions:
     """
 
     preset: Preset = setting("small", may_change=True)
-    """Preset; any other flag overrides it: small (two minutes on two CPU cores), lecture (the settings
-    of the lecture's code), shakespeare (best result in 15 CPU minutes)."""
+    """Preset; any other flag overrides it: small (two minutes on two CPU cores), shakespeare (the best
+    result in 15 minutes on two CPU cores), sprint (nanoGPT's loss on Tiny Shakespeare in half a minute),
+    lecture (the settings of the lecture's code). small and shakespeare depend on the length of the
+    text."""
     data: tuple[str, ...] = setting(("play",), may_change=True, per_process=True)
     """Training text: files, folders, "-" (standard input), "shakespeare" (Tiny Shakespeare, downloaded
     once), "play" (a play that a grammar of known entropy generates), or a single folder that python -m
@@ -78,8 +81,14 @@ class TrainOptions:
     training: TrainingConfig = nested(TrainingConfig, may_change=False)
 
 
-def parse(argv: Sequence[str]) -> TrainOptions:
-    """Return the options of a command line: those of the preset, overridden by the other flags."""
+def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
+    """Return the options of a command line: those of the preset, overridden by the other flags.
+
+    Args:
+      argv: the arguments.
+      characters: length of the training part of the text, which some presets depend on. None stands for
+        Tiny Shakespeare's.
+    """
     # A parser for the preset alone comes first. tyro's own `overridable_config_cli` would do both, but
     # it makes the preset a subcommand, which cannot stand anywhere among the flags.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -88,7 +97,8 @@ def parse(argv: Sequence[str]) -> TrainOptions:
     default = TrainOptions()
     if preset in PRESETS:
         settings = PRESETS[preset]
-        default = TrainOptions(preset=preset, data=settings.data, training=settings.training)
+        training = settings.for_length(characters or SHAKESPEARE_LENGTH)
+        default = TrainOptions(preset=preset, data=settings.data, training=training)
     markers = (tyro.conf.OmitArgPrefixes,)
     return arguments.parse(TrainOptions, "python -m jaxrnn.train", argv, default, markers)
 
@@ -110,9 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     console.open_streams()
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        options = parse(argv)
         with console.lasting_output():
-            status = run(options)
+            status = run(options, functools.partial(parse, argv))
             return console.PIPE_CLOSED if status == 0 and console.pipe_closed() else status
     except processes.RemoteError:
         # The process that met the error reports it.
@@ -147,13 +158,19 @@ def _print_error(error: object) -> None:
     console.error(arguments.in_flags(error, TrainOptions))
 
 
-def run(options: TrainOptions) -> int:
-    """Train as the options say, on the screen and in the run directory. Return the exit status."""
+def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None = None) -> int:
+    """Train as the options say, on the screen and in the run directory. Return the exit status.
+
+    Args:
+      options: the options.
+      for_length: returns the options for a training part of so many characters; None takes `options` for
+        any length.
+    """
     memory.limit_heap_growth()
     processes.start(options.processes)
     accelerator.use(options.accelerator)
     workdir = options.workdir or default_workdir(options)
-    work = processes.run_on_all(lambda: _read(options, workdir))
+    work = processes.run_on_all(lambda: _read(options, workdir, for_length))
     run_directory.require_equal_settings(work.description)
     if processes.is_primary():
         _introduce(work)
@@ -209,12 +226,16 @@ class _Work(NamedTuple):
     description: run_description.Description
 
 
-def _read(options: TrainOptions, workdir: Path) -> _Work:
+def _read(
+    options: TrainOptions, workdir: Path, for_length: Callable[[int], TrainOptions] | None
+) -> _Work:
     """Read the text and check all settings. Changes nothing."""
-    training = _kept_settings(options, workdir)
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
-    mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
     name, corpus = _corpus(options)
+    if for_length is not None:
+        options = for_length(corpus.train_size)
+    training = _kept_settings(options, workdir)
+    mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
     options = dataclasses.replace(options, training=training, bytes=corpus.vocabulary.by_bytes)
     steps = training.total_steps(training.batches(corpus))
     prime = _sample_prime(options, corpus)

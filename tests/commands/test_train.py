@@ -178,7 +178,7 @@ def test_help_breaks_lines_only_where_they_are_full(
     with pytest.raises(SystemExit):
         train.main(["--help"])
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert "lecture (the settings of the lecture's code), shakespeare" in out
+    assert "on two CPU cores), sprint (nanoGPT's loss on Tiny Shakespeare" in out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Records on Tiny Shakespeare, and what each lever of the recipe does.
+
+    python -m benchmarks.shakespeare record sprint --seeds 0 1 2 3 4
+    python -m benchmarks.shakespeare lever "Muon" --seeds 0 1
+    python -m benchmarks.shakespeare report
+
+record: train a record's preset, with the official validation text (the last tenth of the whole text).
+lever: train the base recipe with one change, or several by "+", with the last tenth of the training part
+  for validation. "all" stands for every lever. What has a log is not trained again.
+report: write the tables of LEADERBOARD.md and the pictures from the logs.
+
+Each training writes a log to results/tinyshakespeare/: settings, versions, processor, commit, every
+evaluation, and the speed of matrix products before and after, by which times of different machines can
+be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+
+from benchmarks import measure
+from benchmarks.shakespeare import report, training
+from benchmarks.shakespeare.recipes import BASE, LEVERS, RECORDS
+
+RUNS = measure.ROOT / "runs" / "tinyshakespeare"
+
+
+def record(flags: argparse.Namespace) -> None:
+    """Train a record from each seed and write the logs."""
+    for seed in flags.seeds:
+        _train(f"record-{flags.name}", RECORDS[flags.name], seed, official=True, keep=flags.keep)
+
+
+def lever(flags: argparse.Namespace) -> None:
+    """Train the base recipe with one change or several, from each seed, and write the logs."""
+    names = list(LEVERS) if flags.name == "all" else [flags.name]
+    for seed in flags.seeds:
+        for name in names:
+            changes = [flag for one in name.split(" + ") for flag in LEVERS[one]]
+            _train(f"lever-{name}", [*BASE, *changes], seed, official=False, keep=flags.keep)
+
+
+def _train(name: str, recipe: list[str], seed: int, official: bool, keep: bool) -> None:
+    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+    output = report.LOGS / f"{slug}-seed-{seed}.json"
+    workdir = RUNS / output.stem
+    if output.exists() and not keep:
+        print(f"{output.name} is there already")
+        return
+    shutil.rmtree(workdir, ignore_errors=True)
+    kind, _, recipe_name = name.partition("-")
+    log = training.train(recipe, workdir, seed, official)
+    measure.write({"kind": kind, "name": recipe_name, **log}, output)
+    last = log["evaluations"][-1]
+    print(f"{name}, seed {seed}: {last['val_loss']:.4f} in {last['training_seconds']:.1f} s")
+    if not keep:
+        shutil.rmtree(workdir)
+
+
+def _lever_name(text: str) -> str:
+    unknown = [one for one in text.split(" + ") if one not in LEVERS]
+    if unknown and text != "all":
+        raise argparse.ArgumentTypeError(f"must be all or of {', '.join(LEVERS)}, not {text!r}")
+    return text
+
+
+def main() -> None:
+    """Run the command."""
+    parser = measure.Parser(
+        prog="python -m benchmarks.shakespeare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=measure.Parser)
+    for name, run in (("record", record), ("lever", lever)):
+        command = commands.add_parser(name, help=run.__doc__)
+        if name == "record":
+            command.add_argument("name", choices=RECORDS)
+        else:
+            command.add_argument("name", type=_lever_name)
+        command.add_argument("--seeds", type=int, nargs="+", default=[0])
+        command.add_argument(
+            "--keep", action="store_true", help="train again, and keep the run directory in runs/"
+        )
+        command.set_defaults(run=run)
+    command = commands.add_parser("report", help=report.write.__doc__)
+    command.set_defaults(run=lambda flags: report.write())
+    flags = parser.parse_args()
+    flags.run(flags)
+
+
+if __name__ == "__main__":
+    main()

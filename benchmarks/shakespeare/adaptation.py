@@ -1,0 +1,133 @@
+"""Losses of models that are changed or combined after training: columns of their own in the table.
+
+temperature: the logits are divided by a temperature, chosen on held-out training text.
+ensemble: the probabilities of two models are averaged.
+dynamic: the model goes on learning from the text that it has read (dynamic evaluation, Krause et al.
+  2018, arXiv 1709.07432). Every SEGMENT characters, after they have been predicted, it takes a step
+  down their gradient, scaled by the root mean square that the gradient had on the training text, and a
+  part of the way back to its trained parameters.
+
+The text is read as one row, with the state carried along.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn import charlm
+from jaxrnn.shapes import Array
+
+# Characters between two steps of dynamic evaluation.
+SEGMENT = 20
+# Characters of each device call of the others.
+LONG = 1000
+# Added to the root mean square of a gradient, as a part of its mean over the parameters.
+FLOOR = 0.1
+
+
+def log_probabilities(params: charlm.Params, tokens: np.ndarray) -> np.ndarray:
+    """Return the log probabilities of all characters at each place after the first, [N - 1, V]."""
+
+    @jax.jit
+    def run(carry: charlm.Carry, tokens: Array) -> tuple[charlm.Carry, Array]:
+        carry, logits = charlm.forward(params, tokens[:, None], carry)
+        return carry, jax.nn.log_softmax(logits[:, 0])
+
+    carry, found = charlm.initial_carry(params.config, 1), []
+    inputs = tokens[:-1].astype(np.int32)
+    for at in range(0, len(inputs), LONG):
+        carry, logs = run(carry, inputs[at : at + LONG])
+        found.append(np.asarray(logs))
+    return np.concatenate(found)
+
+
+def loss(logs: np.ndarray, tokens: np.ndarray, temperature: float = 1.0, skip: int = 0) -> float:
+    """Return the mean loss in nats of log probabilities from `log_probabilities`, at a temperature.
+
+    Args:
+      logs: [N - 1, V].
+      tokens: [N], the text that they are of.
+      temperature: above 0.
+      skip: number of first characters that do not count.
+    """
+    logs = np.asarray(jax.nn.log_softmax(logs / temperature))
+    nats = -logs[np.arange(len(logs)), tokens[1:]]
+    return float(nats[skip:].mean(dtype=np.float64))
+
+
+def ensemble(models: Sequence[charlm.Params], tokens: np.ndarray, skip: int = 0) -> float:
+    """Return the loss of the mean of the models' probabilities."""
+    logs = np.stack([log_probabilities(params, tokens) for params in models])
+    return loss(np.asarray(jax.nn.logsumexp(logs, axis=0)), tokens, skip=skip)
+
+
+def gradient_scale(params: charlm.Params, tokens: np.ndarray, segments: int = 500) -> charlm.Params:
+    """Return the root mean square gradient of each parameter, over segments of the training text."""
+    places = np.linspace(0, len(tokens) - SEGMENT - 1, segments).astype(int)
+    rows = np.stack([tokens[at : at + SEGMENT + 1] for at in places]).astype(np.int32)
+
+    @jax.jit
+    def add(total: Any, row: Array) -> Any:
+        carry = charlm.initial_carry(params.config, 1)
+        gradient = jax.grad(lambda p: charlm.loss(p, row[:, None], carry)[0])(params)
+        return jax.tree.map(lambda t, g: t + g * g, total, gradient)
+
+    total = functools.reduce(add, rows, jax.tree.map(jnp.zeros_like, params))
+    return jax.tree.map(lambda t: jnp.sqrt(t / segments), total)
+
+
+def dynamic(
+    params: charlm.Params,
+    scale: charlm.Params,
+    tokens: np.ndarray,
+    rate: float,
+    back: float,
+    skip: int = 0,
+) -> float:
+    """Return the loss of a model that learns from the text while it reads it.
+
+    Args:
+      params: the trained model.
+      scale: `gradient_scale` of the model.
+      tokens: [N].
+      rate: learning rate of the steps.
+      back: part of the way back to the trained parameters, at each step.
+      skip: number of first characters that do not count.
+    """
+    mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(scale)) / charlm.count(params)
+    factor = jax.tree.map(lambda s: 1 / (s + FLOOR * mean), scale)
+    count = (len(tokens) - 1) // SEGMENT
+    places = SEGMENT * np.arange(count)[:, None] + np.arange(SEGMENT + 1)
+
+    def step(state: Any, row: Array) -> tuple[Any, Array]:
+        now, carry = state
+
+        def nats(model: charlm.Params) -> tuple[Array, tuple[charlm.Carry, Array]]:
+            after, logits = charlm.forward(model, row[:-1, None], carry)
+            logs = jax.nn.log_softmax(logits[:, 0])
+            each = -jnp.take_along_axis(logs, row[1:, None], axis=1)[:, 0]
+            return each.mean(), (after, each)
+
+        gradient, (carry, each) = jax.grad(nats, has_aux=True)(now)
+        now = jax.tree.map(
+            lambda p, g, f, p0: p - rate * g * f + back * (p0 - p), now, gradient, factor, params
+        )
+        return (now, carry), each
+
+    begin = params, charlm.initial_carry(params.config, 1)
+    (now, carry), nats = jax.jit(lambda rows: jax.lax.scan(step, begin, rows))(
+        jnp.asarray(tokens[places], jnp.int32)
+    )
+    rest = jnp.asarray(tokens[count * SEGMENT :], jnp.int32)[:, None]
+    last = np.zeros(0)
+    if len(rest) > 1:
+        mean_of_rest, _ = charlm.loss(now, rest, carry)
+        last = np.full(len(rest) - 1, float(mean_of_rest))
+    every = np.concatenate([np.asarray(nats).reshape(-1), last])
+    return float(every[skip:].mean(dtype=np.float64))
