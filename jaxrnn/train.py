@@ -213,6 +213,7 @@ class _Work(NamedTuple):
     prime: the beginning of the samples.
     steps: length of the run in steps.
     description: the content of config.json.
+    sized: whether the preset depends on the length of the text.
     """
 
     options: TrainOptions
@@ -224,6 +225,7 @@ class _Work(NamedTuple):
     prime: str | bytes
     steps: int
     description: run_description.Description
+    sized: bool
 
 
 def _read(
@@ -243,7 +245,10 @@ def _read(
     description = run_description.describe(options, text)
     run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
     run_directory.check(workdir, description, corpus.vocabulary, options.overwrite)
-    return _Work(options, training, workdir, devices, name, corpus, prime, steps, description)
+    sized = for_length is not None and PRESETS[options.preset].size is not None
+    return _Work(
+        options, training, workdir, devices, name, corpus, prime, steps, description, sized
+    )
 
 
 def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
@@ -305,6 +310,13 @@ def _introduce(work: _Work) -> None:
     )
     if corpus.floor is not None:
         print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
+    if work.sized:
+        characters = work.steps * work.training.batch * work.training.seq_len
+        print(
+            f"preset {work.options.preset} for {corpus.train_size:,} characters: "
+            f"{characters / corpus.train_size:.2g} passes, dropout {model.dropout:g}, weight dropout "
+            f"{model.weight_dropout:g} (shorter texts are read more often, which needs more of both)"
+        )
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:
         print(

@@ -2,11 +2,16 @@
 
     python -m benchmarks.shakespeare record sprint --seeds 0 1 2 3 4
     python -m benchmarks.shakespeare lever "Muon" --seeds 0 1
+    python -m benchmarks.shakespeare adapt best-15-minutes
     python -m benchmarks.shakespeare report
 
-record: train a record's preset, with the official validation text (the last tenth of the whole text).
+record: train a record's preset, with the official validation text (the last tenth of the whole text), or
+  with --choosing the last tenth of the training part.
 lever: train the base recipe with one change, or several by "+", with the last tenth of the training part
   for validation. "all" stands for every lever. What has a log is not trained again.
+adapt: the record's loss with dynamic evaluation, with a temperature, and as an ensemble of two seeds. It
+  needs the run directories that `record NAME --seeds 0 1 --keep` and `record NAME --choosing --keep`
+  leave in runs/; rates and temperature are chosen with the latter, on its validation text.
 report: write the tables of LEADERBOARD.md and the pictures from the logs.
 
 Each training writes a log to results/tinyshakespeare/: settings, versions, processor, commit, every
@@ -21,16 +26,24 @@ import re
 import shutil
 
 from benchmarks import measure
-from benchmarks.shakespeare import report, training
+from benchmarks.shakespeare import adaptation, report, training
 from benchmarks.shakespeare.recipes import BASE, LEVERS, RECORDS
+from jaxrnn.training.run_description import load
 
 RUNS = measure.ROOT / "runs" / "tinyshakespeare"
 
 
 def record(flags: argparse.Namespace) -> None:
     """Train a record from each seed and write the logs."""
+    kind = "choosing" if flags.choosing else "record"
     for seed in flags.seeds:
-        _train(f"record-{flags.name}", RECORDS[flags.name], seed, official=True, keep=flags.keep)
+        _train(
+            f"{kind}-{flags.name}",
+            RECORDS[flags.name],
+            seed,
+            official=not flags.choosing,
+            keep=flags.keep,
+        )
 
 
 def lever(flags: argparse.Namespace) -> None:
@@ -40,6 +53,20 @@ def lever(flags: argparse.Namespace) -> None:
         for name in names:
             changes = [flag for one in name.split(" + ") for flag in LEVERS[one]]
             _train(f"lever-{name}", [*BASE, *changes], seed, official=False, keep=flags.keep)
+
+
+def adapt(flags: argparse.Namespace) -> None:
+    """Compute the losses of a record's models that are adapted or combined, and write them."""
+    chosen_on, first, second = (
+        load(RUNS / f"{kind}-{flags.name}-seed-{seed}")
+        for kind, seed in (("choosing", 0), ("record", 0), ("record", 1))
+    )
+    found = adaptation.all_columns(chosen_on, first, second, training.choosing_text())
+    output = report.LOGS / f"adapted-{flags.name}.json"
+    measure.write(
+        {"kind": "adapted", "name": flags.name, **found, **measure.surroundings(("flax",))}, output
+    )
+    print(f"{output.name}: {found['official']}")
 
 
 def _train(name: str, recipe: list[str], seed: int, official: bool, keep: bool) -> None:
@@ -78,6 +105,9 @@ def main() -> None:
         command = commands.add_parser(name, help=run.__doc__)
         if name == "record":
             command.add_argument("name", choices=RECORDS)
+            command.add_argument(
+                "--choosing", action="store_true", help="validate on a part of the training text"
+            )
         else:
             command.add_argument("name", type=_lever_name)
         command.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -85,6 +115,9 @@ def main() -> None:
             "--keep", action="store_true", help="train again, and keep the run directory in runs/"
         )
         command.set_defaults(run=run)
+    command = commands.add_parser("adapt", help=adapt.__doc__)
+    command.add_argument("name", choices=RECORDS)
+    command.set_defaults(run=adapt)
     command = commands.add_parser("report", help=report.write.__doc__)
     command.set_defaults(run=lambda flags: report.write())
     flags = parser.parse_args()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,14 +22,60 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import charlm
+from jaxrnn.data import sources
+from jaxrnn.data.corpus import make_corpus
 from jaxrnn.shapes import Array
+from jaxrnn.training.evaluation import WARM_UP
 
 # Characters between two steps of dynamic evaluation.
 SEGMENT = 20
 # Characters of each device call of the others.
 LONG = 1000
+# What is tried on the choosing text.
+TEMPERATURES = [round(0.8 + 0.02 * n, 2) for n in range(21)]
+RATES, BACK = (1e-5, 3e-5, 1e-4, 3e-4), (0.0, 1e-3, 1e-2)
 # Added to the root mean square of a gradient, as a part of its mean over the parameters.
 FLOOR = 0.1
+
+
+def all_columns(
+    chosen_on: charlm.Params, first: charlm.Params, second: charlm.Params, choosing: Path
+) -> dict[str, Any]:
+    """Return what was chosen on the choosing text, and the losses on the official validation text.
+
+    Args:
+      chosen_on: the model that was trained without the last tenth of the training part.
+      first: the model of the record.
+      second: a model of the record from another seed.
+      choosing: the file with the training part.
+    """
+    held_out = make_corpus(choosing.read_text(encoding="utf-8"))
+    corpus = make_corpus(sources.read(("shakespeare",)).content)
+    text, skip = held_out.tokens[held_out.split - WARM_UP :], WARM_UP - 1
+    logs = log_probabilities(chosen_on, text)
+    by_temperature = {t: loss(logs, text, t, skip) for t in TEMPERATURES}
+    temperature = min(by_temperature, key=by_temperature.__getitem__)
+    scale = gradient_scale(chosen_on, held_out.tokens[: held_out.split])
+    by_rates = {
+        (rate, back): dynamic(chosen_on, scale, text, rate, back, skip)
+        for rate in RATES
+        for back in BACK
+    }
+    rate, back = min(by_rates, key=by_rates.__getitem__)
+    official = corpus.tokens[corpus.split - WARM_UP :]
+    logs = log_probabilities(first, official)
+    scale = gradient_scale(first, corpus.tokens[: corpus.split])
+    return {
+        "temperature": {str(t): nats for t, nats in by_temperature.items()},
+        "dynamic": [[rate, back, nats] for (rate, back), nats in by_rates.items()],
+        "chosen": {"temperature": temperature, "rate": rate, "back": back},
+        "official": {
+            "plain": loss(logs, official, skip=skip),
+            "temperature": loss(logs, official, temperature, skip),
+            "ensemble of two": ensemble([first, second], official, skip),
+            "dynamic evaluation": dynamic(first, scale, official, rate, back, skip),
+        },
+    }
 
 
 def log_probabilities(params: charlm.Params, tokens: np.ndarray) -> np.ndarray:

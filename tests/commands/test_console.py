@@ -239,8 +239,8 @@ def test_numbers_can_be_none() -> None:
     """Which undoes what a preset says."""
     options = arguments.parse(generate.GenerateOptions, "", ["run", "--top-k", "None"])
     assert options.sampling.top_k is None
-    assert train.parse(["--preset", "shakespeare"]).training.steps == 3500
-    assert train.parse(["--preset", "shakespeare", "--steps", "None"]).training.steps is None
+    assert train.parse(["--preset", "sprint"]).training.stop_at == 1.4697
+    assert train.parse(["--preset", "sprint", "--stop-at", "None"]).training.stop_at is None
 
 
 def test_primes_of_the_command_line() -> None:
