@@ -103,7 +103,7 @@ SPRINT = Settings(
         model=ModelConfig(hidden_size=448, embedding_size=64),
         batch=32,
         seq_len=48,
-        epochs=1.53,
+        epochs=1.7,
         learning_rate=1.2e-2,
         schedule="linear",
         warmup=20,

@@ -7,8 +7,8 @@
 
 record: train a record's preset, with the official validation text (the last tenth of the whole text), or
   with --choosing the last tenth of the training part.
-lever: train the base recipe with one change, or several by "+", with the last tenth of the training part
-  for validation. "all" stands for every lever. What has a log is not trained again.
+lever: train the base recipe with one change, or several by " + ", with the last tenth of the training
+  part for validation. "all" stands for every lever. What has a log is not trained again.
 adapt: the record's loss with dynamic evaluation, with a temperature, and as an ensemble of two seeds. It
   needs the run directories that `record NAME --seeds 0 1 --keep` and `record NAME --choosing --keep`
   leave in runs/; rates and temperature are chosen with the latter, on its validation text.
@@ -24,10 +24,12 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from pathlib import Path
 
 from benchmarks import measure
-from benchmarks.shakespeare import adaptation, report, training
+from benchmarks.shakespeare import adaptation, growing, report, training
 from benchmarks.shakespeare.recipes import BASE, LEVERS, RECORDS
+from jaxrnn.train import parse
 from jaxrnn.training.run_description import load
 
 RUNS = measure.ROOT / "runs" / "tinyshakespeare"
@@ -48,11 +50,25 @@ def record(flags: argparse.Namespace) -> None:
 
 def lever(flags: argparse.Namespace) -> None:
     """Train the base recipe with one change or several, from each seed, and write the logs."""
-    names = list(LEVERS) if flags.name == "all" else [flags.name]
+    names = [*LEVERS, *growing.GROWING] if flags.name == "all" else [flags.name]
     for seed in flags.seeds:
         for name in names:
+            if name in growing.GROWING:
+                _grow(name, seed)
+                continue
             changes = [flag for one in name.split(" + ") for flag in LEVERS[one]]
             _train(f"lever-{name}", [*BASE, *changes], seed, official=False, keep=flags.keep)
+
+
+def _grow(name: str, seed: int) -> None:
+    output = _log_file(f"lever-{name}", seed)
+    if output.exists():
+        print(f"{output.name} is there already")
+        return
+    config = parse([*BASE, "--seed", str(seed)]).training
+    log = growing.train(config, growing.GROWING[name], training.choosing_text())
+    measure.write({"kind": "lever", "name": name, **log}, output)
+    print(f"{name}, seed {seed}: {log['evaluations'][-1]['val_loss']:.4f}")
 
 
 def adapt(flags: argparse.Namespace) -> None:
@@ -70,8 +86,7 @@ def adapt(flags: argparse.Namespace) -> None:
 
 
 def _train(name: str, recipe: list[str], seed: int, official: bool, keep: bool) -> None:
-    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-    output = report.LOGS / f"{slug}-seed-{seed}.json"
+    output = _log_file(name, seed)
     workdir = RUNS / output.stem
     if output.exists() and not keep:
         print(f"{output.name} is there already")
@@ -86,10 +101,16 @@ def _train(name: str, recipe: list[str], seed: int, official: bool, keep: bool) 
         shutil.rmtree(workdir)
 
 
+def _log_file(name: str, seed: int) -> Path:
+    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+    return report.LOGS / f"{slug}-seed-{seed}.json"
+
+
 def _lever_name(text: str) -> str:
     unknown = [one for one in text.split(" + ") if one not in LEVERS]
-    if unknown and text != "all":
-        raise argparse.ArgumentTypeError(f"must be all or of {', '.join(LEVERS)}, not {text!r}")
+    if unknown and text not in ("all", *growing.GROWING):
+        known = ", ".join([*LEVERS, *growing.GROWING])
+        raise argparse.ArgumentTypeError(f"must be all or of {known}, not {text!r}")
     return text
 
 
