@@ -111,7 +111,6 @@ SPRINT = Settings(
         beta2=0.98,
         weight_decay=0.05,
         output_bias="frequencies",
-        eval_every=100,
         sample_every=0,
         stop_at=1.4697,
     ),

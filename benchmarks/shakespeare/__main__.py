@@ -3,6 +3,7 @@
     python -m benchmarks.shakespeare record sprint --seeds 0 1 2 3 4
     python -m benchmarks.shakespeare lever "Muon" --seeds 0 1
     python -m benchmarks.shakespeare adapt best-15-minutes
+    python -m benchmarks.shakespeare text novel.txt
     python -m benchmarks.shakespeare report
 
 record: train a record's preset, with the official validation text (the last tenth of the whole text), or
@@ -12,6 +13,8 @@ lever: train the base recipe with one change, or several by " + ", with the last
 adapt: the record's loss with dynamic evaluation, with a temperature, and as an ensemble of two seeds. It
   needs the run directories that `record NAME --seeds 0 1 --keep` and `record NAME --choosing --keep`
   leave in runs/; rates and temperature are chosen with the latter, on its validation text.
+text: train on any text by the default preset, which depends on the length of the text, and by the former
+  default, which did not, once as it was and once for as many seconds.
 report: write the tables of LEADERBOARD.md and the pictures from the logs.
 
 Each training writes a log to results/tinyshakespeare/: settings, versions, processor, commit, every
@@ -28,7 +31,14 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.shakespeare import adaptation, growing, report, training
-from benchmarks.shakespeare.recipes import BASE, LEVERS, RECORDS
+from benchmarks.shakespeare.recipes import (
+    BASE,
+    FORMER_DEFAULT,
+    FORMER_EPOCHS,
+    LEVERS,
+    RECORDS,
+)
+from benchmarks.shakespeare.report import Log
 from jaxrnn.train import parse
 from jaxrnn.training.run_description import load
 
@@ -85,6 +95,29 @@ def adapt(flags: argparse.Namespace) -> None:
     print(f"{output.name}: {found['official']}")
 
 
+def text(flags: argparse.Namespace) -> None:
+    """Train on a text by the default preset and by the former default for as long; write the log."""
+    workdir = RUNS / f"text-{flags.path.stem}"
+
+    def trained(recipe: list[str], seed: int = 0) -> Log:
+        shutil.rmtree(workdir, ignore_errors=True)
+        log = training.train([*recipe, "--sample-every", "0"], workdir, seed, flags.path)
+        shutil.rmtree(workdir)
+        return log
+
+    now = trained([])
+    former = trained([*FORMER_DEFAULT, "--epochs", str(FORMER_EPOCHS)])
+    ratio = report.final(now)["training_seconds"] / report.final(former)["training_seconds"]
+    equal_time = trained([*FORMER_DEFAULT, "--epochs", f"{FORMER_EPOCHS * ratio:.4g}"])
+    logs = {"default": now, "former default": former, "former default, equal time": equal_time}
+    size = len(flags.path.read_bytes())
+    found = {"kind": "text", "name": flags.path.stem, "bytes": size, "logs": logs}
+    measure.write(found, report.LOGS / f"text-{flags.path.stem}.json")
+    for name, log in logs.items():
+        best = min(e["val_loss"] for e in log["evaluations"])
+        print(f"{name}: {best:.4f} in {report.final(log)['training_seconds']:.1f} s")
+
+
 def _train(name: str, recipe: list[str], seed: int, official: bool, keep: bool) -> None:
     output = _log_file(name, seed)
     workdir = RUNS / output.stem
@@ -93,8 +126,11 @@ def _train(name: str, recipe: list[str], seed: int, official: bool, keep: bool) 
         return
     shutil.rmtree(workdir, ignore_errors=True)
     kind, _, recipe_name = name.partition("-")
-    log = training.train(recipe, workdir, seed, official)
-    measure.write({"kind": kind, "name": recipe_name, **log}, output)
+    data = "shakespeare" if official else training.choosing_text()
+    log = training.train(recipe, workdir, seed, data)
+    validation = "official" if official else "last tenth of the training part"
+    log = {"kind": kind, "name": recipe_name, "validation": validation, **log}
+    measure.write(log, output)
     last = log["evaluations"][-1]
     print(f"{name}, seed {seed}: {last['val_loss']:.4f} in {last['training_seconds']:.1f} s")
     if not keep:
@@ -139,6 +175,9 @@ def main() -> None:
     command = commands.add_parser("adapt", help=adapt.__doc__)
     command.add_argument("name", choices=RECORDS)
     command.set_defaults(run=adapt)
+    command = commands.add_parser("text", help=text.__doc__)
+    command.add_argument("path", type=Path)
+    command.set_defaults(run=text)
     command = commands.add_parser("report", help=report.write.__doc__)
     command.set_defaults(run=lambda flags: report.write())
     flags = parser.parse_args()

@@ -69,3 +69,13 @@ LEVERS: dict[str, list[str]] = {
     "layer norm": ["--cell", "layer_norm_lstm"],
     "Mogrifier": ["--cell", "mogrifier_lstm"],
 }
+
+# --- other texts ----------------------------------------------------------------------------------
+
+# The settings of the preset small until 2026-11-28, which did not depend on the text.
+FORMER_DEFAULT: list[str] = [
+    *("--hidden-size", "256", "--dropout", "0", "--weight-dropout", "0", "--batch", "32"),
+    *("--seq-len", "100", "--learning-rate", "5e-3", "--schedule", "cosine", "--warmup", "100"),
+    *("--weight-decay", "0", "--output-bias", "zero"),
+]
+FORMER_EPOCHS = 6.0

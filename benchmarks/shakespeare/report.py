@@ -30,6 +30,7 @@ def write() -> None:
     page = PAGE.read_text(encoding="utf-8")
     page = _replaced(page, "records", record_table(records))
     page = _replaced(page, "levers", lever_table(levers))
+    page = _replaced(page, "texts", text_table(log for log in logs if log["kind"] == "text"))
     atomic_write(PAGE, page)
     _draw_records(records, LOGS / "records.png")
     _draw_levers(levers, LOGS / "levers.png")
@@ -120,6 +121,19 @@ def lever_table(logs: Iterable[Log]) -> str:
         *("lever", "validation", "change", "training loss", "ms per step", "x base"),
         *("seconds", "seeds"),
     )
+    return tables.markdown_table(headings, rows)
+
+
+def text_table(logs: Iterable[Log]) -> str:
+    """Return the table of other texts in Markdown: the lowest validation loss by each default."""
+    rows = []
+    for log in sorted(logs, key=lambda log: log["bytes"]):
+        runs = log["logs"].values()
+        losses = [min(e["val_loss"] for e in run["evaluations"]) for run in runs]
+        seconds = [final(run)["training_seconds"] for run in runs]
+        cells = (f"{nats:.3f} in {s:.0f} s" for nats, s in zip(losses, seconds, strict=True))
+        rows.append((log["name"], f"{log['bytes']:,}", *cells))
+    headings = ("text", "bytes", "default", "former default", "former default for as long")
     return tables.markdown_table(headings, rows)
 
 

@@ -36,20 +36,20 @@ def choosing_text() -> Path:
     return path
 
 
-def train(flags: Sequence[str], workdir: Path, seed: int, official: bool) -> dict[str, Any]:
+def train(flags: Sequence[str], workdir: Path, seed: int, data: str | Path) -> dict[str, Any]:
     """Train a recipe in a run directory that does not exist yet, and return its log.
 
     Args:
       flags: of `python -m jaxrnn.train`.
       workdir: the run directory.
       seed: the random seed.
-      official: validate on the official validation text instead of a part of the training text.
+      data: the text, as the train command takes it. Its last tenth is for validation.
 
     Raises:
       SystemExit: with the status of the train command, if it failed.
     """
     command = ["-m", "jaxrnn.train", *flags, "--seed", str(seed), "--workdir", str(workdir)]
-    command += ["--data", "shakespeare" if official else str(choosing_text())]
+    command += ["--data", str(data)]
     before = products_per_second()
     began = time.perf_counter()
     environment = measure.child_environment()
@@ -63,7 +63,6 @@ def train(flags: Sequence[str], workdir: Path, seed: int, official: bool) -> dic
     return {
         "flags": list(flags),
         "seed": seed,
-        "validation": "official" if official else "last tenth of the training part",
         "evaluations": [
             {name: line[name] for name in kept} for line in lines if "val_loss" in line
         ],
