@@ -24,53 +24,62 @@ class Settings:
     training: the model and how it is trained; if that depends on the length of the text, for Tiny
       Shakespeare.
     data: the default text, as in `--data`.
-    size: returns the settings for a training part of so many characters; None for settings that do not
-      depend on it.
+    size: returns the settings for a training part of so many characters and a cell; None for settings
+      that do not depend on them.
     """
 
     training: TrainingConfig
     data: tuple[str, ...]
-    size: Callable[[int], TrainingConfig] | None = None
+    size: Callable[[int, str], TrainingConfig] | None = None
 
-    def for_length(self, characters: int) -> TrainingConfig:
-        """Return the settings for a training part of so many characters."""
-        return self.training if self.size is None else self.size(characters)
+    def for_length(self, characters: int, cell: str = "lstm") -> TrainingConfig:
+        """Return the settings for a training part of so many characters and a cell."""
+        return self.training if self.size is None else self.size(characters, cell)
 
 
 # --- presets that depend on the length of the text ---
 
 # Characters on which an LSTM of 512 is trained in a minute on two CPU cores, in float32.
 PER_MINUTE = 2_700_000
-# Most passes over a text: more of them did not help any text, however short.
+# Most passes over a text.
 MOST_PASSES = 60.0
+# Peak learning rates for batches of 32, by cell.
+RATES = {"lstm": 1.2e-2, "gru": 4e-3, "rnn": 1.5e-3}
+OTHER_RATE = 5e-3
+# Cells without recurrent weights that could be dropped.
+WITHOUT_RECURRENT_WEIGHTS = ("indrnn", "mingru", "minlstm")
 # Passes from which outputs, and recurrent weights, are dropped.
 FIRST_DROPOUT, FIRST_WEIGHT_DROPOUT = 1.5, 8.0
 
 
-def for_minutes(minutes: float, characters: int) -> TrainingConfig:
+def for_minutes(minutes: float, characters: int, cell: str = "lstm") -> TrainingConfig:
     """Return the settings for a text of any kind, for so many minutes on two CPU cores.
 
     The time decides how many passes over the text are made, and a text that is read often is learned by
     heart unless more is dropped. A short text also makes smaller batches.
 
     Args:
-      minutes: the time; a short text takes less.
+      minutes: the time that an LSTM takes. A short text takes less.
       characters: length of the training part of the text.
+      cell: name of the cell.
     """
     passes = min(minutes * PER_MINUTE / characters, MOST_PASSES)
     batch = min(64 if minutes > 5 else 32, max(1, characters // 500))
+    weight_dropout = 0.0
+    if cell not in WITHOUT_RECURRENT_WEIGHTS:
+        weight_dropout = _growing(passes / FIRST_WEIGHT_DROPOUT, 0.08, 0.15)
     return TrainingConfig(
         model=ModelConfig(
             hidden_size=512,
             embedding_size=64,
             dropout=_growing(passes / FIRST_DROPOUT, 0.2, 0.5),
-            weight_dropout=_growing(passes / FIRST_WEIGHT_DROPOUT, 0.08, 0.15),
+            weight_dropout=weight_dropout,
             dtype="auto",
         ),
         batch=batch,
         seq_len=min(64, max(1, characters // batch - 1)),
         epochs=float(f"{passes:.3g}"),
-        learning_rate=float(f"{1.2e-2 * math.sqrt(batch / 32):.2g}"),
+        learning_rate=float(f"{RATES.get(cell, OTHER_RATE) * math.sqrt(batch / 32):.2g}"),
         schedule="linear",
         warmup=50,
         weight_decay=0.1,

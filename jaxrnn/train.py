@@ -89,16 +89,18 @@ def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
       characters: length of the training part of the text, which some presets depend on. None stands for
         Tiny Shakespeare's.
     """
-    # A parser for the preset alone comes first. tyro's own `overridable_config_cli` would do both, but
-    # it makes the preset a subcommand, which cannot stand anywhere among the flags.
+    # A parser for the preset, and for the cell on which some depend, comes first. tyro's own
+    # `overridable_config_cli` would do both, but it makes the preset a subcommand, which cannot stand
+    # anywhere among the flags.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="small")
-    preset = first.parse_known_args(argv)[0].preset
+    first.add_argument("--cell", default="lstm")
+    given = first.parse_known_args(argv)[0]
     default = TrainOptions()
-    if preset in PRESETS:
-        settings = PRESETS[preset]
-        training = settings.for_length(characters or SHAKESPEARE_LENGTH)
-        default = TrainOptions(preset=preset, data=settings.data, training=training)
+    if given.preset in PRESETS:
+        settings = PRESETS[given.preset]
+        training = settings.for_length(characters or SHAKESPEARE_LENGTH, given.cell)
+        default = TrainOptions(preset=given.preset, data=settings.data, training=training)
     markers = (tyro.conf.OmitArgPrefixes,)
     return arguments.parse(TrainOptions, "python -m jaxrnn.train", argv, default, markers)
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any, get_args
 
+import jax
 import pytest
 
 from jaxrnn import presets, train
+from jaxrnn.charlm.registry import CellName
 from jaxrnn.data import play
 from jaxrnn.data.corpus import Batches, make_corpus
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, for_minutes
@@ -40,6 +43,16 @@ def test_shorter_texts_are_read_more_often_and_need_more_dropout() -> None:
         assert rates == sorted(rates, reverse=True) and rates[0] > 0 and rates[-1] == 0
     # A text of 100 kB is not read three times without anything dropped.
     assert for_minutes(2.0, 90_000).model.dropout == 0.5
+
+
+@pytest.mark.parametrize("cell", get_args(CellName))
+def test_every_cell_has_settings_that_it_takes(cell: Any) -> None:
+    for arguments in (["--cell", cell], [f"--cell={cell}"]):
+        model = train.parse(arguments, 10_000).training.model
+        assert model.cell == cell
+        params = jax.eval_shape(lambda: model.make_cell().init(jax.random.key(0), 3))  # noqa: B023
+        has_weights = getattr(params, "w_h", None) is not None
+        assert (model.weight_dropout > 0) == has_weights
 
 
 def test_presets_are_those_of_tiny_shakespeare_without_a_length() -> None:

@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks.shakespeare import __main__ as command
-from benchmarks.shakespeare import report
+from benchmarks.shakespeare import adaptation, report
 from benchmarks.shakespeare.recipes import BASE, LEVERS, NANOGPT, RECORDS
-from jaxrnn import train
+from jaxrnn import charlm, train
+from jaxrnn.data.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.once
 
@@ -40,14 +44,16 @@ def rows(table: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
 
 
-def test_a_record_has_its_seconds_on_a_reference_machine() -> None:
+def test_a_record_has_its_seconds_on_a_reference_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 200 GFLOP/s, half the reference speed, 40 seconds are 20 comparable ones."""
+    monkeypatch.setattr(report, "REFERENCE_SPEED", 400.0)
     [row] = rows(report.record_table([log("sprint", 0, 1.46, 40.0, "record")]))
     assert row[:8] == ["sprint", "0", "1.4600", "40.0", "20.0", "3.0", "7.0", "10"]
     assert row[8:] == ["2 cores, a processor", "float32", "2026-11-28", "`01234567`"]
 
 
-def test_a_lever_is_compared_with_the_base_of_its_seed() -> None:
+def test_a_lever_is_compared_with_the_base_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "REFERENCE_SPEED", 400.0)
     logs = [log("base", 0, 1.5, 10.0), log("base", 1, 1.6, 10.0)]
     logs += [log("Muon", 1, 1.57, 20.0), log("Muon", 0, 1.49, 20.0)]
     base, muon = rows(report.lever_table(logs))
@@ -92,6 +98,66 @@ def test_the_logs_of_records_are_of_their_presets_and_commits() -> None:
         assert found["validation"] == "official", path.name
         if found["name"] == "sprint":
             assert found["evaluations"][-1]["val_loss"] <= NANOGPT, path.name
+
+
+# --- adapted and combined models ---
+
+VOCABULARY = Vocabulary.of("abcdefgh")
+TEXT = np.random.default_rng(0).integers(8, size=150).astype(np.uint8)
+# float32 against float32, read in other parts
+SAME = 1e-5
+
+
+def small_model(seed: int) -> charlm.Params:
+    config = charlm.ModelConfig(hidden_size=8, embedding_size=4)
+    return charlm.init(config, VOCABULARY, seed)
+
+
+def plain_loss(params: charlm.Params, text: np.ndarray) -> float:
+    tokens = jnp.asarray(text, jnp.int32)[:, None]
+    return float(charlm.loss(params, tokens, charlm.initial_carry(params.config, 1))[0])
+
+
+@pytest.mark.slow
+def test_losses_without_any_adaptation_are_the_plain_loss() -> None:
+    params = small_model(0)
+    want = plain_loss(params, TEXT)
+    logs = adaptation.log_probabilities(params, TEXT)
+    assert adaptation.loss(logs, TEXT) == pytest.approx(want, rel=SAME)
+    scale = jax.tree.map(jnp.ones_like, params)
+    # Of 149 predictions the last 9 are no whole segment.
+    assert adaptation.dynamic(params, scale, TEXT, 0.0, 0.0) == pytest.approx(want, rel=SAME)
+    assert adaptation.ensemble([params, params], TEXT) == pytest.approx(want, rel=SAME)
+
+
+@pytest.mark.slow
+def test_an_ensemble_averages_probabilities() -> None:
+    models = [small_model(0), small_model(1)]
+    probabilities = np.mean(
+        [np.exp(adaptation.log_probabilities(params, TEXT)) for params in models], axis=0
+    )
+    want = -np.log(probabilities[np.arange(149), TEXT[1:]])[5:].mean()
+    assert adaptation.ensemble(models, TEXT, skip=5) == pytest.approx(want, rel=SAME)
+
+
+@pytest.mark.slow
+def test_a_high_temperature_makes_all_characters_alike() -> None:
+    logs = adaptation.log_probabilities(small_model(0), TEXT)
+    assert adaptation.loss(logs, TEXT, 1e6) == pytest.approx(np.log(8), rel=SAME)
+
+
+@pytest.mark.slow
+def test_dynamic_evaluation_learns_a_text_that_repeats() -> None:
+    params = small_model(0)
+    text = np.tile(TEXT[:15], 40)
+    scale = adaptation.gradient_scale(params, text, segments=5)
+    learned = adaptation.dynamic(params, scale, text, 3e-3, 0.0)
+    assert learned < plain_loss(params, text) - 0.2
+    held_back = adaptation.dynamic(params, scale, text, 3e-3, 1.0)
+    assert held_back > learned + 0.1, "all the way back after each step"
+
+
+# --- bad input ---
 
 
 @pytest.mark.parametrize(
