@@ -18,6 +18,8 @@ LOGS = measure.RESULTS / "tinyshakespeare"
 PAGE = measure.ROOT / "benchmarks" / "LEADERBOARD.md"
 # Speed in matrix products of the machine that comparable seconds are of, in GFLOP/s.
 REFERENCE_SPEED = 470.0
+# Marks of the axis of seconds.
+SECONDS = (5, 10, 20, 50, 100, 200, 500, 1000)
 
 Log = dict[str, Any]
 
@@ -177,18 +179,20 @@ def _draw_records(logs: Iterable[Log], path: Path) -> None:
         axes.annotate(
             f"{name}: {_mean(group):.3f}",
             (end["training_seconds"], end["val_loss"]),
-            (4, -12),
+            (-8, -4),
             textcoords="offset points",
             color=color,
-            ha="center",
+            ha="right",
             va="top",
         )
     axes.axhline(NANOGPT, color=GREY, linestyle="--", linewidth=1)
     axes.annotate(
-        f"nanoGPT {NANOGPT}", (1, NANOGPT), (-4, 3), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", color=GREY,
+        f"nanoGPT {NANOGPT}", (0, NANOGPT), (6, -4), xycoords=("axes fraction", "data"),
+        textcoords="offset points", va="top", color=GREY,
     )  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xticks(SECONDS, [str(n) for n in SECONDS])
+    axes.set_xticks([], minor=True)
     axes.set_ylim(top=1.8)
     axes.set_xlabel("seconds of training on two CPU cores")
     axes.set_ylabel("validation loss, nats per character")
