@@ -41,8 +41,12 @@ class Settings:
 
 # Characters on which an LSTM of 512 is trained in a minute on two CPU cores, in float32.
 PER_MINUTE = 2_700_000
-# Most passes over a text.
-MOST_PASSES = 60.0
+# Most passes over a text, from this length on. Shorter texts allow fewer, because even with dropout they
+# are learned by heart, but at least FEWEST_PASSES.
+MOST_PASSES, LONG = 60.0, 100_000
+FEWEST_PASSES = 15.0
+# Width of the hidden state for texts shorter than this, and for longer ones.
+SHORT, NARROW, WIDE = 50_000, 256, 512
 # Peak learning rates for batches of 32, by cell. Others were not measured.
 RATES = {"lstm": 1.2e-2, "gru": 8e-3, "rnn": 8e-3}
 OTHER_RATE = 5e-3
@@ -56,34 +60,39 @@ def for_minutes(minutes: float, characters: int, cell: str = "lstm") -> Training
     """Return the settings for a text of any kind, for so many minutes on two CPU cores.
 
     The time decides how many passes over the text are made, and a text that is read often is learned by
-    heart unless more is dropped. A short text also makes smaller batches.
+    heart unless more is dropped. A short text also makes smaller batches and a smaller network.
 
     Args:
       minutes: the time that an LSTM takes. A short text takes less.
       characters: length of the training part of the text.
       cell: name of the cell.
     """
-    passes = min(minutes * PER_MINUTE / characters, MOST_PASSES)
+    most_passes = min(max(MOST_PASSES * characters / LONG, FEWEST_PASSES), MOST_PASSES)
+    passes = min(minutes * PER_MINUTE / characters, most_passes)
     batch = min(64 if minutes > 5 else 32, max(1, characters // 500))
     weight_dropout = 0.0
     if cell not in WITHOUT_RECURRENT_WEIGHTS:
         weight_dropout = _growing(passes / FIRST_WEIGHT_DROPOUT, 0.08, 0.15)
+    seq_len = min(64, max(1, characters // batch - 1))
+    steps = passes * characters / (batch * seq_len)
     return TrainingConfig(
         model=ModelConfig(
-            hidden_size=512,
+            hidden_size=NARROW if characters < SHORT else WIDE,
             embedding_size=64,
             dropout=_growing(passes / FIRST_DROPOUT, 0.2, 0.5),
             weight_dropout=weight_dropout,
             dtype="auto",
         ),
         batch=batch,
-        seq_len=min(64, max(1, characters // batch - 1)),
+        seq_len=seq_len,
         epochs=float(f"{passes:.3g}"),
         learning_rate=float(f"{RATES.get(cell, OTHER_RATE) * math.sqrt(batch / 32):.2g}"),
         schedule="linear",
         warmup=50,
         weight_decay=0.1,
         output_bias="frequencies",
+        # Some ten times in a run: the best of these models is the one that is loaded later.
+        eval_every=min(max(10 * round(steps / 100), 10), 250),
     )
 
 
