@@ -317,7 +317,7 @@ def _introduce(work: _Work) -> None:
         print(
             f"preset {work.options.preset} for {corpus.train_size:,} characters: "
             f"{characters / corpus.train_size:.2g} passes, dropout {model.dropout:g}, weight dropout "
-            f"{model.weight_dropout:g} (shorter texts are read more often, which needs more of both)"
+            f"{model.weight_dropout:g} (the more often a text is read, the more is dropped)"
         )
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:

@@ -35,7 +35,8 @@ def write() -> None:
     page = _replaced(page, "texts", text_table(log for log in logs if log["kind"] == "text"))
     atomic_write(PAGE, page)
     _draw_records(records, LOGS / "records.png")
-    _draw_levers(levers, LOGS / "levers.png")
+    if levers:
+        _draw_levers(levers, LOGS / "levers.png")
 
 
 def _replaced(page: str, name: str, content: str) -> str:
@@ -220,8 +221,7 @@ def _draw_levers(logs: Iterable[Log], path: Path) -> None:
     axes.set_yticks(range(len(order)), order)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_xlabel("change of the validation loss, nats per character (to the left is better)")
-    if base:
-        axes.set_title(f"one change each to the base, which has {_mean(base):.3f}")
+    axes.set_title(f"one change each to the base, which has {_mean(base):.3f}")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     figure.savefig(path, dpi=120)
