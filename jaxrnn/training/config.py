@@ -76,7 +76,7 @@ class TrainingConfig:
     overlap: Suppress[Fixed[bool | None]] = setting(True, absent=None)
     """Whether shuffled windows share a character with the next one and are shifted in each pass. None
     in runs from before they did, which keep their windows. No flag."""
-    output_bias: OutputBias = "zero"
+    output_bias: OutputBias = setting("zero", may_change=True)
     """Initial bias of the output layer: zero, or the logarithms of the characters' frequencies in the
     training text, which is what a model without any inputs would learn."""
     seed: int = 0

@@ -64,9 +64,13 @@ def test_a_training_from_start_to_end(
         f"text: {size:,} characters, {len(set(TEXT))} different; "
         f"the last {size - size * 9 // 10:,} are for validation"
     )
+    learned = size * 9 // 10
+    assert lines[1].startswith(
+        f"preset small for {learned:,} characters: {8 * 4 * 8 / learned:.2g} passes, dropout 0, "
+    )
     count = charlm.count(load(run))
-    assert lines[1].startswith(f"1 x rnn of 6, {count:,} parameters, float32; 8 steps on cpu")
-    assert lines[1].endswith(f"run directory {run}")
+    assert lines[2].startswith(f"1 x rnn of 6, {count:,} parameters, float32; 8 steps on cpu")
+    assert lines[2].endswith(f"run directory {run}")
     assert any(line.startswith("step 8/8  loss ") for line in lines)
     command = "done. Now: python -m jaxrnn.generate "
     assert lines[-1].startswith(command)
@@ -88,7 +92,7 @@ def test_a_pass_that_reads_a_part_of_the_text_is_reported(
     rows = size // 4 * 6 // 10
     assert train.main(flags(place / "text.txt", tmp_path / "run", steps=1, seq_len=rows)) == 0
     line = f"each epoch reads {4 * rows / size:.0%} of the training text, "
-    assert capsys.readouterr().out.splitlines()[1].startswith(line)
+    assert capsys.readouterr().out.splitlines()[2].startswith(line)
 
 
 @pytest.mark.slow
