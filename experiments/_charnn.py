@@ -18,8 +18,9 @@ from matplotlib.ticker import NullFormatter
 
 import jaxrnn
 from experiments import Outcome, _drawing, _text, bullets
-from jaxrnn import charlm, train
+from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
+from jaxrnn.presets import PRESETS
 from jaxrnn.training.config import TrainingConfig
 
 # The shares of correct items in some texts, 0 to 1, by name; NaN where there are no items.
@@ -73,7 +74,7 @@ PROGRAMS = {
         0.0223,
     ),
     "lecture, newer": Program(
-        dataclasses.replace(train.PRESETS["lecture"].training, log_every=5, eval_every=20),
+        dataclasses.replace(PRESETS["lecture"].training, log_every=5, eval_every=20),
         _drawing.GREEN,
         1.0,
     ),

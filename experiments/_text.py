@@ -21,6 +21,7 @@ from jaxrnn import console, train
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.devices import storage
+from jaxrnn.train_options import TrainOptions
 from jaxrnn.training import metrics, run_description
 from jaxrnn.training.config import TrainingConfig
 
@@ -104,7 +105,7 @@ def learn(text: Text, settings: TrainingConfig) -> Run:
     digest = hashlib.sha256(repr((text, settings)).encode()).hexdigest()[:8]
     workdir = MODELS / f"{text.label}-{settings.model.cell}-{settings.seed}-{digest}"
     status = train.run(
-        train.TrainOptions(
+        TrainOptions(
             data=text.data,
             glob=text.glob,
             bytes=text.bytes,

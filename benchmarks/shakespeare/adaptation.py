@@ -1,4 +1,4 @@
-"""Losses of models that are changed or combined after training: columns of their own in the table.
+"""Compute the losses of models that are adapted to a text or combined after their training.
 
 temperature: the logits are divided by a temperature, chosen on held-out training text.
 ensemble: the probabilities of two models are averaged.
@@ -31,7 +31,7 @@ from jaxrnn.training.evaluation import WARM_UP
 SEGMENT = 20
 # Characters of each device call of the others.
 LONG = 1000
-# What is tried on the choosing text.
+# The values that are tried on the choosing text.
 TEMPERATURES = [round(0.8 + 0.02 * n, 2) for n in range(21)]
 RATES, BACK = (1e-5, 3e-5, 1e-4, 3e-4), (0.0, 1e-3, 1e-2)
 # Added to the root mean square of a gradient, as a part of its mean over the parameters.

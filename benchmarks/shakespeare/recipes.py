@@ -17,7 +17,7 @@ RECORDS: dict[str, list[str]] = {
 
 # --- levers: on the last tenth of the training text -------------------------------------------------
 
-# What every lever changes: an LSTM that is trained for about a minute.
+# The recipe that every lever changes: an LSTM that is trained for about a minute.
 BASE: list[str] = [
     *("--preset", "shakespeare", "--cell", "lstm", "--layers", "1", "--hidden-size", "512"),
     *("--embedding-size", "64", "--dropout", "0.1", "--weight-dropout", "0", "--dtype", "float32"),

@@ -38,7 +38,7 @@ SMALLER = "make `hidden_size`, `layers`, `batch` or `seq_len` smaller, or raise 
 
 
 class Result(NamedTuple):
-    """What `fit` returns.
+    """The result of `fit`.
 
     params: the model as it is then.
     step: the number of steps taken.

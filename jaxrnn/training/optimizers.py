@@ -24,7 +24,7 @@ from jaxrnn.training.config import TrainingConfig
 # The root mean square of Muon's updates for a learning rate of 1, about that of Adam's updates (Liu et
 # al. 2025, arXiv 2502.16982).
 MUON_UPDATE = 0.2
-# Axes [H, gates, H] of weights that are split into gates; each gate is orthogonalized by itself.
+# For weights reshaped to [N, gates, H]: Muon orthogonalizes the matrix [N, H] of each gate separately.
 _GATES = MuonDimensionNumbers(reduction_axis=0, output_axis=2)
 
 
@@ -134,7 +134,10 @@ def _with_momentum(change: Any, state: Any) -> Any:
 
 
 def _labels(params: Any) -> Any:
-    """Return the optimizer of each leaf: Muon for the matrices of the layers, Adam for all others."""
+    """Return the optimizer of each leaf: Muon for the matrices of the layers, Adam for all others.
+
+    The stacked matrices of a Mogrifier LSTM have three axes, so Adam updates them.
+    """
 
     def label(path: jax.tree_util.KeyPath, leaf: Any) -> str:
         in_layers = any(getattr(key, "name", None) == "layers" for key in path)

@@ -110,7 +110,7 @@ def orthogonalized(matrix: np.ndarray) -> np.ndarray:
     "shape, gates", [((6, 24), 4), ((3, 24), 4), ((9, 6), 1), ((6, 8), 1)], ids=str
 )
 def test_muon_orthogonalizes_each_gate_by_itself(shape: tuple[int, int], gates: int) -> None:
-    """Two steps against numpy: momentum 0.95 as Nesterov's, then each gate [rows, 6] by itself."""
+    """Compare two steps with numpy: Nesterov momentum, then each gate's [rows, 6] orthogonalized."""
     rng = np.random.default_rng(0)
     gradients = [rng.normal(size=shape) for _ in range(2)]
     transform = relaxed(optimizers.muon_by_gate(6))

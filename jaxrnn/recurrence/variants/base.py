@@ -73,6 +73,11 @@ def glorot_blocks(key: Key, shape: tuple[int, int], count: int, dtype: Any) -> F
     return jnp.concatenate(blocks, axis=1).astype(dtype)
 
 
+def lstm_bias(forget_bias: float, size: int, dtype: Any) -> Float[Array, "G"]:
+    """Return the initial biases [4 * size] of the gates i, f, g, o: zero but for the forget gate's."""
+    return jnp.repeat(jnp.array([0, forget_bias, 0, 0], dtype), size)
+
+
 def scale(x: Float[Array, "... N"], gain: Float[Array, "N"]) -> Float[Array, "... N"]:
     """Return x * gain, with the vector `gain` in x's dtype."""
     return x * jnp.expand_dims(gain.astype(x.dtype), tuple(range(x.ndim - 1)))

@@ -34,7 +34,7 @@ from jax import lax
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.linalg import add, product, split_gates
 from jaxrnn.recurrence.parameters import LSTMState, check_params
-from jaxrnn.recurrence.variants.base import HiddenState, Variant, scale
+from jaxrnn.recurrence.variants.base import HiddenState, Variant, lstm_bias, scale
 from jaxrnn.shapes import Array, Float, Key
 
 EPSILON = 1e-5
@@ -97,7 +97,7 @@ class LayerNormLSTM(Variant):
     ) -> LayerNormLSTMParams:
         """Return initial parameters for inputs of width D = `input_size`; the gains are one."""
         w_x, w_h = self._weights(key, input_size, dtype)
-        b = jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.hidden_size)
+        b = lstm_bias(self.forget_bias, self.hidden_size, dtype)
         ones, zeros = jnp.ones(self.hidden_size, dtype), jnp.zeros(self.hidden_size, dtype)
         return LayerNormLSTMParams(w_x, w_h, b, jnp.ones_like(b), jnp.ones_like(b), ones, zeros)
 

@@ -33,7 +33,7 @@ from jaxrnn.errors import whole_number
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.linalg import add, product, split_gates, wide
 from jaxrnn.recurrence.parameters import LSTMState, check_params
-from jaxrnn.recurrence.variants.base import Variant
+from jaxrnn.recurrence.variants.base import Variant, lstm_bias
 from jaxrnn.shapes import Array, Float, Key
 
 
@@ -70,7 +70,7 @@ class MogrifierLSTM(Variant):
     GATES = ("i", "f", "g", "o")
     CHECKS: ClassVar = {name: partial(whole_number, least=0) for name in ("rounds", "rank")}
     STATE = LSTMState
-    # What `unroll` must know to check the width of projected inputs: it is D, not that of w_h.
+    # Tells `unroll` that projected inputs are D wide, and not as wide as w_h.
     keeps_inputs: ClassVar[bool] = True
 
     rounds: int = 5
@@ -86,7 +86,7 @@ class MogrifierLSTM(Variant):
         """
         k_weights, k_q, k_r = jax.random.split(key, 3)
         w_x, w_h = self._weights(k_weights, input_size, dtype)
-        b = jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.hidden_size)
+        b = lstm_bias(self.forget_bias, self.hidden_size, dtype)
         shape = self.hidden_size, w_x.shape[0]
         q = self._matrices(k_q, (self.rounds + 1) // 2, shape, dtype)
         r = self._matrices(k_r, self.rounds // 2, shape[::-1], dtype)

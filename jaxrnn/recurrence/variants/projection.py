@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxrnn.errors import whole_number
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.linalg import product, split_gates
-from jaxrnn.recurrence.variants.base import Variant, glorot_blocks
+from jaxrnn.recurrence.variants.base import Variant, glorot_blocks, lstm_bias
 from jaxrnn.shapes import Array, Float, Key
 
 
@@ -73,7 +73,7 @@ class ProjectedLSTM(Variant):
         return ProjectedLSTMParams(
             glorot_blocks(k_x, (input_size, self.cell_size), 4, dtype),
             glorot_blocks(k_h, (self.hidden_size, self.cell_size), 4, dtype),
-            jnp.repeat(jnp.array([0, self.forget_bias, 0, 0], dtype), self.cell_size),
+            lstm_bias(self.forget_bias, self.cell_size, dtype),
             glorot_blocks(k_r, (self.cell_size, self.hidden_size), 1, dtype),
         )
 

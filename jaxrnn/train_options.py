@@ -1,0 +1,93 @@
+"""The options of `python -m jaxrnn.train`, and how they follow from a preset and the other flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxrnn import arguments
+from jaxrnn.arguments import shown_default
+from jaxrnn.data import sources
+from jaxrnn.devices import accelerator, processes
+from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
+from jaxrnn.settings import nested, setting
+from jaxrnn.training.config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a character-level RNN, LSTM or GRU on a text.
+
+    The run directory holds everything about the run. Running the same command again resumes the run.
+    """
+
+    preset: Preset = setting("small", may_change=True)
+    """Preset; any other flag overrides it: small (two minutes on two CPU cores), shakespeare (the best
+    result in 15 minutes on two CPU cores), sprint (nanoGPT's loss on Tiny Shakespeare in half a minute),
+    lecture (the settings of the lecture's code). small and shakespeare depend on the length of the
+    text."""
+    data: tuple[str, ...] = setting(("play",), may_change=True, per_process=True)
+    """Training text: files, folders, "-" (standard input), "shakespeare" (Tiny Shakespeare, downloaded
+    once), "play" (a play that a grammar of known entropy generates), or a single folder that python -m
+    jaxrnn.prepare made."""
+    glob: Annotated[str | None, shown_default("*.txt")] = setting(None, may_change=True)
+    """Pattern of the files to read from folders, for example "*.c"."""
+    bytes: bool = setting(False, may_change=False)
+    """Read the text as bytes instead of UTF-8 characters."""
+    workdir: Annotated[Path | None, shown_default("runs/DATA-PRESET")] = setting(
+        None, may_change=True, per_process=True
+    )
+    """Run directory."""
+    overwrite: bool = setting(False, may_change=True)
+    """Delete the run that is in the run directory and start a new one."""
+    accelerator: accelerator.Accelerator = setting("auto", may_change=True)
+    """Device to train on; auto takes the fastest kind that JAX finds."""
+    mesh: Annotated[str | None, shown_default("all devices on data")] = setting(
+        None, may_change=True
+    )
+    """Mesh of several devices, for example data=8,model=2: the rows of each batch are divided over data,
+    the units of each layer over model."""
+    processes: processes.Processes = nested(processes.Processes, may_change=True)
+    sample_prime: Annotated[str | None, shown_default("a line break")] = setting(
+        None, may_change=True
+    )
+    """Beginning of the samples that are written while training."""
+    tensorboard: bool = setting(False, may_change=True)
+    """Also write TensorBoard events into the run directory."""
+    training: TrainingConfig = nested(TrainingConfig, may_change=False)
+
+
+def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
+    """Return the options of a command line: those of the preset, overridden by the other flags.
+
+    Args:
+      argv: the arguments.
+      characters: length of the training part of the text, which some presets depend on. None stands for
+        Tiny Shakespeare's.
+    """
+    # A parser for the preset, and for the cell on which some depend, comes first. tyro's own
+    # `overridable_config_cli` would do both, but it makes the preset a subcommand, which cannot stand
+    # anywhere among the flags.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="small")
+    first.add_argument("--cell", default="lstm")
+    given = first.parse_known_args(argv)[0]
+    default = TrainOptions()
+    if given.preset in PRESETS:
+        settings = PRESETS[given.preset]
+        training = settings.for_length(characters or SHAKESPEARE_LENGTH, given.cell)
+        default = TrainOptions(preset=given.preset, data=settings.data, training=training)
+    markers = (tyro.conf.OmitArgPrefixes,)
+    return arguments.parse(TrainOptions, "python -m jaxrnn.train", argv, default, markers)
+
+
+def default_workdir(options: TrainOptions) -> Path:
+    """Return runs/DATA-PRESET, or runs/DATA if both names are equal. The path is valid UTF-8."""
+    names = "-".join(dict.fromkeys([sources.name(options.data), options.preset]))
+    return Path("runs", re.sub("[\udc80-\udcff]", "_", names))
