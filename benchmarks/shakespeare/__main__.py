@@ -1,4 +1,4 @@
-"""Records on Tiny Shakespeare, and what each lever of the recipe does.
+"""Measure the records on Tiny Shakespeare, and the effect of each lever of the recipe.
 
     python -m benchmarks.shakespeare record sprint --seeds 0 1 2 3 4
     python -m benchmarks.shakespeare lever "Muon" --seeds 0 1
@@ -9,7 +9,7 @@
 record: train a record's preset, with the official validation text (the last tenth of the whole text), or
   with --choosing the last tenth of the training part.
 lever: train the base recipe with one change, or several by " + ", with the last tenth of the training
-  part for validation. "all" stands for every lever. What has a log is not trained again.
+  part for validation. "all" stands for every lever. Trainings that have a log are not repeated.
 adapt: the record's loss with dynamic evaluation, with a temperature, and as an ensemble of two seeds. It
   needs the run directories that `record NAME --seeds 0 1 --keep` and `record NAME --choosing --keep`
   leave in runs/; rates and temperature are chosen with the latter, on its validation text.

@@ -38,8 +38,8 @@ class TrainingConfig:
     epochs: float = setting(10.0, may_change=True)
     """Passes over the training text; a pass ends with its last full batch."""
     optimizer: Optimizer = "adam"
-    """Optimizer. muon updates the weight matrices of the layers with Muon (Jordan et al. 2024), separately
-    for each gate, and all other parameters with Adam."""
+    """Optimizer. muon updates the weight matrices of the layers with Muon (Jordan et al. 2024), and all
+    other parameters with Adam. Each gate's matrix is orthogonalized separately."""
     learning_rate: float = setting(2e-3, may_change=True)
     """Peak learning rate (Adam)."""
     muon_learning_rate: float = setting(2e-2, may_change=True)
