@@ -73,14 +73,15 @@ int main() {
   }
   {
     // A helper that falls asleep in each part that it takes: it is left out, first for 16 ms, then for 32
-    // and so on, instead of holding up each turn.
+    // and so on, instead of holding up each turn. It sleeps for longer than a busy machine suspends the
+    // caller, who must be awake to notice it.
     Pool pool{2};
     const auto caller = std::this_thread::get_id();
     std::atomic<int64_t> delays{0};
     const double took = turns(pool, 2, 2000, 4, [&] {
       if (std::this_thread::get_id() == caller) return std::this_thread::sleep_for(std::chrono::microseconds(50));
       ++delays;
-      std::this_thread::sleep_for(milliseconds(5));
+      std::this_thread::sleep_for(milliseconds(50));
     });
     std::printf("%ld delays in %.3f s\n", delays.load(), took);
     demand(delays > 0, "no helper took part");
