@@ -9,7 +9,8 @@
 record: train a record's preset, with the official validation text (the last tenth of the whole text), or
   with --choosing the last tenth of the training part.
 lever: train the base recipe with one change, or several by " + ", with the last tenth of the training
-  part for validation. "all" stands for every lever. Trainings that have a log are not repeated.
+  part for validation. "all" stands for every lever and the combinations of recipes.py.
+  Trainings that have a log are not repeated.
 adapt: the record's loss with dynamic evaluation, with a temperature, and as an ensemble of two seeds. It
   needs the run directories that `record NAME --seeds 0 1 --keep` and `record NAME --choosing --keep`
   leave in runs/; rates and temperature are chosen with the latter, on its validation text.
@@ -33,6 +34,7 @@ from benchmarks import measure
 from benchmarks.shakespeare import adaptation, growing, report, training
 from benchmarks.shakespeare.recipes import (
     BASE,
+    COMBINED,
     FORMER_DEFAULT,
     FORMER_EPOCHS,
     LEVERS,
@@ -60,7 +62,7 @@ def record(flags: argparse.Namespace) -> None:
 
 def lever(flags: argparse.Namespace) -> None:
     """Train the base recipe with one change or several, from each seed, and write the logs."""
-    names = [*LEVERS, *growing.GROWING] if flags.name == "all" else [flags.name]
+    names = [*LEVERS, *growing.GROWING, *COMBINED] if flags.name == "all" else [flags.name]
     for seed in flags.seeds:
         for name in names:
             if name in growing.GROWING:

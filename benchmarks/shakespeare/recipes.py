@@ -70,6 +70,14 @@ LEVERS: dict[str, list[str]] = {
     "Mogrifier": ["--cell", "mogrifier_lstm"],
 }
 
+# Several levers together: those that the records use, one more in each row, and Muon with them.
+COMBINED: list[str] = [
+    "double the peak rate + linear schedule",
+    "double the peak rate + linear schedule + weight decay 0.1",
+    "double the peak rate + linear schedule + weight decay 0.1 + output bias of frequencies",
+    "Muon + linear schedule + weight decay 0.1 + output bias of frequencies",
+]
+
 # --- other texts ----------------------------------------------------------------------------------
 
 # The settings of the preset small until 2026-11-28, which did not depend on the text.

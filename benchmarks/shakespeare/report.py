@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, tables
-from benchmarks.shakespeare.recipes import LEVERS, NANOGPT
+from benchmarks.shakespeare.recipes import COMBINED, LEVERS, NANOGPT
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.training.metrics import BLUE, GREY, ORANGE
 
@@ -21,22 +21,30 @@ REFERENCE_SPEED = 470.0
 # Marks of the axis of seconds.
 SECONDS = (5, 10, 20, 50, 100, 200, 500, 1000)
 
+# What a log can be of; trainings for choosing have no table.
+KINDS = "record", "choosing", "adapted", "lever", "text"
+
 Log = dict[str, Any]
 
 
 def write() -> None:
     """Write the tables of LEADERBOARD.md and the pictures from the logs."""
-    logs = [json.loads(path.read_bytes()) for path in sorted(LOGS.glob("*.json"))]
-    records = [log for log in logs if log["kind"] == "record"]
-    levers = [log for log in logs if log["kind"] == "lever"]
+    logs: dict[str, list[Log]] = {kind: [] for kind in KINDS}
+    for path in sorted(LOGS.glob("*.json")):
+        log = json.loads(path.read_bytes())
+        logs[log["kind"]].append(log)
+    single = [log for log in logs["lever"] if " + " not in log["name"]]
+    combined = [log for log in logs["lever"] if log["name"] == "base" or " + " in log["name"]]
     page = PAGE.read_text(encoding="utf-8")
-    page = _replaced(page, "records", record_table(records))
-    page = _replaced(page, "levers", lever_table(levers))
-    page = _replaced(page, "texts", text_table(log for log in logs if log["kind"] == "text"))
+    page = _replaced(page, "records", record_table(logs["record"]))
+    page = _replaced(page, "adapted", adapted_table(logs["adapted"]))
+    page = _replaced(page, "levers", lever_table(single))
+    page = _replaced(page, "combined", lever_table(combined))
+    page = _replaced(page, "texts", text_table(logs["text"]))
     atomic_write(PAGE, page)
-    _draw_records(records, LOGS / "records.png")
-    if levers:
-        _draw_levers(levers, LOGS / "levers.png")
+    _draw_records(logs["record"], LOGS / "records.png")
+    if single:
+        _draw_levers(single, LOGS / "levers.png")
 
 
 def _replaced(page: str, name: str, content: str) -> str:
@@ -66,7 +74,8 @@ def final(log: Log) -> dict[str, float]:
 
 def comparable_seconds(log: Log) -> float:
     """Return the seconds of training on a machine of REFERENCE_SPEED, if only products took time."""
-    speed = statistics.mean(log["gflops_of_products"])
+    # Other work on the machine can only make it seem slower.
+    speed = max(log["gflops_of_products"])
     return final(log)["training_seconds"] * speed / REFERENCE_SPEED
 
 
@@ -100,12 +109,31 @@ def record_table(logs: Iterable[Log]) -> str:
     return tables.markdown_table(headings, rows)
 
 
+def adapted_table(logs: Iterable[Log]) -> str:
+    """Return the table of adapted and combined models in Markdown, a row for each record."""
+    rows = []
+    for log in logs:
+        chosen, losses = log["chosen"], log["official"]
+        rows.append(
+            (
+                log["name"],
+                f"{losses['plain']:.4f}",
+                f"{losses['temperature']:.4f} (temperature {chosen['temperature']})",
+                f"{losses['ensemble of two']:.4f}",
+                f"{losses['dynamic evaluation']:.4f} (rate {chosen['rate']:g}, back {chosen['back']:g})",
+            )
+        )
+    headings = ("record", "one model", "temperature", "ensemble of two", "dynamic evaluation")
+    return tables.markdown_table(headings, rows)
+
+
 def lever_table(logs: Iterable[Log]) -> str:
-    """Return the table of the levers in Markdown."""
+    """Return the table of levers, or of combinations of them, in Markdown."""
     groups = by_name(logs)
     base = groups.get("base", [])
+    known = [*LEVERS, *COMBINED]
     rows = []
-    for name in [*(n for n in LEVERS if n in groups), *(n for n in groups if n not in LEVERS)]:
+    for name in [*(n for n in known if n in groups), *(n for n in groups if n not in known)]:
         group = groups[name]
         change, spread = _change(base, group)
         rows.append(
@@ -194,7 +222,7 @@ def _draw_records(logs: Iterable[Log], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(SECONDS, [str(n) for n in SECONDS])
     axes.set_xticks([], minor=True)
-    axes.set_ylim(top=1.8)
+    axes.set_ylim(axes.get_ylim()[0] - 0.02, 1.8)
     axes.set_xlabel("seconds of training on two CPU cores")
     axes.set_ylabel("validation loss, nats per character")
     axes.spines[["top", "right"]].set_visible(False)

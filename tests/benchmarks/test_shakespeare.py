@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.shakespeare import __main__ as command
 from benchmarks.shakespeare import adaptation, report
-from benchmarks.shakespeare.recipes import BASE, LEVERS, NANOGPT, RECORDS
+from benchmarks.shakespeare.recipes import BASE, COMBINED, LEVERS, NANOGPT, RECORDS
 from jaxrnn import charlm, train
 from jaxrnn.data.vocabulary import Vocabulary
 
@@ -31,7 +31,7 @@ def log(name: str, seed: int, loss: float, seconds: float, kind: str = "lever") 
         "evaluations": evaluations,
         "training_loss": 1.25,
         "start_seconds": 7.0,
-        "gflops_of_products": [100.0, 300.0],
+        "gflops_of_products": [100.0, 200.0],
         "settings": {"model": {"dtype": "float32"}},
         "cores": 2,
         "cpu": "a processor",
@@ -62,6 +62,14 @@ def test_a_lever_is_compared_with_the_base_of_its_seed(monkeypatch: pytest.Monke
     assert muon[3:] == ["1.250", "1000.0", "2.00", "20", "2"]
 
 
+def test_adapted_and_combined_models_have_columns_of_their_own() -> None:
+    losses = {"plain": 1.5, "temperature": 1.49, "ensemble of two": 1.45, "dynamic evaluation": 1.4}
+    chosen = {"temperature": 1.02, "rate": 3e-5, "back": 0.001}
+    [row] = rows(report.adapted_table([{"name": "best", "chosen": chosen, "official": losses}]))
+    assert row[:3] == ["best", "1.5000", "1.4900 (temperature 1.02)"]
+    assert row[3:] == ["1.4500", "1.4000 (rate 3e-05, back 0.001)"]
+
+
 def test_the_page_has_what_the_logs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = report.PAGE.read_text(encoding="utf-8")
     page = tmp_path / "page.md"
@@ -88,6 +96,10 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 def test_levers_are_flags_of_the_command(name: str) -> None:
     base = train.parse(BASE).training
     assert (train.parse([*BASE, *LEVERS[name]]).training == base) == (name == "base")
+
+
+def test_combinations_are_of_known_levers() -> None:
+    assert {lever for name in COMBINED for lever in name.split(" + ")} <= LEVERS.keys()
 
 
 def test_the_logs_of_records_are_of_their_presets_and_commits() -> None:
