@@ -33,7 +33,7 @@ SEGMENT = 20
 LONG = 1000
 # The values that are tried on the choosing text.
 TEMPERATURES = [round(0.8 + 0.02 * n, 2) for n in range(21)]
-RATES, BACK = (1e-5, 3e-5, 1e-4, 3e-4), (0.0, 1e-3, 1e-2)
+RATES, BACK = (1e-4, 3e-4, 1e-3, 3e-3), (0.0, 1e-3)
 # Added to the root mean square of a gradient, as a part of its mean over the parameters.
 FLOOR = 0.1
 

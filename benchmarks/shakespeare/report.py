@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def lever_table(logs: Iterable[Log]) -> str:
                 f"{statistics.mean(log['training_loss'] for log in group):.3f}",
                 f"{_milliseconds(group):.1f}",
                 f"{_milliseconds(group) / _milliseconds(base):.2f}",
-                f"{statistics.mean(final(log)['training_seconds'] for log in group):.0f}",
+                f"{min(final(log)['training_seconds'] for log in group):.0f}",
                 str(len(group)),
             )
         )
@@ -177,15 +178,13 @@ def _change(base: list[Log], group: list[Log]) -> tuple[float, float]:
     losses = {log["seed"]: final(log)["val_loss"] for log in base}
     changes = [final(g)["val_loss"] - losses[g["seed"]] for g in group if g["seed"] in losses]
     if not changes:
-        return float("nan"), 0.0
+        return nan, 0.0
     return statistics.mean(changes), (max(changes) - min(changes)) / 2
 
 
 def _milliseconds(group: list[Log]) -> float:
-    """Return the median milliseconds of a step, on a machine of REFERENCE_SPEED."""
-    if not group:
-        return float("nan")
-    return statistics.median(1000 * comparable_seconds(log) / final(log)["step"] for log in group)
+    """Return the milliseconds of a step on a machine of REFERENCE_SPEED, of the fastest seed."""
+    return min((1000 * comparable_seconds(log) / final(log)["step"] for log in group), default=nan)
 
 
 # --- pictures -------------------------------------------------------------------------------------
