@@ -246,6 +246,7 @@ def _draw_levers(logs: Iterable[Log], path: Path) -> None:
                 one = final(log)["val_loss"] - losses[log["seed"]]
                 axes.plot(one, row, "|", color=GREY, markersize=9)
     axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.7, len(order) - 0.3)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_xlabel("change of the validation loss, nats per character (to the left is better)")
     axes.set_title(f"one change each to the base, which has {_mean(base):.3f}")
