@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from benchmarks import measure
@@ -85,11 +86,17 @@ def _grow(name: str, seed: int) -> None:
 
 def adapt(flags: argparse.Namespace) -> None:
     """Compute the losses of a record's models that are adapted or combined, and write them."""
-    chosen_on, first, second = (
-        load(RUNS / f"{kind}-{flags.name}-seed-{seed}")
+    runs = [
+        RUNS / f"{kind}-{flags.name}-seed-{seed}"
         for kind, seed in (("choosing", 0), ("record", 0), ("record", 1))
-    )
-    found = adaptation.all_columns(chosen_on, first, second, training.choosing_text())
+    ]
+    for run in runs:
+        if not run.is_dir():
+            sys.exit(
+                f"error: there is no {run}; first run `record {flags.name} --seeds 0 1 --keep` and "
+                f"`record {flags.name} --choosing --keep`"
+            )
+    found = adaptation.all_columns(*map(load, runs), training.choosing_text())
     output = report.LOGS / f"adapted-{flags.name}.json"
     measure.write(
         {"kind": "adapted", "name": flags.name, **found, **measure.surroundings(("flax",))}, output

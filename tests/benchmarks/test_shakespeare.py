@@ -186,3 +186,10 @@ def test_bad_input_is_one_line(
         command.main()
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+def test_adapt_says_which_trainings_it_needs(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "adapt", "sprint"])
+    with pytest.raises(SystemExit, match=r"error: there is no .*choosing-sprint-seed-0; first run"):
+        command.main()
