@@ -5,7 +5,7 @@
     python -m benchmarks.ahead_of_time --target hopper --quick          # one program, some seconds
 
 Without flags these are compiled: every cell and dtype at B, H = 64, 512, all but float16 also at every
-other size; several layers in one launch; sampling. Forward and backward kernels are compiled for an H100
+other size. Forward and backward kernels are compiled for an H100
 ahead of time (`pip install "jaxrnn[gpu-aot]"`), including NVIDIA's assembler ptxas, whose statistics are
 read. Nothing here runs on a GPU, and no number is a time. Any function that calls Pallas kernels of
 Mosaic GPU can be compiled in this way:
@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,29 +37,14 @@ from benchmarks.ahead_of_time import compiler, gpu
 from benchmarks.ahead_of_time.programs import (
     CELL_NAMES,
     STEPS,
-    Program,
     Size,
-    at_once,
     layer,
-    sampler,
 )
 
 DTYPES = ("bfloat16", "float32", "float16")
 # Batch and hidden size.
 USUAL = (64, 512)
-SIZES = tuple(itertools.product((16, 64, 128), (256, 512, 1024, 2048)))
-AT_ONCE = (
-    *(Size(cell, "bfloat16", *USUAL, 2) for cell in ("rnn", "lstm", "lstm-peephole", "gru-after")),
-    Size("lstm", "bfloat16", 64, 256, 4),
-    Size("gru-after", "bfloat16", 16, 512, 4),
-    Size("lstm-peephole", "float32", 16, 128, 2),
-)
-SAMPLERS = (
-    *(Size(cell, "bfloat16", 1, 512) for cell in CELL_NAMES),
-    *(Size(cell, "bfloat16", 64, 256, 2) for cell in CELL_NAMES),
-    Size("lstm", "bfloat16", 8, 1024),
-    Size("lstm", "float32", 1, 512),
-)
+SIZES = tuple(itertools.product((16, 64, 128), (128, 256, 512, 1024)))
 OUTPUT = measure.RESULTS / "hopper_static.json"
 PACKAGES = ["jax-cuda13-plugin", "nvidia-cuda-nvcc"]
 
@@ -209,15 +193,12 @@ def _printed(run: Callable[[], Any]) -> str:
         return file.read().decode()
 
 
-def compiled(what: str, size: Size, make: Callable[[], Program]) -> dict[str, Any]:
-    """Return a row of the JSON file about a program's kernels.
-
-    what: "layer", "layers at once" or "sampling".
-    """
-    row = {"what": what, **size._asdict()}
+def compiled(size: Size, masked: bool = False) -> dict[str, Any]:
+    """Return a row of the JSON file about the kernels of a layer."""
+    row = size._asdict()
     with jax.default_device(gpu.h100()):
-        function, args, tiles = make()
-    row["tiles"] = tiles and _asdict(tiles)
+        function, args, tiles = layer(size, masked)
+    row["tiles"] = _asdict(tiles)
     begin = time.perf_counter()
     try:
         kernels = reports(function, *args)
@@ -239,8 +220,6 @@ def table(results: list[dict[str, Any]]) -> Table:
     rows = []
     for row in results:
         line = [str(row[key]) for key in ("cell", "dtype", "batch", "hidden")]
-        if row["layers"] > 1:
-            line[0] = f"{row['layers']} x {line[0]}"
         if "failed" in row:
             rows.append([*line, row["failed"]])
             continue
@@ -277,15 +256,10 @@ def run(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
             *itertools.product(cells, dtypes, flags.size or [USUAL]),
         )
     ]
-    programs: list[tuple[str, Size, Callable[[], Program]]] = [
-        ("layer", size, partial(layer, size, flags.masked)) for size in dict.fromkeys(sizes)
-    ]
-    if not flags.size:
-        programs += [("layers at once", size, partial(at_once, size)) for size in AT_ONCE]
-        programs += [("sampling", size, partial(sampler, size)) for size in SAMPLERS]
+    sizes = list(dict.fromkeys(sizes))
     results = []
-    for what, size, make in programs[:1] if flags.quick else programs:
-        console.print(f"{what}: {', '.join(map(str, size))} ...")
-        results.append(compiled(what, size, make))
+    for size in sizes[:1] if flags.quick else sizes:
+        console.print(f"{', '.join(map(str, size))} ...")
+        results.append(compiled(size, flags.masked))
     console.print(table(results))
     return {"compiled_for": "H100", "steps": STEPS, "results": results}

@@ -8,20 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.problems import CELLS, VOCABULARY
-from jaxrnn import charlm
-from jaxrnn.charlm import decoding
+from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels import hopper
-from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
-from jaxrnn.recurrence.kernels.hopper import stack as hopper_stack
 from jaxrnn.recurrence.kernels.hopper.search import tiling_for
 from jaxrnn.recurrence.problem import Masks, Problem
 
 # Names in `problems.CELLS`; the first one is compiled with --quick.
 CELL_NAMES = ("lstm", "lstm-peephole", "gru-before", "gru-after", "rnn")
-# Steps of time of a layer, and characters that a sampler draws.
+# Steps of time.
 STEPS = 80
-CHARACTERS = 256
 
 
 class Size(NamedTuple):
@@ -31,7 +26,6 @@ class Size(NamedTuple):
     dtype: str
     batch: int
     hidden: int
-    layers: int = 1
 
 
 class Program(NamedTuple):
@@ -56,45 +50,6 @@ def layer(size: Size, masked: bool = False) -> Program:
 
     args = (params, gx, state, Masks(mask, mask), (state, ys))
     return Program(both, args, tiling_for(cell, size.batch, size.dtype))
-
-
-def at_once(size: Size) -> Program:
-    """Return forward and backward pass of all layers in one launch."""
-    cell, params, gx, state, ys = _described(size)
-
-    def both(params: Any, gx: Any, states: Any, d_results: Any) -> Any:
-        def run(*given: Any) -> Any:
-            return hopper_stack.run(cell, *given, Masks(), False)
-
-        results, pull = jax.vjp(run, params, gx, states)
-        return results, pull(d_results)
-
-    states = (state,) * size.layers
-    args = ((params,) * size.layers, gx, states, (states, ys))
-    return Program(both, args, hopper_stack.tiling_for(cell, size.layers, size.batch, size.dtype))
-
-
-def sampler(size: Size) -> Program:
-    """Return a char-RNN that draws characters for all rows."""
-    kind, _, variant = size.cell.partition("-")
-    how = {"peephole": True} if variant == "peephole" else {"reset": variant} if variant else {}
-    config = charlm.ModelConfig(kind, size.layers, size.hidden, dtype=size.dtype, **how)
-    cell = config.make_cell()
-    params = jax.eval_shape(lambda: charlm.init(config, VOCABULARY))
-    state = jax.eval_shape(
-        lambda: decoding.initial_state(config, len(VOCABULARY), size.batch, jnp.uint32(0))
-    )
-
-    def draw(params: Any, state: Any) -> Any:
-        one, white = jnp.float32(1), jnp.asarray(VOCABULARY.whitespace())
-        options = decoding.TracedOptions(one, jnp.int32(len(VOCABULARY)), one, white)
-        weights = hopper_sampling.arrange(cell, charlm.step_params(params), size.batch)
-        how = {"mode": "after-space", "size": CHARACTERS}
-        length = jnp.int32(CHARACTERS)
-        return decoding.draw_by_kernel(config, weights, state, length, options, **how)
-
-    cut = hopper_sampling.tiling_for(cell, size.layers, len(VOCABULARY), size.batch, size.dtype)
-    return Program(draw, (params, state), cut)
 
 
 def _described(size: Size) -> tuple[Any, ...]:

@@ -13,9 +13,7 @@ that is left at the end goes to jobs that were not started:
     others      errors of the peers
     table       times of all contenders in turns, T = 1024, I = H; the most important sizes come first
     latency     the recurrence alone, beside the derived floor
-    layers      several layers in one launch, beside one after the other (`layers.py`)
     training    steps of the char-RNN
-    sampling    texts, character by character (`sampling.py`)
     flashrnn    only on request: the table with FlashRNN, which compiles for minutes at each size
 
 Everything runs in a child process, which is ended when it hangs and replaced when it crashes

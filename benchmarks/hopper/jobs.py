@@ -12,18 +12,16 @@ Job = dict[str, Any]
 
 # Share of the time of each stage.
 SHARES = {
-    "right": 0.22,
+    "right": 0.24,
     "others": 0.03,
-    "table": 0.44,
-    "latency": 0.08,
-    "layers": 0.05,
+    "table": 0.53,
+    "latency": 0.10,
     "training": 0.10,
-    "sampling": 0.08,
     "flashrnn": 0.50,
 }
 USUAL = [stage for stage in SHARES if stage != "flashrnn"]
 # The order in which stages get the time that is left at the end.
-AGAIN = ("table", "latency", "right", "layers", "training", "sampling", "others", "flashrnn")
+AGAIN = ("table", "latency", "right", "training", "others", "flashrnn")
 # Hangs and crashes at one cell, dtype and hidden size until a contender is not run again.
 STRIKES = 2
 # Names in `problems.CELLS`, hidden sizes and batches, the most important first.
@@ -71,23 +69,11 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
         ],
         "table": table,
         "latency": rows("latency", CELLS[:2], first + rest, KERNELS),
-        "layers": [
-            job | {"layers": count}
-            for size in ((64, 512), (16, 256), (1, 512), (128, 256))
-            for count in (2, 4)
-            for job in rows("layers", CELLS[:2], [size], [report.AT_ONCE, *KERNELS])
-        ],
         "training": [
             {"stage": "training", "setting": setting, "implementation": implementation}
             | {"steps": 20, "peers": [] if implementation else ["torch", "flax nnx"]}
             | {"repeats": repeats, "quick": False}
             for setting, implementation in settings
-        ],
-        "sampling": [
-            {"stage": "sampling", "size": size, "dtype": dtype, "length": 500}
-            | {"contenders": [*reversed(KERNELS), "torch"], "repeats": repeats}
-            for dtype in ("bfloat16", "float32")
-            for size in ([1, 2, 512], [64, 2, 512], [1, 1, 1024])
         ],
         "flashrnn": rows("flashrnn", CELLS[:2], flash, contenders) if here else [],
     }
@@ -134,7 +120,6 @@ _TINY = {
     "others": {"contenders": ["torch"]},
     "table": {"contenders": [*KERNELS, "torch", "flax nnx"]},
     "training": {"steps": 2, "quick": True, "peers": []},
-    "sampling": {"size": [2, 1, 16], "length": 8},
 }
 
 

@@ -17,10 +17,8 @@ from benchmarks.problems import PASSES
 from benchmarks.tables import joined, medians
 
 OWN = ("jaxrnn hopper", "jaxrnn xla")
-# All layers in one launch.
-AT_ONCE = "jaxrnn at once"
 # The fields that identify a job.
-PLACE = ("stage", "cell", "layers", "setting", "size", "dtype", "mode")
+PLACE = ("stage", "cell", "setting", "size", "dtype", "mode")
 RIVALS = ("torch", "torch float16", "jaxrnn cudnn", "jaxrnn cudnn float16", "flashrnn")
 # The name of `cudnn` in results that are older than its float16.
 RIVALS += ("jaxrnn cudnn float32",)
@@ -88,14 +86,11 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def is_right(result: dict[str, Any], name: str = OWN[0]) -> bool | None:
+def is_right(result: dict[str, Any]) -> bool | None:
     """Return whether errors are near those of "xla" and calls repeatable; None if it did not run."""
-    kernels, plain = (result.get("contenders", {}).get(name, {}) for name in (name, OWN[1]))
-    if "left_out" in kernels or name in (*result["lost"], *result["without"]):
+    kernels, plain = (result.get("contenders", {}).get(name, {}) for name in OWN)
+    if "left_out" in kernels or OWN[0] in (*result["lost"], *result["without"]):
         return False
-    if "alike" in kernels:
-        # Texts are checked where they are drawn.
-        return True
     if "values" not in kernels or "values" not in plain:
         return None
     near = all(kernels[k] <= RIGHT * plain[k] for k in ("values", "gradients"))
@@ -141,9 +136,7 @@ def summary(result: dict[str, Any]) -> list[str]:
 def verdict(record: dict[str, Any]) -> str:
     """Return how many results are right and how many goals are met."""
     judged = [g for r in record["results"] for g in goals(r) if g["wanted"] is not None]
-    alone = [r for r in record["results"] if r["job"]["stage"] in ("right", "sampling")]
-    answers = [is_right(r) for r in alone]
-    answers += [is_right(r, AT_ONCE) for r in record["results"] if r["job"]["stage"] == "layers"]
+    answers = [is_right(r) for r in record["results"] if r["job"]["stage"] == "right"]
     known = [answer for answer in answers if answer is not None]
     return (
         f"kernels right in {sum(known)} of {len(known)} checks; "
@@ -200,39 +193,11 @@ def _times(title: str, results: list[dict[str, Any]]) -> Table:
     return made
 
 
-def _layers(title: str, results: list[dict[str, Any]]) -> Table:
-    made = _table(title, "cell", "layers", "B, T, I, H")
-    for name in (AT_ONCE, *OWN):
-        made.add_column(name, justify="right")
-    made.add_column("one by one / at once", justify="right")
-    made.add_column("right")
-    for result in results:
-        job = result["job"]
-        times = medians(result.get("passes", {}).get(PASSES[1], {}))
-        steps = [times[n] / job["size"][1] * 1e6 if n in times else None for n in (AT_ONCE, *OWN)]
-        one, alone = fastest(times, OWN), times.get(AT_ONCE)
-        made.add_row(
-            job["cell"],
-            str(job["layers"]),
-            joined(job["size"]),
-            *("-" if step is None else f"{step:,.2f}" for step in steps),
-            f"{times[one] / alone:.2f}" if one and alone else "-",
-            {True: "yes", False: "NO", None: "-"}[is_right(result, AT_ONCE)],
-        )
-    return made
-
-
 def _rates(title: str, results: list[dict[str, Any]]) -> Table:
     made = _table(title, "what", "jaxrnn by", "who", "characters/s", "x torch")
     for result in results:
-        job = result["job"]
-        if job["stage"] == "sampling":
-            place = [f"B, L, H = {joined(job['size'])}, {job['dtype']}", ""]
-        else:
-            picked = dict.fromkeys(
-                why.partition(":")[0] for why in result.get("picked", {}).values()
-            )
-            place = [job["setting"], ", ".join(picked)]
+        picked = dict.fromkeys(why.partition(":")[0] for why in result.get("picked", {}).values())
+        place = [result["job"]["setting"], ", ".join(picked)]
         characters = result.get("characters", 0)
         times = medians(result.get("contenders", {}))
         for name, time in times.items():
@@ -247,12 +212,10 @@ _MEANING = {
     "table": "µs per step of time, median; + a goal met, ! missed",
     "flashrnn": "µs per step of time, median; + a goal met, ! missed",
     "latency": "the recurrence alone, µs per step of time, median",
-    "layers": "forward+backward, µs per step of time, median",
     "training": "median",
-    "sampling": "median",
 }
 _SHOWN = {"right": _errors, "others": _errors, "table": _times, "flashrnn": _times}
-_SHOWN |= {"latency": _times, "layers": _layers, "training": _rates, "sampling": _rates}
+_SHOWN |= {"latency": _times, "training": _rates}
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -30,11 +30,11 @@ SCOPES = "", "cluster", "gpu"
 PROBLEMS = [
     (
         ladder.Problem("lstm", 64, 256),
-        Tiling(16, 16, 16, 1, 4, 1, Memory(64, 4, 4, 2), Memory(64, 16, 16, 2)),
+        Tiling(16, 16, 16, 1, 4, 1, Memory(64, 4, 2), Memory(64, 16, 2)),
     ),
     (
         ladder.Problem("lstm", 64, 256),
-        Tiling(8, 8, 8, 1, 8, 1, Memory(64, 4, 4, 2), Memory(128, 8, 8, 2)),
+        Tiling(8, 8, 8, 1, 8, 1, Memory(64, 4, 2), Memory(128, 8, 2)),
     ),
 ]
 

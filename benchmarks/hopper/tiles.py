@@ -2,7 +2,6 @@
 
     python -m benchmarks.hopper.tiles                   # show the table of tilings
     python -m benchmarks.hopper.tiles --write           # search again and write the library's table
-    python -m benchmarks.hopper.tiles --layers          # show the gain of layers in one launch
     python -m benchmarks.hopper.tiles --fit FILE        # fit the model's coefficients to measurements
     python -m benchmarks.hopper.tiles --measured FILE   # write the fastest measured tilings to the table
 
@@ -24,11 +23,10 @@ from rich.table import Table
 
 from benchmarks import measure
 from benchmarks.problems import CELLS
-from jaxrnn.recurrence.kernels.hopper import cost_model, residency, search, stack
+from jaxrnn.recurrence.kernels.hopper import cost_model, residency, search
 
 DTYPES = ("bfloat16", "float32")
-HIDDEN = (256, 512, 768, 1024, 2048)
-STACK_HIDDEN = (128, 256, 512, 768)
+HIDDEN = (256, 512, 768, 1024)
 BATCHES = (16, 64, 128, 256)
 # The largest difference of results in bfloat16 from those of "xla", in units of the largest entry.
 RIGHT = 0.02
@@ -131,34 +129,16 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
-def gains() -> Table:
-    """Return the ratio of times, one layer after the other over all in one launch, by the model."""
-    made = Table(title="Time of one layer after the other / all layers in one launch, by the model")
-    for heading in ("cell", "layers", "B", *(f"H = {hidden}" for hidden in STACK_HIDDEN)):
-        made.add_column(heading)
-    names = ("lstm", "gru-after")
-    for name, layers, batch in itertools.product(names, (2, 4), BATCHES[:3]):
-        cells = (CELLS[name](hidden) for hidden in STACK_HIDDEN)
-        found = (stack.gain(cell, layers, 1024, batch, "bfloat16") for cell in cells)
-        ratios = (f"{ratio:.2f}" if ratio else "does not fit" for ratio in found)
-        made.add_row(name, str(layers), str(batch), *ratios)
-    return made
-
-
 def main() -> None:
     """Run the command."""
     parser = measure.Parser(description="Show or update the tilings of the Hopper kernels.")
     add = parser.add_argument
     add("--write", action="store_true", help=f"search again and write {FILE.name}")
-    add("--layers", action="store_true", help="show the gain of layers in one launch")
     add("--fit", type=Path, metavar="FILE", help="fit the model's coefficients to this file")
     add("--measured", type=Path, metavar="FILE", help=f"write its fastest tilings to {FILE.name}")
     flags = parser.parse_args()
     if flags.fit:
         fitted(right(flags.fit))
-        return
-    if flags.layers:
-        measure.screen().print(gains())
         return
     rows = search.table()
     if flags.write:

@@ -22,7 +22,6 @@ import numpy as np
 
 from benchmarks import measure, peers, training_throughput
 from benchmarks.contenders import OURS, PLAIN, Mode, Run, queue, reference
-from benchmarks.hopper import layers, sampling
 from benchmarks.hopper.child import Reporter
 from benchmarks.hopper.contenders import (
     COMPILE,
@@ -240,8 +239,7 @@ def training(job: Job, say: Reporter) -> dict[str, Any]:
 
 
 STAGES = {"where": where, "right": right, "others": others, "table": table, "flashrnn": table}
-STAGES |= {"latency": latency, "layers": layers.layers}
-STAGES |= {"training": training, "sampling": sampling.sampling}
+STAGES |= {"latency": latency, "training": training}
 
 
 if __name__ == "__main__":

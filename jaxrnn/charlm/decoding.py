@@ -1,13 +1,9 @@
-"""The loop that draws a text: one jitted program that reads the prime, then draws.
-
-`advance` is that loop. `draw_by_kernel` draws the same characters by one kernel of a Hopper GPU
-(`recurrence.kernels.hopper.sampling`). Both take a `DecodingState` and return the next.
-"""
+"""The loop that draws a text: one jitted program that reads the prime, then draws."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,58 +110,6 @@ def advance(
 
     tokens = jnp.zeros((size, batch), jnp.int32)
     return lax.fori_loop(0, prime_length + length, body, (state, tokens))
-
-
-@partial(jax.jit, static_argnums=0, static_argnames=("mode", "size", "interpret"))
-def draw_by_kernel(
-    config: charlm.ModelConfig,
-    weights: Any,
-    state: DecodingState,
-    length: Int[Array, ""],
-    options: TracedOptions,
-    *,
-    mode: Mode,
-    size: int,
-    interpret: Any = False,
-) -> tuple[DecodingState, Int[Array, "N B"]]:
-    """Do what `advance` does without a prime, by the sampling kernel; equal up to rounding.
-
-    Args:
-      config: of the model.
-      weights: from `hopper.sampling.arrange`.
-      state: from `advance`, which has read the prime.
-      length: number of characters to draw, from 1 to `size`.
-      options: see there; top_k and top_p are ignored.
-      mode: as in `SamplingOptions`.
-      size: N, the number of rows of the result.
-      interpret: as in `hopper.sampling.run`.
-
-    Returns:
-      (state, tokens [N, B]), as `advance` does.
-    """
-    # Imported late, since importing Pallas takes a second.
-    from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
-
-    def noise(step: Array) -> Array:
-        """Return Gumbel noise [B, V] from the keys with which `advance` draws at this step."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.position + step)
-        shape = state.logits.shape[1:]
-        return options.temperature * jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
-
-    carry, logits, tokens = hopper_sampling.run(
-        config.make_cell(),
-        weights,
-        state.carry,
-        state.logits,
-        state.last,
-        length,
-        None if mode == "argmax" else jax.vmap(noise)(jnp.arange(size, dtype=jnp.int32)),
-        options.whitespace if mode == "after-space" else None,
-        size=size,
-        interpret=interpret,
-    )
-    position = state.position + length
-    return DecodingState(carry, logits, tokens[length - 1], position, state.keys), tokens
 
 
 def _in_fast_memory(weights: charlm.StepParams, length: Int[Array, ""]) -> charlm.StepParams:

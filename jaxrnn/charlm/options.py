@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, cast, get_args
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, cast
 
 from jaxrnn.errors import InputError, one_of, whole_number
 
 Mode = Literal["categorical", "argmax", "after-space"]
-SamplingImplementation = Literal["xla", "hopper"]
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -24,7 +23,6 @@ class SamplingKeywords(TypedDict, total=False):
     top_k: SupportsIndex | None
     top_p: SupportsFloat | None
     seed: SupportsIndex
-    implementation: SamplingImplementation | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +41,6 @@ class SamplingOptions:
     2020)."""
     seed: int = 0
     """Random seed, from 0 to 2^32 - 1."""
-    implementation: SamplingImplementation | None = None
-    """Implementation: xla runs everywhere; hopper draws all characters in one kernel on a Hopper GPU,
-    without top-k and top-p. None takes xla."""
 
     def __post_init__(self) -> None:
         """Convert numbers of any type to Python's. Raises InputError for a value out of its range."""
@@ -102,13 +97,6 @@ def _seed(name: str, value: object) -> int:
     return number
 
 
-def _implementation(name: str, value: object) -> object:
-    if value not in (None, *get_args(SamplingImplementation)):
-        names = ", ".join(get_args(SamplingImplementation))
-        raise ValueError(f"{name} must be one of {names} or None, not {value!r}")
-    return value
-
-
 def _number(name: str, value: Any) -> float:
     try:
         if isinstance(value, (bool, str, bytes)):
@@ -124,5 +112,4 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": _top_k,
     "top_p": _top_p,
     "seed": _seed,
-    "implementation": _implementation,
 }

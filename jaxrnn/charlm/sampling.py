@@ -15,18 +15,17 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, SupportsIndex, Unpack
+from typing import SupportsIndex, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import charlm
-from jaxrnn.charlm.decoding import TracedOptions, advance, draw_by_kernel, initial_state
+from jaxrnn.charlm.decoding import TracedOptions, advance, initial_state
 from jaxrnn.charlm.options import SamplingKeywords, SamplingOptions
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.devices import accelerator, memory, mesh, modes
+from jaxrnn.devices import memory, mesh, modes
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.shapes import Int
 
@@ -35,9 +34,6 @@ TEMPERATURE_RANGE = (1e-30, 1e30)
 
 # Characters that `stream` draws per device call.
 STREAM_CHUNK = 16
-
-# Most characters that the sampling kernel draws per launch; their noise is computed before the launch.
-KERNEL_CHUNK = 256
 
 
 def sample(
@@ -63,15 +59,13 @@ def sample(
         top_k (default None): draw from the k most likely characters only.
         top_p (default None): draw from the fewest characters whose probabilities add up to at least p.
         seed (default 0): from 0 to 2^32 - 1; a seed gives the same text each time on the same machine.
-        implementation (default None): "xla", or on a Hopper GPU "hopper", which draws all characters
-        in one kernel with the weights on the chip, without top_k and top_p; None takes "xla".
 
     Returns:
       The text, which begins with the prime.
 
     Raises:
-      InputError: for a value out of its range, a prime with characters that the model has never
-        seen, or an implementation that cannot run this.
+      InputError: for a value out of its range, or a prime with characters that the model has never
+        seen.
     """
     decoder = Decoder(params, prime, SamplingOptions.of(options))
     return _decoded(params.vocabulary, decoder.texts(length)[0])
@@ -213,10 +207,6 @@ class Decoder:
             top_p=jnp.float32(1.0 if options.top_p is None else options.top_p),
             whitespace=jnp.asarray(params.vocabulary.whitespace()),
         )
-        self._kernel_weights = None
-        if options.implementation == "hopper":
-            _check_kernel(params, options, self.count)
-            self._kernel_weights = _arrange(self._config, self._weights, self.count)
         one = jax.eval_shape(lambda: initial_state(self._config, size, 1, jnp.uint32(0)))
         _check_room(self.count, memory.bytes_per_device(one))
         self.state = initial_state(self._config, size, self.count, jnp.uint32(options.seed))
@@ -247,17 +237,6 @@ class Decoder:
     @modes.fixed()
     def draw(self, length: int) -> Int[np.ndarray, "N B"]:
         """Return the next `length` tokens of each text, [length, B]. The first call reads the prime."""
-        if self._kernel_weights is None:
-            return self._draw_by_loop(length)
-        if len(self._unread):
-            # The kernel does not read, so the loop reads the prime and draws nothing.
-            self._draw_by_loop(0)
-        chunks = range(0, length, KERNEL_CHUNK)
-        return np.concatenate(
-            [self._draw_by_kernel(min(KERNEL_CHUNK, length - at)) for at in chunks]
-        )
-
-    def _draw_by_loop(self, length: int) -> Int[np.ndarray, "N B"]:
         unread = self._unread
         self._unread = unread[:0]
         padded = np.zeros(_bucket(len(unread)), np.int32)
@@ -276,28 +255,8 @@ class Decoder:
         )
         return np.asarray(mesh.gather_full(tokens))[:length]
 
-    def _draw_by_kernel(self, length: int) -> Int[np.ndarray, "N B"]:
-        self.state, tokens = draw_by_kernel(
-            self._config,
-            self._kernel_weights,
-            self.state,
-            np.int32(length),
-            self._options,
-            mode=self._mode,
-            size=_bucket(length),
-        )
-        return np.asarray(tokens)[:length]
-
 
 _step_params = jax.jit(charlm.step_params)
-
-
-@partial(jax.jit, static_argnums=(0, 2))
-def _arrange(config: charlm.ModelConfig, weights: charlm.StepParams, count: int) -> Any:
-    """Return the weights as the sampling kernel takes them."""
-    from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
-
-    return hopper_sampling.arrange(config.make_cell(), weights, count)
 
 
 def _bucket(n: int) -> int:
@@ -319,24 +278,6 @@ def _as_bytes(tokens: Int[np.ndarray, "N"]) -> bytes:
 def _check_by_bytes(params: charlm.Params) -> None:
     if not params.vocabulary.by_bytes:
         raise InputError("this model's tokens are characters, not bytes; use sample or stream")
-
-
-def _check_kernel(params: charlm.Params, options: SamplingOptions, count: int) -> None:
-    """Raise InputError if the sampling kernel cannot run this on the device at hand."""
-    platform = accelerator.device().platform
-    reason: str | None
-    if platform != "gpu":
-        reason = f"it runs on a Hopper GPU and this is a {platform.upper()}"
-    elif options.truncates:
-        reason = "it draws without `top_k` and `top_p`; use 'xla'"
-    else:
-        from jaxrnn.recurrence.kernels.hopper import sampling as hopper_sampling
-
-        config, size = params.config, len(params.vocabulary)
-        cell, dtype = config.make_cell(), config.dtype
-        reason = hopper_sampling.unsupported_reason(cell, config.layers, size, count, dtype)
-    if reason:
-        raise InputError(f"implementation 'hopper' cannot run this: {reason}")
 
 
 def _check_room(count: int, bytes_each: int) -> None:

@@ -52,10 +52,6 @@ def test_unknown_names_are_refused() -> None:
         ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"seed": 2**32}, r"seed must be from 0 to 2\^32 - 1, not 4294967296"),
         ({"seed": None}, "seed must be a whole number, not None"),
-        (
-            {"implementation": "scan"},
-            "implementation must be one of xla, hopper or None, not 'scan'",
-        ),
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -28,7 +28,7 @@ PLATFORMS = {
 }
 
 # The module of an implementation that runs several layers in one kernel.
-_LAYERS_AT_ONCE = {"hopper": "hopper.stack", "cudnn": "cudnn.stack"}
+_LAYERS_AT_ONCE = {"cudnn": "cudnn.stack"}
 
 # Implementations that are compiled on the user's machine. Each has a module `build` with its `LIBRARY`.
 _COMPILED = ("native", "cudnn")

@@ -9,7 +9,6 @@ ring, multiply, compute the gates. Its time is linear in what a tiling does:
     product         cycles of its wgmmas
     elements        the block's rows times the part's units
     warpgroup       for a second block of rows in a CTA
-    stream          bytes of weights that do not stay, over the multiprocessor's share of L2's bandwidth
 
 `python -m benchmarks.hopper.tiles --fit FILE` finds the coefficients by least squares from what
 `benchmarks/hopper/ladder.py` measured on a card.
@@ -30,7 +29,6 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
     Memory,
     Tiling,
     footprint,
-    in_one_cluster,
     width,
 )
 
@@ -49,64 +47,47 @@ class Features(NamedTuple):
     product: float
     elements: float
     warpgroup: float
-    stream: float
 
 
 # Cycles per microsecond of a multiprocessor under load.
 CLOCK = 1755.0
 # Bytes of shared memory that a multiprocessor reads in a cycle, by the datasheet.
 READ = 128
-# Its share of L2's bandwidth in bytes per microsecond, by the datasheet.
-L2 = 42_000
 
 # Fitted to 163 tilings measured on an H100 SXM (benchmarks/results/h100); the relative error of a step's
 # time is 7% forward and 9% backward (root mean square). An exchange at a cluster's barrier was measured
 # without the fences that it has now; those take 0.87 microseconds forward and 0.68 backward more.
 MICROSECONDS: dict[Direction, Features] = {
-    "forward": Features(2.235, 2.024, 0.001, 0.100, 0.121, 1.217, 4.569, 0.343, 0.417),
-    "backward": Features(1.249, 1.228, 0.090, 0.045, 0.107, 1.351, 4.375, 0.167, 0.534),
+    "forward": Features(2.235, 2.024, 0.001, 0.100, 0.121, 1.217, 4.569, 0.343),
+    "backward": Features(1.249, 1.228, 0.090, 0.045, 0.107, 1.351, 4.375, 0.167),
 }
 
 
-def microseconds(
-    cell: BuiltinCell, tiling: Tiling, dtype: Any, layers: int = 1
-) -> dict[Direction, float]:
-    """Return the predicted time of one step in each direction, for the whole batch and all layers."""
+def microseconds(cell: BuiltinCell, tiling: Tiling, dtype: Any) -> dict[Direction, float]:
+    """Return the predicted time of one step in each direction, for the whole batch."""
     return {
-        direction: direction_microseconds(
-            cell, tiling, direction, tiling.memory(direction), dtype, layers
-        )
+        direction: direction_microseconds(cell, tiling, direction, tiling.memory(direction), dtype)
         for direction in DIRECTIONS
     }
 
 
 def direction_microseconds(
-    cell: BuiltinCell,
-    tiling: Tiling,
-    direction: Direction,
-    memory: Memory,
-    dtype: Any,
-    layers: int = 1,
+    cell: BuiltinCell, tiling: Tiling, direction: Direction, memory: Memory, dtype: Any
 ) -> float:
     """Return the predicted time of one step in one direction, with this shared memory."""
-    work = features(cell, tiling, direction, memory, dtype, layers)
+    work = features(cell, tiling, direction, memory, dtype)
     pairs = zip(work, MICROSECONDS[direction], strict=True)
     return tiling.turns * sum(count * time for count, time in pairs)
 
 
 def features(
-    cell: BuiltinCell,
-    tiling: Tiling,
-    direction: Direction,
-    memory: Memory,
-    dtype: Any,
-    layers: int = 1,
+    cell: BuiltinCell, tiling: Tiling, direction: Direction, memory: Memory, dtype: Any
 ) -> Features:
     """Return the work of one turn of a step in one direction."""
     dtype = jnp.dtype(dtype)
-    part = footprint(cell, direction, tiling.parts, dtype, layers)
+    part = footprint(cell, direction, tiling.parts, dtype)
     units = width(cell.hidden_size) // tiling.parts
-    in_cluster = in_one_cluster(tiling.parts, tiling.cluster, layers)
+    in_cluster = tiling.parts == tiling.cluster
     products = _products(cell, direction)
     exchanges = len(products) if tiling.parts > 1 else 0
     chunks = refills = 0
@@ -119,7 +100,6 @@ def features(
         # A wgmma m64nNk16 takes N / 2 cycles of the tensor cores, or the time to read both operands.
         cycles += share * part.total * max(columns / 2, 32 * (M + columns) / READ)
     cycles *= dtype.itemsize / 32
-    streamed = (part.total - memory.resident * memory.chunk) * part.columns * dtype.itemsize
     return Features(
         cluster_exchange=exchanges * in_cluster,
         grid_exchange=exchanges * (not in_cluster),
@@ -129,7 +109,6 @@ def features(
         product=tiling.warpgroups * cycles / CLOCK,
         elements=tiling.warpgroups * tiling.rows * units / (M * M),
         warpgroup=tiling.warpgroups - 1,
-        stream=tiling.warpgroups * streamed / L2,
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, smem
-from jaxrnn.recurrence.kernels.hopper.tiles import STREAM, M, Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiling
 from jaxrnn.shapes import Array
 
 # [64, units of a part] float32, in registers in the layout of a wgmma's accumulator.
@@ -26,8 +26,7 @@ State = dict[str, Tile]
 class Arrays(NamedTuple):
     """The operands and results of a kernel, by name.
 
-    [T, B, n * H] is n gates side by side. The kernel for several layers has a leading axis of layers in
-    all arrays but gx, d_ys and the masks.
+    [T, B, n * H] is n gates side by side.
 
     Attributes:
       weights: [parts, N, K], for each part the columns of its units, gate after gate, each K long.
@@ -40,7 +39,6 @@ class Arrays(NamedTuple):
         launch.
       outputs: [T, B, n * H] float32 each, the other results.
       overlays: for outputs that are written over an input in shared memory, the input's name.
-      bias: [n, H] float32, the biases of all layers but the first; only for several layers, forward.
     """
 
     weights: Array
@@ -51,7 +49,6 @@ class Arrays(NamedTuple):
     exchanged: dict[str, Like]
     outputs: dict[str, Like]
     overlays: dict[str, str]
-    bias: Array | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -72,7 +69,6 @@ class Arrays(NamedTuple):
             "inputs_gmem": self.inputs,
             "vectors_gmem": self.vectors,
             "masks_gmem": self.masks,
-            "bias_gmem": self.bias,
         }
 
     @property
@@ -99,8 +95,8 @@ class StepFunctions(NamedTuple):
 
     Attributes:
       name: name of the kernel.
-      begin: called with (block, state) before the first step; returns the state. None for nothing.
-      step: called with (block, state); returns the state after the step.
+      begin: called with (context, state) before the first step; returns the state. None for nothing.
+      step: called with (context, state); returns the state after the step.
       products: number of times that a step waits for the other parts and multiplies.
       published: largest number of tiles that a step publishes at once.
     """
@@ -125,25 +121,24 @@ class Refs(NamedTuple):
       inputs_gmem: see above.
       vectors_gmem: see above.
       masks_gmem: see above.
-      bias_gmem: see above.
       exchanged_gmem: see above.
       outputs_gmem: see above.
       final_gmem: see `Results.final`.
-      weights_smem: [resident, N, chunk], the chunks of the part's weights that stay for all steps.
+      weights_smem: [chunks, N, chunk], the part's weights.
       operand_ring_smem: [W, rows, chunk], chunks of the published operand, one below the other in slots.
       inputs_smem: [W, depth, n, 64, units] each, the inputs of this step and of those prefetched.
       publish_smem: [W, published, 64, units], tiles on their way to `exchanged_gmem`.
-      output_smem: [W, n, 64, units] float32, tiles on their way to `outputs_gmem`; also the initial and
-        the final state.
+      output_smem: [W, n, 64, units], tiles on their way to `outputs_gmem`.
+      state_smem: [W, n, 64, units] float32, the initial and the final state.
       weights_barrier: [1], completed once `weights_smem` is loaded.
       operand_barrier: [W, slots], completed when a slot of the ring is loaded.
       inputs_barrier: [W, depth], completed when the inputs of a step are loaded.
       initial_barrier: [W], completed when the initial state is loaded.
-      streamed_weights_smem: [W, STREAM, N, chunk], chunks of the weights that do not stay.
-      streamed_weights_barrier: [W, STREAM], completed when one of them is loaded.
       slot_free_barrier: [W, slots], completed when every CTA of the cluster has multiplied a slot.
       parts_barrier: [W], completed when every part in the cluster has published.
-      layers_barrier: [W], completed when every layer in the cluster has published.
+      published_smem: [2, n, H / 64, rows, 64] each, what is published, for even and odd times.
+      published_barrier: [1], completed when every warpgroup has published.
+      masks_smem: [W, depth, 2, rows], the masks of this step and of those prefetched.
     """
 
     weights_gmem: Ref
@@ -151,24 +146,24 @@ class Refs(NamedTuple):
     inputs_gmem: dict[str, Ref]
     vectors_gmem: Ref
     masks_gmem: Ref
-    bias_gmem: Ref
     exchanged_gmem: dict[str, Ref]
     outputs_gmem: dict[str, Ref]
     final_gmem: dict[str, Ref]
     weights_smem: Ref
-    operand_ring_smem: Ref
     inputs_smem: dict[str, Ref]
-    publish_smem: Ref
     output_smem: Ref
     weights_barrier: Ref
-    operand_barrier: Ref
     inputs_barrier: Ref
     initial_barrier: Ref
-    streamed_weights_smem: Ref = None
-    streamed_weights_barrier: Ref = None
+    state_smem: Ref = None
+    operand_ring_smem: Ref = None
+    operand_barrier: Ref = None
+    publish_smem: Ref = None
     slot_free_barrier: Ref = None
     parts_barrier: Ref = None
-    layers_barrier: Ref = None
+    published_smem: Ref = None
+    published_barrier: Ref = None
+    masks_smem: Ref = None
 
 
 def make_refs(operands: dict[str, Any], results: Results, scratch: Mapping[str, Ref]) -> Refs:
@@ -179,7 +174,7 @@ def make_refs(operands: dict[str, Any], results: Results, scratch: Mapping[str, 
       results: references as in `Arrays.results`.
       scratch: references as in `scratch_types`.
     """
-    inputs = {name: scratch[_input_name(name)] for name in operands["inputs_gmem"]}
+    inputs = {name: scratch[input_name(name)] for name in operands["inputs_gmem"]}
     others = {name: ref for name, ref in scratch.items() if name in Refs._fields}
     return Refs(
         **operands,
@@ -194,10 +189,7 @@ def make_refs(operands: dict[str, Any], results: Results, scratch: Mapping[str, 
 def scratch_types(
     steps: StepFunctions, arrays: Arrays, tiling: Tiling, memory: Memory
 ) -> dict[str, Any]:
-    """Return the types of a CTA's shared memory and barriers, without those for exchanges.
-
-    arrays: those of one layer.
-    """
+    """Return the types of a CTA's shared memory and barriers."""
     _, columns, total = arrays.weights.shape
     dtype = arrays.weights.dtype
     warpgroups = tiling.warpgroups
@@ -205,26 +197,28 @@ def scratch_types(
     staged = sum(
         arrays.gates(x) for name, x in arrays.outputs.items() if name not in arrays.overlays
     )
+    chunks = total // memory.chunk
     ring = warpgroups, tiling.ring_rows(memory.slots), memory.chunk
     scratch = {
-        "weights_smem": smem((memory.resident, columns, memory.chunk), dtype),
-        "weights_barrier": plgpu.Barrier(num_arrivals=memory.resident, num_barriers=1),
+        "weights_smem": smem((chunks, columns, memory.chunk), dtype),
+        "weights_barrier": plgpu.Barrier(num_arrivals=chunks, num_barriers=1),
         "operand_ring_smem": smem(ring, dtype),
         "operand_barrier": plgpu.Barrier(num_barriers=(warpgroups, memory.slots)),
         "publish_smem": smem((warpgroups, steps.published, *tile), dtype),
         "output_smem": smem((warpgroups, max(staged, len(arrays.initial)), *tile), jnp.float32),
         "initial_barrier": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=warpgroups),
     }
-    if memory.resident * memory.chunk < total:
-        scratch["streamed_weights_smem"] = smem((warpgroups, STREAM, columns, memory.chunk), dtype)
-        scratch["streamed_weights_barrier"] = plgpu.Barrier(num_barriers=(warpgroups, STREAM))
     if tiling.cluster > 1:
         scratch["slot_free_barrier"] = plgpu.ClusterBarrier(
             collective_axes=("peer",), num_barriers=(warpgroups, memory.slots)
         )
+    if tiling.cluster == tiling.parts > 1:
+        scratch["parts_barrier"] = plgpu.ClusterBarrier(
+            collective_axes=("peer",), num_barriers=warpgroups
+        )
     for name, x in arrays.inputs.items():
         shape = warpgroups, memory.depth, arrays.gates(x), *tile
-        scratch[_input_name(name)] = smem(shape, x.dtype)
+        scratch[input_name(name)] = smem(shape, x.dtype)
     scratch["inputs_barrier"] = plgpu.Barrier(
         num_arrivals=sum(arrays.gates(x) for x in arrays.inputs.values()),
         num_barriers=(warpgroups, memory.depth),
@@ -232,10 +226,6 @@ def scratch_types(
     return scratch
 
 
-def exchange_barrier(tiling: Tiling, axis: str) -> Any:
-    """Return the type of a barrier for warpgroups with the same rows, along an axis of the cluster."""
-    return plgpu.ClusterBarrier(collective_axes=(axis,), num_barriers=tiling.warpgroups)
-
-
-def _input_name(name: str) -> str:
+def input_name(name: str) -> str:
+    """Return the name in the scratch memory of an input's places."""
     return f"{name}_smem"

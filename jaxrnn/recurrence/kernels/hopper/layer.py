@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels import fused
 from jaxrnn.recurrence.kernels.fused import Call, Plan
-from jaxrnn.recurrence.kernels.hopper import block, search, steps
+from jaxrnn.recurrence.kernels.hopper import block, one_cta, search, steps
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
+from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
 from jaxrnn.recurrence.kernels.hopper.search import tiling_for
 from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, DoesNotFitError, M, Tiling, width
 from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
@@ -71,14 +72,17 @@ def _forward(
     cell, tiling = call.cell, call.tiles
     size = cell.hidden_size
     by_step = *gx.shape[:2], size
+    alone = isinstance(tiling, Alone)
+    if alone:
+        gx = gx.astype(weights.w_h.dtype)
     narrow = jax.ShapeDtypeStruct(by_step, weights.w_h.dtype)
-    wide = jax.ShapeDtypeStruct(by_step, jnp.float32)
+    wide = jax.ShapeDtypeStruct(by_step, gx.dtype)
     exchanged = {"previous_hidden": narrow}
     outputs = {"ys": wide}
     if cell.kind is CellKind.GRU_BEFORE:
         exchanged["reset_hidden"] = narrow
     if keep:
-        outputs["gates"] = jax.ShapeDtypeStruct(gx.shape, jnp.float32)
+        outputs["gates"] = jax.ShapeDtypeStruct(gx.shape, gx.dtype)
         if cell.kind is CellKind.LSTM:
             outputs["previous_cell"] = wide
         if cell.kind is CellKind.GRU_AFTER:
@@ -92,9 +96,10 @@ def _forward(
         masks=stacked_masks(masks, reset_after_step(masks.reset, call.reverse), tiling),
         exchanged=exchanged,
         outputs=outputs,
-        overlays={"gates": "gx"} if keep else {},
+        overlays={"gates": "gx"} if keep and not alone else {},
     )
-    out = block.call(
+    launch = one_cta.call if alone else block.call
+    out = launch(
         steps.forward(cell, keep), arrays, tiling, tiling.forward, call.reverse, call.interpret
     )
     residuals = None
@@ -105,7 +110,7 @@ def _forward(
             previous_cell=out.outputs.get("previous_cell"),
             q=out.outputs.get("q"),
         )
-    return state._replace(**out.final), out.outputs["ys"], residuals
+    return state._replace(**out.final), out.outputs["ys"].astype(jnp.float32), residuals
 
 
 def _backward(
@@ -119,6 +124,9 @@ def _backward(
     if cell.kind is CellKind.GRU_AFTER:
         exchanged["d_q"] = narrow(d_ys.shape)
     order = jnp.array(steps.gate_order(cell))
+    alone = isinstance(tiling, Alone)
+    if alone:
+        d_ys = d_ys.astype(weights.w_h.dtype)
     ordered = weights.w_h.reshape(size, gates, size)[:, order]
     arrays = Arrays(
         weights=ordered.reshape(tiling.parts, size // tiling.parts, gates * size),
@@ -130,7 +138,8 @@ def _backward(
         outputs={},
         overlays={},
     )
-    out = block.call(
+    launch = one_cta.call if alone else block.call
+    out = launch(
         steps.backward(cell), arrays, tiling, tiling.backward, not call.reverse, call.interpret
     )
     return out.exchanged["d_gx"], d_final._replace(**out.final)
@@ -167,11 +176,13 @@ def reset_after_step(reset: Bool[Array, "T B"] | None, reverse: bool) -> Array |
     return jnp.concatenate([none, reset[:-1]] if reverse else [reset[1:], none])
 
 
-def stacked_masks(masks: Masks, reset: Array | None, tiling: Tiling) -> Array | None:
+def stacked_masks(masks: Masks, reset: Array | None, tiling: Tiling | Alone) -> Array | None:
     """Return `Arrays.masks`; reset: [T, B], true where a row's state is reset after the step."""
     both = fused.reset_and_active(masks, reset)
     if both is None:
         return None
     stacked = jnp.stack(both).astype(jnp.float32)
+    if isinstance(tiling, Alone):
+        return stacked
     stacked = stacked.reshape(2, -1, tiling.blocks, tiling.rows)
     return jnp.pad(stacked, ((0, 0), (0, 0), (0, 0), (0, M - tiling.rows)))

@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm, nvvm
 
-from jaxrnn.recurrence.kernels.hopper.tiles import M, swizzle
+from jaxrnn.recurrence.kernels.hopper.tiles import swizzle
 from jaxrnn.recurrence.problem import vary_like
 from jaxrnn.shapes import Array
 
@@ -88,17 +87,6 @@ def load(ref: Ref, **options: Any) -> Array:
     index = inspect.signature(plgpu.load).parameters.get("idx")
     required = index is not None and index.default is inspect.Parameter.empty
     return plgpu.load(ref, *([()] if required else []), **options)
-
-
-def in_every_column(column: Array, count: int) -> Array:
-    """Return [64, count] with one number per row in each of the columns."""
-    return lax.broadcast_in_dim(column, (M, count), (0,))
-
-
-def in_every_row(ref: Ref, count: int) -> Array:
-    """Return [64, count] with a vector of `count` numbers in each of the rows."""
-    row = load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
-    return lax.broadcast_in_dim(row, (M, count), (1,))
 
 
 @plgpu.inline_mgpu()

@@ -7,7 +7,7 @@ benchmarks.hopper.tiles` writes it).
 
 Two environment variables are for finding a fault on a card:
 
-    JAXRNN_HOPPER_CLUSTER=1      only tilings whose clusters have this many CTAs
+    JAXRNN_HOPPER_CLUSTER=1      only tilings over several CTAs, whose clusters have this many
     JAXRNN_HOPPER_TILES=JSON     this tiling, a row's "tiles" of `tiles.json`
 """
 
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import cell_name
-from jaxrnn.recurrence.kernels.hopper import cost_model, residency, toolkit
+from jaxrnn.recurrence.kernels.hopper import cost_model, one_cta, residency, toolkit
+from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
 from jaxrnn.recurrence.kernels.hopper.residency import Room
 from jaxrnn.recurrence.kernels.hopper.tiles import (
     BARRIERS,
@@ -33,7 +34,6 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
     COLUMNS,
     DIRECTIONS,
     SHARED,
-    STREAM,
     BuiltinCell,
     Direction,
     DoesNotFitError,
@@ -41,7 +41,6 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
     Memory,
     Tiling,
     footprint,
-    launched_cluster,
     shared_bytes,
     swizzle,
     width,
@@ -77,8 +76,8 @@ def multiprocessors() -> int:
     return residency.room()[0]
 
 
-def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling:
-    """Return the tiling of one layer on the GPU in use.
+def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Alone:
+    """Return the tiling of one layer on the GPU in use: one CTA for all units where they fit.
 
     Raises:
       DoesNotFitError: where no tiling fits.
@@ -90,6 +89,9 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling:
     if forced:
         return _forced(forced, cell, batch, dtype, room)
     if not os.environ.get(CLUSTER_VARIABLE):
+        alone = one_cta.division(cell, batch, dtype, room[0])
+        if alone is not None:
+            return alone
         sizes = cell_name(cell), dtype.name, cell.hidden_size, batch
         known = _known().get((room[0], *sizes))
         if known and _is_resident(known, room):
@@ -103,7 +105,7 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling:
     return tiling
 
 
-def search(cell: BuiltinCell, batch: int, dtype: Any, room: Room, layers: int = 1) -> Tiling | None:
+def search(cell: BuiltinCell, batch: int, dtype: Any, room: Room) -> Tiling | None:
     """Return the tiling with the least time by the cost model, or None where none fits.
 
     Args:
@@ -111,7 +113,6 @@ def search(cell: BuiltinCell, batch: int, dtype: Any, room: Room, layers: int = 
       batch: number of rows.
       dtype: dtype of the parameters.
       room: number of CTAs that are resident at once, by the size of their clusters.
-      layers: number of layers in one launch (`stack`), each with its own parts and groups.
     """
     clusters: tuple[int, ...] = CLUSTERS
     if asked := os.environ.get(CLUSTER_VARIABLE):
@@ -119,16 +120,16 @@ def search(cell: BuiltinCell, batch: int, dtype: Any, room: Room, layers: int = 
             names = ", ".join(map(str, CLUSTERS))
             raise ValueError(f"{CLUSTER_VARIABLE} must be one of {names}, not {asked!r}")
         clusters = (int(asked),)
-    return _search(cell, batch, jnp.dtype(dtype), room, layers, clusters)
+    return _search(cell, batch, jnp.dtype(dtype), room, clusters)
 
 
 @functools.cache
 def _search(
-    cell: BuiltinCell, batch: int, dtype: Any, room: Room, layers: int, clusters: tuple[int, ...]
+    cell: BuiltinCell, batch: int, dtype: Any, room: Room, clusters: tuple[int, ...]
 ) -> Tiling | None:
     found = (
-        (sum(cost_model.microseconds(cell, tiling, dtype, layers).values()), tiling)
-        for tiling in tilings(cell, batch, dtype, room, layers, clusters)
+        (sum(cost_model.microseconds(cell, tiling, dtype).values()), tiling)
+        for tiling in tilings(cell, batch, dtype, room, clusters)
     )
     return min(found, default=(0, None), key=lambda pair: pair[0])[1]
 
@@ -138,7 +139,6 @@ def tilings(
     batch: int,
     dtype: Any,
     room: Room,
-    layers: int = 1,
     clusters: tuple[int, ...] = CLUSTERS,
 ) -> Iterator[Tiling]:
     """Yield every tiling that can run, each with its best shared memory by the cost model.
@@ -154,11 +154,10 @@ def tilings(
             continue
         parts = size // units
         for cluster, warpgroups in itertools.product(clusters, (1, 2)):
-            ctas = launched_cluster(parts, cluster, layers)
-            if parts % cluster or ctas not in CLUSTERS:
+            if parts % cluster:
                 continue
-            for groups in range(1, room[CLUSTERS.index(ctas)] // (layers * parts) + 1):
-                tiling = _tiling(cell, batch, dtype, parts, cluster, warpgroups, groups, layers)
+            for groups in range(1, room[CLUSTERS.index(cluster)] // parts + 1):
+                tiling = _tiling(cell, batch, dtype, parts, cluster, warpgroups, groups)
                 if tiling is not None:
                     yield tiling
 
@@ -171,7 +170,6 @@ def _tiling(
     cluster: int,
     warpgroups: int,
     groups: int,
-    layers: int,
 ) -> Tiling | None:
     """Return the tiling with the fewest rows in a block that a cluster's peers can fetch together."""
     turns = -(-batch // (groups * warpgroups * M))
@@ -181,18 +179,16 @@ def _tiling(
         if blocks > 1 and rows * (blocks - 1) >= batch:
             # A block would have no row.
             return None
-        none = Memory(1, 0, 0, 0)
+        none = Memory(1, 0, 0)
         tiling = Tiling(parts, cluster, rows, warpgroups, groups, turns, none, none)
         best = {}
         for direction in DIRECTIONS:
             fitting = [
                 (
-                    cost_model.direction_microseconds(
-                        cell, tiling, direction, memory, dtype, layers
-                    ),
+                    cost_model.direction_microseconds(cell, tiling, direction, memory, dtype),
                     memory,
                 )
-                for memory in memories(cell, direction, tiling, dtype, layers)
+                for memory in memories(cell, direction, tiling, dtype)
             ]
             if fitting:
                 best[direction] = min(fitting, key=lambda pair: pair[0])[1]
@@ -202,40 +198,20 @@ def _tiling(
 
 
 def memories(
-    cell: BuiltinCell, direction: Direction, tiling: Tiling, dtype: Any, layers: int = 1
+    cell: BuiltinCell, direction: Direction, tiling: Tiling, dtype: Any
 ) -> Iterator[Memory]:
-    """Yield divisions of shared memory that fit.
-
-    Where all weights fit, these are the largest rings, otherwise every ring. The weights of several
-    layers always stay.
-    """
+    """Yield the divisions of shared memory with the largest rings that fit."""
     size = width(cell.hidden_size)
-    warpgroups = tiling.warpgroups
-    part = footprint(cell, direction, tiling.parts, dtype, layers)
+    part = footprint(cell, direction, tiling.parts, dtype)
     for row in (1024, 512, 256, 128):
         chunk = row // dtype.itemsize
         if size % chunk or not _divides(tiling.cluster, tiling.rows, chunk, dtype):
             continue
-        chunks = part.total // chunk
-        rings = _ring_sizes(chunks, BARRIERS // warpgroups)
-
-        def left(memory: Memory) -> int:
-            return SHARED - shared_bytes(cell, direction, tiling, memory, dtype, layers)
-
-        whole = [
-            next((memory for memory in each if left(memory) >= 0), None)
-            for each in ([Memory(chunk, n, chunks, depth) for n in rings] for depth in (2, 1))
-        ]
-        yield from (memory for memory in whole if memory is not None)
-        if layers > 1 or any(whole):
-            continue
-        for slots in rings:
-            memory = Memory(chunk, slots, chunks, 1)
-            missing = -(left(memory) // (part.columns * row)) + warpgroups * STREAM
-            # A multiple of STREAM, so that a streamed chunk always takes the same place.
-            missing += missing % STREAM
-            if missing < chunks:
-                yield memory._replace(resident=chunks - missing)
+        rings = _ring_sizes(part.total // chunk, BARRIERS // tiling.warpgroups)
+        for depth in (2, 1):
+            every = (Memory(chunk, slots, depth) for slots in rings)
+            fit = (m for m in every if shared_bytes(cell, direction, tiling, m, dtype) <= SHARED)
+            yield from itertools.islice(fit, 1)
 
 
 def _ring_sizes(chunks: int, most: int) -> list[int]:
@@ -257,10 +233,9 @@ def _divides(cluster: int, rows: int, chunk: int, dtype: Any) -> bool:
     return cluster == 1
 
 
-def _is_resident(tiling: Tiling, room: Room, layers: int = 1) -> bool:
+def _is_resident(tiling: Tiling, room: Room) -> bool:
     """Return whether all CTAs of a tiling are on the GPU at once."""
-    ctas = launched_cluster(tiling.parts, tiling.cluster, layers)
-    return layers * tiling.parts * tiling.groups <= room[CLUSTERS.index(ctas)]
+    return tiling.parts * tiling.groups <= room[CLUSTERS.index(tiling.cluster)]
 
 
 def _forced(text: str, cell: BuiltinCell, batch: int, dtype: Any, room: Room) -> Tiling:

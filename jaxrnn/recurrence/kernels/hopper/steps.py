@@ -1,10 +1,9 @@
 """One step of each cell inside the Hopper kernels, forward and backward.
 
-A step is a function of the block (`block.Block`) and the state, a dict of tiles by the field names of
-the cell's state (backward: their derivatives), and returns the state after the step. All arithmetic is
-that of `recurrence.equations`; the block loads the inputs, exchanges tiles with the other parts and
-multiplies. The same forward steps serve the kernel for one layer, the kernel for several layers and the
-sampling kernel (`ForwardContext`).
+A step is a function of a context (`context.Context`) and the state, a dict of tiles by the field names
+of the cell's state (backward: their derivatives), and returns the state after the step. All arithmetic
+is that of `recurrence.equations`; the context loads the inputs, exchanges tiles and multiplies. Both
+kernels run the same steps.
 
 The kernels' arrays, [T, B, n * H]:
 
@@ -22,54 +21,28 @@ The kernels' arrays, [T, B, n * H]:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxrnn.recurrence import equations
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 from jaxrnn.recurrence.equations import CellKind
-from jaxrnn.recurrence.kernels.hopper.block import Block
+from jaxrnn.recurrence.kernels.hopper.context import Context
 from jaxrnn.recurrence.kernels.hopper.launch import State, StepFunctions, Tile
-from jaxrnn.recurrence.kernels.hopper.mosaic import Scalar
 from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell
 
 # The residuals of one step: the tiles of each array by its name in `Residuals`.
 Kept = dict[str, tuple[Tile, ...]]
 
 
-@runtime_checkable
-class ForwardContext(Protocol):
-    """The operations that a forward step calls. `Block` and `SamplingCTA` implement them."""
-
-    # The time of the step.
-    t: Scalar
-
-    def product(self, sources: Sequence[tuple[str, int]], gates: range) -> tuple[Tile, ...]:
-        """Return the sum of published (array, gate) pairs times the weights of some gates."""
-
-    def load_input(self, name: str) -> tuple[Tile, ...]:
-        """Return the gates of an input of this step."""
-
-    def vector(self, k: int) -> Tile:
-        """Return the k-th of the cell's vectors, the same in every row."""
-
-    def publish(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
-        """Publish tiles, by array and gate, to be read at the next product."""
-
-
 def forward(cell: BuiltinCell, keep: bool) -> StepFunctions:
     """Return the forward pass of a cell; `keep`: with the outputs that the backward pass needs."""
     rule = _FORWARD[cell.kind]
-    step = partial(_forward, forward_step(cell), keep)
+    step = partial(_forward, partial(rule.step, cell), keep)
     return StepFunctions(f"{_name(cell)}_forward", _begin, step, rule.products, 1)
-
-
-def forward_step(cell: BuiltinCell) -> Callable[[Any, State], tuple[State, Kept]]:
-    """Return a function of (context, state) that returns the state after a step, and what is kept."""
-    return partial(_FORWARD[cell.kind].step, cell)
 
 
 def backward(cell: BuiltinCell) -> StepFunctions:
@@ -93,43 +66,38 @@ def _name(cell: BuiltinCell) -> str:
 # --- forward ------------------------------------------------------------------------------------
 
 
-def _begin(block: Block, state: State) -> State:
-    block.publish({"previous_hidden": {0: state["hidden"]}}, block.next_t)
+def _begin(context: Context, state: State) -> State:
+    context.publish({"previous_hidden": {0: state["hidden"]}}, context.next_t)
     return state
 
 
 def _forward(
-    step: Callable[[Any, State], tuple[State, Kept]], keep: bool, block: Block, state: State
+    step: Callable[[Context, State], tuple[State, Kept]],
+    keep: bool,
+    context: Context,
+    state: State,
 ) -> State:
-    y, after, kept = masked_step(step, block, state)
-    block.publish({"previous_hidden": {0: after["hidden"]}}, block.next_t, when=block.has_next)
-    block.finish({"ys": (y,)} | (kept if keep else {}))
+    after, kept = step(context, state)
+    y = context.where_active(after["hidden"], jnp.zeros_like(after["hidden"]))
+    after = {name: context.where_active(x, state[name]) for name, x in after.items()}
+    after = {name: context.zero_where_reset(x) for name, x in after.items()}
+    context.publish({"previous_hidden": {0: after["hidden"]}}, context.next_t, context.has_next)
+    context.finish({"ys": (y,)} | (kept if keep else {}))
     return after
 
 
-def masked_step(
-    step: Callable[[Any, State], tuple[State, Kept]], block: Block, state: State
-) -> tuple[Tile, State, Kept]:
-    """Return the output of a step, the state that enters the next one, and what is kept."""
-    after, kept = step(block, state)
-    y = block.where_active(after["hidden"], jnp.zeros_like(after["hidden"]))
-    after = {name: block.where_active(x, state[name]) for name, x in after.items()}
-    after = {name: block.zero_where_reset(x) for name, x in after.items()}
-    return y, after, kept
-
-
-def _recurrent(context: ForwardContext, gates: range) -> tuple[Tile, ...]:
+def _recurrent(context: Context, gates: range) -> tuple[Tile, ...]:
     return context.product([("previous_hidden", 0)], gates)
 
 
-def _rnn(cell: RNN, context: ForwardContext, state: State) -> tuple[State, Kept]:
+def _rnn(cell: RNN, context: Context, state: State) -> tuple[State, Kept]:
     (recurrent,) = _recurrent(context, range(1))
     (gx,) = context.load_input("gx")
     hidden = equations.rnn(gx + recurrent, cell.activation)
     return {"hidden": hidden}, {"gates": (hidden,)}
 
 
-def _lstm(cell: LSTM, context: ForwardContext, state: State) -> tuple[State, Kept]:
+def _lstm(cell: LSTM, context: Context, state: State) -> tuple[State, Kept]:
     recurrent = _recurrent(context, range(4))
     a = [gx + z for gx, z in zip(context.load_input("gx"), recurrent, strict=True)]
     now = equations.lstm(a, state["cell"], _peepholes(cell, context))
@@ -137,13 +105,13 @@ def _lstm(cell: LSTM, context: ForwardContext, state: State) -> tuple[State, Kep
     return after, {"gates": now.gates, "previous_cell": (state["cell"],)}
 
 
-def _peepholes(cell: LSTM, context: ForwardContext) -> equations.Peepholes:
+def _peepholes(cell: LSTM, context: Context) -> equations.Peepholes:
     if not cell.peephole:
         return None
     return context.vector(0), context.vector(1), context.vector(2)
 
 
-def _gru_after(cell: GRU, context: ForwardContext, state: State) -> tuple[State, Kept]:
+def _gru_after(cell: GRU, context: Context, state: State) -> tuple[State, Kept]:
     recurrent = _recurrent(context, range(3))
     gx = context.load_input("gx")
     z, r = (equations.gru_gate(gx[k] + recurrent[k]) for k in range(2))
@@ -153,7 +121,7 @@ def _gru_after(cell: GRU, context: ForwardContext, state: State) -> tuple[State,
     return {"hidden": hidden}, {"gates": (z, r, n), "q": (q,)}
 
 
-def _gru_before(cell: GRU, context: ForwardContext, state: State) -> tuple[State, Kept]:
+def _gru_before(cell: GRU, context: Context, state: State) -> tuple[State, Kept]:
     recurrent = _recurrent(context, range(2))
     gx = context.load_input("gx")
     z, r = (equations.gru_gate(gx[k] + recurrent[k]) for k in range(2))
@@ -166,66 +134,66 @@ def _gru_before(cell: GRU, context: ForwardContext, state: State) -> tuple[State
 # --- backward -----------------------------------------------------------------------------------
 
 
-def _backward(step: Callable[[Block, State], State], block: Block, d: State) -> State:
-    (d_y,) = block.load_input("d_ys")
-    d = d | {"hidden": d["hidden"] + block.where_active(d_y, jnp.zeros_like(d_y))}
-    before = step(block, d)
-    before = {name: block.where_active(x, d[name]) for name, x in before.items()}
-    block.finish({})
-    return {name: block.zero_where_reset(x) for name, x in before.items()}
+def _backward(step: Callable[[Context, State], State], context: Context, d: State) -> State:
+    (d_y,) = context.load_input("d_ys")
+    d = d | {"hidden": d["hidden"] + context.where_active(d_y, jnp.zeros_like(d_y))}
+    before = step(context, d)
+    before = {name: context.where_active(x, d[name]) for name, x in before.items()}
+    context.finish({})
+    return {name: context.zero_where_reset(x) for name, x in before.items()}
 
 
-def _publish(block: Block, d_gx: dict[int, Tile], d_q: Tile | None = None) -> None:
+def _publish(context: Context, d_gx: dict[int, Tile], d_q: Tile | None = None) -> None:
     """Publish derivatives, by gate; those of inactive rows are zeros."""
 
     def masked(x: Tile) -> Tile:
-        return block.where_active(x, jnp.zeros_like(x))
+        return context.where_active(x, jnp.zeros_like(x))
 
     published = {"d_gx": {gate: masked(x) for gate, x in d_gx.items()}}
     if d_q is not None:
         published["d_q"] = {0: masked(d_q)}
-    block.publish(published, block.t)
+    context.publish(published, context.t)
 
 
-def _rnn_backward(cell: RNN, block: Block, d: State) -> State:
-    (hidden,) = block.load_input("gates")
-    _publish(block, {0: equations.rnn_backward(hidden, d["hidden"], cell.activation)})
-    (d_h,) = block.product([("d_gx", 0)])
+def _rnn_backward(cell: RNN, context: Context, d: State) -> State:
+    (hidden,) = context.load_input("gates")
+    _publish(context, {0: equations.rnn_backward(hidden, d["hidden"], cell.activation)})
+    (d_h,) = context.product([("d_gx", 0)])
     return {"hidden": d_h}
 
 
-def _lstm_backward(cell: LSTM, block: Block, d: State) -> State:
-    i, f, g, o = block.load_input("gates")
-    (before,) = block.load_input("previous_cell")
+def _lstm_backward(cell: LSTM, context: Context, d: State) -> State:
+    i, f, g, o = context.load_input("gates")
+    (before,) = context.load_input("previous_cell")
     after = equations.lstm_cell((i, f, g), before)
     d_gates, d_cell = equations.lstm_backward(
-        (i, f, g, o), before, after, d["hidden"], d["cell"], _peepholes(cell, block)
+        (i, f, g, o), before, after, d["hidden"], d["cell"], _peepholes(cell, context)
     )
-    _publish(block, dict(enumerate(d_gates)))
-    (d_h,) = block.product([("d_gx", k) for k in range(4)])
+    _publish(context, dict(enumerate(d_gates)))
+    (d_h,) = context.product([("d_gx", k) for k in range(4)])
     return {"hidden": d_h, "cell": d_cell}
 
 
-def _gru_after_backward(cell: GRU, block: Block, d: State) -> State:
-    z, r, n = block.load_input("gates")
-    (q,) = block.load_input("q")
-    (h,) = block.load_input("previous_hidden")
+def _gru_after_backward(cell: GRU, context: Context, d: State) -> State:
+    z, r, n = context.load_input("gates")
+    (q,) = context.load_input("q")
+    (h,) = context.load_input("previous_hidden")
     d_az, d_an, d_h = equations.gru_hidden_backward(z, n, h, d["hidden"])
     d_ar, d_q = equations.gru_reset_backward_after(q, r, d_an)
-    _publish(block, {0: d_az, 1: d_ar, 2: d_an}, d_q)
-    (d_h_by_gates,) = block.product([("d_gx", 0), ("d_gx", 1), ("d_q", 0)])
+    _publish(context, {0: d_az, 1: d_ar, 2: d_an}, d_q)
+    (d_h_by_gates,) = context.product([("d_gx", 0), ("d_gx", 1), ("d_q", 0)])
     return {"hidden": d_h + d_h_by_gates}
 
 
-def _gru_before_backward(cell: GRU, block: Block, d: State) -> State:
-    z, r, n = block.load_input("gates")
-    (h,) = block.load_input("previous_hidden")
+def _gru_before_backward(cell: GRU, context: Context, d: State) -> State:
+    z, r, n = context.load_input("gates")
+    (h,) = context.load_input("previous_hidden")
     d_az, d_an, d_h = equations.gru_hidden_backward(z, n, h, d["hidden"])
-    _publish(block, {0: d_az, 2: d_an})
-    (d_rh,) = block.product([("d_gx", 2)])
+    _publish(context, {0: d_az, 2: d_an})
+    (d_rh,) = context.product([("d_gx", 2)])
     d_ar, d_h_by_reset = equations.gru_reset_backward_before(h, r, d_rh)
-    _publish(block, {1: d_ar})
-    (d_h_by_gates,) = block.product([("d_gx", 0), ("d_gx", 1)], start=1)
+    _publish(context, {1: d_ar})
+    (d_h_by_gates,) = context.product([("d_gx", 0), ("d_gx", 1)], start=1)
     return {"hidden": d_h + d_h_by_reset + d_h_by_gates}
 
 

@@ -23,8 +23,6 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 # Rows of a wgmma.
 M = 64
-# Chunks in flight of the weights that do not stay in shared memory.
-STREAM = 2
 # Bytes of shared memory that a CTA may use: those of the device, less barriers and alignment.
 SHARED = 232_448 - 2048
 # Largest number of columns of a product: its accumulator takes 64 registers of a thread.
@@ -45,13 +43,11 @@ class Memory(NamedTuple):
     Attributes:
       chunk: K of one product.
       slots: number of chunks of the published operand in flight.
-      resident: number of chunks of the weights that stay; the others are fetched in every step.
       depth: number of steps for which inputs are fetched ahead.
     """
 
     chunk: int
     slots: int
-    resident: int
     depth: int
 
 
@@ -123,27 +119,10 @@ def width(hidden_size: int) -> int:
     return -(-hidden_size // 64) * 64
 
 
-def in_one_cluster(parts: int, cluster: int, layers: int = 1) -> bool:
-    """Return whether one cluster holds all parts of all layers; they then synchronise at its barrier."""
-    return parts == cluster and layers * parts <= max(CLUSTERS)
-
-
-def launched_cluster(parts: int, cluster: int, layers: int = 1) -> int:
-    """Return the CTAs of a cluster as it is launched: of all layers, where one cluster holds them."""
-    return cluster * layers if in_one_cluster(parts, cluster, layers) else cluster
-
-
-def footprint(
-    cell: BuiltinCell, direction: Direction, parts: int, dtype: Any, layers: int = 1
-) -> Footprint:
-    """Return the product and the shared memory of one part in one direction.
-
-    With several layers a part has a second product, of what the neighbouring layer publishes, and its
-    forward pass also publishes its output.
-    """
+def footprint(cell: BuiltinCell, direction: Direction, parts: int, dtype: Any) -> Footprint:
+    """Return the product and the shared memory of one part in one direction."""
     size = width(cell.hidden_size)
     units = size // parts
-    products = 1 if layers == 1 else 2
     gates = len(cell.GATES)
     narrow = jnp.dtype(dtype).itemsize
     wide = 4
@@ -155,8 +134,8 @@ def footprint(
     if direction == "forward":
         # The outputs beside the gates, which lie over gx: y, and the previous cell or q.
         outputs = 2 if is_lstm or is_gru_after else 1
-        fixed = products * narrow + wide * max(states, outputs)
-        return Footprint(gates * units, products * size, tile * gates * wide, tile * fixed)
+        fixed = narrow + wide * max(states, outputs)
+        return Footprint(gates * units, size, tile * gates * wide, tile * fixed)
     # The gates, the previous cell or q, and d_y.
     inputs = gates * wide + (wide if is_lstm or is_gru_after else 0) + wide
     published = gates
@@ -165,26 +144,18 @@ def footprint(
         inputs += narrow
         published = 4 if is_gru_after else 2
     fixed = published * narrow + states * wide
-    return Footprint(units, products * gates * size, tile * inputs, tile * fixed)
+    return Footprint(units, gates * size, tile * inputs, tile * fixed)
 
 
 def shared_bytes(
-    cell: BuiltinCell,
-    direction: Direction,
-    tiling: Tiling,
-    memory: Memory,
-    dtype: Any,
-    layers: int = 1,
+    cell: BuiltinCell, direction: Direction, tiling: Tiling, memory: Memory, dtype: Any
 ) -> int:
     """Return the bytes of shared memory of a CTA in one direction."""
-    part = footprint(cell, direction, tiling.parts, dtype, layers)
-    row = memory.chunk * jnp.dtype(dtype).itemsize
-    block = tiling.ring_rows(memory.slots) * row
+    part = footprint(cell, direction, tiling.parts, dtype)
+    narrow = jnp.dtype(dtype).itemsize
+    block = tiling.ring_rows(memory.slots) * memory.chunk * narrow
     block += part.fixed_bytes + memory.depth * part.input_bytes
-    weights = memory.resident
-    if memory.resident * memory.chunk < part.total:
-        weights += STREAM * tiling.warpgroups
-    return weights * part.columns * row + tiling.warpgroups * block
+    return part.columns * part.total * narrow + tiling.warpgroups * block
 
 
 def swizzle(columns: int, dtype: Any) -> int:

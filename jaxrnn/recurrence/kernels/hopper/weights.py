@@ -1,8 +1,7 @@
 """The weights of a part in the persistent Hopper kernel, and the products with what is published.
 
-The operand of a product, which the parts published, comes chunk by chunk through a ring in shared
-memory. As many chunks of the weights as fit stay in shared memory for all steps; the others are streamed
-through shared memory in every step, STREAM chunks ahead.
+The weights stay in shared memory for all steps. The operand of a product, which the parts published,
+comes chunk by chunk through a ring in shared memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays, Refs, Tile
 from jaxrnn.recurrence.kernels.hopper.mosaic import Ref, Scalar, transposed
-from jaxrnn.recurrence.kernels.hopper.tiles import STREAM, M, Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiling
 from jaxrnn.shapes import Array
 
 
@@ -53,12 +52,12 @@ class Weights:
         self._chunks = arrays.weights.shape[2] // memory.chunk
 
     def load(self) -> None:
-        """Load the chunks that stay, and start to fetch the first of those that are streamed."""
+        """Load the weights and wait for them."""
         refs, memory = self.refs, self.memory
 
         @pl.when(self.warpgroup == 0)
         def _() -> None:
-            for k in range(memory.resident):
+            for k in range(self._chunks):
                 columns = pl.ds(k * memory.chunk, memory.chunk)
                 plgpu.copy_gmem_to_smem(
                     refs.weights_gmem.at[self._part, :, columns],
@@ -66,45 +65,12 @@ class Weights:
                     refs.weights_barrier.at[0],
                 )
 
-        for k in self._prefetched:
-            self.stream(memory.resident + k)
         plgpu.barrier_wait(refs.weights_barrier.at[0])
 
-    def drain(self) -> None:
-        """Wait for the chunks that were prefetched for a step that never runs."""
-        for k in self._prefetched:
-            plgpu.barrier_wait(self.refs.streamed_weights_barrier.at[self.warpgroup, k])
-
-    def stream(self, k: Scalar) -> None:
-        """Start to fetch the k-th chunk; after the last follows the first that does not stay.
-
-        Chunks are used in this order, and fetched STREAM ahead.
-        """
-        memory, refs = self.memory, self.refs
-        streamed = self._chunks - memory.resident
-        place = lax.rem(k - memory.resident, streamed)
-        slot = lax.rem(place, STREAM)
-        columns = pl.ds((memory.resident + place) * memory.chunk, memory.chunk)
-        plgpu.copy_gmem_to_smem(
-            refs.weights_gmem.at[self._part, :, columns],
-            refs.streamed_weights_smem.at[self.warpgroup, slot],
-            refs.streamed_weights_barrier.at[self.warpgroup, slot],
-        )
-
-    @property
-    def _prefetched(self) -> range:
-        return range(min(STREAM, self._chunks - self.memory.resident))
-
     def multiply(
-        self,
-        batch: Any,
-        sources: Sequence[Source],
-        gates: range,
-        start: int,
-        neighbours: Sequence[Source] = (),
-        when: Scalar | bool = True,
+        self, batch: Any, sources: Sequence[Source], gates: range, start: int
     ) -> tuple[Tile, ...]:
-        """Return the gates of the product of `sources`, then those of the product of `neighbours`.
+        """Return the gates of the product.
 
         Args:
           batch: the slice of rows.
@@ -112,25 +78,15 @@ class Weights:
             (start + k) * H.
           gates: the gates of this part's units whose columns are multiplied.
           start: see `sources`.
-          neighbours: sources of a second product, with the weights' K after those of `sources`; all
-            weights must stay then.
-          when: whether `neighbours` are multiplied; otherwise their product is zeros.
         """
-        product = _Product(self, batch, sources, start, neighbours, when)
-        rows = pl.ds(gates.start * self._units, len(gates) * self._units)
-        accumulator = plgpu.ACC((M, len(gates) * self._units), jnp.float32)
+        columns = len(gates) * self._units
+        rows = pl.ds(gates.start * self._units, columns)
+        product = _Product(self, batch, sources, start)
         product.fetch_first()
-        ranges: list[tuple[int, Scalar]] = [(0, product.own)] if sources else []
-        if neighbours:
-            ranges.append((product.own, product.total))
-        results = []
-        for k, (begin, end) in enumerate(ranges):
-            is_last = k == len(ranges) - 1
-            run = partial(product.multiply, begin, end, rows, is_last)
-            results.append(pl.run_scoped(run, accumulator))
+        accumulator = plgpu.ACC((M, columns), jnp.float32)
+        result = pl.run_scoped(partial(product.multiply, rows), accumulator)
         return tuple(
             lax.slice(result, (0, k * self._units), (M, (k + 1) * self._units))
-            for result in results
             for k in range(len(gates))
         )
 
@@ -160,91 +116,40 @@ class _Product:
     """One product: its operand's chunks are fetched into the ring, multiplied, and replaced by others.
 
     The chunks are numbered j = 0, 1, ... in the order in which they are multiplied.
-
-    Attributes:
-      own: number of chunks of `sources`.
-      total: number of chunks, with those of `neighbours`.
     """
 
-    def __init__(
-        self,
-        weights: Weights,
-        batch: Any,
-        sources: Sequence[Source],
-        start: int,
-        neighbours: Sequence[Source],
-        when: Scalar | bool,
-    ) -> None:
+    def __init__(self, weights: Weights, batch: Any, sources: Sequence[Source], start: int) -> None:
         """Take the arguments of `Weights.multiply`."""
         self._weights = weights
-        self._memory = memory = weights.memory
+        self._memory = weights.memory
         self._refs = weights.refs
         self._batch = batch
-        self._runs = _runs([*sources, *neighbours])
-        # The first chunk of the weights.
+        self._runs = _runs(sources)
+        # The first chunk of the weights, and the number of chunks.
         self._first = start * weights.chunks_of_gate
-        self.own = len(sources) * weights.chunks_of_gate
-        self.total: Scalar = self.own
-        # Number of chunks whose weights are streamed, and of those fetched before the first product.
-        self._streamed = 0
-        self._at_once: Scalar
-        if neighbours:
-            every = self.own + len(neighbours) * weights.chunks_of_gate
-            self.total = jnp.where(when, every, self.own)
-            self._at_once = jnp.minimum(memory.slots, self.total)
-        else:
-            end = self._first + self.own
-            self._streamed = max(0, end - max(self._first, memory.resident))
-            self._at_once = min(memory.slots, self.own)
+        self._total = len(sources) * weights.chunks_of_gate
 
     def fetch_first(self) -> None:
         """Start to fetch as many chunks as the ring holds."""
-        lax.fori_loop(0, self._at_once, lambda j, _: self._fetch(j), None)
+        count = min(self._memory.slots, self._total)
+        lax.fori_loop(0, count, lambda j, _: self._fetch(j), None)
 
-    def multiply(
-        self, begin: int, end: Scalar, rows: Any, is_last: bool, accumulator: Ref
-    ) -> Array:
-        """Return the product of the chunks from `begin` to `end`.
-
-        Args:
-          begin: the first chunk.
-          end: the chunk after the last one.
-          rows: the rows of the weights, which are columns of the product.
-          is_last: whether no chunks follow.
-          accumulator: of a wgmma.
-        """
+    def multiply(self, rows: Any, accumulator: Ref) -> Array:
+        """Return the product; rows: the rows of the weights, which are columns of the product."""
         refs, own = self._refs, self._weights.warpgroup
 
-        def one(j: Scalar, weights_smem: Ref) -> None:
+        def one(j: Scalar, _: None) -> None:
             plgpu.barrier_wait(refs.operand_barrier.at[own, self._slot(j)])
+            weights_smem = refs.weights_smem.at[self._first + j, rows]
             plgpu.wgmma(accumulator, self._slot_rows(j, M), transposed(weights_smem))
             # The product before this one is done.
             plgpu.wgmma_wait(1)
             self._release(j - 1)
 
-        def with_streamed_weights(j: Scalar, _: None) -> None:
-            place = lax.rem(self._chunk(j) - self._memory.resident, STREAM)
-            plgpu.barrier_wait(refs.streamed_weights_barrier.at[own, place])
-            one(j, refs.streamed_weights_smem.at[own, place, rows])
-
-        def with_resident_weights(j: Scalar, _: None) -> None:
-            one(j, refs.weights_smem.at[self._chunk(j), rows])
-
-        if self._streamed:
-            lax.fori_loop(begin, self._streamed, with_streamed_weights, None)
-        lax.fori_loop(begin + self._streamed, end, with_resident_weights, None)
+        lax.fori_loop(0, self._total, one, None)
         result = accumulator[...]
-        if is_last:
-            self._release(self.total - 1)
+        self._release(self._total - 1)
         return result
-
-    def _chunk(self, j: Scalar) -> Scalar:
-        """Return the chunk of the weights that is multiplied as the j-th."""
-        if not self._streamed:
-            return self._first + j
-        # Streamed weights come first: they are there already.
-        after_resident = self._first + self.own - self._streamed
-        return jnp.where(j < self._streamed, after_resident + j, self._first + j - self._streamed)
 
     def _slot(self, j: Scalar) -> Array:
         return lax.rem(j, self._memory.slots)
@@ -256,17 +161,16 @@ class _Product:
 
     def _fetch(self, j: Scalar) -> None:
         """Start to fetch the j-th chunk of the operand into its slot."""
-        chunk = self._chunk(j)
-        begin = self._first
+        begin = 0
         for run in self._runs:
             end = begin + run.gates * self._weights.chunks_of_gate
-            of_array = chunk - begin + run.gate * self._weights.chunks_of_gate
+            of_array = j - begin + run.gate * self._weights.chunks_of_gate
             copy = partial(self._copy, run, of_array, j)
             if len(self._runs) == 1:
                 # A branch for every chunk takes time.
                 copy()
             else:
-                pl.when((chunk >= begin) & (chunk < end))(copy)
+                pl.when((j >= begin) & (j < end))(copy)
             begin = end
 
     def _copy(self, run: _Run, chunk: Scalar, j: Scalar) -> None:
@@ -281,14 +185,10 @@ class _Product:
         )
 
     def _release(self, j: Scalar) -> None:
-        """Fetch other chunks to where the j-th were, whose product is done."""
+        """Fetch another chunk to where the j-th was, whose product is done."""
         weights = self._weights
-        if self._streamed:
-            pl.when((j >= 0) & (j < self._streamed))(
-                lambda: weights.stream(self._chunk(j) + STREAM)
-            )
 
-        @pl.when((j >= 0) & (j + self._memory.slots < self.total))
+        @pl.when((j >= 0) & (j + self._memory.slots < self._total))
         def _() -> None:
             if weights.tiling.cluster > 1:
                 # Every peer writes into the rings of all of them, so all must be done with the slot.

@@ -1,0 +1,182 @@
+"""The Hopper kernel for small widths without a GPU: interpreted, lowered, and its division over CTAs."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrnn import gru, lstm, rnn
+from jaxrnn.recurrence.kernels.hopper import layer, one_cta, search
+from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, SHARED, width
+from jaxrnn.recurrence.problem import Masks
+from tests.support.conformance import Conformance
+from tests.support.hopper import (
+    BATCH,
+    FEATURES,
+    MASKS,
+    STEPS,
+    cell_of,
+    interpret,
+    interpreted,
+    lowered,
+    scan,
+    values_and_gradients,
+)
+from tests.support.oracle import TOLERANCES, assert_close
+from tests.support.problems import CELLS, Problem, as_masks, expected, problem
+
+NAMES = tuple(CELLS)
+# Two warpgroups, of which the second has padding.
+TWO = 100
+EVERY = [
+    pytest.param(name, dtype, hidden, reverse, id=f"{name}-{dtype}-{hidden}-{reverse}")
+    for name in NAMES
+    for dtype, hidden, reverse in (
+        ("bfloat16", TWO, False),
+        ("float16", 20, True),
+        ("float32", 20, True),
+    )
+]
+
+
+# --- values, gradients and races ----------------------------------------------------------------
+
+
+@pytest.mark.first_case
+@interpreted
+@pytest.mark.parametrize(("name", "dtype", "hidden", "reverse"), EVERY)
+def test_kernel_is_scan(name: str, dtype: str, hidden: int, reverse: bool) -> None:
+    """Test with resets and lengths."""
+    cell = cell_of(name, hidden)
+    assert isinstance(search.tiling_for(cell, BATCH, dtype), Alone)
+    given = problem(cell, STEPS, BATCH, FEATURES).cast(dtype)
+    got = interpret(cell, given, as_masks(STEPS, **MASKS), reverse)
+    assert_close(got, scan(cell, given, reverse, **MASKS), TOLERANCES[dtype])
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize("name", ["lstm-peephole", "gru-before", "gru-after"])
+def test_kernel_is_numpy(name: str) -> None:
+    """Compare with the values and finite differences of the equations, without masks."""
+    cell = cell_of(name, 10)
+    given = problem(cell, STEPS, 2, FEATURES).cast("float32")
+    got = interpret(cell, given, Masks())
+    assert_close(got, expected(cell, given.exact()), TOLERANCES["float32"])
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("rows", [8, 16, 32])
+def test_every_division_is_scan(rows: int, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two CTAs, the last with padding, that fetch inputs for one, two or three steps."""
+    division = Alone(rows, 2, depth, depth)
+    monkeypatch.setattr(layer, "tiling_for", lambda *_: division)
+    cell, batch = cell_of("gru-after"), 2 * rows - 3
+    rng = np.random.default_rng(0)
+    masks = {
+        "resets": rng.random((STEPS, batch)) < 0.3,
+        "lengths": rng.integers(0, STEPS + 1, batch, np.int32),
+    }
+    given = problem(cell, STEPS, batch, FEATURES).cast("float32")
+    got = interpret(cell, given, as_masks(STEPS, **masks))
+    assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
+
+
+@pytest.mark.slow
+@interpreted
+def test_vmap_over_parameters_is_one_launch() -> None:
+    cell, none = cell_of("gru-after"), Masks()
+    problems = [problem(cell, 2, 2, FEATURES, seed).cast("float32") for seed in (0, 1)]
+    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    got = jax.vmap(lambda given: interpret(cell, given, none))(stack(*problems))
+    assert_close(got, stack(*(scan(cell, given) for given in problems)), TOLERANCES["float32"])
+    run = jax.vmap(lambda given: values_and_gradients(cell, given, none))
+    program = jax.jit(run).trace(stack(*problems)).lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("_alone") and "while" not in program
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize("missing", ["wait_smem_to_gmem", "barrier_wait"])
+def test_the_detector_finds_what_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race detector reports a kernel that lacks one of its waits; the tests above rely on that."""
+    monkeypatch.setattr(one_cta.plgpu, missing, lambda *_, **__: None)
+    cell = cell_of("rnn-tanh", TWO)
+    given = problem(cell, 4, 2, FEATURES).cast("bfloat16")
+    with pytest.raises(Exception, match=r"(?i)race|uninitialized|phase|nan"):
+        jax.block_until_ready(interpret(cell, given, Masks()))
+
+
+# --- the same, lowered for a GPU ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize(("name", "dtype", "hidden", "reverse"), EVERY)
+def test_kernel_lowers(name: str, dtype: str, hidden: int, reverse: bool) -> None:
+    cell = cell_of(name, hidden)
+    given = problem(cell, STEPS, BATCH, FEATURES).cast(dtype)
+    program = lowered(cell, given, as_masks(STEPS, **MASKS), reverse)
+    assert program.count("_forward_alone") and program.count("_backward_alone")
+
+
+# --- the division over CTAs ---------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("cell", "batch", "dtype", "rows", "blocks"),
+    [
+        (gru(128), 4, "bfloat16", 8, 1),
+        (gru(128), 1024, "bfloat16", 8, 128),
+        (gru(128), 2000, "bfloat16", 16, 125),
+        (gru(128), 16384, "bfloat16", 32, 512),
+        (lstm(64), 64, "float32", 8, 8),
+        (rnn(256), 64, "bfloat16", 8, 8),
+    ],
+)
+def test_rows_are_divided_over_the_multiprocessors(
+    cell: Any, batch: int, dtype: str, rows: int, blocks: int
+) -> None:
+    found = one_cta.division(cell, batch, dtype, 132)
+    assert found is not None and (found.rows, found.blocks) == (rows, blocks)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_divided_fits(name: str, dtype: str) -> None:
+    for hidden in range(1, 400, 37):
+        cell = cell_of(name, hidden)
+        found = one_cta.division(cell, 1000, dtype, 132)
+        if found is None:
+            assert width(hidden) > 64
+            continue
+        for direction, depth in zip(DIRECTIONS, (found.forward, found.backward), strict=True):
+            assert one_cta.shared_bytes(cell, direction, found.rows, depth, dtype) <= SHARED
+
+
+@interpreted
+@pytest.mark.parametrize("cell", [lstm(192), gru(256)])
+def test_weights_that_do_not_fit_one_cta_are_divided(cell: Any) -> None:
+    assert one_cta.division(cell, 64, "bfloat16", 132) is None
+    assert search.tiling_for(cell, 64, "bfloat16").parts > 1
+
+
+@interpreted
+class TestOneCTA(Conformance):
+    implementation = "hopper"
+    exact = "float32"
+    narrow = ("bfloat16",)
+
+    def run(
+        self, cell: Any, given: Problem, *, reverse: bool = False, **masks: Any
+    ) -> tuple[Any, Any]:
+        """See `Conformance`. The race detector is left to the tests above."""
+        return interpret(cell, given, as_masks(len(given.xs), **masks), reverse, detect_races=False)
