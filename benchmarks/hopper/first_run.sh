@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # First measurements on an H100 or H200, at most six minutes: benchmarks/hopper/first_run.sh [STEP ...]
 #   cudnn       errors of cuDNN, and times next to "xla" and PyTorch, on any NVIDIA GPU
-#   occupancy   number of resident CTAs, by the size of their clusters
 #   latencies   time of an exchange between multiprocessors
 #   tests       the tests that need a GPU
 #   ladder      errors and times of the kernels in several tilings
@@ -62,12 +61,11 @@ train() {
 export -f latencies train
 export python here out scratch
 
-for name in "${@:-cudnn occupancy latencies tests ladder train table}"; do
+for name in "${@:-cudnn latencies tests ladder train table}"; do
   for name in $name; do
     [ "$name" = cudnn ] || need_toolkit
     case $name in
       cudnn) step cudnn 90 "$python" -m benchmarks.hopper.cudnn --seconds 60 --folder "$out" ;;
-      occupancy) step occupancy 30 "$python" -m benchmarks.hopper.occupancy ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
         # By default, the tests run on the CPU and compile without optimizations.

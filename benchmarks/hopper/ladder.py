@@ -5,11 +5,11 @@
     python -m benchmarks.hopper.ladder --problems lstm,64,512 gru-after,16,1024
 
 Each problem is a cell, B and H, in bfloat16. Its tilings are those with the least time by the model: the
-best ones of each number of parts and size of clusters, each with every size of chunks. Results are
-compared with "xla". Forward and backward kernels are timed separately, without the products around them.
-Each is called many times in turn with other data, and its results must be bit-identical. As soon as a
-tiling is measured, a line is printed and a JSON object is written to the output; `python -m
-benchmarks.hopper.tiles --measured` writes the fastest tilings to the library's table.
+best ones of each number of parts, each with every size of chunks, and every number of rows of the kernel
+for small widths. Results are compared with "xla". Forward and backward kernels are timed separately,
+without the products around them. Each is called many times in turn with other data, and its results must
+be bit-identical. As soon as a tiling is measured, a line is printed and a JSON object is written to the
+output; `python -m benchmarks.hopper.tiles --measured` writes the fastest tilings to the library's table.
 
 Several processes compile at once, and one of them at a time runs on the GPU. A tiling that hangs or
 crashes ends its process, which restarts with the next tiling.
@@ -40,8 +40,9 @@ from benchmarks import measure
 from benchmarks.ahead_of_time.programs import CELL_NAMES
 from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels import fused, xla
-from jaxrnn.recurrence.kernels.hopper import cost_model, residency, search
+from jaxrnn.recurrence.kernels.hopper import cost_model, one_cta, search
 from jaxrnn.recurrence.kernels.hopper.layer import KERNELS
+from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
 from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
@@ -80,17 +81,23 @@ USUAL = [
 ]
 
 
-def tilings(problem: Problem, count: int, room: residency.Room) -> list[Tiling]:
-    """Return the best `count` kinds of tilings by the model, each with every size of chunks."""
+def tilings(problem: Problem, count: int, available: int) -> list[Tiling | Alone]:
+    """Return every division for small widths, and the best `count` kinds of tilings by the model.
+
+    Each kind has a tiling for every size of chunks; available: number of multiprocessors.
+    """
     cell = problem.make_cell()
+    rows = range(8, min(one_cta.MOST_ROWS, problem.batch + 7) + 1, 8)
+    small = [one_cta.of_rows(cell, problem.batch, DTYPE, count) for count in rows]
     best: dict[Any, tuple[float, Tiling]] = {}
-    for tiles in search.tilings(cell, problem.batch, DTYPE, room):
+    for tiles in search.tilings(cell, problem.batch, DTYPE, available):
         time_of_step = sum(cost_model.microseconds(cell, tiles, DTYPE).values())
-        kind = tiles.parts, tiles.cluster, tiles.warpgroups
+        kind = tiles.parts, tiles.warpgroups
         if kind not in best or time_of_step < best[kind][0]:
             best[kind] = time_of_step, tiles
     ordered = sorted(best.values(), key=lambda pair: pair[0])
-    return [each for _, tiles in ordered[:count] for each in _variants(cell, tiles)]
+    large = [each for _, tiles in ordered[:count] for each in _variants(cell, tiles)]
+    return [*filter(None, small), *large]
 
 
 def _variants(cell: Any, tiles: Tiling) -> list[Tiling]:
@@ -119,10 +126,10 @@ def work(problems: list[Problem], count: int, skip: int, lock: Path, compile_onl
 
         device = gpu.h100()
     with jax.default_device(device), ThreadPoolExecutor() as pool:
-        room = residency.room()
+        available = search.multiprocessors()
         number = 0
         for problem in problems:
-            found = tilings(problem, count, room)
+            found = tilings(problem, count, available)
             todo = found[max(0, skip - number) :]
             number += len(found) - len(todo)
             if not todo:
@@ -151,10 +158,11 @@ def _send(result: dict[str, Any]) -> None:
     print(json.dumps(result), flush=True)
 
 
-def as_json(tiles: Tiling) -> dict[str, Any]:
+def as_json(tiles: Tiling | Alone) -> dict[str, Any]:
     """Return a tiling as an object of a JSON file."""
-    ways = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
-    return tiles._asdict() | ways
+    if isinstance(tiles, Alone):
+        return tiles._asdict()
+    return tiles._asdict() | {way: getattr(tiles, way)._asdict() for way in WAYS}
 
 
 def draw(problem: Problem) -> Any:
@@ -184,7 +192,9 @@ def _plain(problem: Problem, given: Any) -> Any:
     return jax.jit(both).lower(*given).compile()
 
 
-def programs_of(problem: Problem, tiles: Tiling, given: Any, pool: ThreadPoolExecutor) -> list[Any]:
+def programs_of(
+    problem: Problem, tiles: Tiling | Alone, given: Any, pool: ThreadPoolExecutor
+) -> list[Any]:
     """Trace the forward and the backward kernel, and compile them in the pool.
 
     The forward kernel returns (ys, residuals), the backward kernel d_gx.
@@ -215,7 +225,7 @@ def programs_of(problem: Problem, tiles: Tiling, given: Any, pool: ThreadPoolExe
 
 
 def _measured(
-    problem: Problem, tiles: Tiling, programs: list[Any], plain: Any, lock: Path
+    problem: Problem, tiles: Tiling | Alone, programs: list[Any], plain: Any, lock: Path
 ) -> dict[str, Any]:
     """Measure errors and microseconds of a step while no other process runs on the GPU."""
     forward, backward = programs
@@ -358,9 +368,14 @@ def line_of(result: dict[str, Any]) -> str:
         return result["failed"]
     problem = Problem(*(result[name] for name in Problem._fields))
     tiles = search.read(result["tiles"])
-    line = f"{problem.cell} B {problem.batch} H {problem.hidden}: {tiles.parts} x {tiles.groups}"
-    line += f" cluster {tiles.cluster} rows {tiles.rows} x {tiles.warpgroups} x {tiles.turns}"
-    line += "".join(f" {way[0].upper()}{tuple(getattr(tiles, way))}" for way in WAYS)
+    line = f"{problem.cell} B {problem.batch} H {problem.hidden}: "
+    if isinstance(tiles, Alone):
+        line += f"one CTA, rows {tiles.rows} x {tiles.blocks} F{tiles.forward} B{tiles.backward}"
+    else:
+        line += (
+            f"{tiles.parts} x {tiles.groups} rows {tiles.rows} x {tiles.warpgroups} x {tiles.turns}"
+        )
+        line += "".join(f" {way[0].upper()}{tuple(getattr(tiles, way))}" for way in WAYS)
     if "failed" in result:
         return f"{line}: {result['failed']}"
     if "errors" not in result:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.hopper.tiles                   # show the table of tilings
     python -m benchmarks.hopper.tiles --write           # search again and write the library's table
-    python -m benchmarks.hopper.tiles --fit FILE        # fit the model's coefficients to measurements
+    python -m benchmarks.hopper.tiles --fit FILE ...    # fit the model's coefficients to measurements
     python -m benchmarks.hopper.tiles --measured FILE   # write the fastest measured tilings to the table
 
 FILE was written by `benchmarks.hopper.ladder` on a GPU. The microseconds beside a tiling are measured,
@@ -23,7 +23,8 @@ from rich.table import Table
 
 from benchmarks import measure
 from benchmarks.problems import CELLS
-from jaxrnn.recurrence.kernels.hopper import cost_model, residency, search
+from jaxrnn.recurrence.kernels.hopper import cost_model, search
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, footprint
 
 DTYPES = ("bfloat16", "float32")
 HIDDEN = (256, 512, 768, 1024)
@@ -36,13 +37,12 @@ FILE = Path(search.__file__).with_name("tiles.json")
 def searched() -> list[dict[str, Any]]:
     """Return a row for every usual size, by the search."""
     rows = []
-    room = residency.ROOM
     for name, dtype, hidden, batch in itertools.product(CELLS, DTYPES, HIDDEN, BATCHES):
         cell = CELLS[name](hidden)
-        tiles = search.search(cell, batch, jnp.dtype(dtype), room)
+        tiles = search.search(cell, batch, jnp.dtype(dtype), search.MULTIPROCESSORS)
         assert tiles is not None
         directions = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
-        row = {"multiprocessors": room[0], "cell": name, "dtype": dtype}
+        row = {"multiprocessors": search.MULTIPROCESSORS, "cell": name, "dtype": dtype}
         row |= {"hidden": hidden, "batch": batch, "measured": False}
         rows.append(row | {"tiles": tiles._asdict() | directions})
     return rows
@@ -54,7 +54,7 @@ def fitted(measured: list[dict[str, Any]]) -> None:
         wanted, found = [], []
         for row in measured:
             cell = CELLS[row["cell"]](row["hidden"])
-            tiles = search.read(row["tiles"])
+            tiles = search.read_tiling(row["tiles"])
             memory = getattr(tiles, direction)
             work = cost_model.features(cell, tiles, direction, memory, "bfloat16")
             found.append([tiles.turns * count for count in work])
@@ -91,7 +91,7 @@ def fastest(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for place, found in sorted(
         best.items(), key=lambda pair: -sum(pair[1]["microseconds"].values())
     ):
-        row = {"multiprocessors": residency.ROOM[0], "cell": place[0], "dtype": "bfloat16"}
+        row = {"multiprocessors": search.MULTIPROCESSORS, "cell": place[0], "dtype": "bfloat16"}
         row |= {"hidden": place[1], "batch": place[2], "measured": True}
         found["microseconds"] = {k: round(v, 2) for k, v in found["microseconds"].items()}
         rows[place[:3]] = row | found
@@ -101,8 +101,26 @@ def fastest(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def right(path: Path) -> list[dict[str, Any]]:
     """Return the measurements of tilings whose results are right, and equal at every call."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "microseconds" in row]
+    rows = [row for row in rows if "microseconds" in row and _is_of_today(row)]
     return [row for row in rows if row["moved"] == 0 and max(row["errors"].values()) < RIGHT]
+
+
+def _is_of_today(row: dict[str, Any]) -> bool:
+    """Return whether today's kernel for large widths has a tiling, in the form of today.
+
+    The kernels of older files could also run in clusters, and fetch weights that they did not keep.
+    """
+    tiles = row["tiles"]
+    if "parts" not in tiles:
+        # It is of the kernel for small widths, whose division is computed.
+        return False
+    cell = CELLS[row["cell"]](row["hidden"])
+    for direction in DIRECTIONS:
+        memory = tiles[direction]
+        total = footprint(cell, direction, tiles["parts"], "bfloat16").total
+        if memory.pop("resident", total) * memory["chunk"] < total:
+            return False
+    return tiles.pop("cluster", 1) == 1
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -112,14 +130,14 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 def shown(rows: list[dict[str, Any]]) -> Table:
     """Return the table of tilings."""
     made = Table(title="Tilings; microseconds per step are measured, or else by the model")
-    columns = ("cell", "dtype", "H", "B", "parts", "cluster", "rows", "blocks", "turns")
+    columns = ("cell", "dtype", "H", "B", "parts", "rows", "blocks", "turns")
     for heading in (*columns, "forward", "back"):
         made.add_column(heading)
     for row in rows:
-        tiles = search.read(row["tiles"])
+        tiles = search.read_tiling(row["tiles"])
         cell = CELLS[row["cell"]](row["hidden"])
         times = row.get("microseconds") or cost_model.microseconds(cell, tiles, row["dtype"])
-        numbers = (row["hidden"], row["batch"], tiles.parts, tiles.cluster, tiles.rows)
+        numbers = (row["hidden"], row["batch"], tiles.parts, tiles.rows)
         made.add_row(
             row["cell"] + (" measured" if row["measured"] else ""),
             row["dtype"],
@@ -134,11 +152,11 @@ def main() -> None:
     parser = measure.Parser(description="Show or update the tilings of the Hopper kernels.")
     add = parser.add_argument
     add("--write", action="store_true", help=f"search again and write {FILE.name}")
-    add("--fit", type=Path, metavar="FILE", help="fit the model's coefficients to this file")
+    add("--fit", type=Path, nargs="+", metavar="FILE", help="fit the model's coefficients to them")
     add("--measured", type=Path, metavar="FILE", help=f"write its fastest tilings to {FILE.name}")
     flags = parser.parse_args()
     if flags.fit:
-        fitted(right(flags.fit))
+        fitted([row for path in flags.fit for row in right(path)])
         return
     rows = search.table()
     if flags.write:

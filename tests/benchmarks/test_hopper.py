@@ -291,16 +291,6 @@ def test_the_first_run_stops_in_one_line_without_a_driver(tmp_path: Path) -> Non
 
 
 @pytest.mark.process
-def test_occupancy_stops_in_one_line_without_a_driver() -> None:
-    command = [sys.executable, "-m", "benchmarks.hopper.occupancy"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode == 0:
-        pytest.skip("waits for a machine without a CUDA driver")
-    assert done.stderr.startswith("error: the CUDA driver cannot be loaded")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

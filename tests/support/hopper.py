@@ -29,11 +29,9 @@ interpreted = pytest.mark.skipif(
 )
 
 
-# One block of rows in two CTAs, which synchronise at a cluster's barrier; all weights stay, and a ring
-# has two chunks.
+# One block of rows in two CTAs, with a ring of two chunks.
 PLAIN = Tiling(
     parts=2,
-    cluster=2,
     rows=8,
     warpgroups=1,
     groups=1,

@@ -22,9 +22,10 @@ from jaxrnn import explain, gru, lstm, rnn
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import Cell
 from jaxrnn.recurrence.kernels import hopper
-from jaxrnn.recurrence.kernels.hopper import block, cost_model, layer, residency, search, tiles
-from jaxrnn.recurrence.kernels.hopper.residency import ROOM
-from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS, DIRECTIONS, Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper import block, cost_model, layer, search, tiles
+from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
+from jaxrnn.recurrence.kernels.hopper.search import MULTIPROCESSORS
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.conformance import Conformance
@@ -194,18 +195,14 @@ def test_kernel_lowers(name: str, dtype: str, reverse: bool, use_tiling: Any) ->
     assert program.count("mosaic_gpu") >= 2
 
 
-ON_A_GPU_ALONE = {  # the interpreter has no counters for a whole grid
-    "counters": PLAIN._replace(parts=2, cluster=1),
-    "counters and multicast": PLAIN._replace(parts=4, cluster=2),
-    "alone": PLAIN._replace(parts=1, cluster=1),
-}
+PARTS = {"one part": PLAIN._replace(parts=1), "four parts": PLAIN._replace(parts=4)}
 
 
 @pytest.mark.first_case
-@pytest.mark.parametrize("kind", TILINGS | ON_A_GPU_ALONE)
+@pytest.mark.parametrize("kind", TILINGS | PARTS)
 def test_every_tiling_lowers(kind: str, use_tiling: Any) -> None:
-    tiling = (TILINGS | ON_A_GPU_ALONE)[kind]
-    use_tiling(tiling, width=64 if kind in ON_A_GPU_ALONE else 32)
+    tiling = (TILINGS | PARTS)[kind]
+    use_tiling(tiling, width=64 if kind in PARTS else 32)
     cell, rows = cell_of("gru-before", 32), tiling.rows * tiling.blocks
     given = problem(cell, STEPS, rows, FEATURES).cast("float32")
     assert "mosaic_gpu" in lowered(cell, given, Masks())
@@ -216,7 +213,7 @@ REAL = [
     ("lstm-peephole", "float32", 16, 256),
     ("gru-after", "bfloat16", 200, 320),
     ("gru-before", "float16", 1, 100),
-    ("gru-before", "float32", 64, 512),  # 16 peers, of which each fetches a part for all
+    ("gru-before", "float32", 64, 512),
 ]
 
 
@@ -293,10 +290,8 @@ def test_a_tiling_can_run(name: str, dtype: str) -> None:
     """All CTAs are on the GPU at once, every row and unit has a CTA, and no block is empty."""
     for batch, hidden in SIZES:
         cell, narrow = cell_of(name, hidden), jnp.dtype(dtype)
-        tiling = search.search(cell, batch, narrow, ROOM)
-        assert tiling is not None
-        assert tiling.parts * tiling.groups <= ROOM[CLUSTERS.index(tiling.cluster)]
-        assert tiling.parts % tiling.cluster == 0
+        tiling = search.search(cell, batch, narrow, MULTIPROCESSORS)
+        assert tiling is not None and tiling.parts * tiling.groups <= MULTIPROCESSORS
         size, units = tiles.width(hidden), tiles.width(hidden) // tiling.parts
         assert size >= hidden and units * tiling.parts == size
         assert units * narrow.itemsize % 32 == 0
@@ -318,16 +313,14 @@ def test_more_rows_take_no_less_time() -> None:
     cell, dtype = lstm(512), jnp.dtype("bfloat16")
     times = []
     for batch in (1, 16, 64, 128, 256, 512):
-        tiling = search.search(cell, batch, dtype, ROOM)
+        tiling = search.search(cell, batch, dtype, MULTIPROCESSORS)
         assert tiling is not None
         times.append(sum(cost_model.microseconds(cell, tiling, dtype).values()))
     assert times == sorted(times)
 
 
 def test_a_smaller_gpu_gets_a_smaller_tiling() -> None:
-    room = residency.smaller(78)
-    assert max(room) == 78
-    tiling = search.search(lstm(1024), 64, jnp.dtype("bfloat16"), room)
+    tiling = search.search(lstm(1024), 64, jnp.dtype("bfloat16"), 78)
     assert tiling is not None and tiling.parts * tiling.groups <= 78
 
 
@@ -339,9 +332,10 @@ def test_the_table_is_what_the_search_finds() -> None:
     assert rows
     for row in rows[::11]:
         cell = cell_of({"rnn": "rnn-tanh"}.get(row["cell"], row["cell"]), row["hidden"])
-        assert row["multiprocessors"] == ROOM[0]
+        assert row["multiprocessors"] == MULTIPROCESSORS
         if not row["measured"]:
-            tiling = search.search(cell, row["batch"], jnp.dtype(row["dtype"]), ROOM)
+            sizes = row["batch"], jnp.dtype(row["dtype"]), MULTIPROCESSORS
+            tiling = search.search(cell, *sizes)
             assert search.read(row["tiles"]) == tiling
 
 
@@ -350,7 +344,7 @@ def as_json(tiling: Tiling) -> str:
     return json.dumps(tiling._asdict() | ways)
 
 
-GOOD = Tiling(32, 1, 16, 1, 4, 1, Memory(64, 8, 2), Memory(64, 12, 2))  # B, H = 64, 512
+GOOD = Tiling(32, 16, 1, 4, 1, Memory(64, 8, 2), Memory(64, 12, 2))  # B, H = 64, 512
 
 
 def test_the_environment_forces_a_tiling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,10 +355,8 @@ def test_the_environment_forces_a_tiling(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parts": 33}, "33 parts in clusters of 1 do not divide 512 units"),
-        ({"cluster": 3}, "32 parts in clusters of 3 do not divide"),
-        ({"groups": 5}, "160 CTAs .* would wait for each other forever: 132 are resident at once"),
-        ({"cluster": 16}, "128 CTAs in clusters of 16 .* 96 are resident"),
+        ({"parts": 33}, "33 parts do not divide 512 units"),
+        ({"groups": 5}, "160 CTAs would wait for each other forever: 132 are on the GPU at once"),
         ({"rows": 8}, "4 blocks of 8 rows do not hold 64 rows"),
         ({"backward": Memory(64, 32, 8)}, "backward takes .* bytes of shared memory of 230400"),
     ],
@@ -386,47 +378,17 @@ def test_a_forced_tiling_that_is_none_is_refused(
         search.tiling_for(lstm(512), 64, "bfloat16")
 
 
-def test_the_environment_forces_the_size_of_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in (1, 2, 8):
-        monkeypatch.setenv("JAXRNN_HOPPER_CLUSTER", str(size))
-        tiling = search.tiling_for(lstm(512), 64, "bfloat16")
-        assert tiling.cluster == size
-    monkeypatch.setenv("JAXRNN_HOPPER_CLUSTER", "5")
-    with pytest.raises(ValueError, match=r"JAXRNN_HOPPER_CLUSTER must be one of 1, 2, .* not '5'"):
-        search.tiling_for(lstm(512), 64, "bfloat16")
-
-
-# --- how many CTAs are resident -----------------------------------------------------------------
-
-
-def test_a_tiling_of_the_table_that_is_not_resident_is_not_taken(
+@interpreted
+def test_the_environment_forces_the_kernel_for_small_widths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a card with room for fewer clusters than the card of the table, the search finds another."""
-    known = GOOD._replace(parts=16, cluster=8)
-    place = ROOM[0], "lstm", "bfloat16", 512, 64
-    monkeypatch.setattr(search, "_known", lambda: {place: known})
-    assert search.tiling_for(lstm(512), 64, "bfloat16") == known
-    cramped = (132, 132, 116, 56, 48)
-    monkeypatch.setattr(residency, "room", lambda: cramped)
-    tiling = search.tiling_for(lstm(512), 64, "bfloat16")
-    assert tiling != known
-    assert tiling.parts * tiling.groups <= cramped[CLUSTERS.index(tiling.cluster)]
-
-
-def test_a_gpu_whose_driver_cannot_be_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CTAs that are not resident would let the others wait forever."""
-    device = on_gpu("9.0")
-    device.local_hardware_id = 99
-    monkeypatch.setattr(accelerator, "device", lambda: device)
-    reason = search.unsupported_here("bfloat16")
-    assert reason is not None and "how many CTAs are resident" in reason
-
-
-@pytest.mark.skipif(not hopper_here, reason="waits for an H100 or H200")
-def test_the_driver_of_a_card_says_how_many_are_resident() -> None:
-    room = residency.asked(0)
-    assert all(ours <= theirs for ours, theirs in zip(ROOM, room, strict=True))
+    alone = Alone(rows=16, blocks=4, forward=1, backward=1)
+    monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._asdict()))
+    assert search.tiling_for(lstm(64), 64, "bfloat16") == alone
+    with pytest.raises(ValueError, match=r"forward takes .* bytes of shared memory of 230400"):
+        search.tiling_for(lstm(512), 64, "bfloat16")
+    with pytest.raises(ValueError, match="4 blocks of 16 rows do not hold 65 rows"):
+        search.tiling_for(lstm(64), 65, "bfloat16")
 
 
 # --- what cannot run ----------------------------------------------------------------------------

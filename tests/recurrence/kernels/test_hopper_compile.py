@@ -14,8 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.ahead_of_time import hopper as hopper_static
 from benchmarks.ahead_of_time import programs as hopper_programs
-from jaxrnn.recurrence.kernels.hopper.residency import ROOM
-from jaxrnn.recurrence.kernels.hopper.tiles import CLUSTERS
+from jaxrnn.recurrence.kernels.hopper.search import MULTIPROCESSORS
 from tests.support.hopper import SHARED, gpu_aot
 
 SERVED = [(name, "bfloat16") for name in hopper_programs.CELL_NAMES] + [
@@ -34,7 +33,7 @@ class TestCompiled:
         reports = hopper_static.reports(program.function, *program.args)
         assert [r.kernel.rpartition("_")[2] for r in reports] == ["forward", "backward"]
         for report in reports:
-            assert report.blocks <= ROOM[CLUSTERS.index(max(1, report.cluster))]
+            assert report.blocks <= MULTIPROCESSORS
             assert report.static_shared + report.shared <= SHARED
             assert report.spill_stores == report.spill_loads == 0 and not report.losses
 

@@ -4,7 +4,7 @@ A CTA ("part") keeps the weights of its units in shared memory for the whole seq
 warpgroups has a block of rows of its own, and exchanges tiles in every step with the warpgroups that
 have the same rows in the other parts. A step:
 
-    wait until every part has published                  a cluster's barrier, or a counter in L2
+    wait until every part has published                  a counter in L2 (interpreted: a barrier)
     multiply what was published, chunk by chunk          TMA into a ring, wgmma into registers
     compute the gates                                    float32, in registers
     publish this part's units of the result              registers, shared memory, TMA
@@ -20,7 +20,7 @@ README.md has a diagram of a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jax import lax
 from jax.experimental import pallas as pl
@@ -59,18 +59,28 @@ def call(
         refs = refs._replace(state_smem=refs.output_smem)
         Block(steps, arrays, refs, tiling, memory, reverse).run()
 
+    scratch_types = launch.scratch_types(steps, arrays, tiling, memory)
+    grid = {"group": tiling.groups, "part": tiling.parts}
+    options: dict[str, Any] = {}
+    if interpret:
+        # JAX's interpreter has no counters for a whole grid, but barriers of a cluster.
+        del grid["part"]
+        options = {"cluster": (tiling.parts,), "cluster_names": ("part",)}
+        scratch_types["parts_barrier"] = plgpu.ClusterBarrier(
+            collective_axes=("part",), num_barriers=tiling.warpgroups
+        )
     return mosaic.call_kernel(
         steps.name,
         body,
         arrays.operands,
         arrays.results,
-        grid={"group": tiling.groups, "bundle": tiling.parts // tiling.cluster},
-        cluster={"peer": tiling.cluster},
+        grid=grid,
         approximate=arrays.weights.dtype.itemsize < 4,
         interpret=interpret,
-        scratch_types=launch.scratch_types(steps, arrays, tiling, memory),
+        scratch_types=scratch_types,
         num_threads=tiling.warpgroups,
         thread_name="warpgroup",
+        **options,
     )
 
 
@@ -87,23 +97,15 @@ class Block(Context):
         reverse: bool,
     ) -> None:
         """Read the position in the grid, and load the vectors."""
-        part = lax.axis_index("bundle")
-        if tiling.cluster > 1:
-            part = part * tiling.cluster + lax.axis_index("peer")
+        part = lax.axis_index("part")
         self._tiling = tiling
         self._units = arrays.hidden_size // tiling.parts
         super().__init__(steps, arrays, refs, memory.depth, reverse, part * self._units)
         self._weights = Weights(arrays, tiling, memory, refs, part, self._warpgroup)
-        self._counters: Ref = None
-        if self._exchange_by == "grid":
+        self._barrier = refs.parts_barrier
+        if self._barrier is None:
+            # For each block, how many times a part has published.
             self._counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiling.blocks,)))
-
-    @property
-    def _exchange_by(self) -> Literal["cluster", "grid"] | None:
-        """The barrier of the parts: that of a cluster, a counter of the grid, or None for one part."""
-        if self._tiling.parts > self._tiling.cluster:
-            return "grid"
-        return "cluster" if self._tiling.cluster > 1 else None
 
     def run(self) -> None:
         """Run all steps of every block of this warpgroup."""
@@ -166,16 +168,12 @@ class Block(Context):
             for k, (name, gate, _) in enumerate(placed):
                 target = self._refs.exchanged_gmem[name].at[t, self._rows, self._columns(gate)]
                 plgpu.copy_smem_to_gmem(self._own_rows(places.at[k]), target)
+            # The other parts may read it when it is in memory.
             plgpu.wait_smem_to_gmem(0)
-            self._arrive()
-
-    def _arrive(self) -> None:
-        """Tell the other parts that what was copied out is in memory."""
-        if self._exchange_by == "grid":
-            plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
-        elif self._exchange_by == "cluster":
-            mosaic.cluster_fence()
-            plgpu.barrier_arrive(self._refs.parts_barrier.at[self._warpgroup])
+            if self._barrier is None:
+                plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
+            else:
+                plgpu.barrier_arrive(self._barrier.at[self._warpgroup])
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
@@ -188,7 +186,7 @@ class Block(Context):
     def _wait_for_parts(self) -> None:
         """Wait until every part has published what this step's next product reads."""
         self._products_done += 1
-        if self._exchange_by == "grid":
+        if self._barrier is None:
             times = self._s * self._steps.products + self._products_done
             plgpu.semaphore_wait(
                 self._counters.at[self._block],
@@ -196,7 +194,6 @@ class Block(Context):
                 decrement=False,
                 memory_scope="gpu",
             )
-        elif self._exchange_by == "cluster":
-            plgpu.barrier_wait(self._refs.parts_barrier.at[self._warpgroup])
-            mosaic.cluster_fence()
-        mosaic.fence()
+            mosaic.fence()
+        else:
+            plgpu.barrier_wait(self._barrier.at[self._warpgroup])

@@ -3,14 +3,14 @@
 A step is a chain: publish this part's units and wait for the others', fetch what they published into the
 ring, multiply, compute the gates. Its time is linear in what a tiling does:
 
-    exchange        once for each product: at a cluster's barrier, or at a counter in L2
+    exchange        once for each product, at a counter in L2
     chunk           for each chunk of the operand that is fetched
-    refill          for each chunk whose slot of the ring is reused, alone or with a cluster's peers
+    refill          for each chunk whose slot of the ring is reused
     product         cycles of its wgmmas
     elements        the block's rows times the part's units
     warpgroup       for a second block of rows in a CTA
 
-`python -m benchmarks.hopper.tiles --fit FILE` finds the coefficients by least squares from what
+`python -m benchmarks.hopper.tiles --fit FILE ...` finds the coefficients by least squares from what
 `benchmarks/hopper/ladder.py` measured on a card.
 """
 
@@ -39,11 +39,9 @@ class Features(NamedTuple):
     The module's docstring describes them.
     """
 
-    cluster_exchange: float
-    grid_exchange: float
+    exchange: float
     chunk: float
     refill: float
-    shared_refill: float
     product: float
     elements: float
     warpgroup: float
@@ -54,12 +52,11 @@ CLOCK = 1755.0
 # Bytes of shared memory that a multiprocessor reads in a cycle, by the datasheet.
 READ = 128
 
-# Fitted to 163 tilings measured on an H100 SXM (benchmarks/results/h100); the relative error of a step's
-# time is 7% forward and 9% backward (root mean square). An exchange at a cluster's barrier was measured
-# without the fences that it has now; those take 0.87 microseconds forward and 0.68 backward more.
+# Fitted to 39 tilings measured on an H100 SXM (`--fit` of benchmarks/results/h100/*/ladder.jsonl); the
+# relative error of a step's time is 4% forward and 7% backward (root mean square).
 MICROSECONDS: dict[Direction, Features] = {
-    "forward": Features(2.235, 2.024, 0.001, 0.100, 0.121, 1.217, 4.569, 0.343),
-    "backward": Features(1.249, 1.228, 0.090, 0.045, 0.107, 1.351, 4.375, 0.167),
+    "forward": Features(2.015, 0.028, 0.121, 0.898, 4.802, 0.041),
+    "backward": Features(0.985, 0.060, 0.055, 1.416, 8.409, 0.209),
 }
 
 
@@ -87,9 +84,7 @@ def features(
     dtype = jnp.dtype(dtype)
     part = footprint(cell, direction, tiling.parts, dtype)
     units = width(cell.hidden_size) // tiling.parts
-    in_cluster = tiling.parts == tiling.cluster
     products = _products(cell, direction)
-    exchanges = len(products) if tiling.parts > 1 else 0
     chunks = refills = 0
     cycles = 0.0
     for gates, share in products:
@@ -101,11 +96,9 @@ def features(
         cycles += share * part.total * max(columns / 2, 32 * (M + columns) / READ)
     cycles *= dtype.itemsize / 32
     return Features(
-        cluster_exchange=exchanges * in_cluster,
-        grid_exchange=exchanges * (not in_cluster),
+        exchange=len(products),
         chunk=chunks,
-        refill=refills * (tiling.cluster == 1),
-        shared_refill=refills * (tiling.cluster > 1),
+        refill=refills,
         product=tiling.warpgroups * cycles / CLOCK,
         elements=tiling.warpgroups * tiling.rows * units / (M * M),
         warpgroup=tiling.warpgroups - 1,

@@ -134,8 +134,7 @@ class Refs(NamedTuple):
       operand_barrier: [W, slots], completed when a slot of the ring is loaded.
       inputs_barrier: [W, depth], completed when the inputs of a step are loaded.
       initial_barrier: [W], completed when the initial state is loaded.
-      slot_free_barrier: [W, slots], completed when every CTA of the cluster has multiplied a slot.
-      parts_barrier: [W], completed when every part in the cluster has published.
+      parts_barrier: [W], completed when every part has published; only where interpreted.
       published_smem: [2, n, H / 64, rows, 64] each, what is published, for even and odd times.
       published_barrier: [1], completed when every warpgroup has published.
       masks_smem: [W, depth, 2, rows], the masks of this step and of those prefetched.
@@ -159,7 +158,6 @@ class Refs(NamedTuple):
     operand_ring_smem: Ref = None
     operand_barrier: Ref = None
     publish_smem: Ref = None
-    slot_free_barrier: Ref = None
     parts_barrier: Ref = None
     published_smem: Ref = None
     published_barrier: Ref = None
@@ -208,14 +206,6 @@ def scratch_types(
         "output_smem": smem((warpgroups, max(staged, len(arrays.initial)), *tile), jnp.float32),
         "initial_barrier": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=warpgroups),
     }
-    if tiling.cluster > 1:
-        scratch["slot_free_barrier"] = plgpu.ClusterBarrier(
-            collective_axes=("peer",), num_barriers=(warpgroups, memory.slots)
-        )
-    if tiling.cluster == tiling.parts > 1:
-        scratch["parts_barrier"] = plgpu.ClusterBarrier(
-            collective_axes=("peer",), num_barriers=warpgroups
-        )
     for name, x in arrays.inputs.items():
         shape = warpgroups, memory.depth, arrays.gates(x), *tile
         scratch[input_name(name)] = smem(shape, x.dtype)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import llvm, nvvm
+from jaxlib.mlir.dialects import nvvm
 
 from jaxrnn.recurrence.kernels.hopper.tiles import swizzle
 from jaxrnn.recurrence.problem import vary_like
@@ -31,7 +29,6 @@ def call_kernel(
     results: Any,
     *,
     grid: dict[str, int],
-    cluster: dict[str, int],
     approximate: bool,
     interpret: Any,
     **options: Any,
@@ -44,8 +41,7 @@ def call_kernel(
         pytrees, and with the scratch memory by name.
       operands: a pytree of arrays.
       results: a pytree of `jax.ShapeDtypeStruct`.
-      grid: number of clusters along each axis of the grid.
-      cluster: number of CTAs along each axis of a cluster.
+      grid: number of CTAs along each axis of the grid.
       approximate: whether tanh and exp may be the GPU's approximations.
       interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
       **options: other options of `plgpu.kernel`.
@@ -59,8 +55,6 @@ def call_kernel(
         body(operand_refs, result_refs, scratch)
 
     kernel_body.__name__ = name
-    if math.prod(cluster.values()) > 1:
-        options |= {"cluster": tuple(cluster.values()), "cluster_names": tuple(cluster)}
     kernel = plgpu.kernel(
         kernel_body,
         out_type=tuple(types),
@@ -93,24 +87,6 @@ def load(ref: Ref, **options: Any) -> Array:
 def fence(_: Any) -> None:
     """Make other CTAs' writes to global memory visible to the async proxy (TMA)."""
     nvvm.fence_proxy(nvvm.ProxyKind.async_global)
-
-
-# Scope of the fence around a cluster's barrier; the stress test tries others.
-SCOPE = "cluster"
-
-
-@plgpu.inline_mgpu()
-def cluster_fence(_: Any) -> None:
-    """Order memory operations before and after this for the whole cluster.
-
-    Mosaic's cluster barrier orders them for its own CTA only (mbarrier.arrive without a scope). Data
-    published in global memory needs the cluster's scope: without the fence one of 128 tilings gave
-    another result at a second call, by 7e-4 of the largest output. That was not seen again in 9,000
-    calls, so it is not proven that the missing fence was the cause.
-    """
-    if SCOPE:
-        instruction = f"fence.acq_rel.{SCOPE};"
-        llvm.inline_asm(ir.Type.parse("!llvm.void"), [], instruction, "", has_side_effects=True)
 
 
 def transposed(ref: Ref) -> Ref:

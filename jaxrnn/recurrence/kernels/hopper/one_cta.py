@@ -84,15 +84,18 @@ def division(cell: BuiltinCell, batch: int, dtype: Any, multiprocessors: int) ->
     It has a CTA for each multiprocessor, or fewer where they would have less than 8 rows, or more where
     they would have more rows than fit.
     """
+    most = min(MOST_ROWS, -(-batch // (8 * multiprocessors)) * 8)
+    fitting = (of_rows(cell, batch, dtype, rows) for rows in range(most, 0, -8))
+    return next(filter(None, fitting), None)
+
+
+def of_rows(cell: BuiltinCell, batch: int, dtype: Any, rows: int) -> Alone | None:
+    """Return the division with this number of rows in a CTA, or None where they do not fit."""
     if not hasattr(plgpu, "InterpretGPUParams"):
         # JAX 0.10 cannot transpose what it writes to shared memory.
         return None
-    most = min(MOST_ROWS, -(-batch // (8 * multiprocessors)) * 8)
-    for rows in range(most, 0, -8):
-        forward, backward = (_depth(cell, direction, rows, dtype) for direction in DIRECTIONS)
-        if forward and backward:
-            return Alone(rows, -(-batch // rows), forward, backward)
-    return None
+    forward, backward = (_depth(cell, direction, rows, dtype) for direction in DIRECTIONS)
+    return Alone(rows, -(-batch // rows), forward, backward) if forward and backward else None
 
 
 def _depth(cell: BuiltinCell, direction: Direction, rows: int, dtype: Any) -> int | None:
@@ -165,7 +168,6 @@ def call(
             operands,
             jax.tree.map(lambda x: Like((sets, *x.shape), x.dtype), shapes.results),
             grid={"set": sets, "block": division.blocks},
-            cluster={},
             approximate=shapes.weights.dtype.itemsize < 4,
             interpret=interpret,
             scratch_types=scratch,

@@ -4,8 +4,7 @@ The units are divided over `parts`: CTAs that each keep the weights of H / parts
 results in every step. Rows of the batch are independent of each other, so they are divided over `groups`
 of such parts, in blocks of one warpgroup each. Rows that are left are computed in further `turns`.
 
-`search` finds the tiling of a problem, `cost_model` predicts the time of a step of it, and `residency`
-knows how many CTAs are on the GPU at once.
+`search` finds the tiling of a problem, and `cost_model` predicts the time of a step of it.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ M = 64
 SHARED = 232_448 - 2048
 # Largest number of columns of a product: its accumulator takes 64 registers of a thread.
 COLUMNS = 128
-# Numbers of CTAs that a cluster may have.
-CLUSTERS = 1, 2, 4, 8, 16
 # Largest number of barriers of one kind whose phases Mosaic GPU can keep.
 BARRIERS = 32
 
@@ -56,8 +53,6 @@ class Tiling(NamedTuple):
 
     Attributes:
       parts: number of CTAs that share the units.
-      cluster: number of neighbouring parts that fetch the published operand together (TMA multicast).
-        Where a cluster holds all parts, they synchronise at its barrier, otherwise at a counter in L2.
       rows: rows of a block, a multiple of 8 and at most 64.
       warpgroups: number of blocks that a CTA computes at a time, one in each warpgroup.
       groups: number of CTAs along the batch.
@@ -70,7 +65,6 @@ class Tiling(NamedTuple):
     """
 
     parts: int
-    cluster: int
     rows: int
     warpgroups: int
     groups: int

@@ -181,20 +181,9 @@ class _Product:
             self._refs.exchanged_gmem[run.array].at[run.t, self._batch, columns],
             self._slot_rows(j, tiling.rows),
             self._refs.operand_barrier.at[self._weights.warpgroup, self._slot(j)],
-            collective_axes="peer" if tiling.cluster > 1 else None,
         )
 
     def _release(self, j: Scalar) -> None:
         """Fetch another chunk to where the j-th was, whose product is done."""
-        weights = self._weights
-
-        @pl.when((j >= 0) & (j + self._memory.slots < self._total))
-        def _() -> None:
-            if weights.tiling.cluster > 1:
-                # Every peer writes into the rings of all of them, so all must be done with the slot.
-                free = self._refs.slot_free_barrier.at[weights.warpgroup, self._slot(j)]
-                # All four warps are done, of which one arrives.
-                plgpu.commit_smem()
-                plgpu.barrier_arrive(free)
-                plgpu.barrier_wait(free)
-            self._fetch(j + self._memory.slots)
+        later = j + self._memory.slots
+        pl.when((j >= 0) & (later < self._total))(partial(self._fetch, later))
