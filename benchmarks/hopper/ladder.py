@@ -40,10 +40,9 @@ from benchmarks import measure
 from benchmarks.ahead_of_time.programs import CELL_NAMES
 from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels import fused, xla
-from jaxrnn.recurrence.kernels.hopper import cost_model, one_cta, search
+from jaxrnn.recurrence.kernels.hopper import cost_model, search
 from jaxrnn.recurrence.kernels.hopper.layer import KERNELS
-from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
-from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper.tiles import Alone, Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
 
@@ -87,8 +86,7 @@ def tilings(problem: Problem, count: int, available: int) -> list[Tiling | Alone
     Each kind has a tiling for every size of chunks; available: number of multiprocessors.
     """
     cell = problem.make_cell()
-    rows = range(8, min(one_cta.MOST_ROWS, problem.batch + 7) + 1, 8)
-    small = [one_cta.of_rows(cell, problem.batch, DTYPE, count) for count in rows]
+    small = [a for a in search.alones(cell, problem.batch, DTYPE) if a.rows < problem.batch + 8]
     best: dict[Any, tuple[float, Tiling]] = {}
     for tiles in search.tilings(cell, problem.batch, DTYPE, available):
         time_of_step = sum(cost_model.microseconds(cell, tiles, DTYPE).values())
@@ -97,7 +95,7 @@ def tilings(problem: Problem, count: int, available: int) -> list[Tiling | Alone
             best[kind] = time_of_step, tiles
     ordered = sorted(best.values(), key=lambda pair: pair[0])
     large = [each for _, tiles in ordered[:count] for each in _variants(cell, tiles)]
-    return [*filter(None, small), *large]
+    return [*small, *large]
 
 
 def _variants(cell: Any, tiles: Tiling) -> list[Tiling]:

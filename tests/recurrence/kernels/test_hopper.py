@@ -23,9 +23,8 @@ from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import Cell
 from jaxrnn.recurrence.kernels import hopper
 from jaxrnn.recurrence.kernels.hopper import block, cost_model, layer, search, tiles
-from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
 from jaxrnn.recurrence.kernels.hopper.search import MULTIPROCESSORS
-from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, Alone, Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.conformance import Conformance
@@ -382,13 +381,16 @@ def test_a_forced_tiling_that_is_none_is_refused(
 def test_the_environment_forces_the_kernel_for_small_widths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    alone = Alone(rows=16, blocks=4, forward=1, backward=1)
+    alone = Alone(rows=16, blocks=4, forward=2, backward=2)
     monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._asdict()))
     assert search.tiling_for(lstm(64), 64, "bfloat16") == alone
     with pytest.raises(ValueError, match=r"forward takes .* bytes of shared memory of 230400"):
         search.tiling_for(lstm(512), 64, "bfloat16")
     with pytest.raises(ValueError, match="4 blocks of 16 rows do not hold 65 rows"):
         search.tiling_for(lstm(64), 65, "bfloat16")
+    monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._replace(backward=1)._asdict()))
+    with pytest.raises(ValueError, match="backward must be at least 2, not 1"):
+        search.tiling_for(lstm(64), 64, "bfloat16")
 
 
 # --- what cannot run ----------------------------------------------------------------------------

@@ -10,8 +10,13 @@ import pytest
 
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.recurrence.kernels.hopper import layer, one_cta, search
-from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
-from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, SHARED, width
+from jaxrnn.recurrence.kernels.hopper.tiles import (
+    DIRECTIONS,
+    SHARED,
+    Alone,
+    alone_shared_bytes,
+    width,
+)
 from jaxrnn.recurrence.problem import Masks
 from tests.support.conformance import Conformance
 from tests.support.hopper import (
@@ -71,10 +76,10 @@ def test_kernel_is_numpy(name: str) -> None:
 
 @pytest.mark.slow
 @interpreted
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("rows", [8, 16, 32])
 def test_every_division_is_scan(rows: int, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two CTAs, the last with padding, that fetch inputs for one, two or three steps."""
+    """Two CTAs, the last with padding, that have places for the inputs of two to four steps."""
     division = Alone(rows, 2, depth, depth)
     monkeypatch.setattr(layer, "tiling_for", lambda *_: division)
     cell, batch = cell_of("gru-after"), 2 * rows - 3
@@ -136,7 +141,7 @@ def test_kernel_lowers(name: str, dtype: str, hidden: int, reverse: bool) -> Non
         (gru(128), 4, "bfloat16", 8, 1),
         (gru(128), 1024, "bfloat16", 8, 128),
         (gru(128), 2000, "bfloat16", 16, 125),
-        (gru(128), 16384, "bfloat16", 32, 512),
+        (gru(128), 16384, "bfloat16", 24, 683),
         (lstm(64), 64, "float32", 8, 8),
         (rnn(256), 64, "bfloat16", 8, 8),
     ],
@@ -144,8 +149,8 @@ def test_kernel_lowers(name: str, dtype: str, hidden: int, reverse: bool) -> Non
 def test_rows_are_divided_over_the_multiprocessors(
     cell: Any, batch: int, dtype: str, rows: int, blocks: int
 ) -> None:
-    found = one_cta.division(cell, batch, dtype, 132)
-    assert found is not None and (found.rows, found.blocks) == (rows, blocks)
+    found = search.tiling_for(cell, batch, dtype)
+    assert isinstance(found, Alone) and found[:2] == (rows, blocks)
 
 
 @interpreted
@@ -154,18 +159,17 @@ def test_rows_are_divided_over_the_multiprocessors(
 def test_what_is_divided_fits(name: str, dtype: str) -> None:
     for hidden in range(1, 400, 37):
         cell = cell_of(name, hidden)
-        found = one_cta.division(cell, 1000, dtype, 132)
-        if found is None:
-            assert width(hidden) > 64
-            continue
-        for direction, depth in zip(DIRECTIONS, (found.forward, found.backward), strict=True):
-            assert one_cta.shared_bytes(cell, direction, found.rows, depth, dtype) <= SHARED
+        found = list(search.alones(cell, 1000, dtype))
+        assert found or width(hidden) > 64
+        for division in found:
+            for direction in DIRECTIONS:
+                shape = division.rows, getattr(division, direction)
+                assert alone_shared_bytes(cell, direction, *shape, dtype) <= SHARED
 
 
 @interpreted
 @pytest.mark.parametrize("cell", [lstm(192), gru(256)])
 def test_weights_that_do_not_fit_one_cta_are_divided(cell: Any) -> None:
-    assert one_cta.division(cell, 64, "bfloat16", 132) is None
     assert search.tiling_for(cell, 64, "bfloat16").parts > 1
 
 

@@ -99,6 +99,7 @@ class Block(Context):
         """Read the position in the grid, and load the vectors."""
         part = lax.axis_index("part")
         self._tiling = tiling
+        self._ahead = memory.depth
         self._units = arrays.hidden_size // tiling.parts
         super().__init__(steps, arrays, refs, memory.depth, reverse, part * self._units)
         self._weights = Weights(arrays, tiling, memory, refs, part, self._warpgroup)
@@ -153,27 +154,22 @@ class Block(Context):
 
     # --- exchange ---------------------------------------------------------------------------------
 
-    def publish(
-        self, tiles: dict[str, dict[int, Tile]], t: Scalar, when: Scalar | bool = True
-    ) -> None:
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
         """Publish this part's units, for every part to read at the next `product`."""
         placed = [(name, gate, tile) for name, x in tiles.items() for gate, tile in x.items()]
         places = self._refs.publish_smem.at[self._warpgroup]
-
-        @pl.when(when)
-        def _() -> None:
-            for k, (_, _, tile) in enumerate(placed):
-                self._write(places.at[k], tile)
-            plgpu.commit_smem()
-            for k, (name, gate, _) in enumerate(placed):
-                target = self._refs.exchanged_gmem[name].at[t, self._rows, self._columns(gate)]
-                plgpu.copy_smem_to_gmem(self._own_rows(places.at[k]), target)
-            # The other parts may read it when it is in memory.
-            plgpu.wait_smem_to_gmem(0)
-            if self._barrier is None:
-                plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
-            else:
-                plgpu.barrier_arrive(self._barrier.at[self._warpgroup])
+        for k, (_, _, tile) in enumerate(placed):
+            self._write(places.at[k], tile)
+        plgpu.commit_smem()
+        for k, (name, gate, _) in enumerate(placed):
+            target = self._refs.exchanged_gmem[name].at[t, self._rows, self._columns(gate)]
+            plgpu.copy_smem_to_gmem(self._own_rows(places.at[k]), target)
+        # The other parts may read it when it is in memory.
+        plgpu.wait_smem_to_gmem(0)
+        if self._barrier is None:
+            plgpu.semaphore_signal(self._counters.at[self._block], 1, memory_scope="gpu")
+        else:
+            plgpu.barrier_arrive(self._barrier.at[self._warpgroup])
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
@@ -197,3 +193,40 @@ class Block(Context):
             mosaic.fence()
         else:
             plgpu.barrier_wait(self._barrier.at[self._warpgroup])
+
+    # --- the end of a step ------------------------------------------------------------------------
+
+    def finish(self, outputs: dict[str, tuple[Tile, ...]], hidden: Tile | None) -> None:
+        """Publish the hidden state; store outputs and fetch later inputs while the others publish."""
+        if hidden is not None:
+
+            @pl.when(self.has_next)
+            def _() -> None:
+                self.publish({"previous_hidden": {0: hidden}}, self.next_t)
+
+        refs, own, slot = self._refs, self._warpgroup, self._slot(self._s)
+        if outputs:
+            # The outputs of the step before have left their places.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        staged = 0
+        copies = []
+        for name, tiles in outputs.items():
+            overlay = self._arrays.overlays.get(name)
+            for k, tile in enumerate(tiles):
+                if overlay is not None:
+                    place = refs.inputs_smem[overlay].at[own, slot, k]
+                else:
+                    place = refs.output_smem.at[own, staged]
+                    staged += 1
+                self._write(place, tile)
+                target = refs.outputs_gmem[name].at[self.t, self._rows, self._columns(k)]
+                copies.append((place, target))
+        plgpu.commit_smem()
+        for place, target in copies:
+            plgpu.copy_smem_to_gmem(self._own_rows(place), target)
+        if self._arrays.overlays:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+        @pl.when(self._s + self._depth < self._total)
+        def _() -> None:
+            self._fetch_inputs(self._s + self._depth)

@@ -67,6 +67,8 @@ class Context(ABC):
     _rows: Any
     # Number of the warpgroup's units.
     _units: int
+    # Number of steps whose inputs are fetched before the first one.
+    _ahead: int
 
     @abstractmethod
     def product(
@@ -82,15 +84,22 @@ class Context(ABC):
         """
 
     @abstractmethod
-    def publish(
-        self, tiles: dict[str, dict[int, Tile]], t: Scalar, when: Scalar | bool = True
-    ) -> None:
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
         """Publish the own units, for all to read at the next `product`.
 
         Args:
           tiles: the tiles, by array and gate.
           t: the time that they are of.
-          when: false, for all, where no product follows.
+        """
+
+    @abstractmethod
+    def finish(self, outputs: dict[str, tuple[Tile, ...]], hidden: Tile | None) -> None:
+        """End the step.
+
+        Args:
+          outputs: what is stored, by array and gate.
+          hidden: the hidden state after the step, which is published as that before the next one; None
+            where the next step does not multiply it.
         """
 
     @abstractmethod
@@ -117,7 +126,7 @@ class Context(ABC):
 
     def run_rows(self) -> None:
         """Run all steps of the rows, from the initial state to the final one."""
-        for s in range(min(self._depth, self._total)):
+        for s in range(min(self._ahead, self._total)):
             self._fetch_inputs(s)
         state = self._load_initial_state()
         if self._steps.begin is not None:
@@ -212,34 +221,3 @@ class Context(ABC):
     def _columns(self, gate: int) -> Any:
         """Return the columns of the own units, of a gate."""
         return pl.ds(gate * self._arrays.hidden_size + self._first_unit, self._units)
-
-    # --- outputs ----------------------------------------------------------------------------------
-
-    def finish(self, outputs: dict[str, tuple[Tile, ...]]) -> None:
-        """End the step: store its outputs, and fetch inputs of a later step to where its own were."""
-        refs, own, slot = self._refs, self._warpgroup, self._slot(self._s)
-        if outputs:
-            # The outputs of the step before have left their places.
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        staged = 0
-        copies = []
-        for name, tiles in outputs.items():
-            overlay = self._arrays.overlays.get(name)
-            for k, tile in enumerate(tiles):
-                if overlay is not None:
-                    place = refs.inputs_smem[overlay].at[own, slot, k]
-                else:
-                    place = refs.output_smem.at[own, staged]
-                    staged += 1
-                self._write(place, tile)
-                target = refs.outputs_gmem[name].at[self.t, self._rows, self._columns(k)]
-                copies.append((place, target))
-        plgpu.commit_smem()
-        for place, target in copies:
-            plgpu.copy_smem_to_gmem(self._own_rows(place), target)
-        if self._arrays.overlays:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-        @pl.when(self._s + self._depth < self._total)
-        def _() -> None:
-            self._fetch_inputs(self._s + self._depth)

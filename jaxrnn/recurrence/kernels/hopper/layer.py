@@ -23,9 +23,15 @@ from jaxrnn.recurrence.kernels import fused
 from jaxrnn.recurrence.kernels.fused import Call, Plan
 from jaxrnn.recurrence.kernels.hopper import block, one_cta, search, steps
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
-from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
 from jaxrnn.recurrence.kernels.hopper.search import tiling_for
-from jaxrnn.recurrence.kernels.hopper.tiles import BuiltinCell, DoesNotFitError, M, Tiling, width
+from jaxrnn.recurrence.kernels.hopper.tiles import (
+    Alone,
+    BuiltinCell,
+    DoesNotFitError,
+    M,
+    Tiling,
+    width,
+)
 from jaxrnn.recurrence.kernels.xla.rules import unsupported_cell
 from jaxrnn.recurrence.problem import Masks, Problem, Residuals
 from jaxrnn.shapes import Array, Bool, Float

@@ -31,6 +31,7 @@ def call_kernel(
     grid: dict[str, int],
     approximate: bool,
     interpret: Any,
+    synchronized: bool = True,
     **options: Any,
 ) -> Any:
     """Launch a kernel and return its results.
@@ -44,6 +45,7 @@ def call_kernel(
       grid: number of CTAs along each axis of the grid.
       approximate: whether tanh and exp may be the GPU's approximations.
       interpret: a `plgpu.InterpretGPUParams` that ignores `inline_mgpu`, or None or False for a GPU.
+      synchronized: whether the warps of a warpgroup wait for each other around every access to memory.
       **options: other options of `plgpu.kernel`.
     """
     arguments, operand_tree = jax.tree.flatten(operands)
@@ -58,7 +60,9 @@ def call_kernel(
     kernel = plgpu.kernel(
         kernel_body,
         out_type=tuple(types),
-        compiler_params=plgpu.CompilerParams(approx_math=approximate),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=approximate, unsafe_no_auto_barriers=not synchronized
+        ),
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
         interpret=interpret or None,

@@ -25,7 +25,8 @@ of all sets of parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,101 +34,23 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.hopper import launch, mosaic
 from jaxrnn.recurrence.kernels.hopper.context import Context
-from jaxrnn.recurrence.kernels.hopper.launch import Arrays, Refs, Results, StepFunctions, Tile
-from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, Scalar, load, smem, transposed
-from jaxrnn.recurrence.kernels.hopper.tiles import (
-    DIRECTIONS,
-    SHARED,
-    BuiltinCell,
-    Direction,
-    M,
-    width,
+from jaxrnn.recurrence.kernels.hopper.launch import (
+    Arrays,
+    Refs,
+    Results,
+    State,
+    StepFunctions,
+    Tile,
 )
+from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, Scalar, load, smem, transposed
+from jaxrnn.recurrence.kernels.hopper.tiles import UNITS, Alone
 from jaxrnn.shapes import Array
 
 WGMMA = plgpu.Layout.WGMMA
-# Units of a warpgroup.
-UNITS = M
-# Largest number of rows of a CTA: with more, the gates of an LSTM take too many registers.
-MOST_ROWS = 32
-# Steps for which inputs are fetched ahead, where shared memory has room.
-DEPTHS = 2, 1
-
-
-class Alone(NamedTuple):
-    """The division of a recurrence over CTAs that each have all of the weights.
-
-    Attributes:
-      rows: rows of a CTA, a multiple of 8.
-      blocks: number of CTAs.
-      forward: number of steps for which inputs are fetched ahead, forward.
-      backward: the same, backward.
-    """
-
-    rows: int
-    blocks: int
-    forward: int
-    backward: int
-
-    @property
-    def parts(self) -> int:
-        """Number of CTAs that share the units."""
-        return 1
-
-
-def division(cell: BuiltinCell, batch: int, dtype: Any, multiprocessors: int) -> Alone | None:
-    """Return the division of a layer over CTAs, or None where its weights do not fit in one.
-
-    It has a CTA for each multiprocessor, or fewer where they would have less than 8 rows, or more where
-    they would have more rows than fit.
-    """
-    most = min(MOST_ROWS, -(-batch // (8 * multiprocessors)) * 8)
-    fitting = (of_rows(cell, batch, dtype, rows) for rows in range(most, 0, -8))
-    return next(filter(None, fitting), None)
-
-
-def of_rows(cell: BuiltinCell, batch: int, dtype: Any, rows: int) -> Alone | None:
-    """Return the division with this number of rows in a CTA, or None where they do not fit."""
-    if not hasattr(plgpu, "InterpretGPUParams"):
-        # JAX 0.10 cannot transpose what it writes to shared memory.
-        return None
-    forward, backward = (_depth(cell, direction, rows, dtype) for direction in DIRECTIONS)
-    return Alone(rows, -(-batch // rows), forward, backward) if forward and backward else None
-
-
-def _depth(cell: BuiltinCell, direction: Direction, rows: int, dtype: Any) -> int | None:
-    fit = (n for n in DEPTHS if shared_bytes(cell, direction, rows, n, dtype) <= SHARED)
-    return next(fit, None)
-
-
-def shared_bytes(cell: BuiltinCell, direction: Direction, rows: int, depth: int, dtype: Any) -> int:
-    """Return the bytes of shared memory of a CTA in one direction.
-
-    Args:
-      cell: the cell.
-      direction: forward with the outputs that the backward pass needs, or backward.
-      rows: rows of the CTA.
-      depth: number of steps for which inputs are fetched ahead.
-      dtype: dtype of the weights.
-    """
-    size, gates = width(cell.hidden_size), len(cell.GATES)
-    is_gru = cell.kind in (CellKind.GRU_BEFORE, CellKind.GRU_AFTER)
-    # The previous cell of an LSTM, or q of a GRU that resets after its product.
-    beside_gates = cell.kind in (CellKind.LSTM, CellKind.GRU_AFTER)
-    states = 2 if cell.kind is CellKind.LSTM else 1
-    if direction == "forward":
-        published = 2 if cell.kind is CellKind.GRU_BEFORE else 1
-        inputs, outputs = gates, gates + beside_gates + 1
-    else:
-        published = gates + (cell.kind is CellKind.GRU_AFTER)
-        inputs, outputs = gates + beside_gates + is_gru + 1, 0
-    tiles = 2 * published + depth * inputs + outputs
-    narrow = jnp.dtype(dtype).itemsize
-    masks = size // UNITS * depth * 2 * rows * 4
-    return size * (gates * size * narrow + rows * (tiles * narrow + states * 4)) + masks
+# JAX 0.10 cannot transpose what it writes to shared memory.
+AVAILABLE = hasattr(plgpu, "InterpretGPUParams")
 
 
 def call(
@@ -170,6 +93,10 @@ def call(
             grid={"set": sets, "block": division.blocks},
             approximate=shapes.weights.dtype.itemsize < 4,
             interpret=interpret,
+            # Every place is written by threads and read by TMA or wgmma, or the other way round, with a
+            # `commit_smem` or a barrier between; only the state is both read and written by threads, in
+            # different steps.
+            synchronized=False,
             scratch_types=scratch,
             num_threads=shapes.hidden_size // UNITS,
             thread_name="warpgroup",
@@ -237,6 +164,7 @@ class Warpgroup(Context):
         """Read the position in the grid, and load the vectors; rows: the number of rows."""
         self._units = UNITS
         self._shape = UNITS, rows
+        self._ahead = depth - 1
         self._rows = pl.ds(lax.axis_index("block") * rows, rows)
         first_unit = lax.axis_index("warpgroup") * UNITS
         super().__init__(steps, arrays, refs, depth, reverse, first_unit)
@@ -292,29 +220,13 @@ class Warpgroup(Context):
             barrier = self._refs.inputs_barrier.at[self._warpgroup, slot]
             plgpu.copy_gmem_to_smem(masks, place, barrier)
 
-    # --- exchange between warpgroups --------------------------------------------------------------
+    # --- a step -----------------------------------------------------------------------------------
 
-    def publish(
-        self, tiles: dict[str, dict[int, Tile]], t: Scalar, when: Scalar | bool = True
-    ) -> None:
-        """Publish the own units, for all warpgroups to read at the next `product`."""
-
-        @pl.when(when)
-        def _() -> None:
-            # What was published two steps ago has left its places.
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            copies = []
-            for name, gates in tiles.items():
-                places = self._refs.published_smem[name].at[lax.rem(t, 2)]
-                for gate, tile in gates.items():
-                    place = places.at[gate, self._warpgroup]
-                    self._write(place, tile)
-                    target = self._refs.exchanged_gmem[name]
-                    copies.append((place, target.at[t, self._rows, self._columns(gate)]))
-            plgpu.commit_smem()
-            plgpu.barrier_arrive(self._refs.published_barrier)
-            for place, target in copies:
-                plgpu.copy_smem_to_gmem(place, target)
+    def _enter(self, s: Scalar) -> None:
+        super()._enter(s)
+        self._is_first_product = True
+        # What is published, and not yet copied out: the state before this step.
+        self._published = [("previous_hidden", 0, self.t)] if self._steps.begin else []
 
     def product(
         self, sources: Sequence[tuple[str, int]], gates: range = range(1), start: int = 0
@@ -323,7 +235,7 @@ class Warpgroup(Context):
         plgpu.barrier_wait(self._refs.published_barrier)
         size = self._arrays.hidden_size
         parts = [
-            (self._refs.published_smem[name].at[lax.rem(self.t, 2), gate, group], column)
+            (self._refs.published_smem[name].at[self.t & 1, gate, group], column)
             for k, (name, gate) in enumerate(sources)
             for group, column in enumerate(range((start + k) * size, (start + k + 1) * size, UNITS))
         ]
@@ -334,8 +246,66 @@ class Warpgroup(Context):
                 for published, column in parts:
                     chunk = weights.at[:, pl.ds(column, UNITS)]
                     plgpu.wgmma(accumulator, chunk, transposed(published))
+            self._copy_meanwhile()
             plgpu.wgmma_wait(0)
             return tuple(accumulator[...] for accumulator in accumulators)
 
         accumulator = plgpu.ACC(self._shape, jnp.float32)
         return pl.run_scoped(multiply, *[accumulator] * len(gates))
+
+    def publish(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
+        """Publish the own units, for all warpgroups to read at the next `product`."""
+        # What was published two steps ago has left its places.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        self._write_and_arrive(tiles, t)
+
+    def finish(self, outputs: dict[str, tuple[Tile, ...]], hidden: Tile | None) -> None:
+        """Publish the hidden state, and leave the outputs to be copied out during the next product."""
+        if hidden is not None:
+            # The outputs of the step before have left their places as well.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            tiles = [tile for name in self._arrays.outputs for tile in outputs[name]]
+            for k, tile in enumerate(tiles):
+                self._write(self._refs.output_smem.at[self._warpgroup, k], tile)
+            self._write_and_arrive({"previous_hidden": {0: hidden}}, self.next_t)
+
+    def _write_and_arrive(self, tiles: dict[str, dict[int, Tile]], t: Scalar) -> None:
+        for name, gates in tiles.items():
+            for gate, tile in gates.items():
+                place = self._refs.published_smem[name].at[t & 1, gate, self._warpgroup]
+                self._write(place, tile)
+                self._published.append((name, gate, t))
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(self._refs.published_barrier)
+
+    # --- copies between shared memory and memory --------------------------------------------------
+
+    def _copy_meanwhile(self) -> None:
+        """Copy out what is published and the outputs of the step before, and fetch later inputs."""
+        for name, gate, t in self._published:
+            place = self._refs.published_smem[name].at[t & 1, gate, self._warpgroup]
+            target = self._refs.exchanged_gmem[name].at[t, self._rows, self._columns(gate)]
+            plgpu.copy_smem_to_gmem(place, target)
+        self._published = []
+        if self._is_first_product:
+            self._is_first_product = False
+            later = self._s + self._ahead
+            pl.when(self._s > 0)(partial(self._store_outputs, self._s - 1))
+            pl.when(later < self._total)(partial(self._fetch_inputs, later))
+
+    def _store_outputs(self, s: Scalar) -> None:
+        """Copy out the outputs of step s."""
+        t, k = self._time(s), 0
+        for name, x in self._arrays.outputs.items():
+            for gate in range(self._arrays.gates(x)):
+                place = self._refs.output_smem.at[self._warpgroup, k]
+                target = self._refs.outputs_gmem[name].at[t, self._rows, self._columns(gate)]
+                plgpu.copy_smem_to_gmem(place, target)
+                k += 1
+
+    def _store_final_state(self, state: State) -> None:
+        self._store_outputs(self._total - 1)
+        if self._steps.begin:
+            # The state after the last step was published too, though no product follows.
+            plgpu.barrier_wait(self._refs.published_barrier)
+        super()._store_final_state(state)

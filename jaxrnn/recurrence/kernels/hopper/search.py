@@ -26,18 +26,19 @@ import jax.numpy as jnp
 from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import cell_name
 from jaxrnn.recurrence.kernels.hopper import cost_model, one_cta, toolkit
-from jaxrnn.recurrence.kernels.hopper.one_cta import Alone
 from jaxrnn.recurrence.kernels.hopper.tiles import (
     BARRIERS,
     COLUMNS,
     DIRECTIONS,
     SHARED,
+    Alone,
     BuiltinCell,
     Direction,
     DoesNotFitError,
     M,
     Memory,
     Tiling,
+    alone_shared_bytes,
     footprint,
     shared_bytes,
     width,
@@ -46,6 +47,11 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
 VARIABLE = "JAXRNN_HOPPER_TILES"
 # Number of multiprocessors of an H100 SXM or H200, on machines without a GPU.
 MULTIPROCESSORS = 132
+# Largest number of rows of a CTA that has all weights: more take too many registers.
+MOST_ROWS = 32
+# For how many steps such a CTA has places for their inputs, the best first. The inputs of a step are
+# fetched during an earlier one, so there are at least two.
+DEPTHS = 4, 3, 2
 
 
 def unsupported_here(dtype: Any) -> str | None:
@@ -86,7 +92,9 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Alone:
     forced = os.environ.get(VARIABLE)
     if forced:
         return _forced(forced, cell, batch, dtype)
-    alone = one_cta.division(cell, batch, dtype, available)
+    alone = min(
+        alones(cell, batch, dtype), default=None, key=lambda a: (-(-a.blocks // available), a.rows)
+    )
     if alone is not None:
         return alone
     known = _known().get((available, cell_name(cell), dtype.name, cell.hidden_size, batch))
@@ -97,6 +105,19 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Alone:
             "multiprocessors leaves room for a step"
         )
     return tiling
+
+
+def alones(cell: BuiltinCell, batch: int, dtype: Any) -> Iterator[Alone]:
+    """Yield the divisions over CTAs that each have all of the weights, by their number of rows."""
+    for rows in range(8, MOST_ROWS + 1, 8) if one_cta.AVAILABLE else ():
+        forward, backward = (_depth(cell, direction, rows, dtype) for direction in DIRECTIONS)
+        if forward and backward:
+            yield Alone(rows, -(-batch // rows), forward, backward)
+
+
+def _depth(cell: BuiltinCell, direction: Direction, rows: int, dtype: Any) -> int | None:
+    fit = (n for n in DEPTHS if alone_shared_bytes(cell, direction, rows, n, dtype) <= SHARED)
+    return next(fit, None)
 
 
 @functools.cache
@@ -211,7 +232,11 @@ def _forced(text: str, cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Al
             taken = shared_bytes(cell, direction, tiling, tiling.memory(direction), dtype)
         else:
             depth = getattr(tiling, direction)
-            taken = one_cta.shared_bytes(cell, direction, tiling.rows, depth, dtype)
+            if depth < DEPTHS[-1]:
+                raise ValueError(
+                    f"{VARIABLE}: {direction} must be at least {DEPTHS[-1]}, not {depth}"
+                )
+            taken = alone_shared_bytes(cell, direction, tiling.rows, depth, dtype)
         if taken > SHARED:
             raise ValueError(
                 f"{VARIABLE}: {direction} takes {taken} bytes of shared memory of {SHARED}"

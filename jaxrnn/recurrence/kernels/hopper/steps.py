@@ -81,8 +81,7 @@ def _forward(
     y = context.where_active(after["hidden"], jnp.zeros_like(after["hidden"]))
     after = {name: context.where_active(x, state[name]) for name, x in after.items()}
     after = {name: context.zero_where_reset(x) for name, x in after.items()}
-    context.publish({"previous_hidden": {0: after["hidden"]}}, context.next_t, context.has_next)
-    context.finish({"ys": (y,)} | (kept if keep else {}))
+    context.finish({"ys": (y,)} | (kept if keep else {}), after["hidden"])
     return after
 
 
@@ -139,7 +138,7 @@ def _backward(step: Callable[[Context, State], State], context: Context, d: Stat
     d = d | {"hidden": d["hidden"] + context.where_active(d_y, jnp.zeros_like(d_y))}
     before = step(context, d)
     before = {name: context.where_active(x, d[name]) for name, x in before.items()}
-    context.finish({})
+    context.finish({}, None)
     return {name: context.zero_where_reset(x) for name, x in before.items()}
 
 

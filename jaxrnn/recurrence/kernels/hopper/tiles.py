@@ -1,6 +1,7 @@
 """The division of a recurrence over the CTAs of a Hopper GPU, and the shared memory it takes.
 
-The units are divided over `parts`: CTAs that each keep the weights of H / parts units and exchange their
+`Alone` is that of the kernel for small widths, `Tiling` that of the kernel for large ones. There, the
+units are divided over `parts`: CTAs that each keep the weights of H / parts units and exchange their
 results in every step. Rows of the batch are independent of each other, so they are divided over `groups`
 of such parts, in blocks of one warpgroup each. Rows that are left are computed in further `turns`.
 
@@ -22,6 +23,8 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 # Rows of a wgmma.
 M = 64
+# Units of a warpgroup of the kernel for small widths.
+UNITS = M
 # Bytes of shared memory that a CTA may use: those of the device, less barriers and alignment.
 SHARED = 232_448 - 2048
 # Largest number of columns of a product: its accumulator takes 64 registers of a thread.
@@ -92,6 +95,27 @@ class Tiling(NamedTuple):
         return self.forward if direction == "forward" else self.backward
 
 
+class Alone(NamedTuple):
+    """The division of a recurrence over CTAs that each have all of the weights.
+
+    Attributes:
+      rows: rows of a CTA, a multiple of 8.
+      blocks: number of CTAs.
+      forward: number of steps that have places for their inputs in shared memory, forward.
+      backward: the same, backward.
+    """
+
+    rows: int
+    blocks: int
+    forward: int
+    backward: int
+
+    @property
+    def parts(self) -> int:
+        """Number of CTAs that share the units."""
+        return 1
+
+
 class Footprint(NamedTuple):
     """The product and the shared memory of a part in one direction.
 
@@ -150,6 +174,35 @@ def shared_bytes(
     block = tiling.ring_rows(memory.slots) * memory.chunk * narrow
     block += part.fixed_bytes + memory.depth * part.input_bytes
     return part.columns * part.total * narrow + tiling.warpgroups * block
+
+
+def alone_shared_bytes(
+    cell: BuiltinCell, direction: Direction, rows: int, depth: int, dtype: Any
+) -> int:
+    """Return the bytes of shared memory of a CTA that has all of the weights.
+
+    Args:
+      cell: the cell.
+      direction: forward with the outputs that the backward pass needs, or backward.
+      rows: rows of the CTA.
+      depth: number of steps that have places for their inputs.
+      dtype: dtype of the weights.
+    """
+    size, gates = width(cell.hidden_size), len(cell.GATES)
+    is_gru = cell.kind in (CellKind.GRU_BEFORE, CellKind.GRU_AFTER)
+    # The previous cell of an LSTM, or q of a GRU that resets after its product.
+    beside_gates = cell.kind in (CellKind.LSTM, CellKind.GRU_AFTER)
+    states = 2 if cell.kind is CellKind.LSTM else 1
+    if direction == "forward":
+        published = 2 if cell.kind is CellKind.GRU_BEFORE else 1
+        inputs, outputs = gates, gates + beside_gates + 1
+    else:
+        published = gates + (cell.kind is CellKind.GRU_AFTER)
+        inputs, outputs = gates + beside_gates + is_gru + 1, 0
+    tiles = 2 * published + depth * inputs + outputs
+    narrow = jnp.dtype(dtype).itemsize
+    masks = size // UNITS * depth * 2 * rows * 4
+    return size * (gates * size * narrow + rows * (tiles * narrow + states * 4)) + masks
 
 
 def swizzle(columns: int, dtype: Any) -> int:
