@@ -148,13 +148,13 @@ class Refs(NamedTuple):
     exchanged_gmem: dict[str, Ref]
     outputs_gmem: dict[str, Ref]
     final_gmem: dict[str, Ref]
-    weights_smem: Ref
     inputs_smem: dict[str, Ref]
     output_smem: Ref
-    weights_barrier: Ref
     inputs_barrier: Ref
     initial_barrier: Ref
     state_smem: Ref = None
+    weights_smem: Ref = None
+    weights_barrier: Ref = None
     operand_ring_smem: Ref = None
     operand_barrier: Ref = None
     publish_smem: Ref = None

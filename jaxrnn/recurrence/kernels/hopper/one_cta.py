@@ -72,7 +72,9 @@ def call(
       interpret: a `plgpu.InterpretGPUParams`, or None or False for a GPU.
     """
     shapes = jax.tree.map(lambda x: Like(x.shape, x.dtype), arrays)
-    scratch = _scratch_types(steps, shapes, division.rows, depth)
+    narrow = shapes.weights.dtype.itemsize == 2
+    # JAX's interpreter multiplies shared memory only.
+    scratch = _scratch_types(shapes, division.rows, depth, narrow and not interpret)
 
     @jax.custom_batching.custom_vmap
     def launch_sets(operands: dict[str, Any]) -> Results:
@@ -91,7 +93,7 @@ def call(
             operands,
             jax.tree.map(lambda x: Like((sets, *x.shape), x.dtype), shapes.results),
             grid={"set": sets, "block": division.blocks},
-            approximate=shapes.weights.dtype.itemsize < 4,
+            approximate=narrow,
             interpret=interpret,
             # Every place is written by threads and read by TMA or wgmma, or the other way round, with a
             # `commit_smem` or a barrier between; only the state is both read and written by threads, in
@@ -118,21 +120,21 @@ def call(
     return jax.tree.map(lambda x: x[0], results)
 
 
-def _scratch_types(steps: StepFunctions, arrays: Arrays, rows: int, depth: int) -> dict[str, Any]:
+def _scratch_types(
+    arrays: Arrays, rows: int, depth: int, weights_in_registers: bool
+) -> dict[str, Any]:
     """Return the types of a CTA's shared memory and barriers."""
     narrow = arrays.weights.dtype
     warpgroups = arrays.hidden_size // UNITS
     tile = rows, UNITS
     outputs = sum(map(arrays.gates, arrays.outputs.values()))
     scratch = {
-        "weights_smem": smem(arrays.weights.shape[1:], narrow),
         "published_smem": {
             name: smem((2, arrays.gates(x), warpgroups, *tile), narrow)
             for name, x in arrays.exchanged.items()
         },
         "output_smem": smem((warpgroups, max(outputs, 1), *tile), narrow),
         "state_smem": smem((warpgroups, len(arrays.initial), *tile), jnp.float32),
-        "weights_barrier": plgpu.Barrier(num_barriers=1),
         "published_barrier": plgpu.Barrier(num_arrivals=warpgroups),
         "initial_barrier": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=warpgroups),
         "inputs_barrier": plgpu.Barrier(
@@ -144,6 +146,9 @@ def _scratch_types(steps: StepFunctions, arrays: Arrays, rows: int, depth: int) 
     for name, x in arrays.inputs.items():
         shape = warpgroups, depth, arrays.gates(x), *tile
         scratch[launch.input_name(name)] = smem(shape, x.dtype)
+    if not weights_in_registers:
+        scratch["weights_smem"] = smem(arrays.weights.shape[1:], narrow)
+        scratch["weights_barrier"] = plgpu.Barrier(num_barriers=1)
     if arrays.masks is not None:
         scratch["masks_smem"] = plgpu.SMEM((warpgroups, depth, 2, rows), jnp.float32)
     return scratch
@@ -171,15 +176,34 @@ class Warpgroup(Context):
 
     def run(self) -> None:
         """Load the weights, and run all steps."""
-        refs = self._refs
-
-        @pl.when(self._warpgroup == 0)
-        def _() -> None:
-            weights = refs.weights_gmem.at[0]
-            plgpu.copy_gmem_to_smem(weights, refs.weights_smem, refs.weights_barrier.at[0])
-
-        plgpu.barrier_wait(refs.weights_barrier.at[0])
+        self._weights = self._load_weights()
         self.run_rows()
+
+    def _load_weights(self) -> dict[tuple[int, int], Any]:
+        """Return the weights of the own units, [64, 64] each, by gate and the first of their columns.
+
+        wgmma takes them from registers, except in float32, which it takes from shared memory.
+        """
+        refs, (_, rows, total) = self._refs, self._arrays.weights.shape
+        in_registers = refs.weights_smem is None
+        weights = refs.weights_gmem.at[0] if in_registers else refs.weights_smem
+        if not in_registers:
+
+            @pl.when(self._warpgroup == 0)
+            def _() -> None:
+                plgpu.copy_gmem_to_smem(
+                    refs.weights_gmem.at[0], weights, refs.weights_barrier.at[0]
+                )
+
+            plgpu.barrier_wait(refs.weights_barrier.at[0])
+        places = {
+            (gate, column): weights.at[self._columns(gate), pl.ds(column, UNITS)]
+            for gate in range(rows // self._arrays.hidden_size)
+            for column in range(0, total, UNITS)
+        }
+        if not in_registers:
+            return places
+        return {at: load(place, layout=WGMMA, optimized=False) for at, place in places.items()}
 
     # --- tiles [64 units, rows], in shared memory [rows, 64 units] --------------------------------
 
@@ -242,10 +266,8 @@ class Warpgroup(Context):
 
         def multiply(*accumulators: Ref) -> tuple[Tile, ...]:
             for gate, accumulator in zip(gates, accumulators, strict=True):
-                weights = self._refs.weights_smem.at[self._columns(gate)]
                 for published, column in parts:
-                    chunk = weights.at[:, pl.ds(column, UNITS)]
-                    plgpu.wgmma(accumulator, chunk, transposed(published))
+                    plgpu.wgmma(accumulator, self._weights[gate, column], transposed(published))
             self._copy_meanwhile()
             plgpu.wgmma_wait(0)
             return tuple(accumulator[...] for accumulator in accumulators)
