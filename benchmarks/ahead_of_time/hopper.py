@@ -1,14 +1,15 @@
-"""Registers, spills and shared memory of the Hopper kernels, from a machine without a GPU.
+"""Registers, spills and instructions of the Hopper kernels, from a machine without a GPU.
 
-    python -m benchmarks.ahead_of_time --target hopper                  # five minutes
+    python -m benchmarks.ahead_of_time --target hopper                  # some minutes
     python -m benchmarks.ahead_of_time --target hopper --size 16,2048   # every cell and dtype at a size
     python -m benchmarks.ahead_of_time --target hopper --quick          # one program, some seconds
 
 Without flags these are compiled: every cell and dtype at B, H = 64, 512, all but float16 also at every
-other size. Forward and backward kernels are compiled for an H100
-ahead of time (`pip install "jaxrnn[gpu-aot]"`), including NVIDIA's assembler ptxas, whose statistics are
-read. Nothing here runs on a GPU, and no number is a time. Any function that calls Pallas kernels of
-Mosaic GPU can be compiled in this way:
+other size, and bfloat16 also at the sizes of reinforcement learning. Forward and backward kernels are
+compiled for an H100 ahead of time (`pip install "jaxrnn[gpu-aot]"`), including NVIDIA's assembler ptxas,
+whose statistics are read, and disassembled, so that the instructions of one step of time are counted
+(`sass.py`). Nothing here runs on a GPU, and no number is a time. Any function that calls Pallas kernels
+of Mosaic GPU can be compiled in this way:
 
     reports(f, jax.ShapeDtypeStruct((8, 64, 512), jnp.float32))[0].spill_stores
 """
@@ -20,10 +21,10 @@ import itertools
 import math
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,15 +41,20 @@ from benchmarks.ahead_of_time.programs import (
     Size,
     layer,
 )
+from benchmarks.ahead_of_time.sass import Counts, counts
 
-DTYPES = ("bfloat16", "float32", "float16")
-# Batch and hidden size.
-USUAL = (64, 512)
-SIZES = tuple(itertools.product((16, 64, 128), (128, 256, 512, 1024)))
+_TRAINING = tuple(itertools.product((16, 64, 128), (128, 256, 512, 1024)))
+_REINFORCEMENT_LEARNING = ((4, 128), (64, 128), (1024, 128), (1024, 64))
+# Batches and hidden sizes of each dtype.
+SIZES = {
+    "bfloat16": tuple(dict.fromkeys((*_TRAINING, *_REINFORCEMENT_LEARNING))),
+    "float32": _TRAINING,
+    "float16": ((64, 512),),
+}
+DTYPES = tuple(SIZES)
 OUTPUT = measure.RESULTS / "hopper_static.json"
-PACKAGES = ["jax-cuda13-plugin", "nvidia-cuda-nvcc"]
+PACKAGES = ["jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm"]
 
-_KERNEL = r".*?entry function '(?P<name>\w+?)(?:_mosaic_gpu_kernel)?'.*?Used [^\n]*"
 _LOSS = r"Performance Loss: (.*?) in (?:the )?function"
 # What ptxas prints about a kernel, by field of `Report`. It leaves out some numbers that are 0.
 _PRINTED = {
@@ -62,7 +68,7 @@ _PRINTED = {
 
 
 class Report(NamedTuple):
-    """Statistics of a Mosaic kernel by ptxas, and its launch.
+    """Statistics of a Mosaic kernel by ptxas, the instructions of a step, and its launch.
 
     kernel: its name.
     registers: registers of a thread, at most 255.
@@ -73,6 +79,7 @@ class Report(NamedTuple):
     static_shared: bytes of shared memory that the code of a block declares.
     losses: warnings of ptxas that time may be lost, for example since products cannot overlap
       ("serialized").
+    counts: instructions of one step of time; None where nvdisasm is not installed.
     blocks, cluster, threads: blocks of the grid, blocks of a cluster, threads of a block.
     shared: bytes of shared memory of a block that the launch asks for.
     """
@@ -85,6 +92,7 @@ class Report(NamedTuple):
     barriers: int
     static_shared: int
     losses: list[str]
+    counts: Counts | None
     blocks: int
     cluster: int
     threads: int
@@ -104,27 +112,45 @@ def reports(function: Callable[..., Any], *args: Any) -> list[Report]:
     device = gpu.h100()
     # A new function, since JAX keeps what it has compiled before.
     fresh = jax.jit(lambda *args: function(*args))
-    with jax.default_device(device):
+    with jax.default_device(device), tempfile.TemporaryDirectory() as folder:
         lowered = fresh.lower(*compiler.placed_on(SingleDeviceSharding(device), args))
         launches = _launches(lowered.compiler_ir())
-        found = parse(_printed(lowered.compile))
-    expected, got = (sorted(each["kernel"] for each in some) for some in (launches, found))
+        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        try:
+            lowered.compile()
+        finally:
+            del os.environ["MOSAIC_GPU_DUMP_TO"]
+        found = _dumped(Path(folder))
+    # Kernels of one name are compiled in program order, each once.
+    kernels = sorted(dict(launches).items(), key=lambda item: item[1]["kernel"])
+    expected, got = [kernel["kernel"] for _, kernel in kernels], [name for name, _ in found]
     if expected != got:
         raise ValueError(f"kernels {expected} were compiled, ptxas reported on {got}")
-    of_name = {name: [each for each in found if each["kernel"] == name] for name in got}
-    return [Report(**launch | of_name[launch["kernel"]].pop(0)) for launch in launches]
+    of_kernel = {key: fields for (key, _), (_, fields) in zip(kernels, found, strict=True)}
+    return [Report(**launch, **of_kernel[key]) for key, launch in launches]
 
 
-def parse(text: str) -> list[dict[str, Any]]:
-    """Return the fields of a `Report` that ptxas prints, for each kernel in its text."""
-    return [
-        {
-            "kernel": found["name"],
-            "losses": sorted(set(re.findall(_LOSS, found[0]))),
-            **{field: _number(pattern, found[0]) for field, pattern in _PRINTED.items()},
-        }
-        for found in re.finditer(_KERNEL, text, re.DOTALL)
-    ]
+def _dumped(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and fields of each kernel, by name and then in the order of compilation.
+
+    Mosaic writes what ptxas printed about a kernel into NAME_NUMBER.ptxas, with growing numbers, and its
+    machine code into NAME_NUMBER.sass_ctrl if there is nvdisasm.
+    """
+    found = []
+    for file in folder.glob("*.ptxas"):
+        name, _, number = file.stem.rpartition("_")
+        code = file.with_suffix(".sass_ctrl")
+        fields = parse(file.read_text(encoding="utf-8"))
+        fields["counts"] = counts(code.read_text(encoding="utf-8")) if code.exists() else None
+        found.append((name, int(number), fields))
+    found.sort(key=lambda kernel: kernel[:2])
+    return [(name, fields) for name, _, fields in found]
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return the fields of a `Report` that ptxas prints about a kernel."""
+    numbers = {field: _number(pattern, text) for field, pattern in _PRINTED.items()}
+    return {"losses": sorted(set(re.findall(_LOSS, text))), **numbers}
 
 
 def _number(pattern: str, text: str) -> int:
@@ -132,21 +158,24 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _launches(program: ir.Module) -> list[dict[str, Any]]:
-    """Return the other fields of a `Report`, read from each kernel's call in the lowered program.
+def _launches(program: ir.Module) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return hash and other fields of a `Report` for each call of a kernel in the lowered program.
 
-    Each call also gets a new hash: in one process the plugin compiles only the first kernel of a hash,
-    and ptxas would not report on the others.
+    Each kernel also gets a new hash: in one process the plugin compiles only the first kernel of a hash,
+    and ptxas would not report on a kernel that was compiled before.
     """
     found = []
+    # The other half of a hash still tells the kernels of this program apart.
+    new = os.urandom(16)
     with program.context as context:
         context.allow_unregistered_dialects = True
         for operation in list(_operations(program.operation)):
             config = operation.attributes.get("mhlo.backend_config")
             if config is not None and "kernel_hash" in config:
-                found.append(_launch(ir.Module.parse(config["module"].value_bytes)))
+                key = config["kernel_hash"].value_bytes
+                found.append((key, _launch(ir.Module.parse(config["module"].value_bytes))))
                 parts = {part.name: part.attr for part in config}
-                parts["kernel_hash"] = ir.StringAttr.get(os.urandom(32))
+                parts["kernel_hash"] = ir.StringAttr.get(new + key[len(new) :])
                 operation.attributes["mhlo.backend_config"] = ir.DictAttr.get(parts)
     return found
 
@@ -176,23 +205,6 @@ def _operations(operation: Any) -> Iterator[Any]:
                 yield from _operations(inner)
 
 
-def _printed(run: Callable[[], Any]) -> str:
-    """Run a function and return what ptxas prints meanwhile to the standard output of this process."""
-    sys.stdout.flush()
-    standard = os.dup(1)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 1)
-        os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
-        try:
-            run()
-        finally:
-            del os.environ["MOSAIC_GPU_DUMP_PTXAS"]
-            os.dup2(standard, 1)
-            os.close(standard)
-        file.seek(0)
-        return file.read().decode()
-
-
 def compiled(size: Size, masked: bool = False) -> dict[str, Any]:
     """Return a row of the JSON file about the kernels of a layer."""
     row = size._asdict()
@@ -205,7 +217,7 @@ def compiled(size: Size, masked: bool = False) -> dict[str, Any]:
     except Exception as failure:
         return row | {"failed": measure.one_line(failure)}
     row["seconds"] = time.perf_counter() - begin
-    return row | {"kernels": [kernel._asdict() for kernel in kernels]}
+    return row | {"kernels": [_asdict(kernel) for kernel in kernels]}
 
 
 def _asdict(numbers: Any) -> Any:
@@ -218,45 +230,64 @@ def _asdict(numbers: Any) -> Any:
 def table(results: list[dict[str, Any]]) -> Table:
     """Return a table with a row for each kernel."""
     rows = []
+    counted = True
     for row in results:
         line = [str(row[key]) for key in ("cell", "dtype", "batch", "hidden")]
         if "failed" in row:
             rows.append([*line, row["failed"]])
             continue
         for kernel in (Report(**each) for each in row["kernels"]):
+            counted = counted and kernel.counts is not None
             numbers = (
                 kernel.kernel + "*" * bool(kernel.losses),
                 str(kernel.registers),
                 f"{kernel.spill_stores} + {kernel.spill_loads}",
-                str(kernel.stack),
                 f"{(kernel.static_shared + kernel.shared) / 1024:.1f}",
                 f"{kernel.blocks} / {kernel.cluster}",
                 str(kernel.threads),
             )
-            rows.append([*line, *numbers])
-    headings = ("cell", "dtype", "B", "H", "kernel", "registers", "spilled", "stack", "KiB shared")
+            rows.append([*line, *numbers, *_shown(kernel.counts)])
+    caption = (
+        "spilled: bytes stored + loaded. blocks: blocks of the grid / blocks of a cluster. "
+        "* ptxas warns that time may be lost; the JSON file says why.\n"
+        "In the loop over time, each counted once: code, all instructions; HGMMA (those in loops inside "
+        "of it); BAR, barriers (BAR.SYNC); TMA, loads + stores"
+    )
+    if not counted:
+        caption += "\n-: not counted for lack of nvdisasm; pip install nvidia-cuda-nvdisasm"
+    headings = ("cell", "dtype", "B", "H", "kernel", "registers", "spilled", "KiB", "blocks")
     return tables.table(
         "Statistics of the kernels by ptxas, compiled for an H100. Not times.",
-        (*headings, "blocks", "threads"),
+        (*headings, "threads", "code", "HGMMA", "MUFU", "BAR", "TMA"),
         rows,
         left=5,
-        caption="spilled: bytes stored + loaded. blocks: blocks of the grid / blocks of a cluster. "
-        "* ptxas warns that time may be lost; the JSON file says why",
+        caption=caption,
     )
+
+
+def _shown(numbers: Any) -> list[str]:
+    """Return a row's columns of counts from `Counts` as a dict, or None."""
+    if numbers is None:
+        return ["-"] * 5
+    found = Counts(**numbers)
+    inner = f" ({found.inner_hgmma})" if found.inner_hgmma else ""
+    return [
+        str(found.instructions),
+        f"{found.hgmma}{inner}",
+        str(found.mufu),
+        str(found.bar_sync),
+        f"{found.utmaldg} + {found.utmastg}",
+    ]
 
 
 def run(flags: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Compile every program that was asked for, print the table, and return the record."""
     cells, dtypes = flags.cells or CELL_NAMES, flags.dtypes or DTYPES
-    # All sizes without float16, and the usual size with it.
     sizes = [
         Size(cell, dtype, *size)
-        for cell, dtype, size in (
-            *itertools.product(cells, dtypes[:2], flags.size or SIZES),
-            *itertools.product(cells, dtypes, flags.size or [USUAL]),
-        )
+        for cell, dtype in itertools.product(cells, dtypes)
+        for size in flags.size or SIZES[dtype]
     ]
-    sizes = list(dict.fromkeys(sizes))
     results = []
     for size in sizes[:1] if flags.quick else sizes:
         console.print(f"{', '.join(map(str, size))} ...")
