@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks import measure
 from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels.hopper import cost_model, search
-from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, footprint
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, MULTIPROCESSORS, footprint
 
 DTYPES = ("bfloat16", "float32")
 HIDDEN = (256, 512, 768, 1024)
@@ -39,10 +39,10 @@ def searched() -> list[dict[str, Any]]:
     rows = []
     for name, dtype, hidden, batch in itertools.product(CELLS, DTYPES, HIDDEN, BATCHES):
         cell = CELLS[name](hidden)
-        tiles = search.search(cell, batch, jnp.dtype(dtype), search.MULTIPROCESSORS)
+        tiles = search.search(cell, batch, jnp.dtype(dtype), MULTIPROCESSORS)
         assert tiles is not None
         directions = {way: getattr(tiles, way)._asdict() for way in ("forward", "backward")}
-        row = {"multiprocessors": search.MULTIPROCESSORS, "cell": name, "dtype": dtype}
+        row = {"multiprocessors": MULTIPROCESSORS, "cell": name, "dtype": dtype}
         row |= {"hidden": hidden, "batch": batch, "measured": False}
         rows.append(row | {"tiles": tiles._asdict() | directions})
     return rows
@@ -91,7 +91,7 @@ def fastest(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for place, found in sorted(
         best.items(), key=lambda pair: -sum(pair[1]["microseconds"].values())
     ):
-        row = {"multiprocessors": search.MULTIPROCESSORS, "cell": place[0], "dtype": "bfloat16"}
+        row = {"multiprocessors": MULTIPROCESSORS, "cell": place[0], "dtype": "bfloat16"}
         row |= {"hidden": place[1], "batch": place[2], "measured": True}
         found["microseconds"] = {k: round(v, 2) for k, v in found["microseconds"].items()}
         rows[place[:3]] = row | found

@@ -23,8 +23,13 @@ from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.cells import Cell
 from jaxrnn.recurrence.kernels import hopper
 from jaxrnn.recurrence.kernels.hopper import block, cost_model, layer, search, tiles
-from jaxrnn.recurrence.kernels.hopper.search import MULTIPROCESSORS
-from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, Alone, Memory, Tiling
+from jaxrnn.recurrence.kernels.hopper.tiles import (
+    DIRECTIONS,
+    MULTIPROCESSORS,
+    Alone,
+    Memory,
+    Tiling,
+)
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.conformance import Conformance

@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.ahead_of_time import hopper as hopper_static
 from benchmarks.ahead_of_time import programs as hopper_programs
-from jaxrnn.recurrence.kernels.hopper.search import MULTIPROCESSORS
+from jaxrnn.recurrence.kernels.hopper.tiles import MULTIPROCESSORS
 from tests.support.hopper import SHARED, gpu_aot
 
 SERVED = [(name, "bfloat16") for name in hopper_programs.CELL_NAMES] + [

@@ -141,7 +141,7 @@ def test_kernel_lowers(name: str, dtype: str, hidden: int, reverse: bool) -> Non
         (gru(128), 4, "bfloat16", 8, 1),
         (gru(128), 1024, "bfloat16", 8, 128),
         (gru(128), 2000, "bfloat16", 16, 125),
-        (gru(128), 16384, "bfloat16", 24, 683),
+        (gru(128), 16384, "bfloat16", 16, 1024),
         (lstm(64), 64, "float32", 8, 8),
         (rnn(256), 64, "bfloat16", 8, 8),
     ],

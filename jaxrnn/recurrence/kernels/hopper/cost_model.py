@@ -1,7 +1,8 @@
-"""A cost model of the Hopper kernels, fitted to measurements, to compare tilings.
+"""A cost model of the Hopper kernels, to compare tilings.
 
-A step is a chain: publish this part's units and wait for the others', fetch what they published into the
-ring, multiply, compute the gates. Its time is linear in what a tiling does:
+A step of the kernel for large widths is a chain: publish this part's units and wait for the others',
+fetch what they published into the ring, multiply, compute the gates. Its time is linear in what a tiling
+does, with coefficients that are fitted to measurements:
 
     exchange        once for each product, at a counter in L2
     chunk           for each chunk of the operand that is fetched
@@ -12,6 +13,10 @@ ring, multiply, compute the gates. Its time is linear in what a tiling does:
 
 `python -m benchmarks.hopper.tiles --fit FILE ...` finds the coefficients by least squares from what
 `benchmarks/hopper/ladder.py` measured on a card.
+
+The kernel for small widths has not run on a card. Its model counts cycles: the instructions that the
+warps issue one after the other, the products that they do not cover, and a chain of waits. At least it
+takes as long as its inputs and results take to and from memory.
 """
 
 from __future__ import annotations
@@ -23,11 +28,15 @@ import jax.numpy as jnp
 from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.kernels.hopper.tiles import (
     DIRECTIONS,
+    MULTIPROCESSORS,
+    UNITS,
+    Alone,
     BuiltinCell,
     Direction,
     M,
     Memory,
     Tiling,
+    alone_tiles,
     footprint,
     width,
 )
@@ -52,12 +61,55 @@ CLOCK = 1755.0
 # Bytes of shared memory that a multiprocessor reads in a cycle, by the datasheet.
 READ = 128
 
+# Bytes per microsecond of an H100's memory, by the datasheet.
+MEMORY = 3.35e6
+# Instructions of a step and warp of the kernel for small widths: these, these for each gate, and these
+# for each gate and row. Fitted to the machine code (benchmarks/results/hopper_static.json), within 10%.
+# In float32, whose tanh and exp are exact, a row takes twice as many.
+INSTRUCTIONS, OF_GATE, OF_ROW = 120, 60, 6.3
+# Those of them that a warp issues while the tensor cores multiply.
+COVERED = 150
+# The fewest cycles of a wgmma m64nNk16 with its M operand in registers: an estimate, not measured.
+# From shared memory it takes 2 KB / READ = 16.
+SHORTEST = 8
+# Cycles of a step in which all warps wait, for barriers and for results: an estimate, not measured.
+WAITS = 350
+
 # Fitted to 39 tilings measured on an H100 SXM (`--fit` of benchmarks/results/h100/*/ladder.jsonl); the
 # relative error of a step's time is 4% forward and 7% backward (root mean square).
 MICROSECONDS: dict[Direction, Features] = {
     "forward": Features(2.015, 0.028, 0.121, 0.898, 4.802, 0.041),
     "backward": Features(0.985, 0.060, 0.055, 1.416, 8.409, 0.209),
 }
+
+
+def alone_microseconds(
+    cell: BuiltinCell, alone: Alone, dtype: Any, available: int = MULTIPROCESSORS
+) -> dict[Direction, float]:
+    """Return the predicted time of one step in each direction, for the whole batch.
+
+    Args:
+      cell: the cell.
+      alone: the division over CTAs that each have all of the weights.
+      dtype: dtype of the weights.
+      available: number of multiprocessors.
+    """
+    size, gates, narrow = width(cell.hidden_size), len(cell.GATES), jnp.dtype(dtype).itemsize
+    warpgroups = size // UNITS
+    of_row = OF_ROW * narrow / 2
+    instructions = INSTRUCTIONS + gates * (OF_GATE + of_row * alone.rows)
+    shortest = SHORTEST if narrow == 2 else M * 32 / READ
+    products = warpgroups * gates * size * narrow / 32 * max(alone.rows / 2, shortest)
+    covered = warpgroups * COVERED
+    cycles = WAITS + warpgroups * instructions + max(0, products - covered)
+    turns = -(-alone.blocks // available)
+    found = {}
+    for direction in DIRECTIONS:
+        tiles = alone_tiles(cell, direction)
+        moved = tiles.published + tiles.inputs + tiles.outputs
+        moved *= alone.blocks * alone.rows * size * narrow
+        found[direction] = max(turns * cycles / CLOCK, moved / MEMORY)
+    return found
 
 
 def microseconds(cell: BuiltinCell, tiling: Tiling, dtype: Any) -> dict[Direction, float]:

@@ -30,6 +30,7 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
     BARRIERS,
     COLUMNS,
     DIRECTIONS,
+    MULTIPROCESSORS,
     SHARED,
     Alone,
     BuiltinCell,
@@ -38,6 +39,7 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
     M,
     Memory,
     Tiling,
+    alone_most_rows,
     alone_shared_bytes,
     footprint,
     shared_bytes,
@@ -45,10 +47,6 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
 )
 
 VARIABLE = "JAXRNN_HOPPER_TILES"
-# Number of multiprocessors of an H100 SXM or H200, on machines without a GPU.
-MULTIPROCESSORS = 132
-# Largest number of rows of a CTA that has all weights: more take too many registers.
-MOST_ROWS = 32
 # For how many steps such a CTA has places for their inputs, the best first. The inputs of a step are
 # fetched during an earlier one, so there are at least two.
 DEPTHS = 4, 3, 2
@@ -72,7 +70,7 @@ def unsupported_here(dtype: Any) -> str | None:
 
 
 def multiprocessors() -> int:
-    """Return the number of multiprocessors of the GPU in use.
+    """Return the number of multiprocessors of the GPU in use, or of an H100 where there is none.
 
     Each runs one CTA or more, so as many CTAs are on the GPU at once. With more, some would wait forever
     for others that are not there.
@@ -92,10 +90,11 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Alone:
     forced = os.environ.get(VARIABLE)
     if forced:
         return _forced(forced, cell, batch, dtype)
-    alone = min(
-        alones(cell, batch, dtype), default=None, key=lambda a: (-(-a.blocks // available), a.rows)
-    )
-    if alone is not None:
+
+    def time(alone: Alone) -> float:
+        return sum(cost_model.alone_microseconds(cell, alone, dtype, available).values())
+
+    if alone := min(alones(cell, batch, dtype), default=None, key=time):
         return alone
     known = _known().get((available, cell_name(cell), dtype.name, cell.hidden_size, batch))
     tiling = known or search(cell, batch, dtype, available)
@@ -109,7 +108,8 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Alone:
 
 def alones(cell: BuiltinCell, batch: int, dtype: Any) -> Iterator[Alone]:
     """Yield the divisions over CTAs that each have all of the weights, by their number of rows."""
-    for rows in range(8, MOST_ROWS + 1, 8) if one_cta.AVAILABLE else ():
+    most = alone_most_rows(cell, dtype) if one_cta.AVAILABLE else 0
+    for rows in range(8, most + 1, 8):
         forward, backward = (_depth(cell, direction, rows, dtype) for direction in DIRECTIONS)
         if forward and backward:
             yield Alone(rows, -(-batch // rows), forward, backward)

@@ -25,6 +25,8 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 M = 64
 # Units of a warpgroup of the kernel for small widths.
 UNITS = M
+# Number of multiprocessors of an H100 SXM or H200.
+MULTIPROCESSORS = 132
 # Bytes of shared memory that a CTA may use: those of the device, less barriers and alignment.
 SHARED = 232_448 - 2048
 # Largest number of columns of a product: its accumulator takes 64 registers of a thread.
@@ -176,6 +178,36 @@ def shared_bytes(
     return part.columns * part.total * narrow + tiling.warpgroups * block
 
 
+class AloneTiles(NamedTuple):
+    """The numbers of tiles of one step of a CTA that has all of the weights.
+
+    Attributes:
+      published: tiles for the products of all warpgroups, which are also results.
+      inputs: tiles that are read from memory.
+      outputs: the other results.
+      states: tiles of the state.
+    """
+
+    published: int
+    inputs: int
+    outputs: int
+    states: int
+
+
+def alone_tiles(cell: BuiltinCell, direction: Direction) -> AloneTiles:
+    """Return the numbers of tiles; forward with the outputs that the backward pass needs."""
+    gates = len(cell.GATES)
+    is_gru = cell.kind in (CellKind.GRU_BEFORE, CellKind.GRU_AFTER)
+    # The previous cell of an LSTM, or q of a GRU that resets after its product.
+    beside_gates = cell.kind in (CellKind.LSTM, CellKind.GRU_AFTER)
+    states = 2 if cell.kind is CellKind.LSTM else 1
+    if direction == "forward":
+        published = 2 if cell.kind is CellKind.GRU_BEFORE else 1
+        return AloneTiles(published, gates, gates + beside_gates + 1, states)
+    published = gates + (cell.kind is CellKind.GRU_AFTER)
+    return AloneTiles(published, gates + beside_gates + is_gru + 1, 0, states)
+
+
 def alone_shared_bytes(
     cell: BuiltinCell, direction: Direction, rows: int, depth: int, dtype: Any
 ) -> int:
@@ -183,26 +215,34 @@ def alone_shared_bytes(
 
     Args:
       cell: the cell.
-      direction: forward with the outputs that the backward pass needs, or backward.
+      direction: the direction.
       rows: rows of the CTA.
       depth: number of steps that have places for their inputs.
       dtype: dtype of the weights.
     """
+    size, narrow = width(cell.hidden_size), jnp.dtype(dtype).itemsize
+    tiles = alone_tiles(cell, direction)
+    count = 2 * tiles.published + depth * tiles.inputs + tiles.outputs
+    of_row = size * (count * narrow + tiles.states * 4)
+    masks = size // UNITS * depth * 2 * 4
+    # Those of 16 bits are in registers.
+    weights = len(cell.GATES) * size**2 * narrow if narrow == 4 else 0
+    return weights + rows * (of_row + masks)
+
+
+def alone_most_rows(cell: BuiltinCell, dtype: Any) -> int:
+    """Return the largest number of rows of a CTA for which ptxas spills no register, 0 for none.
+
+    Those are the numbers that it found (benchmarks/ahead_of_time); no more than 32 rows were tried
+    with every cell.
+    """
     size, gates = width(cell.hidden_size), len(cell.GATES)
-    is_gru = cell.kind in (CellKind.GRU_BEFORE, CellKind.GRU_AFTER)
-    # The previous cell of an LSTM, or q of a GRU that resets after its product.
-    beside_gates = cell.kind in (CellKind.LSTM, CellKind.GRU_AFTER)
-    states = 2 if cell.kind is CellKind.LSTM else 1
-    if direction == "forward":
-        published = 2 if cell.kind is CellKind.GRU_BEFORE else 1
-        inputs, outputs = gates, gates + beside_gates + 1
-    else:
-        published = gates + (cell.kind is CellKind.GRU_AFTER)
-        inputs, outputs = gates + beside_gates + is_gru + 1, 0
-    tiles = 2 * published + depth * inputs + outputs
-    narrow = jnp.dtype(dtype).itemsize
-    masks = size // UNITS * depth * 2 * rows * 4
-    return size * (gates * size * narrow + rows * (tiles * narrow + states * 4)) + masks
+    if jnp.dtype(dtype).itemsize == 4:
+        return 32
+    # A thread has its part of the weights in `gates * size / 4` registers.
+    if size > 256 or gates * size > 512:
+        return 0
+    return {(4, 128): 16, (1, 256): 24}.get((gates, size), 32)
 
 
 def swizzle(columns: int, dtype: Any) -> int:
