@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# First measurements on an H100 or H200, at most six minutes: benchmarks/hopper/first_run.sh [STEP ...]
+# First measurements on an H100 or H200, at most 280 seconds: benchmarks/hopper/first_run.sh [STEP ...]
+# These steps are run by default:
 #   cudnn       errors of cuDNN, and times next to "xla" and PyTorch, on any NVIDIA GPU
-#   latencies   time of an exchange between multiprocessors
 #   tests       the tests that need a GPU
 #   ladder      errors and times of the kernels in several tilings
-#   train       a char-RNN, by the commands of the README
 #   table       errors and times beside cuDNN, PyTorch and flax (benchmarks/hopper/run.sh)
+# and these by name:
+#   latencies   time of an exchange between multiprocessors, a minute
+#   train       a char-RNN, by the commands of the README, 90 seconds
 # Every step has its own time limit, so that a step that hangs costs only itself. Output goes to $OUT
 # (default: build/hopper) as it comes. In a copy without the git repository, set JAXRNN_COMMIT to the
 # commit.
@@ -15,7 +17,7 @@ root=$(cd "$here/../.." && pwd)
 cd "$root" || exit
 python=${PYTHON:-python3}
 out=$(realpath -m "${OUT:-build/hopper}")
-seconds=${LADDER_SECONDS:-100}
+seconds=${LADDER_SECONDS:-50}
 mkdir -p "$out"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -61,22 +63,22 @@ train() {
 export -f latencies train
 export python here out scratch
 
-for name in "${@:-cudnn latencies tests ladder train table}"; do
+for name in "${@:-cudnn tests ladder table}"; do
   for name in $name; do
     [ "$name" = cudnn ] || need_toolkit
     case $name in
-      cudnn) step cudnn 90 "$python" -m benchmarks.hopper.cudnn --seconds 60 --folder "$out" ;;
+      cudnn) step cudnn 60 "$python" -m benchmarks.hopper.cudnn --seconds 40 --folder "$out" ;;
       latencies) step latencies 60 bash -c latencies ;;
       tests)
         # By default, the tests run on the CPU and compile without optimizations.
-        step tests 120 env JAX_PLATFORMS=cuda,cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
+        step tests 70 env JAX_PLATFORMS=cuda,cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
         ;;
       ladder)
-        step ladder $((seconds + 20)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"
+        step ladder $((seconds + 15)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"
         ;;
       train) step train 90 bash -c train ;;
       table)
-        step table 200 bash "$here/run.sh" "$out" --seconds 180 --repeats 3 \
+        step table 85 bash "$here/run.sh" "$out" --seconds 70 --repeats 3 \
           --cells lstm gru-after --stages right table latency
         ;;
       *) stop "there is no step $name" ;;

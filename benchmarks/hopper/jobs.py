@@ -26,8 +26,10 @@ AGAIN = ("table", "latency", "right", "training", "others", "flashrnn")
 STRIKES = 2
 # Names in `problems.CELLS`, hidden sizes and batches, the most important first.
 CELLS = ("lstm", "gru-after", "gru-before", "lstm-peephole", "rnn")
-HIDDEN, BATCH = (512, 1024, 768, 256, 2048), (64, 16, 128, 256, 1)
+HIDDEN, BATCH = (512, 1024, 768, 256, 128), (64, 16, 128, 256, 1)
 STEPS = 1024
+# Batches of reinforcement learning, the most important first; hidden size and steps of them.
+ACTORS, ACTOR_HIDDEN, ACTOR_STEPS = (1024, 64, 4, 256), 128, 128
 KERNELS = ["jaxrnn hopper", "jaxrnn xla"]
 PEERS = ["jaxrnn cudnn float16", "jaxrnn cudnn", "torch float16", "torch", "flax nnx"]
 # These run only at the first size.
@@ -40,9 +42,11 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
     there: the result of `worker.where`.
     """
 
-    def rows(stage: str, cells: tuple[str, ...], sizes: list[Any], contenders: Any) -> list[Job]:
+    def rows(
+        stage: str, cells: tuple[str, ...], sizes: list[Any], contenders: Any, steps: int = STEPS
+    ) -> list[Job]:
         return [
-            {"stage": stage, "cell": cell, "dtype": "bfloat16", "size": [b, STEPS, h, h]}
+            {"stage": stage, "cell": cell, "dtype": "bfloat16", "size": [b, steps, h, h]}
             | {"contenders": contenders, "repeats": repeats}
             for b, h in sizes
             for cell in cells
@@ -51,7 +55,10 @@ def plan(there: dict[str, Any], repeats: int) -> dict[str, list[Job]]:
     sizes = [(b, h) for b in BATCH for h in HIDDEN]
     first = [(b, h) for b, h in sizes if b in report.BATCHES and h in report.WIDTHS]
     rest = [size for size in sizes if size not in first]
-    table = rows("table", CELLS[:2], first[:1], KERNELS + PEERS + SLOW)
+    actors = [(batch, ACTOR_HIDDEN) for batch in ACTORS]
+    table = rows("table", CELLS[1:2], actors, KERNELS + PEERS, ACTOR_STEPS)
+    table += rows("table", CELLS[:2], first[:1], KERNELS + PEERS + SLOW)
+    table += rows("table", CELLS[:1], actors, KERNELS + PEERS, ACTOR_STEPS)
     table += rows("table", CELLS[:2], first[1:] + rest, KERNELS + PEERS)
     table += rows("table", CELLS[2:3], first, KERNELS + PEERS)
     # The first size is the one that FlashRNN's authors published.
@@ -92,17 +99,19 @@ def _right(dtypes: list[str]) -> list[Job]:
 
     usual, two = [(64, 512)], CELLS[:2]
     narrow = [dtype for dtype in ("float16", "float32") if dtype in dtypes]
-    made = jobs(CELLS, usual, mode="masked")
+    small = [(1024, ACTOR_HIDDEN)]
+    made = jobs(CELLS[1:2], small, mode="masked") + jobs(CELLS, usual, mode="masked")
+    made += jobs(CELLS, small, mode="masked")
     for dtype in narrow:
         made += jobs(two[:1], usual, dtype)
     made += jobs(two, [(16, 1024), (1, 256)]) + jobs(two[:1], [(16, 1024)], mode="reverse")
-    made += jobs(CELLS, usual) + jobs(two[:1], [(200, 2048)])
+    made += jobs(CELLS, usual)
     for dtype in narrow:
         made += jobs(two[1:], usual, dtype)
-    made += jobs(two[1:], [(16, 1024)], mode="reverse") + jobs(CELLS[1:], [(200, 2048)])
+    made += jobs(two[1:], [(16, 1024), *small], mode="reverse")
     for dtype in narrow:
         made += jobs(CELLS[2:], usual, dtype) + jobs(CELLS, [(16, 1024)], dtype, "masked")
-    every = list(itertools.product((1, 16, 64, 200), (256, 512, 1024, 2048)))
+    every = list(itertools.product((1, 16, 64, 200), (64, 128, 256, 512, 1024)))
     made += jobs(CELLS, every) + jobs(CELLS, every, mode="masked")
     return [job for n, job in enumerate(made) if job not in made[:n]]
 

@@ -68,15 +68,19 @@ class Problem(NamedTuple):
 
 
 USUAL = [
-    Problem(cell, batch, hidden)
-    for cell, batches in (
-        ("lstm", (64, 16, 128, 256, 1)),
-        ("gru-after", (64, 16, 128, 256, 1)),
-        ("gru-before", (64, 16)),
-        ("rnn", (64,)),
-    )
-    for batch in batches
-    for hidden in (512, 1024, 256, 128, 768)
+    Problem("gru-after", 1024, 128),
+    Problem("lstm", 1024, 128),
+    *(
+        Problem(cell, batch, hidden)
+        for cell, batches in (
+            ("lstm", (64, 16, 128, 256, 1)),
+            ("gru-after", (64, 16, 128, 256, 1)),
+            ("gru-before", (64, 16)),
+            ("rnn", (64,)),
+        )
+        for batch in batches
+        for hidden in (512, 1024, 256, 128, 768)
+    ),
 ]
 
 
