@@ -8,8 +8,9 @@ Without flags these are compiled: every cell and dtype at B, H = 64, 512, all bu
 other size, and bfloat16 also at the sizes of reinforcement learning. Forward and backward kernels are
 compiled for an H100 ahead of time (`pip install "jaxrnn[gpu-aot]"`), including NVIDIA's assembler ptxas,
 whose statistics are read, and disassembled, so that the instructions of one step of time are counted
-(`sass.py`). Nothing here runs on a GPU, and no number is a time. Any function that calls Pallas kernels
-of Mosaic GPU can be compiled in this way:
+(`sass.py`). Nothing here runs on a GPU. The times are predictions of the library's cost model, beside
+cuDNN's where those were measured. Any function that calls Pallas kernels of Mosaic GPU can be compiled
+in this way:
 
     reports(f, jax.ShapeDtypeStruct((8, 64, 512), jnp.float32))[0].spill_stores
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import os
 import re
@@ -42,6 +44,9 @@ from benchmarks.ahead_of_time.programs import (
     layer,
 )
 from benchmarks.ahead_of_time.sass import Counts, counts
+from benchmarks.problems import CELLS, PASSES
+from jaxrnn.recurrence.kernels.hopper import cost_model
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS
 
 _TRAINING = tuple(itertools.product((16, 64, 128), (128, 256, 512, 1024)))
 _REINFORCEMENT_LEARNING = ((4, 128), (64, 128), (1024, 128), (1024, 64))
@@ -53,6 +58,8 @@ SIZES = {
 }
 DTYPES = tuple(SIZES)
 OUTPUT = measure.RESULTS / "hopper_static.json"
+# Times of PyTorch's layers, which call cuDNN.
+MEASURED = measure.RESULTS / "h100" / "3-repaired" / "hopper-nvidia-h100-80gb-hbm3.json"
 PACKAGES = ["jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm"]
 
 _LOSS = r"Performance Loss: (.*?) in (?:the )?function"
@@ -211,6 +218,7 @@ def compiled(size: Size, masked: bool = False) -> dict[str, Any]:
     with jax.default_device(gpu.h100()):
         function, args, tiles = layer(size, masked)
     row["tiles"] = _asdict(tiles)
+    row["predicted"] = cost_model.microseconds(CELLS[size.cell](size.hidden), tiles, size.dtype)
     begin = time.perf_counter()
     try:
         kernels = reports(function, *args)
@@ -231,38 +239,59 @@ def table(results: list[dict[str, Any]]) -> Table:
     """Return a table with a row for each kernel."""
     rows = []
     counted = True
+    measured = _cudnn()
     for row in results:
         line = [str(row[key]) for key in ("cell", "dtype", "batch", "hidden")]
         if "failed" in row:
             rows.append([*line, row["failed"]])
             continue
-        for kernel in (Report(**each) for each in row["kernels"]):
+        cudnn = measured.get((row["cell"], row["batch"], row["hidden"]), {})
+        for direction, fields in zip(DIRECTIONS, row["kernels"], strict=True):
+            kernel = Report(**fields)
             counted = counted and kernel.counts is not None
             numbers = (
                 kernel.kernel + "*" * bool(kernel.losses),
                 str(kernel.registers),
                 f"{kernel.spill_stores} + {kernel.spill_loads}",
                 f"{(kernel.static_shared + kernel.shared) / 1024:.1f}",
-                f"{kernel.blocks} / {kernel.cluster}",
-                str(kernel.threads),
+                f"{kernel.blocks} x {kernel.threads}",
             )
-            rows.append([*line, *numbers, *_shown(kernel.counts)])
+            times = f"{row['predicted'][direction]:.2f}", cudnn.get(direction, "")
+            rows.append([*line, *numbers, *_shown(kernel.counts), *times])
     caption = (
-        "spilled: bytes stored + loaded. blocks: blocks of the grid / blocks of a cluster. "
+        "spilled: bytes stored + loaded. CTAs: their number x threads of each. "
         "* ptxas warns that time may be lost; the JSON file says why.\n"
         "In the loop over time, each counted once: code, all instructions; HGMMA (those in loops inside "
-        "of it); BAR, barriers (BAR.SYNC); TMA, loads + stores"
+        "of it); BAR, barriers (BAR.SYNC); TMA, loads + stores\n"
+        "model: microseconds of a step, predicted; cuDNN: those of PyTorch's layer in float16 with its "
+        "products of the inputs, measured on an H100"
     )
     if not counted:
         caption += "\n-: not counted for lack of nvdisasm; pip install nvidia-cuda-nvdisasm"
-    headings = ("cell", "dtype", "B", "H", "kernel", "registers", "spilled", "KiB", "blocks")
+    headings = ("cell", "dtype", "B", "H", "kernel", "registers", "spilled", "KiB", "CTAs")
     return tables.table(
-        "Statistics of the kernels by ptxas, compiled for an H100. Not times.",
-        (*headings, "threads", "code", "HGMMA", "MUFU", "BAR", "TMA"),
+        "The kernels as ptxas compiles them for an H100, and predicted times.",
+        (*headings, "code", "HGMMA", "MUFU", "BAR", "TMA", "model", "cuDNN"),
         rows,
         left=5,
         caption=caption,
     )
+
+
+def _cudnn() -> dict[tuple[str, int, int], dict[str, str]]:
+    """Return cuDNN's measured microseconds of a step by cell, batch and hidden size, and direction."""
+    found = {}
+    for result in json.loads(MEASURED.read_text(encoding="utf-8"))["results"]:
+        job = result["job"]
+        if job["stage"] == "table" and "passes" in result:
+            batch, steps, _, hidden = job["size"]
+            forward, both = (
+                tables.medians(result["passes"][what])["torch float16"] * 1e6 / steps
+                for what in PASSES
+            )
+            times = {"forward": f"{forward:.1f}", "backward": f"{both - forward:.1f}"}
+            found[job["cell"], batch, hidden] = times
+    return found
 
 
 def _shown(numbers: Any) -> list[str]:

@@ -382,8 +382,7 @@ def line_of(result: dict[str, Any]) -> str:
         return f"{line}: {result['failed']}"
     if "errors" not in result:
         return f"{line}: compiles"
-    predict = cost_model.alone_microseconds if isinstance(tiles, Alone) else cost_model.microseconds
-    model = predict(problem.make_cell(), tiles, DTYPE)
+    model = cost_model.microseconds(problem.make_cell(), tiles, DTYPE)
     times = [f"{way} {result['microseconds'][way]:.2f} (model {model[way]:.2f})" for way in WAYS]
     errors = ", ".join(f"{name} {error:.1e}" for name, error in result["errors"].items())
     return f"{line}: {', '.join(times)} us; errors {errors}, moved {result['moved']:.1e}"

@@ -83,17 +83,29 @@ MICROSECONDS: dict[Direction, Features] = {
 }
 
 
-def alone_microseconds(
-    cell: BuiltinCell, alone: Alone, dtype: Any, available: int = MULTIPROCESSORS
+def microseconds(
+    cell: BuiltinCell, tiling: Tiling | Alone, dtype: Any, available: int = MULTIPROCESSORS
 ) -> dict[Direction, float]:
     """Return the predicted time of one step in each direction, for the whole batch.
 
     Args:
       cell: the cell.
-      alone: the division over CTAs that each have all of the weights.
+      tiling: the division over CTAs.
       dtype: dtype of the weights.
       available: number of multiprocessors.
     """
+    if isinstance(tiling, Alone):
+        return _alone_microseconds(cell, tiling, dtype, available)
+    return {
+        direction: direction_microseconds(cell, tiling, direction, tiling.memory(direction), dtype)
+        for direction in DIRECTIONS
+    }
+
+
+def _alone_microseconds(
+    cell: BuiltinCell, alone: Alone, dtype: Any, available: int
+) -> dict[Direction, float]:
+    """Return what `microseconds` does, for CTAs that each have all of the weights."""
     size, gates, narrow = width(cell.hidden_size), len(cell.GATES), jnp.dtype(dtype).itemsize
     warpgroups = size // UNITS
     of_row = OF_ROW * narrow / 2
@@ -110,14 +122,6 @@ def alone_microseconds(
         moved *= alone.blocks * alone.rows * size * narrow
         found[direction] = max(turns * cycles / CLOCK, moved / MEMORY)
     return found
-
-
-def microseconds(cell: BuiltinCell, tiling: Tiling, dtype: Any) -> dict[Direction, float]:
-    """Return the predicted time of one step in each direction, for the whole batch."""
-    return {
-        direction: direction_microseconds(cell, tiling, direction, tiling.memory(direction), dtype)
-        for direction in DIRECTIONS
-    }
 
 
 def direction_microseconds(

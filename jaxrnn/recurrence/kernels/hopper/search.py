@@ -92,7 +92,7 @@ def tiling_for(cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Alone:
         return _forced(forced, cell, batch, dtype)
 
     def time(alone: Alone) -> float:
-        return sum(cost_model.alone_microseconds(cell, alone, dtype, available).values())
+        return sum(cost_model.microseconds(cell, alone, dtype, available).values())
 
     if alone := min(alones(cell, batch, dtype), default=None, key=time):
         return alone
