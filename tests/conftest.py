@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# threads of XLA's CPU: those that wait inside an interpreted GPU kernel must not take the last one
+# Threads of XLA's CPU wait inside of interpreted GPU kernels. They must not take the last one, and a
+# product inside of such a kernel must not wait for another thread. JAX 0.10 interprets none.
 os.environ.setdefault("NPROC", "16")
+if not importlib.metadata.version("jax").startswith("0.10."):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
 # Most of the tests' time is compilation, which takes half as long without LLVM's optimizations, and in
 # JAX 0.10 a fifth with XLA's older emitters. Child processes inherit both settings. With
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 the programs are those that users run.
