@@ -86,9 +86,9 @@ def run(
         raise ValueError(f"the fused kernels cannot run this: {reason}")
     rows, width, tiles = kernels.plan(cell, batch, problem.dtype)
     size, gates = cell.hidden_size, len(cell.GATES)
-    pad = partial(pad_units, size=size, to=width)
+    pad = partial(_pad_units, size=size, to=width)
     more = partial(pad_rows, to=rows)
-    weights = pad_weights(problem.recurrent_params, gates, pad)
+    weights = _pad_weights(problem.recurrent_params, gates, pad)
     if isinstance(gx, Lookup):
         gx = Lookup(pad(gx.table, gates), more(gx.tokens, 1))
     elif isinstance(gx, Dense):
@@ -138,7 +138,7 @@ def join_gates(gates: Array | tuple[Array, ...]) -> Float[Array, "T B G"]:
     return gates
 
 
-def pad_units(x: Array, gates: int, *, size: int, to: int) -> Array:
+def _pad_units(x: Array, gates: int, *, size: int, to: int) -> Array:
     """Pad each of the gates, side by side in the last axis, with zeros from `size` units to `to`."""
     if size == to:
         return x
@@ -154,23 +154,19 @@ def pad_rows(x: Array, axis: int, *, to: int) -> Array:
     return jnp.pad(x, [(0, to - x.shape[axis] if at == axis else 0) for at in range(x.ndim)])
 
 
-def pad_weights(weights: Any, gates: int, pad: Callable[[Array, int], Array]) -> Any:
-    """Pad the recurrent parameters; `pad` is `pad_units` with its sizes."""
+def _pad_weights(weights: Any, gates: int, pad: Callable[[Array, int], Array]) -> Any:
+    """Pad the recurrent parameters; `pad` is `_pad_units` with its sizes."""
     others = {k: w for k, w in weights._asdict().items() if k != "w_h" and w is not None}
     padded = weights._replace(**{k: pad(w, 1) for k, w in others.items()})
     return padded._replace(w_h=pad(pad(weights.w_h, gates).T, 1).T)
 
 
 def recurrent_vectors(weights: Any) -> Array | None:
-    """Return the parameters beside w_h as [n, H] float32: peepholes, b_h; None where there are none.
-
-    A leading axis, as of several layers, stays.
-    """
-    for name, axes in (("w_c", 2), ("b_h", 1)):
+    """Return the parameters beside w_h as [n, H] float32: peepholes, b_h; None where there are none."""
+    for name in ("w_c", "b_h"):
         vectors = getattr(weights, name, None)
         if vectors is not None:
-            vectors = vectors.astype(jnp.float32)
-            return jnp.expand_dims(vectors, -2) if axes == 1 else vectors
+            return jnp.atleast_2d(vectors.astype(jnp.float32))
     return None
 
 

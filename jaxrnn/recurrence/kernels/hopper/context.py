@@ -44,7 +44,7 @@ class Context(ABC):
           steps: what is computed.
           arrays: the shapes of the operands and the results.
           refs: all memory.
-          depth: number of steps for which inputs are fetched ahead.
+          depth: number of steps that have places for their inputs.
           reverse: whether to run from the last step to the first.
           first_unit: the first of the warpgroup's units.
         """

@@ -17,7 +17,8 @@ from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, smem
 from jaxrnn.recurrence.kernels.hopper.tiles import M, Memory, Tiling
 from jaxrnn.shapes import Array
 
-# [64, units of a part] float32, in registers in the layout of a wgmma's accumulator.
+# [64, units of a part] float32, in the kernel for small widths [64 units, rows], in registers in the
+# layout of a wgmma's accumulator.
 Tile = Array
 # The state between two steps (backward: its derivative), by the field names of the cell's state.
 State = dict[str, Tile]
@@ -33,11 +34,11 @@ class Arrays(NamedTuple):
       initial: [B, H] float32 each, the state before the first step.
       inputs: [T, B, n * H] each, read step by step.
       vectors: [n, H] float32, the cell's parameters beside w_h; None where there are none.
-      masks: [2, T, blocks, 64] float32; masks[0] is 1 where a row's state is reset after the step,
-        masks[1] where a row is active in it. None where no row is ever reset or inactive.
-      exchanged: [T, B, n * H] each, in the weights' dtype: results that every part reads during the
-        launch.
-      outputs: [T, B, n * H] float32 each, the other results.
+      masks: [2, T, blocks, 64] float32, in the kernel for small widths [2, T, B]; masks[0] is 1 where a
+        row's state is reset after the step, masks[1] where a row is active in it. None where no row is
+        ever reset or inactive.
+      exchanged: [T, B, n * H] each, in the weights' dtype: results that the launch multiplies as well.
+      outputs: [T, B, n * H] each, the other results.
       overlays: for outputs that are written over an input in shared memory, the input's name.
     """
 
@@ -124,9 +125,11 @@ class Refs(NamedTuple):
       exchanged_gmem: see above.
       outputs_gmem: see above.
       final_gmem: see `Results.final`.
-      weights_smem: [chunks, N, chunk], the part's weights.
+      weights_smem: [chunks, N, chunk], a CTA's weights, in the kernel for small widths [N, K]; None where
+        they are in registers.
       operand_ring_smem: [W, rows, chunk], chunks of the published operand, one below the other in slots.
-      inputs_smem: [W, depth, n, 64, units] each, the inputs of this step and of those prefetched.
+      inputs_smem: [W, depth, n, 64, units] each, the inputs of this step and of those prefetched. In the
+        kernel for small widths, here and below, the tiles of 64 rows and units are [rows, 64].
       publish_smem: [W, published, 64, units], tiles on their way to `exchanged_gmem`.
       output_smem: [W, n, 64, units], tiles on their way to `outputs_gmem`.
       state_smem: [W, n, 64, units] float32, the initial and the final state.

@@ -1,10 +1,13 @@
 """One layer: its arrays for the forward and the backward kernel.
 
-    w_h [H, G]                 in shared memory from the first step to the last
-    gx [T, B, G]               fetched a step or two ahead
+    w_h [H, G]                 on the chip from the first step to the last
+    gx [T, B, G]               fetched a step or more ahead
     c, h [B, H]                in registers, float32
     h, backward: dgx           published in the weights' dtype, in which every product takes it
-    gates, previous c, ys      stored in float32, the gates only where a backward pass will need them
+    gates, previous c, ys      stored, the gates only where a backward pass will need them
+
+The kernel for large widths reads gx and stores results in float32. That for small widths does so in the
+weights' dtype, since with many rows the bytes of a step take as long as its arithmetic.
 
 Products of bfloat16 and float16 accumulate in float32; products of float32 are TF32's, with 10 bits of
 mantissa.
@@ -96,10 +99,10 @@ def _forward(
     by_part = weights.w_h.reshape(size, len(cell.GATES), tiling.parts, size // tiling.parts)
     arrays = Arrays(
         weights=by_part.transpose(2, 1, 3, 0).reshape(tiling.parts, -1, size),
-        initial=reset_initial_state(state, masks, call.reverse)._asdict(),
+        initial=_reset_initial_state(state, masks, call.reverse)._asdict(),
         inputs={"gx": gx},
         vectors=fused.recurrent_vectors(weights),
-        masks=stacked_masks(masks, reset_after_step(masks.reset, call.reverse), tiling),
+        masks=_stacked_masks(masks, _reset_after_step(masks.reset, call.reverse), tiling),
         exchanged=exchanged,
         outputs=outputs,
         overlays={"gates": "gx"} if keep and not alone else {},
@@ -137,9 +140,9 @@ def _backward(
     arrays = Arrays(
         weights=ordered.reshape(tiling.parts, size // tiling.parts, gates * size),
         initial=d_final._asdict(),
-        inputs=backward_inputs(cell, residuals) | {"d_ys": d_ys},
+        inputs=_backward_inputs(cell, residuals) | {"d_ys": d_ys},
         vectors=fused.recurrent_vectors(weights) if cell.kind is CellKind.LSTM else None,
-        masks=stacked_masks(masks, masks.reset, tiling),
+        masks=_stacked_masks(masks, masks.reset, tiling),
         exchanged=exchanged,
         outputs={},
         overlays={},
@@ -154,10 +157,7 @@ def _backward(
 KERNELS = fused.Kernels(unsupported_reason, _plan, _forward, _backward)
 
 
-# --- shared with `stack` --------------------------------------------------------------------------
-
-
-def backward_inputs(cell: BuiltinCell, residuals: Residuals) -> dict[str, Array]:
+def _backward_inputs(cell: BuiltinCell, residuals: Residuals) -> dict[str, Array]:
     """Return the residuals that the backward kernel reads, by name."""
     inputs = {name: x for name, x in residuals._asdict().items() if x is not None}
     if cell.kind in (CellKind.RNN, CellKind.LSTM):
@@ -166,15 +166,15 @@ def backward_inputs(cell: BuiltinCell, residuals: Residuals) -> dict[str, Array]
     return inputs
 
 
-def reset_initial_state(state: Any, masks: Masks, reverse: bool) -> Any:
-    """Return a state [..., B, H] with zeros in the rows that are reset at the first step."""
+def _reset_initial_state(state: Any, masks: Masks, reverse: bool) -> Any:
+    """Return a state with zeros in the rows that are reset at the first step."""
     if masks.reset is None:
         return state
     first = masks.reset[-1 if reverse else 0][:, None]
     return jax.tree.map(lambda s: jnp.where(first, 0, s), state)
 
 
-def reset_after_step(reset: Bool[Array, "T B"] | None, reverse: bool) -> Array | None:
+def _reset_after_step(reset: Bool[Array, "T B"] | None, reverse: bool) -> Array | None:
     """Return [T, B], true where a row is reset at the step that is run after this one."""
     if reset is None:
         return None
@@ -182,7 +182,7 @@ def reset_after_step(reset: Bool[Array, "T B"] | None, reverse: bool) -> Array |
     return jnp.concatenate([none, reset[:-1]] if reverse else [reset[1:], none])
 
 
-def stacked_masks(masks: Masks, reset: Array | None, tiling: Tiling | Alone) -> Array | None:
+def _stacked_masks(masks: Masks, reset: Array | None, tiling: Tiling | Alone) -> Array | None:
     """Return `Arrays.masks`; reset: [T, B], true where a row's state is reset after the step."""
     both = fused.reset_and_active(masks, reset)
     if both is None:

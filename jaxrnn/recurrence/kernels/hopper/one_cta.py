@@ -1,8 +1,8 @@
 """The kernel for small widths: a CTA runs its rows through all steps, and exchanges nothing.
 
-A CTA keeps all recurrent weights in shared memory and the state of its rows in registers, from the first
-step to the last. Its warpgroup w computes the units 64 w to 64 w + 63. The weights are the M operand of
-the products and the rows of the batch are N, so that 8 rows need no padding:
+From the first step to the last, a CTA keeps all recurrent weights and the state of its rows in registers.
+Float32 weights are in shared memory. Warpgroup w computes the units 64 w to 64 w + 63. The weights are
+the M operand of the products and the rows of the batch are N, so that 8 rows need no padding:
 
     a^T [64 units, rows]   = W_h^T [64 units, H]  h^T [H, rows]                for each gate, forward
     d_h^T [64 units, rows] = W_h [64 units, G]    d_gx^T [G, rows]             backward
@@ -10,10 +10,10 @@ the products and the rows of the batch are N, so that 8 rows need no padding:
 All gates of a unit are in the same thread. A step:
 
     wait until all warpgroups have published            a barrier in shared memory
-    multiply what was published                         wgmma, both operands in shared memory
+    begin to multiply what was published                wgmma, from registers and shared memory
+    copy results of the step before, fetch inputs       TMA, while the tensor cores multiply
     compute the gates                                   float32, in registers
-    publish this warpgroup's units of the result        registers, shared memory; TMA copies it out
-    store the outputs, fetch the inputs of a later step
+    write the results to shared memory, and publish     16 bits, or float32 where the weights are
 
 What is published has two places, for even and odd times. A warpgroup writes to one of them when all have
 multiplied what was in it: each of them has published since.
@@ -67,14 +67,14 @@ def call(
       steps: what it computes.
       arrays: its operands, and the types of its results; the masks are [2, T, B].
       division: the division over CTAs.
-      depth: number of steps for which inputs are fetched ahead.
+      depth: number of steps that have places for their inputs.
       reverse: whether to run from the last step to the first.
       interpret: a `plgpu.InterpretGPUParams`, or None or False for a GPU.
     """
     shapes = jax.tree.map(lambda x: Like(x.shape, x.dtype), arrays)
-    narrow = shapes.weights.dtype.itemsize == 2
-    # JAX's interpreter multiplies shared memory only.
-    scratch = _scratch_types(shapes, division.rows, depth, narrow and not interpret)
+    is_narrow = shapes.weights.dtype.itemsize == 2
+    # wgmma takes weights of 16 bits from registers; JAX's interpreter takes none from there.
+    scratch = _scratch_types(shapes, division.rows, depth, is_narrow and not interpret)
 
     @jax.custom_batching.custom_vmap
     def launch_sets(operands: dict[str, Any]) -> Results:
@@ -93,11 +93,10 @@ def call(
             operands,
             jax.tree.map(lambda x: Like((sets, *x.shape), x.dtype), shapes.results),
             grid={"set": sets, "block": division.blocks},
-            approximate=narrow,
+            approximate=is_narrow,
             interpret=interpret,
-            # Every place is written by threads and read by TMA or wgmma, or the other way round, with a
-            # `commit_smem` or a barrier between; only the state is both read and written by threads, in
-            # different steps.
+            # Threads write what TMA or wgmma reads, or the other way round, with a `commit_smem` or a
+            # barrier between. They both read and write only the state, and not in the same step.
             synchronized=False,
             scratch_types=scratch,
             num_threads=shapes.hidden_size // UNITS,
@@ -182,7 +181,7 @@ class Warpgroup(Context):
     def _load_weights(self) -> dict[tuple[int, int], Any]:
         """Return the weights of the own units, [64, 64] each, by gate and the first of their columns.
 
-        wgmma takes them from registers, except in float32, which it takes from shared memory.
+        They are in registers, or places in shared memory.
         """
         refs, (_, rows, total) = self._refs, self._arrays.weights.shape
         in_registers = refs.weights_smem is None
