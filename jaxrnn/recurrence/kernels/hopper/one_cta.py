@@ -1,8 +1,8 @@
 """The kernel for small widths: a CTA runs its rows through all steps, and exchanges nothing.
 
-From the first step to the last, a CTA keeps all recurrent weights and the state of its rows in registers.
-Float32 weights are in shared memory. Warpgroup w computes the units 64 w to 64 w + 63. The weights are
-the M operand of the products and the rows of the batch are N, so that 8 rows need no padding:
+A CTA keeps all recurrent weights and the state of its rows in registers from the first step to the last
+(float32 weights in shared memory). Warpgroup w computes the units 64 w to 64 w + 63. The weights are the
+M operand of the products and the rows of the batch are N, so that 8 rows need no padding:
 
     a^T [64 units, rows]   = W_h^T [64 units, H]  h^T [H, rows]                for each gate, forward
     d_h^T [64 units, rows] = W_h [64 units, G]    d_gx^T [G, rows]             backward
