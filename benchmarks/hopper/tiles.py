@@ -1,6 +1,6 @@
 """Tilings of the Hopper kernels at the usual sizes, found by the search or measured.
 
-    python -m benchmarks.hopper.tiles                   # show the table of tilings
+    python -m benchmarks.hopper.tiles                   # show the tilings of both kernels
     python -m benchmarks.hopper.tiles --write           # search again and write the library's table
     python -m benchmarks.hopper.tiles --fit FILE ...    # fit the model's coefficients to measurements
     python -m benchmarks.hopper.tiles --measured FILE   # write the fastest measured tilings to the table
@@ -31,6 +31,12 @@ HIDDEN = (256, 512, 768, 1024)
 BATCHES = (16, 64, 128, 256)
 # The largest difference of results in bfloat16 from those of "xla", in units of the largest entry.
 RIGHT = 0.02
+# Sizes of the kernel for small widths.
+SMALL_CELLS, SMALL_HIDDEN, SMALL_BATCHES = (
+    ("gru-after", "gru-before", "lstm", "rnn"),
+    (64, 128),
+    (4, 64, 256, 1024, 4096),
+)
 FILE = Path(search.__file__).with_name("tiles.json")
 
 
@@ -147,6 +153,26 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
+def shown_small() -> Table:
+    """Return the table of the kernel for small widths, beside the times of the other one."""
+    made = Table(title="Small widths, bfloat16; microseconds per step by the model")
+    columns = ("cell", "H", "B", "rows", "CTAs", "forward", "back")
+    for heading in (*columns, "other kernel: forward", "back"):
+        made.add_column(heading)
+    for name, hidden, batch in itertools.product(SMALL_CELLS, SMALL_HIDDEN, SMALL_BATCHES):
+        cell, dtype = CELLS[name](hidden), jnp.dtype("bfloat16")
+        alone = search.tiling_for(cell, batch, dtype)
+        other = search.search(cell, batch, dtype, MULTIPROCESSORS)
+        assert other is not None
+        times = [
+            f"{time:.2f}"
+            for tiles in (alone, other)
+            for time in cost_model.microseconds(cell, tiles, dtype).values()
+        ]
+        made.add_row(name, *map(str, (hidden, batch, alone.rows, alone.blocks)), *times)
+    return made
+
+
 def main() -> None:
     """Run the command."""
     parser = measure.Parser(description="Show or update the tilings of the Hopper kernels.")
@@ -167,7 +193,7 @@ def main() -> None:
         rows = list(({_key(row): row for row in rows} | found).values())
     if flags.write or flags.measured:
         FILE.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
-    measure.screen().print(shown(rows))
+    measure.screen().print(shown(rows), shown_small())
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ COVERED = 150
 # The fewest cycles of a wgmma m64nNk16 with its M operand in registers: an estimate, not measured.
 # From shared memory it takes 2 KB / READ = 16.
 SHORTEST = 8
-# Cycles of a step in which all warps wait, for barriers and for results: an estimate, not measured.
-WAITS = 350
+# Cycles in which all warps wait for barriers and results, in a step and for each of its products: an
+# estimate, not measured.
+WAITS, OF_PRODUCT = 200, 150
 
 # Fitted to 39 tilings measured on an H100 SXM (`--fit` of benchmarks/results/h100/*/ladder.jsonl); the
 # relative error of a step's time is 4% forward and 7% backward (root mean square).
@@ -117,10 +118,11 @@ def _alone_microseconds(
     turns = -(-alone.blocks // available)
     found = {}
     for direction in DIRECTIONS:
+        in_turn = cycles + OF_PRODUCT * len(_products(cell, direction))
         tiles = alone_tiles(cell, direction)
         moved = tiles.published + tiles.inputs + tiles.outputs
         moved *= alone.blocks * alone.rows * size * narrow
-        found[direction] = max(turns * cycles / CLOCK, moved / MEMORY)
+        found[direction] = max(turns * in_turn / CLOCK, moved / MEMORY)
     return found
 
 

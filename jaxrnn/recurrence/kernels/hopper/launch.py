@@ -125,10 +125,10 @@ class Refs(NamedTuple):
       exchanged_gmem: see above.
       outputs_gmem: see above.
       final_gmem: see `Results.final`.
-      weights_smem: [chunks, N, chunk], a CTA's weights, in the kernel for small widths [N, K]; None where
-        they are in registers.
+      weights_smem: [chunks, N, chunk], a CTA's weights, for small widths [N, K]; None where they
+        are in registers.
       operand_ring_smem: [W, rows, chunk], chunks of the published operand, one below the other in slots.
-      inputs_smem: [W, depth, n, 64, units] each, the inputs of this step and of those prefetched. In the
+      inputs_smem: [W, depth, n, 64, units] each, the inputs of this step and of later ones. In the
         kernel for small widths, here and below, the tiles of 64 rows and units are [rows, 64].
       publish_smem: [W, published, 64, units], tiles on their way to `exchanged_gmem`.
       output_smem: [W, n, 64, units], tiles on their way to `outputs_gmem`.
