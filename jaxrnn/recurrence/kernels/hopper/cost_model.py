@@ -64,8 +64,9 @@ READ = 128
 # Bytes per microsecond of an H100's memory, by the datasheet.
 MEMORY = 3.35e6
 # Instructions of a step and warp of the kernel for small widths: these, these for each gate, and these
-# for each gate and row. Fitted to the machine code (benchmarks/results/hopper_static.json), within 10%.
-# In float32, whose tanh and exp are exact, a row takes twice as many.
+# for each gate and row. Fitted to the machine code with resets and lengths of 128 units; for fewer units
+# and without masks there are up to a third less (benchmarks/results/hopper_static.json). In float32,
+# whose tanh and exp are exact, a row takes twice as many.
 INSTRUCTIONS, OF_GATE, OF_ROW = 120, 60, 6.3
 # Those of them that a warp issues while the tensor cores multiply.
 COVERED = 150
