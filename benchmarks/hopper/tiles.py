@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,8 +54,16 @@ def searched() -> list[dict[str, Any]]:
     return rows
 
 
-def fitted(measured: list[dict[str, Any]]) -> None:
-    """Print the coefficients of `cost_model.MICROSECONDS` with the least relative error."""
+class Fit(NamedTuple):
+    """Coefficients, and the root mean square of the relative error of a step's time."""
+
+    numbers: cost_model.Features
+    error: float
+
+
+def fitted(measured: list[dict[str, Any]]) -> dict[str, Fit]:
+    """Return by direction the `cost_model.MICROSECONDS` with the least relative error."""
+    made = {}
     for direction in cost_model.MICROSECONDS:
         wanted, found = [], []
         for row in measured:
@@ -78,7 +86,8 @@ def fitted(measured: list[dict[str, Any]]) -> None:
         coefficients[used] = each
         error = np.sqrt(np.mean((scaled @ each - 1) ** 2))
         numbers = cost_model.Features(*(round(float(c), 3) for c in coefficients))
-        print(f"{direction}: {numbers}, relative error {error:.3f}, {len(times)} measured")
+        made[direction] = Fit(numbers, float(error))
+    return made
 
 
 def fastest(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -182,7 +191,9 @@ def main() -> None:
     add("--measured", type=Path, metavar="FILE", help=f"write its fastest tilings to {FILE.name}")
     flags = parser.parse_args()
     if flags.fit:
-        fitted([row for path in flags.fit for row in right(path)])
+        measured = [row for path in flags.fit for row in right(path)]
+        for direction, (numbers, error) in fitted(measured).items():
+            print(f"{direction}: {numbers}, relative error {error:.3f}, {len(measured)} measured")
         return
     rows = search.table()
     if flags.write:

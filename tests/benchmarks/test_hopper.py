@@ -22,7 +22,9 @@ from benchmarks.hopper import __main__ as hopper
 from benchmarks.hopper import child as hopper_child
 from benchmarks.hopper import jobs
 from benchmarks.hopper import report as hopper_report
+from benchmarks.hopper import tiles as hopper_tiles
 from benchmarks.problems import PASSES
+from jaxrnn.recurrence.kernels.hopper import cost_model
 
 pytestmark = pytest.mark.once
 
@@ -330,6 +332,20 @@ def test_bad_input_is_one_line(
         hopper.main()
     said = capsys.readouterr().err or f"{exit.value.code}\n"
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+# --- the cost model ---------------------------------------------------------------------------
+
+
+def test_the_model_is_what_was_fitted_to_the_committed_measurements() -> None:
+    files = [
+        measure.RESULTS / "h100" / name / "ladder.jsonl" for name in ("2-tilings", "3-repaired")
+    ]
+    measured = [row for file in files for row in hopper_tiles.right(file)]
+    assert len(measured) == 39
+    found = hopper_tiles.fitted(measured)
+    assert {direction: fit.numbers for direction, fit in found.items()} == cost_model.MICROSECONDS
+    assert found["forward"].error < 0.04 and found["backward"].error < 0.08
 
 
 # --- goals --------------------------------------------------------------------------------------
