@@ -71,7 +71,7 @@ for name in "${@:-cudnn tests ladder table}"; do
       latencies) step latencies 60 bash -c latencies ;;
       tests)
         # By default, the tests run on the CPU and compile without optimizations.
-        step tests 70 env JAX_PLATFORMS=cuda,cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$python" -m pytest -n 0 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
+        step tests 70 env JAX_PLATFORMS=cuda,cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$python" -m pytest -n 4 -m "" -k "card or on_a_gpu or OnAGPU" tests/recurrence/kernels/test_cudnn.py tests/recurrence/kernels/test_hopper.py
         ;;
       ladder)
         step ladder $((seconds + 15)) "$python" -m benchmarks.hopper.ladder --seconds "$seconds" --output "$out/ladder.jsonl"
