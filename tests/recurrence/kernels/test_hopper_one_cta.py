@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.hopper.report import RIGHT
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.recurrence.kernels.hopper import cost_model, layer, one_cta, search
 from jaxrnn.recurrence.kernels.hopper.tiles import (
@@ -32,7 +33,15 @@ from tests.support.hopper import (
     values_and_gradients,
 )
 from tests.support.oracle import TOLERANCES, assert_close
-from tests.support.problems import CELLS, Problem, as_masks, expected, problem
+from tests.support.problems import (
+    CELLS,
+    Problem,
+    as_masks,
+    expected,
+    library,
+    problem,
+    with_orthogonal,
+)
 
 NAMES = tuple(CELLS)
 # Two warpgroups, of which the second has padding.
@@ -72,6 +81,28 @@ def test_kernel_is_numpy(name: str) -> None:
     given = problem(cell, STEPS, 2, FEATURES).cast("float32")
     got = interpret(cell, given, Masks())
     assert_close(got, expected(cell, given.exact()), TOLERANCES["float32"])
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize("name", ["lstm", "gru-before", "gru-after"])
+def test_errors_of_many_steps_are_near_those_of_xla(name: str) -> None:
+    """Inputs, gates and outputs have 16 bits, which at most triples the errors of bfloat16."""
+    cell = cell_of(name, 64)
+    given = with_orthogonal(cell, problem(cell, 32, BATCH, FEATURES)).cast("bfloat16")
+    wide = jax.tree.map(lambda x: np.asarray(x).astype(np.float32), given)
+    exact = library(cell, wide, implementation="scan")
+    plain = library(cell, given, implementation="xla")
+    got = interpret(cell, given, Masks(), detect_races=False)
+    # Values and gradients.
+    for kernel, xla, want in zip(got, plain, exact, strict=True):
+        assert largest_error(kernel, want) <= RIGHT * largest_error(xla, want)
+
+
+def largest_error(got: Any, want: Any) -> float:
+    """Return the largest error of any array, in units of the array's largest entry."""
+    pairs = zip(*(map(np.float64, jax.tree.leaves(tree)) for tree in (got, want)), strict=True)
+    return max(np.abs(g - w).max() / np.abs(w).max() for g, w in pairs)
 
 
 @pytest.mark.slow
