@@ -389,10 +389,15 @@ def test_the_environment_forces_the_kernel_for_small_widths(
     alone = Alone(rows=16, blocks=4, forward=2, backward=2)
     monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._asdict()))
     assert search.tiling_for(lstm(64), 64, "bfloat16") == alone
-    with pytest.raises(ValueError, match=r"forward takes .* bytes of shared memory of 230400"):
+    with pytest.raises(ValueError, match="rows must be at most 0 here, not 16"):
         search.tiling_for(lstm(512), 64, "bfloat16")
+    with pytest.raises(ValueError, match=r"forward takes .* bytes of shared memory of 230400"):
+        search.tiling_for(lstm(512), 64, "float32")
     with pytest.raises(ValueError, match="4 blocks of 16 rows do not hold 65 rows"):
         search.tiling_for(lstm(64), 65, "bfloat16")
+    monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._replace(rows=40)._asdict()))
+    with pytest.raises(ValueError, match="rows must be at most 32 here, not 40"):
+        search.tiling_for(lstm(64), 64, "bfloat16")
     monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._replace(backward=1)._asdict()))
     with pytest.raises(ValueError, match="backward must be at least 2, not 1"):
         search.tiling_for(lstm(64), 64, "bfloat16")

@@ -17,7 +17,7 @@ from benchmarks.ahead_of_time import hopper as hopper_static
 from benchmarks.ahead_of_time import programs as hopper_programs
 from benchmarks.problems import CELLS
 from jaxrnn.recurrence.kernels.hopper import one_cta, search
-from jaxrnn.recurrence.kernels.hopper.tiles import MULTIPROCESSORS
+from jaxrnn.recurrence.kernels.hopper.tiles import DIRECTIONS, MULTIPROCESSORS, alone_shared_bytes
 from tests.support.hopper import SHARED, gpu_aot
 
 SERVED = [(name, "bfloat16") for name in hopper_programs.CELL_NAMES] + [
@@ -37,7 +37,7 @@ WIDEST = [
             (("rnn", 256), ("lstm-peephole", 128), ("gru-before", 128), ("gru-after", 128)),
         ),
         ("float16", (("lstm-peephole", 64), ("gru-after", 64))),
-        ("float32", (("rnn", 192), ("lstm-peephole", 64), ("gru-after", 64))),
+        ("float32", (("rnn", 192), ("lstm-peephole", 64), ("gru-before", 64), ("gru-after", 64))),
     )
     for name, hidden in sizes
 ]
@@ -87,8 +87,13 @@ class TestCompiled:
         monkeypatch.setenv("JAXRNN_HOPPER_TILES", json.dumps(alone._asdict()))
         size = hopper_programs.Size(name, dtype, 1000, hidden)
         program = hopper_programs.layer(size, masked=True)
-        for report in hopper_static.reports(program.function, *program.args):
+        reports = hopper_static.reports(program.function, *program.args)
+        for report, direction in zip(reports, DIRECTIONS, strict=True):
             assert report.kernel.endswith("_alone")
+            depth = getattr(alone, direction)
+            counted = alone_shared_bytes(CELLS[name](hidden), direction, alone.rows, depth, dtype)
+            # Barriers, and room to align what follows them.
+            assert counted <= report.shared <= counted + 2048
             assert report.spill_stores == report.spill_loads == 0 and not report.losses
 
 

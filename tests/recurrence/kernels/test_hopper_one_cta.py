@@ -11,6 +11,7 @@ import pytest
 from benchmarks.hopper.report import RIGHT
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.recurrence.kernels.hopper import cost_model, layer, one_cta, search
+from jaxrnn.recurrence.kernels.hopper.launch import Arrays
 from jaxrnn.recurrence.kernels.hopper.tiles import (
     DIRECTIONS,
     SHARED,
@@ -128,7 +129,9 @@ def test_every_division_is_scan(rows: int, depth: int, monkeypatch: pytest.Monke
 @interpreted
 def test_vmap_over_parameters_is_one_launch() -> None:
     cell, none = cell_of("gru-after"), Masks()
-    problems = [problem(cell, 2, 2, FEATURES, seed).cast("float32") for seed in (0, 1)]
+    # Each has two CTAs.
+    problems = [problem(cell, 2, 10, FEATURES, seed).cast("float32") for seed in (0, 1)]
+    assert search.tiling_for(cell, 10, "float32").blocks == 2
     stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
     got = jax.vmap(lambda given: interpret(cell, given, none))(stack(*problems))
     assert_close(got, stack(*(scan(cell, given) for given in problems)), TOLERANCES["float32"])
@@ -182,6 +185,26 @@ def test_rows_are_divided_over_the_multiprocessors(
 ) -> None:
     found = search.tiling_for(cell, batch, dtype)
     assert isinstance(found, Alone) and found[:2] == (rows, blocks)
+
+
+@pytest.mark.parametrize("rows", [8, 16, 24, 32])
+def test_masks_lie_where_tma_can_write_them(rows: int) -> None:
+    """Without swizzle, a destination in shared memory is a multiple of 128 bytes."""
+    masks = jax.ShapeDtypeStruct((2, STEPS, rows), jnp.float32)
+    tile = jax.ShapeDtypeStruct((STEPS, rows, 64), jnp.bfloat16)
+    arrays = Arrays(
+        weights=jax.ShapeDtypeStruct((1, 64, 64), jnp.bfloat16),
+        initial={"hidden": jax.ShapeDtypeStruct((rows, 64), jnp.float32)},
+        inputs={"gx": tile},
+        vectors=None,
+        masks=masks,
+        exchanged={"previous_hidden": tile},
+        outputs={},
+        overlays={},
+    )
+    scratch = one_cta.scratch_types(arrays, rows, 2, weights_in_registers=True)
+    *_, places, width = scratch["masks_smem"].shape
+    assert places >= 2 and places * width * 4 % 128 == 0
 
 
 @interpreted

@@ -140,7 +140,7 @@ class Refs(NamedTuple):
       parts_barrier: [W], completed when every part has published; only where interpreted.
       published_smem: [2, n, H / 64, rows, 64] each, what is published, for even and odd times.
       published_barrier: [1], completed when every warpgroup has published.
-      masks_smem: [W, depth, 2, rows], the masks of this step and of those prefetched.
+      masks_smem: [W, depth, 4, rows], the masks of this step and of later ones in two of four places.
     """
 
     weights_gmem: Ref
@@ -152,10 +152,10 @@ class Refs(NamedTuple):
     outputs_gmem: dict[str, Ref]
     final_gmem: dict[str, Ref]
     inputs_smem: dict[str, Ref]
-    output_smem: Ref
     inputs_barrier: Ref
     initial_barrier: Ref
     state_smem: Ref = None
+    output_smem: Ref = None
     weights_smem: Ref = None
     weights_barrier: Ref = None
     operand_ring_smem: Ref = None

@@ -9,8 +9,8 @@
 The kernel for large widths reads gx and stores results in float32. That for small widths does so in the
 weights' dtype, since with many rows the bytes of a step take as long as its arithmetic.
 
-Products of bfloat16 and float16 accumulate in float32; products of float32 are TF32's, with 10 bits of
-mantissa.
+Products of bfloat16 and float16 accumulate in float32; products of float32 are TF32's, for which
+wgmma drops all but 10 bits of the operands' mantissas.
 """
 
 from __future__ import annotations

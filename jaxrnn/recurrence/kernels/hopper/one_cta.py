@@ -45,7 +45,7 @@ from jaxrnn.recurrence.kernels.hopper.launch import (
     Tile,
 )
 from jaxrnn.recurrence.kernels.hopper.mosaic import Like, Ref, Scalar, load, smem, transposed
-from jaxrnn.recurrence.kernels.hopper.tiles import UNITS, Alone
+from jaxrnn.recurrence.kernels.hopper.tiles import MASK_PLACES, UNITS, Alone
 from jaxrnn.shapes import Array
 
 WGMMA = plgpu.Layout.WGMMA
@@ -74,7 +74,7 @@ def call(
     shapes = jax.tree.map(lambda x: Like(x.shape, x.dtype), arrays)
     is_narrow = shapes.weights.dtype.itemsize == 2
     # wgmma takes weights of 16 bits from registers; JAX's interpreter takes none from there.
-    scratch = _scratch_types(shapes, division.rows, depth, is_narrow and not interpret)
+    scratch = scratch_types(shapes, division.rows, depth, is_narrow and not interpret)
 
     @jax.custom_batching.custom_vmap
     def launch_sets(operands: dict[str, Any]) -> Results:
@@ -82,17 +82,20 @@ def call(
         sets = len(operands["weights_gmem"])
 
         def body(operands: dict[str, Any], results: Results, scratch: dict[str, Ref]) -> None:
-            own = lax.axis_index("set")
+            cta = lax.axis_index("cta")
+            own = cta // division.blocks
             operands, results = jax.tree.map(lambda ref: ref.at[own], (operands, results))
             refs = launch.make_refs(operands, results, scratch)
-            Warpgroup(steps, shapes, refs, division.rows, depth, reverse).run()
+            rows = pl.ds(cta % division.blocks * division.rows, division.rows)
+            Warpgroup(steps, shapes, refs, rows, depth, reverse).run()
 
         return mosaic.call_kernel(
             f"{steps.name}_alone",
             body,
             operands,
             jax.tree.map(lambda x: Like((sets, *x.shape), x.dtype), shapes.results),
-            grid={"set": sets, "block": division.blocks},
+            # One axis, since only the first one of a grid may be longer than 65,535.
+            grid={"cta": sets * division.blocks},
             approximate=is_narrow,
             interpret=interpret,
             # Threads write what TMA or wgmma reads, or the other way round, with a `commit_smem` or a
@@ -119,7 +122,7 @@ def call(
     return jax.tree.map(lambda x: x[0], results)
 
 
-def _scratch_types(
+def scratch_types(
     arrays: Arrays, rows: int, depth: int, weights_in_registers: bool
 ) -> dict[str, Any]:
     """Return the types of a CTA's shared memory and barriers."""
@@ -132,7 +135,6 @@ def _scratch_types(
             name: smem((2, arrays.gates(x), warpgroups, *tile), narrow)
             for name, x in arrays.exchanged.items()
         },
-        "output_smem": smem((warpgroups, max(outputs, 1), *tile), narrow),
         "state_smem": smem((warpgroups, len(arrays.initial), *tile), jnp.float32),
         "published_barrier": plgpu.Barrier(num_arrivals=warpgroups),
         "initial_barrier": plgpu.Barrier(num_arrivals=len(arrays.initial), num_barriers=warpgroups),
@@ -145,11 +147,14 @@ def _scratch_types(
     for name, x in arrays.inputs.items():
         shape = warpgroups, depth, arrays.gates(x), *tile
         scratch[launch.input_name(name)] = smem(shape, x.dtype)
+    if outputs:
+        scratch["output_smem"] = smem((warpgroups, outputs, *tile), narrow)
     if not weights_in_registers:
         scratch["weights_smem"] = smem(arrays.weights.shape[1:], narrow)
         scratch["weights_barrier"] = plgpu.Barrier(num_barriers=1)
     if arrays.masks is not None:
-        scratch["masks_smem"] = plgpu.SMEM((warpgroups, depth, 2, rows), jnp.float32)
+        # TMA wants multiples of 128 bytes, and two masks of 8 rows have 64.
+        scratch["masks_smem"] = plgpu.SMEM((warpgroups, depth, MASK_PLACES, rows), jnp.float32)
     return scratch
 
 
@@ -161,15 +166,15 @@ class Warpgroup(Context):
         steps: StepFunctions,
         arrays: Arrays,
         refs: Refs,
-        rows: int,
+        rows: Any,
         depth: int,
         reverse: bool,
     ) -> None:
-        """Read the position in the grid, and load the vectors; rows: the number of rows."""
+        """Load the vectors; rows: the slice of the CTA's rows."""
         self._units = UNITS
-        self._shape = UNITS, rows
+        self._shape = UNITS, rows.size
         self._ahead = depth - 1
-        self._rows = pl.ds(lax.axis_index("block") * rows, rows)
+        self._rows = rows
         first_unit = lax.axis_index("warpgroup") * UNITS
         super().__init__(steps, arrays, refs, depth, reverse, first_unit)
 
@@ -239,7 +244,7 @@ class Warpgroup(Context):
         if self._arrays.masks is not None:
             slot = self._slot(s)
             masks = self._refs.masks_gmem.at[:, self._time(s), self._rows]
-            place = self._refs.masks_smem.at[self._warpgroup, slot]
+            place = self._refs.masks_smem.at[self._warpgroup, slot, pl.ds(0, 2)]
             barrier = self._refs.inputs_barrier.at[self._warpgroup, slot]
             plgpu.copy_gmem_to_smem(masks, place, barrier)
 

@@ -223,10 +223,13 @@ def _forced(text: str, cell: BuiltinCell, batch: int, dtype: Any) -> Tiling | Al
             f"{VARIABLE}: {tiling.parts * tiling.groups} CTAs would wait for each other forever: "
             f"{available} are on the GPU at once"
         )
-    if tiling.rows * tiling.blocks < batch or tiling.rows % 8 or tiling.rows > M:
+    if tiling.rows * tiling.blocks < batch or tiling.rows % 8:
         raise ValueError(
             f"{VARIABLE}: {tiling.blocks} blocks of {tiling.rows} rows do not hold {batch} rows"
         )
+    most = M if isinstance(tiling, Tiling) else alone_most_rows(cell, dtype)
+    if tiling.rows > most:
+        raise ValueError(f"{VARIABLE}: rows must be at most {most} here, not {tiling.rows}")
     for direction in DIRECTIONS:
         if isinstance(tiling, Tiling):
             taken = shared_bytes(cell, direction, tiling, tiling.memory(direction), dtype)

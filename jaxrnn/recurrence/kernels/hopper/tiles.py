@@ -25,6 +25,8 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 M = 64
 # Units of a warpgroup of the kernel for small widths.
 UNITS = M
+# Places for a row's masks of a step in its shared memory.
+MASK_PLACES = 4
 # Number of multiprocessors of an H100 SXM or H200.
 MULTIPROCESSORS = 132
 # Bytes of shared memory that a CTA may use: those of the device, less barriers and alignment.
@@ -224,7 +226,7 @@ def alone_shared_bytes(
     tiles = alone_tiles(cell, direction)
     count = 2 * tiles.published + depth * tiles.inputs + tiles.outputs
     of_row = size * (count * narrow + tiles.states * 4)
-    masks = size // UNITS * depth * 2 * 4
+    masks = size // UNITS * depth * MASK_PLACES * 4
     # Those of 16 bits are in registers.
     weights = len(cell.GATES) * size**2 * narrow if narrow == 4 else 0
     return weights + rows * (of_row + masks)
