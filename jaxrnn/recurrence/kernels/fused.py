@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxrnn.recurrence.kernels import passes, xla
 from jaxrnn.recurrence.kernels.passes import Passes
+from jaxrnn.recurrence.kernels.rows import unroll_by_rows
 from jaxrnn.recurrence.kernels.xla.layouts import Rows
 from jaxrnn.recurrence.problem import Dense, Inputs, Lookup, Masks, Problem, Residuals, vary
 from jaxrnn.shapes import Array, Bool, Float
@@ -78,29 +79,44 @@ def run(
     Raises:
       ValueError: for a problem that the kernels cannot run.
     """
-    cell, gx, batch = problem.cell, problem.inputs, problem.batch
     if not problem.steps:
         return problem.no_steps()
     reason = kernels.unsupported_reason(problem)
     if reason:
         raise ValueError(f"the fused kernels cannot run this: {reason}")
-    rows, width, tiles = kernels.plan(cell, batch, problem.dtype)
+    static = kernels, problem.cell, problem.reverse, interpret
+    given = vary((problem.recurrent_params, problem.inputs, problem.state, problem.masks))
+    return unroll_by_rows(_run_rows, static, *given)
+
+
+def _run_rows(
+    kernels: Kernels,
+    cell: Any,
+    reverse: bool,
+    interpret: Any,
+    weights: Any,
+    gx: Inputs,
+    state: Any,
+    masks: Masks,
+) -> tuple[Any, Array]:
+    """Return what `run` does, for the rows that it has under `jax.vmap`."""
     size, gates = cell.hidden_size, len(cell.GATES)
+    batch = len(jax.tree.leaves(state)[0])
+    rows, width, tiles = kernels.plan(cell, batch, weights.w_h.dtype)
     pad = partial(_pad_units, size=size, to=width)
     more = partial(pad_rows, to=rows)
-    weights = _pad_weights(problem.recurrent_params, gates, pad)
+    weights = _pad_weights(weights, gates, pad)
     if isinstance(gx, Lookup):
         gx = Lookup(pad(gx.table, gates), more(gx.tokens, 1))
     elif isinstance(gx, Dense):
         gx = Dense(more(gx.xs, 1), pad(gx.w_x, gates), pad(gx.b, gates))
     else:
         gx = more(pad(gx, gates), 1)
-    state = jax.tree.map(lambda s: more(pad(s, 1), 0), problem.state)
-    masks = jax.tree.map(lambda mask: more(mask, 1), problem.masks)
+    state = jax.tree.map(lambda s: more(pad(s, 1), 0), state)
+    masks = jax.tree.map(lambda mask: more(mask, 1), masks)
     padded = dataclasses.replace(cell, hidden_size=width)
-    *given, masks = vary((weights, gx, state, masks))
-    static = kernels, Call(padded, tiles, problem.reverse, interpret)
-    final, ys = passes.run(_PASSES, static, masks, *given)
+    call = kernels, Call(padded, tiles, reverse, interpret)
+    final, ys = passes.run(_PASSES, call, masks, weights, gx, state)
     return jax.tree.map(lambda s: s[:batch, :size], final), ys[:, :batch, :size]
 
 

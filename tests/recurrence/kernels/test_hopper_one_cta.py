@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.hopper.report import RIGHT
 from jaxrnn import gru, lstm, rnn
+from jaxrnn.recurrence.kernels import hopper, xla
 from jaxrnn.recurrence.kernels.hopper import cost_model, layer, one_cta, search
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
 from jaxrnn.recurrence.kernels.hopper.tiles import (
@@ -20,6 +22,7 @@ from jaxrnn.recurrence.kernels.hopper.tiles import (
     width,
 )
 from jaxrnn.recurrence.problem import Masks
+from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.conformance import Conformance
 from tests.support.hopper import (
     BATCH,
@@ -96,8 +99,8 @@ def test_errors_of_many_steps_are_near_those_of_xla(name: str) -> None:
     plain = library(cell, given, implementation="xla")
     got = interpret(cell, given, Masks(), detect_races=False)
     # Values and gradients.
-    for kernel, xla, want in zip(got, plain, exact, strict=True):
-        assert largest_error(kernel, want) <= RIGHT * largest_error(xla, want)
+    for ours, others, want in zip(got, plain, exact, strict=True):
+        assert largest_error(ours, want) <= RIGHT * largest_error(others, want)
 
 
 def largest_error(got: Any, want: Any) -> float:
@@ -123,6 +126,37 @@ def test_every_division_is_scan(rows: int, depth: int, monkeypatch: pytest.Monke
     given = problem(cell, STEPS, batch, FEATURES).cast("float32")
     got = interpret(cell, given, as_masks(STEPS, **masks))
     assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
+
+
+@pytest.mark.slow
+@interpreted
+def test_vmap_over_data_is_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three elements of two rows share the parameters: six rows, and one gradient."""
+    planned = []
+
+    def recorded(cell: Any, batch: int, dtype: Any) -> Any:
+        planned.append(batch)
+        return search.tiling_for(cell, batch, dtype)
+
+    monkeypatch.setattr(layer, "tiling_for", recorded)
+    cell = cell_of("gru-after")
+    given = problem(cell, 2, 6, FEATURES).cast("float32")
+    # [3, T, 2, I], and [3, 2, H] for the state.
+    xs = jnp.asarray(given.xs).reshape(2, 3, 2, FEATURES).swapaxes(0, 1)
+    state = jax.tree.map(lambda s: jnp.asarray(s).reshape(3, 2, -1), given.state)
+    how = plgpu.InterpretGPUParams(inline_mgpu="ignore")
+
+    def loss(run: Any, params: Any) -> Any:
+        def one(xs: Any, state: Any) -> Any:
+            recurrence = Recurrence(cell, params, cell.project(params, xs), state)
+            return jnp.sin(run(recurrence)[1]).sum()
+
+        return jax.vmap(one)(xs, state).sum()
+
+    got = jax.value_and_grad(partial(loss, partial(hopper.run, interpret=how)))(given.params)
+    assert set(planned) == {2, 6} and planned[-1] == 6
+    want = jax.value_and_grad(partial(loss, xla.run))(given.params)
+    assert_close(got, want, TOLERANCES["float32"])
 
 
 @pytest.mark.slow
