@@ -48,6 +48,15 @@ def cell_of(name: str, hidden: int = HIDDEN) -> Any:
     return dataclasses.replace(CELLS[name], hidden_size=hidden)
 
 
+def random_masks(steps: int, rows: int, resets: float = 0.3) -> dict[str, np.ndarray]:
+    """Draw resets, a share of all steps, and lengths from 0 to all steps."""
+    rng = np.random.default_rng(0)
+    return {
+        "resets": rng.random((steps, rows)) < resets,
+        "lengths": rng.integers(0, steps + 1, rows, np.int32),
+    }
+
+
 def on_gpu(capability: str) -> Any:
     """Return a device that looks like a GPU of this compute capability."""
     return fake("gpu", device_kind="an H100", compute_capability=capability, core_count=132)

@@ -44,6 +44,7 @@ from tests.support.hopper import (
     interpreted,
     lowered,
     on_gpu,
+    random_masks,
     scan,
 )
 from tests.support.oracle import TOLERANCES, assert_close
@@ -122,11 +123,7 @@ def test_every_tiling_is_scan(kind: str, name: str, use_tiling: Any) -> None:
     use_tiling(TILINGS[kind])
     tiling = TILINGS[kind]
     cell, rows = cell_of(name), tiling.rows * tiling.blocks - 1
-    rng = np.random.default_rng(0)
-    masks = {
-        "resets": rng.random((STEPS, rows)) < 0.3,
-        "lengths": rng.integers(0, STEPS + 1, rows, np.int32),
-    }
+    masks = random_masks(STEPS, rows)
     given = problem(cell, STEPS, rows, FEATURES).cast("float32")
     got = interpret(cell, given, as_masks(STEPS, **masks))
     assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
@@ -141,11 +138,7 @@ def test_a_packed_ring_is_scan(name: str, slots: int, use_tiling: Any) -> None:
     forward, backward = Memory(16, min(slots, 2), 1), Memory(16, slots, 1)
     use_tiling(PLAIN._replace(rows=16, packed=True, forward=forward, backward=backward))
     cell = cell_of(name)
-    rng = np.random.default_rng(0)
-    masks = {
-        "resets": rng.random((STEPS, 13)) < 0.3,
-        "lengths": rng.integers(0, STEPS + 1, 13, np.int32),
-    }
+    masks = random_masks(STEPS, 13)
     given = problem(cell, STEPS, 13, FEATURES).cast("float32")
     got = interpret(cell, given, as_masks(STEPS, **masks), detect_races=False)
     assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
@@ -271,11 +264,7 @@ hopper_here = getattr(jax.devices()[0], "compute_capability", "").startswith("9.
 def test_a_card_computes_the_same(name: str, hidden: int, batch: int) -> None:
     """Compare `unroll` with the scan, in the tilings that the search finds."""
     cell, steps = cell_of(name, hidden), 20
-    rng = np.random.default_rng(0)
-    masks = {
-        "resets": jnp.asarray(rng.random((steps, batch)) < 0.1),
-        "lengths": jnp.asarray(rng.integers(0, steps + 1, batch, np.int32)),
-    }
+    masks = jax.tree.map(jnp.asarray, random_masks(steps, batch, resets=0.1))
     given = with_orthogonal(cell, problem(cell, steps, batch, FEATURES)).cast("bfloat16")
     got = library(cell, given, **masks, implementation="hopper")
     assert_close(got, library(cell, given, **masks, implementation="scan"), TOLERANCES["bfloat16"])

@@ -33,6 +33,7 @@ from tests.support.hopper import (
     interpret,
     interpreted,
     lowered,
+    random_masks,
     scan,
     values_and_gradients,
 )
@@ -118,11 +119,7 @@ def test_every_division_is_scan(rows: int, depth: int, monkeypatch: pytest.Monke
     division = Alone(rows, 2, depth, depth)
     monkeypatch.setattr(layer, "tiling_for", lambda *_: division)
     cell, batch = cell_of("gru-after"), 2 * rows - 3
-    rng = np.random.default_rng(0)
-    masks = {
-        "resets": rng.random((STEPS, batch)) < 0.3,
-        "lengths": rng.integers(0, STEPS + 1, batch, np.int32),
-    }
+    masks = random_masks(STEPS, batch)
     given = problem(cell, STEPS, batch, FEATURES).cast("float32")
     got = interpret(cell, given, as_masks(STEPS, **masks))
     assert_close(got, scan(cell, given, **masks), TOLERANCES["float32"])
