@@ -1,7 +1,7 @@
 """Registers, spills and instructions of the Hopper kernels, from a machine without a GPU.
 
     python -m benchmarks.ahead_of_time --target hopper                  # some minutes
-    python -m benchmarks.ahead_of_time --target hopper --size 16,2048   # every cell and dtype at a size
+    python -m benchmarks.ahead_of_time --target hopper --size 16,768    # every cell and dtype at a size
     python -m benchmarks.ahead_of_time --target hopper --quick          # one program, some seconds
 
 Without flags these are compiled: every cell and dtype at B, H = 64, 512, all but float16 also at every
@@ -215,15 +215,15 @@ def _operations(operation: Any) -> Iterator[Any]:
 def compiled(size: Size, masked: bool = False) -> dict[str, Any]:
     """Return a row of the JSON file about the kernels of a layer."""
     row = size._asdict()
-    with jax.default_device(gpu.h100()):
-        function, args, tiles = layer(size, masked)
-    row["tiles"] = _asdict(tiles)
-    row["predicted"] = cost_model.microseconds(CELLS[size.cell](size.hidden), tiles, size.dtype)
     begin = time.perf_counter()
     try:
+        with jax.default_device(gpu.h100()):
+            function, args, tiles = layer(size, masked)
         kernels = reports(function, *args)
     except Exception as failure:
         return row | {"failed": measure.one_line(failure)}
+    row["tiles"] = _asdict(tiles)
+    row["predicted"] = cost_model.microseconds(CELLS[size.cell](size.hidden), tiles, size.dtype)
     row["seconds"] = time.perf_counter() - begin
     return row | {"kernels": [_asdict(kernel) for kernel in kernels]}
 

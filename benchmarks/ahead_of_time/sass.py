@@ -8,7 +8,7 @@ The code is text as NVIDIA's nvdisasm writes it, with a label before each target
 
 A loop is what lies between a label and a jump back to it. The loop over time is the longest one before
 the kernel's last EXIT. Behind that, ptxas places code that jumps back although it ends no step: waits
-that do not succeed at once, and the begin of another turn in a kernel with more rows than fit at once.
+that do not succeed at once, and the start of another turn in a kernel with more rows than fit at once.
 """
 
 from __future__ import annotations

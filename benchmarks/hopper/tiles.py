@@ -116,18 +116,18 @@ def fastest(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def right(path: Path) -> list[dict[str, Any]]:
     """Return the measurements of tilings whose results are right, and equal at every call."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "microseconds" in row and _is_of_today(row)]
+    rows = [row for row in rows if "microseconds" in row and _can_still_run(row)]
     return [row for row in rows if row["moved"] == 0 and max(row["errors"].values()) < RIGHT]
 
 
-def _is_of_today(row: dict[str, Any]) -> bool:
-    """Return whether today's kernel for large widths has a tiling, in the form of today.
+def _can_still_run(row: dict[str, Any]) -> bool:
+    """Return whether the kernel for large widths can run a tiling, and remove fields of older kernels.
 
-    The kernels of older files could also run in clusters, and fetch weights that they did not keep.
+    Those could also run in clusters ("cluster"), and fetch weights again in every step ("resident").
     """
     tiles = row["tiles"]
     if "parts" not in tiles:
-        # It is of the kernel for small widths, whose division is computed.
+        # The kernel for small widths measured it. The library computes its tilings and has no table.
         return False
     cell = CELLS[row["cell"]](row["hidden"])
     for direction in DIRECTIONS:

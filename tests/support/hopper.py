@@ -16,7 +16,8 @@ from jaxrnn.recurrence.kernels.hopper.tiles import Memory, Tiling
 from jaxrnn.recurrence.problem import Masks
 from jaxrnn.recurrence.problem import Problem as Recurrence
 from tests.support.fakes import fake
-from tests.support.problems import CELLS, Problem, library
+from tests.support.oracle import TOLERANCES, assert_close
+from tests.support.problems import CELLS, Problem, library, problem
 
 STEPS, BATCH, FEATURES = 3, 3, 2
 # 20 of 32 units, of which each of two parts has 16.
@@ -97,6 +98,16 @@ def lowered(cell: Any, given: Problem, masks: Masks, reverse: bool = False) -> s
 def scan(cell: Any, given: Problem, reverse: bool = False, **masks: Any) -> tuple[Any, Any]:
     masks = {name: jnp.asarray(mask) for name, mask in masks.items()}
     return library(cell, given, **masks, reverse=reverse, implementation="scan")
+
+
+def check_vmap(cell: Any, batch: int) -> Any:
+    """Map over two sets of parameters, inputs and states, and compare with the scan; return the sets."""
+    problems = [problem(cell, 2, batch, FEATURES, seed).cast("float32") for seed in (0, 1)]
+    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    both = stack(*problems)
+    got = jax.vmap(lambda given: interpret(cell, given, Masks()))(both)
+    assert_close(got, stack(*(scan(cell, given) for given in problems)), TOLERANCES["float32"])
+    return both
 
 
 gpu_aot = [

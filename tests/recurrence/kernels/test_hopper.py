@@ -8,7 +8,6 @@ them right and fast is measured by `benchmarks/hopper`.
 """
 
 import json
-from functools import partial
 from typing import Any
 
 import jax
@@ -40,6 +39,7 @@ from tests.support.hopper import (
     PLAIN,
     STEPS,
     cell_of,
+    check_vmap,
     interpret,
     interpreted,
     lowered,
@@ -158,11 +158,7 @@ def test_float16(use_tiling: Any) -> None:
 def test_vmap_is_a_loop(use_tiling: Any) -> None:
     """Launches follow each other: their CTAs together would not fit the GPU, and would wait forever."""
     use_tiling(PLAIN)
-    cell, none = cell_of("rnn-tanh"), Masks()
-    problems = [problem(cell, 2, 2, FEATURES, seed).cast("float32") for seed in (0, 1)]
-    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
-    got = jax.vmap(lambda given: interpret(cell, given, none))(stack(*problems))
-    assert_close(got, stack(*(scan(cell, given) for given in problems)), TOLERANCES["float32"])
+    check_vmap(cell_of("rnn-tanh"), 2)
 
 
 @pytest.mark.slow

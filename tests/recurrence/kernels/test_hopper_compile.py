@@ -57,6 +57,11 @@ class TestCompiled:
             assert report.static_shared + report.shared <= SHARED
             assert report.spill_stores == report.spill_loads == 0 and not report.losses
 
+    def test_a_size_that_does_not_fit_fails_in_one_line(self) -> None:
+        row = hopper_static.compiled(hopper_programs.Size("lstm", "bfloat16", 16, 4096))
+        assert "w_h of H = 4096 in bfloat16 does not fit" in row["failed"]
+        assert "\n" not in row["failed"] and "kernels" not in row
+
     @needs_one_cta
     @pytest.mark.parametrize(
         ("name", "batch", "masked", "gates"),
@@ -136,7 +141,7 @@ class TestReports:
         assert hopper_static.reports(once, NUMBERS) == reports[:1] == reports[2:]
 
     def test_kernels_with_one_name_are_told_apart(self) -> None:
-        """Of two kernels with the same name, each has its own numbers."""
+        """Two different kernels that have the same name each get their own report."""
         two = {"num_threads": 2, "thread_name": "warpgroup"}
         small, large = adding("kernel"), adding("kernel", **two)
         alone = [hopper_static.reports(kernel, NUMBERS)[0] for kernel in (large, small)]

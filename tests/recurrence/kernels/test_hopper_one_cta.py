@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from benchmarks.hopper.report import RIGHT
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.recurrence.kernels import hopper, xla
-from jaxrnn.recurrence.kernels.hopper import cost_model, layer, one_cta, search
+from jaxrnn.recurrence.kernels.hopper import cost_model, layer, mosaic, one_cta, search
 from jaxrnn.recurrence.kernels.hopper.launch import Arrays
 from jaxrnn.recurrence.kernels.hopper.tiles import (
     DIRECTIONS,
@@ -30,6 +30,7 @@ from tests.support.hopper import (
     MASKS,
     STEPS,
     cell_of,
+    check_vmap,
     interpret,
     interpreted,
     lowered,
@@ -158,17 +159,24 @@ def test_vmap_over_data_is_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @interpreted
-def test_vmap_over_parameters_is_one_launch() -> None:
-    cell, none = cell_of("gru-after"), Masks()
-    # Each has two CTAs.
-    problems = [problem(cell, 2, 10, FEATURES, seed).cast("float32") for seed in (0, 1)]
+def test_vmap_over_parameters_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sets with two CTAs each are four CTAs along one axis, which may be longer than 65,535."""
+    grids = []
+    call_kernel = mosaic.call_kernel
+
+    def recorded(*args: Any, grid: dict[str, int], **options: Any) -> Any:
+        grids.append(grid)
+        return call_kernel(*args, grid=grid, **options)
+
+    cell = cell_of("gru-after")
     assert search.tiling_for(cell, 10, "float32").blocks == 2
-    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
-    got = jax.vmap(lambda given: interpret(cell, given, none))(stack(*problems))
-    assert_close(got, stack(*(scan(cell, given) for given in problems)), TOLERANCES["float32"])
-    run = jax.vmap(lambda given: values_and_gradients(cell, given, none))
-    program = jax.jit(run).trace(stack(*problems)).lower(lowering_platforms=("cuda",)).as_text()
-    assert program.count("_alone") and "while" not in program
+    both = check_vmap(cell, 10)
+    monkeypatch.setattr(mosaic, "call_kernel", recorded)
+    run = jax.vmap(lambda given: values_and_gradients(cell, given, Masks()))
+    program = jax.jit(run).trace(both).lower(lowering_platforms=("cuda",)).as_text()
+    # The forward and the backward kernel, and no loop.
+    assert program.count("kernel_hash") == 2 and "while" not in program
+    assert all(set(grid) == {"cta"} for grid in grids) and grids[-1] == {"cta": 4}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from jaxrnn.shapes import Array
 
 
 class Context(ABC):
-    """A warpgroup's rows and units, in the current step: what the steps of `steps` call.
+    """A warpgroup's rows and units in the current step, with the operations that `steps` calls.
 
     Attributes:
       t: time of the current step.

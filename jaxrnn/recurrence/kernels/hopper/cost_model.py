@@ -15,8 +15,9 @@ does, with coefficients that are fitted to measurements:
 `benchmarks/hopper/ladder.py` measured on a card.
 
 The kernel for small widths has not run on a card. Its model counts cycles: the instructions that the
-warps issue one after the other, the products that they do not cover, and a chain of waits. At least it
-takes as long as its inputs and results take to and from memory.
+warps issue one after the other, the part of the products that takes longer than the instructions issued
+meanwhile, and a chain of waits. A step takes at least as long as reading its inputs from memory and
+writing its results.
 """
 
 from __future__ import annotations
@@ -63,12 +64,13 @@ READ = 128
 
 # Bytes per microsecond of an H100's memory, by the datasheet.
 MEMORY = 3.35e6
-# Instructions of a step and warp of the kernel for small widths: these, these for each gate, and these
-# for each gate and row. Fitted to the machine code with resets and lengths of 128 units; for fewer units
-# and without masks there are up to a third less (benchmarks/results/hopper_static.json). In float32,
-# whose tanh and exp are exact, a row takes twice as many.
+# Instructions that a warp of the kernel for small widths issues in a step: a constant number, a number
+# for each gate, and a number for each gate and row. They were fitted to the machine code for 128 units
+# with resets and lengths. With fewer units, or without masks, there are up to a third fewer
+# (benchmarks/results/hopper_static.json). In float32, where tanh and exp are exact, a row takes twice as
+# many.
 INSTRUCTIONS, OF_GATE, OF_ROW = 120, 60, 6.3
-# Those of them that a warp issues while the tensor cores multiply.
+# How many of these instructions a warp issues while the tensor cores multiply.
 COVERED = 150
 # The fewest cycles of a wgmma m64nNk16 with its M operand in registers: an estimate, not measured.
 # From shared memory it takes 2 KB / READ = 16.

@@ -98,8 +98,9 @@ def call(
             grid={"cta": sets * division.blocks},
             approximate=is_narrow,
             interpret=interpret,
-            # Threads write what TMA or wgmma reads, or the other way round, with a `commit_smem` or a
-            # barrier between. They both read and write only the state, and not in the same step.
+            # Between a write to shared memory by threads and a read by TMA or wgmma, and between a
+            # write by TMA and a read by threads, there is always a `commit_smem` or a barrier. Only the
+            # state is both read and written by threads, in different steps.
             synchronized=False,
             scratch_types=scratch,
             num_threads=shapes.hidden_size // UNITS,
@@ -153,7 +154,7 @@ def scratch_types(
         scratch["weights_smem"] = smem(arrays.weights.shape[1:], narrow)
         scratch["weights_barrier"] = plgpu.Barrier(num_barriers=1)
     if arrays.masks is not None:
-        # TMA wants multiples of 128 bytes, and two masks of 8 rows have 64.
+        # TMA writes to multiples of 128 bytes, but the two masks of 8 rows take only 64.
         scratch["masks_smem"] = plgpu.SMEM((warpgroups, depth, MASK_PLACES, rows), jnp.float32)
     return scratch
 

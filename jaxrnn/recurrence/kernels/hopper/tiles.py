@@ -233,10 +233,9 @@ def alone_shared_bytes(
 
 
 def alone_most_rows(cell: BuiltinCell, dtype: Any) -> int:
-    """Return the largest number of rows of a CTA for which ptxas spills no register, 0 for none.
+    """Return the largest number of rows of a CTA for which ptxas spills no register, or 0.
 
-    Those are the numbers that it found (benchmarks/ahead_of_time); no more than 32 rows were tried
-    with every cell.
+    The numbers were found by compiling the kernels (benchmarks/ahead_of_time), with at most 32 rows.
     """
     size, gates = width(cell.hidden_size), len(cell.GATES)
     if jnp.dtype(dtype).itemsize == 4:
