@@ -53,7 +53,7 @@ LIFE = 1.2
 # Seconds after which a process counts as stuck.
 PATIENCE = 1200
 # Fields of a line of metrics.jsonl that differ from run to run.
-TIMES = ("chars_per_second", "seconds")
+TIMES = ("chars_per_second", "seconds", "training_seconds")
 
 
 class FaultError(Exception):
