@@ -4,10 +4,11 @@
     python -m benchmarks.unroll_parts save-every        # memory and time of `save_every=k`
     python -m benchmarks.unroll_parts default-choice --output FILE
 
-native: an LSTM in float32 at the sizes of `cell_throughput.py`. `product` is one large matrix product
-  by XLA, timed in turns with the calls; its rate is what the cores can do. A call's share of that rate
-  says how much of its time is multiplication. The rest are gates, memory, packing of weights and
-  waiting for the other core.
+native: an LSTM in float32 and in bfloat16 at the sizes of `cell_throughput.py`. `product` is one large
+  matrix product of the same dtype by `calls.back`, timed in turns with the calls; its rate is what the
+  cores can do. A call's share of that rate says how much of its time is multiplication. The rest are
+  gates, memory, packing of weights and waiting for the other core. The rate of XLA's product of the same
+  arrays is beside it.
 
 save-every: gradients of the weights and the inputs of an LSTM at (B, T, I, H) = (16, 1000, 64, 64), in
 float32. `temporary` are the bytes that the compiled program needs besides its arguments and results, as
@@ -47,6 +48,7 @@ from jaxrnn.recurrence.problem import Dense, Masks
 
 # Side of the large matrix product of `native`.
 SIDE = 2048
+DTYPES = ("float32", "bfloat16")
 
 # The problem of `save-every`, and its values of k.
 SAVE_SIZE = (16, 1000, 64, 64)
@@ -71,7 +73,12 @@ def native(flags: argparse.Namespace) -> None:
     output = flags.output or measure.RESULTS / f"native_parts-{measure.place()}.json"
     record = {"benchmark": "native_parts"} | measure.surroundings(()) | {"results": []}
     for size in SIZES:
-        parts = native_calls(size)
+        # The calls of all dtypes take turns, so that they can be compared.
+        parts = {
+            f"{dtype}: {name}": part
+            for dtype in flags.dtypes
+            for name, part in native_calls(size, dtype).items()
+        }
         for run, _ in parts.values():
             # The first call compiles.
             run()
@@ -81,16 +88,19 @@ def native(flags: argparse.Namespace) -> None:
         }
         record["results"].append({"size": size, "flops_per_second": rates, "times": times})
     measure.write(record, output)
-    measure.screen().print(native_table(record))
+    for dtype in flags.dtypes:
+        measure.screen().print(native_table(record, dtype))
     print(f"written to {output}")
 
 
-def native_calls(size: Size) -> dict[str, tuple[Callable[[], Any], int]]:
+def native_calls(size: Size, dtype: str) -> dict[str, tuple[Callable[[], Any], int]]:
     """Return each C++ call that a gradient makes, and its floating-point operations, by name."""
     batch, steps, inputs, hidden = size
     cell, masks = jaxrnn.lstm(hidden), Masks()
-    static = calls.Static(cell, reverse=False, batch_first=False)
+    narrow = dtype == "bfloat16"
+    static = calls.Static(cell, reverse=False, batch_first=False, narrow=narrow)
     params = cell.init(jax.random.key(0), inputs)
+    params = params._replace(w_x=params.w_x.astype(dtype), w_h=params.w_h.astype(dtype))
     xs = jax.random.normal(jax.random.key(1), (steps, batch, inputs))
     state = cell.initial_state(batch)
     weights = params._replace(w_x=None, b=None)
@@ -109,9 +119,11 @@ def native_calls(size: Size) -> dict[str, tuple[Callable[[], Any], int]]:
     final, ys, residuals = forward(True, params, xs, state)
     d_gx, _, _ = backward(weights, residuals, final, ys)
     square = jnp.full((SIDE, SIDE), 0.5)
+    weights_of_product = square.astype(dtype)
     of_h, of_x = (2 * steps * batch * width * 4 * hidden for width in (hidden, inputs))
     runs: dict[str, tuple[Callable[[], Any], int]] = {
-        "product": (lambda: product(square, square), 2 * SIDE**3),
+        "product": (lambda: back(square[None], weights_of_product), 2 * SIDE**3),
+        "product by XLA": (lambda: product(weights_of_product, weights_of_product), 2 * SIDE**3),
         "forward": (lambda: forward(False, params, xs, state), of_h + of_x),
         "forward, keeping": (lambda: forward(True, params, xs, state), of_h + of_x),
         "backward": (lambda: backward(weights, residuals, final, ys), of_h),
@@ -122,15 +134,19 @@ def native_calls(size: Size) -> dict[str, tuple[Callable[[], Any], int]]:
     return {n: (lambda run=run: jax.block_until_ready(run()), f) for n, (run, f) in runs.items()}
 
 
-def native_table(record: dict[str, Any]) -> Table:
-    """Return a table with a row for each call and a column for each size."""
-    rates = [result["flops_per_second"] for result in record["results"]]
+def native_table(record: dict[str, Any], dtype: str) -> Table:
+    """Return a table with a row for each call in a dtype and a column for each size."""
+    prefix = f"{dtype}: "
+    rates = [
+        {n.removeprefix(prefix): rate for n, rate in made.items() if n.startswith(prefix)}
+        for made in (result["flops_per_second"] for result in record["results"])
+    ]
     headings = ["B, T, I, H", *(tables.joined(result["size"]) for result in record["results"])]
     rows = [
         [name, *(f"{r[name] / 1e9:.0f} ({r[name] / r['product']:.2f})" for r in rates)]
         for name in rates[0]
     ]
-    title = "LSTM, float32: GFLOP/s of each call (share of the large product's)"
+    title = f"LSTM, {dtype}: GFLOP/s of each call (share of the large product's)"
     return tables.table(title, headings, rows, left=1)
 
 
@@ -270,6 +286,9 @@ def main() -> None:
 
     part = kinds.add_parser("native", help="each call of the C++ recurrence")
     part.add_argument("--repeats", type=measure.positive, default=7, help="turns of each call (7)")
+    part.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=DTYPES, metavar="DTYPE", help="dtypes"
+    )
     part.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     part.set_defaults(run=native)
 

@@ -23,7 +23,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import explain, gru, lstm, rnn, unroll
+from jaxrnn import gru, lstm, rnn, unroll
 from jaxrnn.recurrence import kernels
 from jaxrnn.recurrence.api import unroll_projected
 from jaxrnn.recurrence.kernels import cplusplus, native, xla
@@ -866,11 +866,6 @@ def test_sizes_of_zero(steps: int, batch: int, features: int) -> None:
 
 
 # --- how it is built ----------------------------------------------------------------------------
-
-
-def test_what_it_cannot_multiply() -> None:
-    with pytest.raises(ValueError, match="multiplies float32 alone, not bfloat16; use 'xla'"):
-        explain(lstm(300), (10, 7, 5), "bfloat16", "native")
 
 
 ASK = """

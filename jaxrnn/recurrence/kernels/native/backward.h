@@ -5,10 +5,15 @@
 
 #include "forward.h"
 
+template <class Kind>
 class Backward : public Problem {
  public:
+  using Operand = typename Kind::Operand;
+  using Weight = typename Kind::Weight;
+
   // As in Forward.
-  const float *w_h, *vectors;
+  const Weight* w_h;
+  const float* vectors;
   // As Forward left them.
   const float *previous_hidden, *kept_gates, *extra;
   // [T, B, H], [B, H].
@@ -21,14 +26,15 @@ class Backward : public Problem {
 
   void run(Threads& threads) {
     const int64_t size = B * width();
-    for (Scratch* scratch : {&d_h_, &d_c_, &d_rh_}) *scratch = Scratch::zeros(size);
-    w_t_ = Packed::transposed(threads, w_h, gates() * H, H);
+    for (Scratch<>* scratch : {&d_h_, &d_c_, &d_rh_}) *scratch = Scratch<>::zeros(size);
+    w_t_ = Packed<Kind>::transposed(threads, w_h, gates(), H, H);
+    if (Kind::NARROW) operand_ = Operands<Kind>(B, gates() * block());
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(d_h_ + row * width(), d_h_last + row * H, H * sizeof(float));
-      if (kind == LSTM) std::memcpy(d_c_ + row * width(), d_c_last + row * H, H * sizeof(float));
+      if (cell == LSTM) std::memcpy(d_c_ + row * width(), d_c_last + row * H, H * sizeof(float));
     }
-    const int64_t phases = kind == GRU_BEFORE ? 3 : 2;
-    run_steps(threads, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
+    const int64_t phases = cell == GRU_BEFORE ? 3 : 2;
+    run_steps<Kind>(threads, *this, phases, [this, phases](const Share& mine, int64_t n, int64_t phase) {
       const int64_t t = reverse ? n : T - 1 - n;
       if (phase == 0) gates_backward(mine, t);
       else if (phase < phases - 1) gru_before_reset(mine, t);
@@ -36,30 +42,33 @@ class Backward : public Problem {
     });
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(d_h_first + row * H, d_h_ + row * width(), H * sizeof(float));
-      if (kind == LSTM) std::memcpy(d_c_first + row * H, d_c_ + row * width(), H * sizeof(float));
+      if (cell == LSTM) std::memcpy(d_c_first + row * H, d_c_ + row * width(), H * sizeof(float));
     }
   }
 
  private:
-  Packed w_t_;
-  Scratch d_h_, d_c_, d_rh_;
+  Packed<Kind> w_t_;
+  Scratch<> d_h_, d_c_, d_rh_;
+  // The derivatives of a step with respect to what w_h produces, as operands: [B, gates, block].
+  Operands<Kind> operand_;
 
   int64_t G() const { return gates() * H; }
+  // H with its padding.
+  int64_t block() const { return round_up(H, Kind::K_ALIGN); }
 
   void gates_backward(const Share& mine, int64_t t) {
-    if (kind == LSTM) lstm(mine, t);
-    else if (kind == GRU_BEFORE) gru_before(mine, t);
-    else if (kind == GRU_AFTER) gru_after(mine, t);
+    if (cell == LSTM) lstm(mine, t);
+    else if (cell == GRU_BEFORE) gru_before(mine, t);
+    else if (cell == GRU_AFTER) gru_after(mine, t);
     else rnn(mine, t);
   }
 
   void products_backward(const Share& mine, int64_t t) {
-    const Left d_gx_t{d_gx + place(t, 0) * G(), row_stride() * G()};
-    if (kind == GRU_AFTER) {
-      multiply(mine, d_gx_t, 0, 2 * H, d_h_);
-      multiply(mine, {d_q + place(t, 0) * H, row_stride() * H}, 2 * H, H, d_h_);
+    if (cell == GRU_AFTER) {
+      multiply(mine, operand(t, 0), 0, 2, d_h_);
+      multiply(mine, operand_of_q(t), 2, 1, d_h_);
     } else {
-      multiply(mine, d_gx_t, 0, kind == GRU_BEFORE ? 2 * H : G(), d_h_);
+      multiply(mine, operand(t, 0), 0, cell == GRU_BEFORE ? 2 : gates(), d_h_);
     }
     const int64_t bytes = (mine.end - mine.unit) * sizeof(float);
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
@@ -69,14 +78,30 @@ class Backward : public Problem {
       }
   }
 
-  // Adds x w_h^T over K of the gates' columns, from `first`, to `to`, in parts of K that stay in cache.
-  void multiply(const Share& mine, Left x, int64_t first, int64_t K, float* to) {
+  // d_gx of a step from a gate on, as operands.
+  Left<Operand> operand(int64_t t, int64_t gate) const {
+    if constexpr (Kind::NARROW) return operand_.left(0, gate * block());
+    else return {d_gx + place(t, 0) * G() + gate * H, row_stride() * G(), 1};
+  }
+  // Of a GRU that resets after the product: d_q, in the place of the derivative of n.
+  Left<Operand> operand_of_q(int64_t t) const {
+    if constexpr (Kind::NARROW) return operand(t, 2);
+    else return {d_q + place(t, 0) * H, row_stride() * H, 1};
+  }
+  void put_operand(int64_t row, int64_t gate, int64_t unit, Vec d) {
+    if constexpr (Kind::NARROW) Kind::put(operand_.at(row, gate * block() + unit), d, H - unit);
+  }
+
+  // Adds x w_h^T over `gates` blocks of w_h's columns to `to`, in parts of K that stay in cache.
+  void multiply(const Share& mine, Left<Operand> x, int64_t gate, int64_t gates, float* to) {
+    const int64_t from = gate * block(), K = gates * block();
     for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD)
       for (int64_t k = 0; k < K; k += K_PART)
-        for_row_tiles(mine.rows, [&](int64_t tile, int64_t count) {
+        for_row_tiles<Kind>(mine.rows, [&](int64_t tile, int64_t count) {
           const int64_t row = mine.row + tile;
-          product<4>(count, x.from(row, k), w_t_.panel(quad / QUAD) + (first + k) * QUAD,
-                     std::min(K_PART, K - k), to + row * width() + quad, width());
+          Kind::template product<4>(count, x.from(row, k / Kind::PACK),
+                                    w_t_.panel(quad / QUAD) + (from + k) * QUAD, std::min(K_PART, K - k),
+                                    to + row * width() + quad, width());
         });
   }
 
@@ -89,8 +114,7 @@ class Backward : public Problem {
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
       if (inactive(t, row)) {
         for (int64_t gate = 0; gate < gates(); ++gate)
-          std::memset(d_gx + place(t, row) * G() + gate * H + mine.unit, 0,
-                      (mine.end - mine.unit) * sizeof(float));
+          for (int64_t unit = mine.unit; unit < mine.end; unit += V) put_d_gx(t, row, gate, unit, Vec{});
         continue;
       }
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
@@ -112,14 +136,15 @@ class Backward : public Problem {
 
   void put_d_gx(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
     store(d_gx + place(t, row) * G() + gate * H + unit, d, H - unit);
+    put_operand(row, gate, unit, d);
   }
 
   void rnn(const Share& mine, int64_t t) {
     for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const Vec h = gate(t, row, 0, unit);
       put_d_gx(t, row, 0, unit,
-           kind == RNN_TANH      ? d_h * (1.f - h * h)
-           : kind == RNN_SIGMOID ? d_h * h * (1.f - h)
+           cell == RNN_TANH      ? d_h * (1.f - h * h)
+           : cell == RNN_SIGMOID ? d_h * h * (1.f - h)
                                  : (h > 0.f ? d_h : Vec{}));
       return Vec{};
     });
@@ -168,6 +193,7 @@ class Backward : public Problem {
       put_d_gx(t, row, 1, unit, d_an * q * r * (1.f - r));
       put_d_gx(t, row, 2, unit, d_an);
       store(d_q + place(t, row) * H + unit, d_an * r, H - unit);
+      put_operand(row, 2, unit, d_an * r);
       return d_h * z;
     });
   }
@@ -185,7 +211,7 @@ class Backward : public Problem {
   }
 
   void gru_before_reset(const Share& mine, int64_t t) {
-    multiply(mine, {d_gx + place(t, 0) * G() + 2 * H, row_stride() * G()}, 2 * H, H, d_rh_);
+    multiply(mine, operand(t, 2), 2, 1, d_rh_);
     for (int64_t row = mine.row; row < mine.row + mine.rows; ++row) {
       if (inactive(t, row)) continue;
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {

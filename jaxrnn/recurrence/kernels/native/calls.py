@@ -1,4 +1,8 @@
-"""The C++ of this folder as JAX functions of float32 arrays."""
+"""The C++ of this folder as JAX functions.
+
+All arrays are float32, except that w_h and w_x may both be bfloat16: then the operands of the products
+are rounded to bfloat16. Sums, states and gates are float32.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +34,13 @@ class Static(NamedTuple):
       cell: the cell.
       reverse: whether to run from the last step to the first.
       batch_first: whether the C++ reads and writes arrays [B, T, ...] in place of [T, B, ...].
+      narrow: whether the operands of the products are bfloat16.
     """
 
     cell: Any
     reverse: bool
     batch_first: bool
+    narrow: bool = False
 
     @property
     def rows(self) -> int:
@@ -105,7 +111,7 @@ def _forward_call(
             *_state(state),
             *_masks(static, masks),
         ],
-        kind=_kind(cell),
+        cell=_cell(cell),
         reverse=static.reverse,
         batch_first=static.batch_first,
     )
@@ -186,7 +192,7 @@ def _backward_call(
         ],
         # d_gx is written over the gates, and d_q over q, where nothing else reads them.
         aliases={3: 0, 4: 1} if _has_q(cell) else {3: 0},
-        kind=_kind(cell),
+        cell=_cell(cell),
         reverse=static.reverse,
         batch_first=static.batch_first,
     )
@@ -206,19 +212,26 @@ def outer(
 ) -> tuple[Float[Array, "K N"], Float[Array, "N"]]:
     """Return the sum of x d^T over all rows, and that of d, for some N columns of d."""
     kernel = partial(_outer_call, static, columns)
-    return on_cpu(kernel, partial(_outer_plain, columns), x, d)
+    return on_cpu(kernel, partial(_outer_plain, static.narrow, columns), x, d)
 
 
-def _outer_plain(columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
+def _outer_plain(narrow: bool, columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
     d = d[..., columns]
-    return Rows.outer(x, d), Rows.total(d)
+    return Rows.outer(x, d.astype(jnp.bfloat16) if narrow else d), Rows.total(d)
 
 
 def _outer_call(static: Static, columns: slice, x: Array, d: Array) -> tuple[Array, Array]:
     first, end, _ = columns.indices(d.shape[-1])
     results = [Result((x.shape[-1], end - first)), Result((end - first,))]
     arguments = [Argument(a, static.rows) for a in static.turned((x, d))]
-    found, total = _call("jaxrnn_outer", results, arguments, flat=True, first=np.int64(first))
+    found, total = _call(
+        "jaxrnn_outer",
+        results,
+        arguments,
+        flat=True,
+        first=np.int64(first),
+        narrow=static.narrow,
+    )
     return found, total
 
 
@@ -262,7 +275,7 @@ _KINDS = {CellKind.LSTM: 3, CellKind.GRU_BEFORE: 4, CellKind.GRU_AFTER: 5}
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "sigmoid": 2}
 
 
-def _kind(cell: Any) -> np.int64:
+def _cell(cell: Any) -> np.int64:
     if cell.kind is CellKind.RNN:
         return np.int64(_ACTIVATIONS[cell.activation])
     return np.int64(_KINDS[cell.kind])

@@ -4,16 +4,22 @@
 
 #include "recurrence.h"
 
+template <class Kind>
 class Forward : public Problem {
  public:
+  using Operand = typename Kind::Operand;
+  using Weight = typename Kind::Weight;
+
   // The inputs, in one of three forms: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B];
   // xs [T, B, D] with w_x [D, G] and b [G]. These shapes, and all others here, are those without batch_first.
   const float* gx = nullptr;
   const int32_t* tokens = nullptr;
-  const float *table = nullptr, *xs = nullptr, *w_x = nullptr, *b = nullptr;
+  const float *table = nullptr, *xs = nullptr, *b = nullptr;
+  const Weight* w_x = nullptr;
   int64_t rows_of_table = 0, D = 0;
   // w_h [H, G]; peepholes [3, H] or b_h [H], or null.
-  const float *w_h, *vectors;
+  const Weight* w_h;
+  const float* vectors;
   // The state before the first step [B, H].
   const float *h_first, *c_first;
   // The outputs [T, B, H] and the state after the last step [B, H].
@@ -25,31 +31,36 @@ class Forward : public Problem {
 
   void run(Threads& threads) {
     const int64_t size = B * width(), G = gates() * H;
-    for (Scratch* scratch : {&h_[0], &h_[1], &c_, &z_, &rh_}) *scratch = Scratch::zeros(size);
-    if (kind == LSTM || kind == GRU_AFTER) {
-      w_ = Packed::gates(threads, w_h, H, G, gates(), H);
-    } else if (kind == GRU_BEFORE) {
-      w_ = Packed::gates(threads, w_h, H, G, 2, H);
-      w_n_ = Packed::quads(threads, w_h + 2 * H, H, G, H);
+    for (Scratch<>* scratch : {&h_[0], &h_[1], &c_, &z_}) *scratch = Scratch<>::zeros(size);
+    if (Kind::NARROW)
+      for (Operands<Kind>& h : operand_) h = Operands<Kind>(B, H);
+    if (cell == LSTM || cell == GRU_AFTER) {
+      w_ = Packed<Kind>::gates(threads, w_h, H, G, gates(), H);
+    } else if (cell == GRU_BEFORE) {
+      w_ = Packed<Kind>::gates(threads, w_h, H, G, 2, H);
+      rh_ = Operands<Kind>(B, H);
+      w_n_ = Packed<Kind>::quads(threads, w_h + 2 * H, H, G, H);
     } else {
-      w_ = Packed::quads(threads, w_h, H, G, H);
+      w_ = Packed<Kind>::quads(threads, w_h, H, G, H);
     }
     if (xs) {
-      w_in_ = gates() == 1 ? Packed::quads(threads, w_x, D, G, H) : Packed::gates(threads, w_x, D, G, gates(), H);
+      w_in_ = gates() == 1 ? Packed<Kind>::quads(threads, w_x, D, G, H) : Packed<Kind>::gates(threads, w_x, D, G, gates(), H);
       // If a step has few rows, several steps are projected at once: their rows are one after the other.
-      steps_at_once_ = parts_of_rows(threads, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
-      projected_ = Scratch(steps_at_once_ * B * gates() * width());
+      steps_at_once_ = parts_of_rows<Kind>(threads, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
+      projected_ = Scratch<>(steps_at_once_ * B * gates() * width());
+      if (Kind::NARROW) round_inputs(threads);
     }
     for (int64_t row = 0; row < B; ++row) {
       if (resets(time(0), row)) continue;
+      if (Kind::NARROW) operand_[0].put_row(row, h_first + row * H, H);
       std::memcpy(h_[0] + row * width(), h_first + row * H, H * sizeof(float));
-      if (kind == LSTM) std::memcpy(c_ + row * width(), c_first + row * H, H * sizeof(float));
+      if (cell == LSTM) std::memcpy(c_ + row * width(), c_first + row * H, H * sizeof(float));
     }
-    run_steps(threads, *this, kind == GRU_BEFORE ? 2 : 1,
+    run_steps<Kind>(threads, *this, cell == GRU_BEFORE ? 2 : 1,
               [this](const Share& mine, int64_t n, int64_t phase) { run_phase(mine, n, phase); });
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(h_last + row * H, h_[T % 2] + row * width(), H * sizeof(float));
-      if (kind == LSTM) std::memcpy(c_last + row * H, c_ + row * width(), H * sizeof(float));
+      if (cell == LSTM) std::memcpy(c_last + row * H, c_ + row * width(), H * sizeof(float));
     }
   }
 
@@ -57,17 +68,21 @@ class Forward : public Problem {
   struct Step {
     // The time of the step, and of the step that is run after it; -1 after the last step.
     int64_t t, next;
-    // h [B, width] before the step.
+    // h [B, width] before the step, and as an operand.
     const float* old;
-    // h after the step.
+    Left<Operand> operand;
+    // h after the step, and as an operand.
     float* now;
+    Operands<Kind>* rounded;
     // gx of all rows [B, gates * width], if it is computed here.
     const float* projected;
   };
 
   // Weights of h, those of the candidate of a GRU that resets before the product, and weights of x.
-  Packed w_, w_n_, w_in_;
-  Scratch h_[2], c_, z_, rh_, projected_;
+  Packed<Kind> w_, w_n_, w_in_;
+  Scratch<> h_[2], c_, z_, projected_;
+  // h, r * h and xs as operands. `Floats` multiplies h and xs as they are.
+  Operands<Kind> operand_[2], rh_, xs_;
   // Steps that are projected together.
   int64_t steps_at_once_ = 1;
 
@@ -77,12 +92,37 @@ class Forward : public Problem {
     const int64_t at = n % steps_at_once_, steps = std::min(steps_at_once_, T - (n - at));
     if (xs && at == 0 && phase == 0) project(mine, std::min(time(n), time(n + steps - 1)), steps);
     const float* const gx_here = projected_ + (reverse ? steps - 1 - at : at) * B * gates() * width();
-    const Step step{time(n), time(n + 1), h_[n % 2], h_[(n + 1) % 2], gx_here};
-    if (kind == LSTM) lstm(mine, step);
-    else if (kind == GRU_AFTER) gru_after(mine, step);
-    else if (kind != GRU_BEFORE) rnn(mine, step);
+    const Step step{time(n), time(n + 1), h_[n % 2], operand(n % 2), h_[(n + 1) % 2],
+                    &operand_[(n + 1) % 2], gx_here};
+    if (cell == LSTM) lstm(mine, step);
+    else if (cell == GRU_AFTER) gru_after(mine, step);
+    else if (cell != GRU_BEFORE) rnn(mine, step);
     else if (phase == 0) gru_before_gates(mine, step);
     else gru_before_hidden(mine, step);
+  }
+
+  Left<Operand> operand(int64_t n) const {
+    if constexpr (Kind::NARROW) return operand_[n].left(0);
+    else return {h_[n], width(), 1};
+  }
+
+  void round_inputs(Threads& threads) {
+    constexpr int64_t ROWS = 64;
+    xs_ = Operands<Kind>(T * B, D);
+    parallel_for(threads, (T * B + ROWS - 1) / ROWS, T * B * D, [&](int64_t part) {
+      for (int64_t row = part * ROWS; row < std::min((part + 1) * ROWS, T * B); ++row)
+        xs_.put_row(row, xs + row * D, D);
+    });
+  }
+
+  // Rows of xs that are `by_row` rows apart.
+  Left<Operand> inputs(int64_t row, int64_t by_row) const {
+    if constexpr (Kind::NARROW) {
+      const Left<Operand> all = xs_.left(row);
+      return {all.data, all.by_row * by_row, all.by_step};
+    } else {
+      return {xs + row * D, by_row * D, 1};
+    }
   }
 
   // Computes gx = x w_x + b of `steps` steps from time t, for the rows and units of this share.
@@ -92,26 +132,25 @@ class Forward : public Problem {
     const int64_t units = gates() == 1 ? QUAD : V;
     const int64_t stride = gates() * width();
     for (int64_t unit = mine.unit; unit < mine.end; unit += units) {
-      const float* w = w_in_.panel(unit / units);
-      const auto project_rows = [&](int64_t rows, Left x, float* to, int64_t ldo) {
-        for_row_tiles(rows, [&](int64_t first, int64_t count) {
+      const Weight* w = w_in_.panel(unit / units);
+      const auto project_rows = [&](int64_t rows, Left<Operand> x, float* to, int64_t ldo) {
+        for_row_tiles<Kind>(rows, [&](int64_t first, int64_t count) {
           float* out = to + first * ldo + unit * gates();
           for (int64_t a = 0; a < vectors; ++a) {
             const int64_t gate = gates() == 1 ? 0 : a, at = gates() == 1 ? unit + a * V : unit;
             const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
             for (int64_t row = 0; row < count; ++row) store(out + row * ldo + a * V, bias);
           }
-          if (vectors == 4) product<4>(count, x.from(first), w, D, out, ldo);
-          else product<3>(count, x.from(first), w, D, out, ldo);
+          if (vectors == 4) Kind::template product<4>(count, x.from(first), w, w_in_.length(), out, ldo);
+          else Kind::template product<3>(count, x.from(first), w, w_in_.length(), out, ldo);
         });
       };
       if (batch_first && steps > 1) {
         for (int64_t row = mine.row; row < mine.row + mine.rows; ++row)
-          project_rows(steps, {xs + place(t, row) * D, D}, projected_ + row * stride, B * stride);
+          project_rows(steps, inputs(place(t, row), 1), projected_ + row * stride, B * stride);
       } else {
         // Several steps are projected only where a share has all rows, so that they follow each other.
-        const Left x{xs + place(t, mine.row) * D, row_stride() * D};
-        project_rows(steps * mine.rows, x, projected_ + mine.row * stride, stride);
+        project_rows(steps * mine.rows, inputs(place(t, mine.row), row_stride()), projected_ + mine.row * stride, stride);
       }
     }
   }
@@ -139,19 +178,22 @@ class Forward : public Problem {
     const bool stand = inactive(step.t, row);
     store(ys + to, stand ? Vec{} : h, H - unit);
     if (previous_hidden) store(previous_hidden + to, old, H - unit);
-    store(step.now + row * width() + unit, resets_next(step, row) ? Vec{} : stand ? old : h);
+    const Vec next = resets_next(step, row) ? Vec{} : stand ? old : h;
+    store(step.now + row * width() + unit, next);
+    if constexpr (Kind::NARROW) Kind::put(step.rounded->at(row, unit), next);
   }
 
   bool resets_next(const Step& step, int64_t row) const { return step.next >= 0 && resets(step.next, row); }
 
   // Calls what(row, unit, sums) for every V units, with sums [A, V] = x w of A gates.
   template <int A, class What>
-  void multiply(const Share& mine, const float* x, const Packed& w, What what) {
+  void multiply(const Share& mine, Left<Operand> x, const Packed<Kind>& w, What what) {
     for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
-      for_row_tiles(mine.rows, [&](int64_t first, int64_t count) {
-        float sums[MAX_TILE_ROWS * A * V] = {};
+      for_row_tiles<Kind>(mine.rows, [&](int64_t first, int64_t count) {
+        alignas(64) float sums[Kind::MAX_ROWS * A * V];
         const int64_t row = mine.row + first;
-        product<A>(count, {x + row * width(), width()}, w.panel(unit / V), H, sums, A * V);
+        std::memset(sums, 0, count * A * V * sizeof(float));
+        Kind::template product<A>(count, x.from(row), w.panel(unit / V), w.length(), sums, A * V);
         for (int64_t r = 0; r < count; ++r) what(row + r, unit, sums + r * A * V);
       });
     }
@@ -159,12 +201,13 @@ class Forward : public Problem {
 
   // Calls what(row, unit, sum) for every V units, with sum [V] = x w of one gate.
   template <class What>
-  void multiply_quads(const Share& mine, const float* x, const Packed& w, What what) {
+  void multiply_quads(const Share& mine, Left<Operand> x, const Packed<Kind>& w, What what) {
     for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD) {
-      for_row_tiles(mine.rows, [&](int64_t first, int64_t count) {
-        float sums[MAX_TILE_ROWS * QUAD] = {};
+      for_row_tiles<Kind>(mine.rows, [&](int64_t first, int64_t count) {
+        alignas(64) float sums[Kind::MAX_ROWS * QUAD];
         const int64_t row = mine.row + first;
-        product<4>(count, {x + row * width(), width()}, w.panel(quad / QUAD), H, sums, QUAD);
+        std::memset(sums, 0, count * QUAD * sizeof(float));
+        Kind::template product<4>(count, x.from(row), w.panel(quad / QUAD), w.length(), sums, QUAD);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t unit = quad; unit < std::min(quad + QUAD, mine.end); unit += V)
             what(row + r, unit, load(sums + r * QUAD + unit - quad));
@@ -173,20 +216,20 @@ class Forward : public Problem {
   }
 
   void rnn(const Share& mine, const Step& step) {
-    multiply_quads(mine, step.old, w_, [&](int64_t row, int64_t unit, Vec sum) {
+    multiply_quads(mine, step.operand, w_, [&](int64_t row, int64_t unit, Vec sum) {
       const Vec a = input(step, row, 0, unit) + sum;
-      const Vec h = kind == RNN_TANH ? tanh(a) : kind == RNN_SIGMOID ? sigmoid(a) : a < 0.f ? Vec{} : a;
+      const Vec h = cell == RNN_TANH ? tanh(a) : cell == RNN_SIGMOID ? sigmoid(a) : a < 0.f ? Vec{} : a;
       keep(step, row, unit, 0, h);
       put_hidden(step, row, unit, h);
     });
   }
 
   void lstm(const Share& mine, const Step& step) {
-    multiply<4>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
+    multiply<4>(mine, step.operand, w_, [&](int64_t row, int64_t unit, const float* sums) {
       const auto gate = [&](int64_t n) { return load(sums + n * V) + input(step, row, n, unit); };
       const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
-      float* const cell = c_ + row * width() + unit;
-      const Vec before = load(cell);
+      float* const c_here = c_ + row * width() + unit;
+      const Vec before = load(c_here);
       Vec a_i = gate(0), a_f = gate(1), a_o = gate(3);
       if (vectors) {
         a_i += peephole(0) * before;
@@ -203,13 +246,13 @@ class Forward : public Problem {
       keep(step, row, unit, 2, g);
       keep(step, row, unit, 3, o);
       keep_extra(step, row, unit, before);
-      store(cell, resets_next(step, row) ? Vec{} : inactive(step.t, row) ? before : c);
+      store(c_here, resets_next(step, row) ? Vec{} : inactive(step.t, row) ? before : c);
       put_hidden(step, row, unit, o * tanh(c));
     });
   }
 
   void gru_after(const Share& mine, const Step& step) {
-    multiply<3>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
+    multiply<3>(mine, step.operand, w_, [&](int64_t row, int64_t unit, const float* sums) {
       const Vec z = sigmoid(load(sums) + input(step, row, 0, unit));
       const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
       const Vec q = load(sums + 2 * V) + load(vectors + unit, H - unit);
@@ -223,19 +266,19 @@ class Forward : public Problem {
   }
 
   void gru_before_gates(const Share& mine, const Step& step) {
-    multiply<2>(mine, step.old, w_, [&](int64_t row, int64_t unit, const float* sums) {
+    multiply<2>(mine, step.operand, w_, [&](int64_t row, int64_t unit, const float* sums) {
       const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
       const int64_t at = row * width() + unit;
       const Vec rh = r * load(step.old + at);
       store(z_ + at, sigmoid(load(sums) + input(step, row, 0, unit)));
-      store(rh_ + at, rh);
+      Kind::put(rh_.at(row, unit), rh);
       keep_extra(step, row, unit, rh);
       keep(step, row, unit, 1, r);
     });
   }
 
   void gru_before_hidden(const Share& mine, const Step& step) {
-    multiply_quads(mine, rh_, w_n_, [&](int64_t row, int64_t unit, Vec sum) {
+    multiply_quads(mine, rh_.left(0), w_n_, [&](int64_t row, int64_t unit, Vec sum) {
       const Vec z = load(z_ + row * width() + unit);
       const Vec n = tanh(input(step, row, 2, unit) + sum);
       const Vec h = (1.f - z) * n + z * load(step.old + row * width() + unit);

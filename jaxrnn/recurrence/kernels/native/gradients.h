@@ -4,44 +4,97 @@
 
 #include "recurrence.h"
 
+// x^T as left operands of a product with d, from x [N, K].
+template <class Kind>
+class Transposed {
+ public:
+  using Operand = typename Kind::Operand;
+
+  Transposed(Threads& threads, const float* x, int64_t N, int64_t K) : x_(x), K_(K) {
+    if constexpr (Kind::NARROW) {
+      operands_ = Operands<Kind>(K, N);
+      parallel_for(threads, (K + V - 1) / V, 4 * N * K, [&](int64_t part) {
+        const int64_t first = part * V, some = std::min<int64_t>(V, K - first);
+        float block[V][V];
+        for (int64_t n = 0; n < N; n += V) {
+          const int64_t rows = std::min<int64_t>(V, N - n);
+          for (int64_t row = 0; row < rows; ++row) {
+            const Vec values = load(x + (n + row) * K + first, some);
+            for (int64_t k = 0; k < some; ++k) block[k][row] = values[k];
+          }
+          for (int64_t k = 0; k < some; ++k) Kind::put(operands_.at(first + k, n), load(block[k]), rows);
+        }
+      });
+    }
+  }
+
+  // Returns `some` of the K rows from k on, and `rows` of the N columns from n on. `Floats` copies them to `part`,
+  // because rows of x that are a power of two long would share few lines of the cache.
+  Left<Operand> left(int64_t k, int64_t some, int64_t n, int64_t rows, float* part) const {
+    if constexpr (Kind::NARROW) {
+      return operands_.left(k, n);
+    } else {
+      for (int64_t row = 0; row < rows; ++row)
+        std::memcpy(part + row * STRIDE, x_ + (n + row) * K_ + k, some * sizeof(float));
+      return {part, 1, STRIDE};
+    }
+  }
+
+  // The most of the K rows at a time, and the stride of their copies.
+  static constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;
+
+ private:
+  const float* const x_;
+  const int64_t K_;
+  Operands<Kind> operands_;
+};
+
 // Computes x^T d [K, columns] and the sums of d's columns, from x [N, K] and the columns first ..
 // first + columns of d [N, G]. A block of the result stays in cache, and so do copies of the parts of x and d
 // that it is computed from.
-inline void outer(Threads& threads, const float* x, const float* d, int64_t N, int64_t K,
-                  int64_t G, int64_t first, int64_t columns, float* out, float* sums) {
+template <class Kind>
+void outer(Threads& threads, const float* x, const float* d, int64_t N, int64_t K, int64_t G, int64_t first,
+           int64_t columns, float* out, float* sums) {
+  constexpr int64_t PACK = Kind::PACK;
   // Rows of x and d, and rows of the result, at a time.
-  constexpr int64_t ROWS = 128, K_BLOCK = 256;
-  // Columns of x at a time, and the stride of their copy. With a power of two as the stride, the rows would
-  // share few lines of the cache.
-  constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;
+  constexpr int64_t ROWS = 128 * PACK, K_BLOCK = 256;
+  const Transposed<Kind> transposed(threads, x, N, K);
   const int64_t quads = (columns + QUAD - 1) / QUAD, tall = (K + K_BLOCK - 1) / K_BLOCK;
   // Width of a block of the result, in quads.
   const int64_t most = std::clamp<int64_t>(quads * tall / (4 * threads.num_threads()), 1, 4);
   const int64_t across = (quads + most - 1) / most;
   parallel_for(threads, across * tall, N * K * columns, [&](int64_t block) {
+    const typename Kind::Session session;
     const int64_t column = block % across * most * QUAD, k_first = block / across * K_BLOCK;
     const int64_t wide = std::min(most * QUAD, columns - column), width = round_up(wide, QUAD);
     const int64_t k_count = std::min(K_BLOCK, K - k_first);
-    const Scratch d_part(ROWS * width), x_part(ROWS * STRIDE), total = Scratch::zeros(k_count * width);
-    const Scratch sum = Scratch::zeros(width);
+    const Scratch<> total = Scratch<>::zeros(k_count * width), sum = Scratch<>::zeros(width);
+    const Scratch<> x_part(Kind::NARROW ? 0 : ROWS * Transposed<Kind>::STRIDE);
+    const Scratch<typename Kind::Weight> d_part(ROWS * width);
     for (int64_t n = 0; n < N; n += ROWS) {
-      const int64_t rows = std::min(ROWS, N - n);
-      // Copy each quad of d as a panel [rows, 4, V].
-      for (int64_t at = 0; at < width; at += V)
-        for (int64_t row = 0; row < rows; ++row) {
-          const float* from = d + (n + row) * G + first + column + at;
-          const Vec value = at < wide ? load(from, wide - at) : Vec{};
-          store(d_part + (at / QUAD * ROWS + row) * QUAD + at % QUAD, value);
-          store(sum + at, load(sum + at) + value);
+      const int64_t rows = std::min(ROWS, N - n), padded = round_up(rows, Kind::K_ALIGN);
+      // Pack each quad of d as a panel [rows / PACK, 4, V, PACK].
+      for (int64_t at = 0; at < width; at += V) {
+        Vec total_of_column = load(sum + at);
+        for (int64_t row = 0; row < padded; row += PACK) {
+          const auto value = [&](int64_t row) {
+            const float* from = d + (n + row) * G + first + column + at;
+            return row < rows && at < wide ? load(from, wide - at) : Vec{};
+          };
+          const Vec x = value(row), y = PACK > 1 ? value(row + 1) : Vec{};
+          const auto lanes = Kind::pack(x, y);
+          std::memcpy(d_part + at / QUAD * QUAD * ROWS + row * QUAD + at % QUAD * PACK, &lanes, sizeof lanes);
+          total_of_column += x + y;
         }
-      for (int64_t k = 0; k < k_count; k += WIDE) {
-        const int64_t some = std::min(WIDE, k_count - k);
-        for (int64_t row = 0; row < rows; ++row)
-          std::memcpy(x_part + row * STRIDE, x + (n + row) * K + k_first + k, some * sizeof(float));
+        store(sum + at, total_of_column);
+      }
+      for (int64_t k = 0; k < k_count; k += Transposed<Kind>::WIDE) {
+        const int64_t some = std::min(Transposed<Kind>::WIDE, k_count - k);
+        const auto left = transposed.left(k_first + k, some, n, rows, x_part);
         for (int64_t at = 0; at < width; at += QUAD)
-          for_row_tiles(some, [&](int64_t tile, int64_t count) {
-            product<4>(count, Left{x_part, 1, STRIDE}.from(tile), d_part + at * ROWS, rows,
-                       total + (k + tile) * width + at, width);
+          for_row_tiles<Kind>(some, [&](int64_t tile, int64_t count) {
+            Kind::template product<4>(count, left.from(tile), d_part + at * ROWS, padded,
+                                      total + (k + tile) * width + at, width);
           });
       }
     }
@@ -52,20 +105,29 @@ inline void outer(Threads& threads, const float* x, const float* d, int64_t N, i
 }
 
 // Computes d w^T [N, D], from d [N, G] and w [D, G].
-inline void back(Threads& threads, const float* d, const float* w, int64_t N, int64_t G,
-                 int64_t D, float* out) {
+template <class Kind>
+void back(Threads& threads, const float* d, const typename Kind::Weight* w, int64_t N, int64_t G, int64_t D,
+          float* out) {
   constexpr int64_t ROWS = 64;
   const int64_t wide = round_up(D, QUAD);
-  const Packed w_t = Packed::transposed(threads, w, G, D);
+  const auto w_t = Packed<Kind>::transposed(threads, w, 1, G, D);
   parallel_for(threads, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
+    const typename Kind::Session session;
     const int64_t n = part * ROWS, rows = std::min(ROWS, N - n);
-    const Scratch total = Scratch::zeros(rows * wide);
-    const Left left{d + n * G, G};
-    for (int64_t k = 0; k < G; k += K_PART)
+    const auto total = Scratch<>::zeros(rows * wide);
+    Operands<Kind> rounded;
+    Left<typename Kind::Operand> left;
+    if constexpr (Kind::NARROW) {
+      rounded = Operands<Kind>::of(d + n * G, rows, G, G);
+      left = rounded.left(0);
+    } else {
+      left = {d + n * G, G, 1};
+    }
+    for (int64_t k = 0; k < w_t.length(); k += K_PART)
       for (int64_t quad = 0; quad < D; quad += QUAD)
-        for_row_tiles(rows, [&](int64_t row, int64_t count) {
-          product<4>(count, left.from(row, k), w_t.panel(quad / QUAD) + k * QUAD, std::min(K_PART, G - k),
-                     total + row * wide + quad, wide);
+        for_row_tiles<Kind>(rows, [&](int64_t row, int64_t count) {
+          Kind::template product<4>(count, left.from(row, k / Kind::PACK), w_t.panel(quad / QUAD) + k * QUAD,
+                                    std::min(K_PART, w_t.length() - k), total + row * wide + quad, wide);
         });
     for (int64_t row = 0; row < rows; ++row)
       std::memcpy(out + (n + row) * D, total + row * wide, D * sizeof(float));

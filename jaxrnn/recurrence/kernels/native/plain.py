@@ -51,6 +51,8 @@ def backward(
     setting, loop = Setting(Rows, cell, weights), xla.Loop(reverse, 1)
     steps = xla.trajectory(cell, d_final, residuals)
     d_state, d_gx = xla.backward_scan(setting, loop, steps, masks, d_final, d_ys)
+    # As the C++ returns it; `xla` has it in the dtype of the weights.
+    d_gx = d_gx.astype(jnp.float32)
     if cell.kind is not CellKind.GRU_AFTER:
         return d_gx, None, d_state
     d_an = d_gx[..., 2 * cell.hidden_size :]

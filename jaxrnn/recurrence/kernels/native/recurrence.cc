@@ -11,10 +11,12 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
-using Floats = ffi::Buffer<ffi::F32>;
+using FloatArray = ffi::Buffer<ffi::F32>;
 using Bools = ffi::Buffer<ffi::PRED>;
 using Tokens = ffi::Buffer<ffi::S32>;
-using Results = ffi::Result<Floats>;
+// float32, or bfloat16 for products of bfloat16 numbers.
+using Weights = ffi::AnyBuffer;
+using Results = ffi::Result<FloatArray>;
 
 namespace {
 
@@ -23,7 +25,7 @@ bool present(const Buffer& x) {
   return x.element_count() != 0;
 }
 
-void expect_large(const Floats& x) { use_huge_pages(x.typed_data(), x.size_bytes()); }
+void expect_large(const FloatArray& x) { use_huge_pages(x.typed_data(), x.size_bytes()); }
 
 // Returns the lengths of the mapped axes of a call, from a result that has `rank` axes besides.
 template <class Buffer>
@@ -43,16 +45,11 @@ class Members {
   // Returns the part of an array that belongs to member n; null if the array is absent.
   template <class Buffer>
   auto data(const Buffer& x, int64_t n) const -> decltype(x.typed_data()) {
-    if (!present(x)) return nullptr;
-    const auto sizes = x.dimensions();
-    int64_t stride = x.element_count(), at = 0;
-    for (size_t axis = 0; axis < axes_.size(); ++axis) stride /= sizes[axis];
-    for (size_t axis = axes_.size(); axis-- > 0; n /= axes_[axis]) {
-      // The length is 1 if all members share the array.
-      at += n % axes_[axis] % sizes[axis] * stride;
-      stride *= sizes[axis];
-    }
-    return x.typed_data() + at;
+    return present(x) ? x.typed_data() + place(x, n) : nullptr;
+  }
+  template <class Number>
+  const Number* weights(const Weights& x, int64_t n) const {
+    return present(x) ? static_cast<const Number*>(x.untyped_data()) + place(x, n) : nullptr;
   }
   template <class Buffer>
   auto data(ffi::Result<Buffer>& x, int64_t n) const {
@@ -77,48 +74,81 @@ class Members {
   }
 
  private:
+  // Returns the place in an array at which member n begins.
+  template <class Buffer>
+  int64_t place(const Buffer& x, int64_t n) const {
+    const auto sizes = x.dimensions();
+    int64_t stride = x.element_count(), at = 0;
+    for (size_t axis = 0; axis < axes_.size(); ++axis) stride /= sizes[axis];
+    for (size_t axis = axes_.size(); axis-- > 0; n /= axes_[axis]) {
+      // The length is 1 if all members share the array.
+      at += n % axes_[axis] % sizes[axis] * stride;
+      stride *= sizes[axis];
+    }
+    return at;
+  }
+
   Checks::Shape axes_;
   int64_t count_ = 1;
 };
 
+// Returns run(kind) with the fastest kind of product on this processor, for operands of `rows` rows.
+template <class Run>
+ffi::Error with_product(bool narrow, [[maybe_unused]] int64_t rows, const Run& run) {
+  if (!narrow) return run(Floats());
+#if defined(JAXRNN_HAS_TILES)
+  if (rows >= Tiles::WORTH_TILES && tiles_permitted()) return run(Tiles());
+#endif
+  return run(Pairs());
+}
+
+bool is_narrow(const Weights& w) { return w.element_type() == ffi::BF16; }
+
+void check_weights(Checks& checks, const char* name, const Weights& w, const Checks::Shape& sizes) {
+  checks.require(w.element_type() == ffi::F32 || is_narrow(w), std::string(name) + " must be float32 or bfloat16");
+  checks.shape(name, w, sizes);
+}
+
 // Checks what both passes have in common and returns it, with the sizes of `steps` [T, B, H].
-Problem describe(Checks& checks, int64_t kind, bool reverse, bool batch_first, const char* name,
-                 const Floats& steps, const Floats& w_h, const Floats& vectors, const Bools& reset,
+Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, const char* name,
+                 const FloatArray& steps, const Weights& w_h, const FloatArray& vectors, const Bools& reset,
                  const Bools& active) {
-  checks.require(kind >= RNN_TANH && kind <= GRU_AFTER, "there is no cell of kind " + std::to_string(kind));
+  checks.require(cell >= RNN_TANH && cell <= GRU_AFTER, "there is no cell of kind " + std::to_string(cell));
   checks.rank(name, steps, 3);
   if (!checks.ok()) return {};
   const auto sizes = checks.sizes(steps);
-  const Problem p{static_cast<Kind>(kind), reverse, batch_first, sizes[batch_first], sizes[!batch_first],
+  const Problem p{static_cast<Cell>(cell), reverse, batch_first, sizes[batch_first], sizes[!batch_first],
                   sizes[2]};
-  checks.shape("w_h", w_h, {p.H, p.gates() * p.H});
-  const bool peepholes = p.kind == LSTM && present(vectors);
-  if (p.kind == GRU_AFTER) checks.shape("b_h", vectors, {p.H});
-  else checks.shape_if(peepholes, p.kind == LSTM ? "w_c" : "b_h", vectors, {3, p.H});
+  check_weights(checks, "w_h", w_h, {p.H, p.gates() * p.H});
+  const bool peepholes = p.cell == LSTM && present(vectors);
+  if (p.cell == GRU_AFTER) checks.shape("b_h", vectors, {p.H});
+  else checks.shape_if(peepholes, p.cell == LSTM ? "w_c" : "b_h", vectors, {3, p.H});
   checks.shape_if(present(reset), "reset", reset, {sizes[0], sizes[1]});
   checks.shape_if(present(active), "active", active, {sizes[0], sizes[1]});
   return p;
 }
 
-ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, Floats b, Floats w_h,
-                   Floats vectors, Floats h_first, Floats c_first, Bools reset, Bools active, Results ys,
+ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w_x, FloatArray b, Weights w_h,
+                   FloatArray vectors, FloatArray h_first, FloatArray c_first, Bools reset, Bools active, Results ys,
                    Results h_last, Results c_last, Results previous_hidden, Results kept_gates, Results extra,
-                   int64_t kind, bool reverse, bool batch_first) {
+                   int64_t cell, bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*ys, 3);
   Checks checks("jaxrnn_forward", axes);
-  const Problem p = describe(checks, kind, reverse, batch_first, "ys", *ys, w_h, vectors, reset, active);
+  const Problem p = describe(checks, cell, reverse, batch_first, "ys", *ys, w_h, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
   // The axes of arrays of all steps.
   const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
-  const bool lstm = p.kind == LSTM, gated = p.gates() > 1, keep = present(*kept_gates);
+  const bool lstm = p.cell == LSTM, gated = p.gates() > 1, keep = present(*kept_gates);
   // Rows of w_x or of the table.
   int64_t D = 0;
   if (present(w_x)) {
     checks.rank("w_x or the table", w_x, 2);
     if (checks.ok()) D = checks.sizes(w_x)[0];
-    checks.shape("w_x or the table", w_x, {D, G});
+    check_weights(checks, "w_x or the table", w_x, {D, G});
+    checks.require(present(tokens) ? !is_narrow(w_x) : is_narrow(w_x) == is_narrow(w_h),
+                   "w_x must have the dtype of w_h, and a table must be float32");
   }
   if (present(tokens)) {
     checks.shape("tokens", tokens, {first, second});
@@ -140,51 +170,55 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Tokens tokens, Floats w_x, F
 
   for (Results* x : {&ys, &previous_hidden, &kept_gates, &extra}) expect_large(**x);
   const Members members(axes);
-  return members.run(pool, T * B * G * (H + D), [&](Threads& threads, int64_t n) {
-    const auto at = [&](auto& x) { return members.data(x, n); };
-    Forward run;
-    static_cast<Problem&>(run) = p;
-    run.reset = at(reset);
-    run.active = at(active);
-    if (present(tokens)) {
-      run.tokens = at(tokens);
-      run.table = at(w_x);
-      run.rows_of_table = D;
-    } else if (present(w_x)) {
-      run.xs = at(xs);
-      run.w_x = at(w_x);
-      run.D = D;
-      run.b = at(b);
-    } else {
-      run.gx = at(xs);
-    }
-    run.w_h = at(w_h);
-    run.vectors = at(vectors);
-    run.h_first = at(h_first);
-    run.c_first = at(c_first);
-    run.ys = at(ys);
-    run.h_last = at(h_last);
-    run.c_last = at(c_last);
-    run.previous_hidden = at(previous_hidden);
-    run.kept_gates = at(kept_gates);
-    run.extra = at(extra);
-    run.run(threads);
+  return with_product(is_narrow(w_h), B, [&](auto kind) {
+    using Run = Forward<decltype(kind)>;
+    return members.run(pool, T * B * G * (H + D), [&](Threads& threads, int64_t n) {
+      const auto at = [&](auto& x) { return members.data(x, n); };
+      const auto weights = [&](auto& w) { return members.weights<typename Run::Weight>(w, n); };
+      Run run;
+      static_cast<Problem&>(run) = p;
+      run.reset = at(reset);
+      run.active = at(active);
+      if (present(tokens)) {
+        run.tokens = at(tokens);
+        run.table = members.weights<float>(w_x, n);
+        run.rows_of_table = D;
+      } else if (present(w_x)) {
+        run.xs = at(xs);
+        run.w_x = weights(w_x);
+        run.D = D;
+        run.b = at(b);
+      } else {
+        run.gx = at(xs);
+      }
+      run.w_h = weights(w_h);
+      run.vectors = at(vectors);
+      run.h_first = at(h_first);
+      run.c_first = at(c_first);
+      run.ys = at(ys);
+      run.h_last = at(h_last);
+      run.c_last = at(c_last);
+      run.previous_hidden = at(previous_hidden);
+      run.kept_gates = at(kept_gates);
+      run.extra = at(extra);
+      run.run(threads);
+    });
   });
 }
 
-ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats previous_hidden, Floats kept_gates,
-                    Floats extra, Floats d_ys, Floats d_h_last, Floats d_c_last, Bools reset, Bools active,
-                    Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t kind,
+ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, FloatArray previous_hidden, FloatArray kept_gates,
+                    FloatArray extra, FloatArray d_ys, FloatArray d_h_last, FloatArray d_c_last, Bools reset, Bools active,
+                    Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t cell,
                     bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*d_gx, 3);
   Checks checks("jaxrnn_backward", axes);
-  const Problem p = describe(checks, kind, reverse, batch_first, "d_ys", d_ys, w_h, vectors, reset, active);
+  const Problem p = describe(checks, cell, reverse, batch_first, "d_ys", d_ys, w_h, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
   // The axes of arrays of all steps.
   const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
-  const bool lstm = p.kind == LSTM, gated = p.gates() > 1, after = p.kind == GRU_AFTER;
+  const bool lstm = p.cell == LSTM, gated = p.gates() > 1, after = p.cell == GRU_AFTER;
   checks.shape("d_ys", d_ys, {first, second, H});
   checks.shape("previous_hidden", previous_hidden, {first, second, H});
   checks.shape("gates", kept_gates, {first, second, G});
@@ -199,29 +233,33 @@ ffi::Error backward(ffi::ThreadPool pool, Floats w_h, Floats vectors, Floats pre
 
   for (Results* x : {&d_gx, &d_q}) expect_large(**x);
   const Members members(axes);
-  return members.run(pool, T * B * G * H, [&](Threads& threads, int64_t n) {
-    const auto at = [&](auto& x) { return members.data(x, n); };
-    Backward run;
-    static_cast<Problem&>(run) = p;
-    run.reset = at(reset);
-    run.active = at(active);
-    run.w_h = at(w_h);
-    run.vectors = at(vectors);
-    run.previous_hidden = at(previous_hidden);
-    run.kept_gates = at(kept_gates);
-    run.extra = at(extra);
-    run.d_ys = at(d_ys);
-    run.d_h_last = at(d_h_last);
-    run.d_c_last = at(d_c_last);
-    run.d_gx = at(d_gx);
-    run.d_q = at(d_q);
-    run.d_h_first = at(d_h_first);
-    run.d_c_first = at(d_c_first);
-    run.run(threads);
+  return with_product(is_narrow(w_h), B, [&](auto kind) {
+    using Run = Backward<decltype(kind)>;
+    return members.run(pool, T * B * G * H, [&](Threads& threads, int64_t n) {
+      const auto at = [&](auto& x) { return members.data(x, n); };
+      Run run;
+      static_cast<Problem&>(run) = p;
+      run.reset = at(reset);
+      run.active = at(active);
+      run.w_h = members.weights<typename Run::Weight>(w_h, n);
+      run.vectors = at(vectors);
+      run.previous_hidden = at(previous_hidden);
+      run.kept_gates = at(kept_gates);
+      run.extra = at(extra);
+      run.d_ys = at(d_ys);
+      run.d_h_last = at(d_h_last);
+      run.d_c_last = at(d_c_last);
+      run.d_gx = at(d_gx);
+      run.d_q = at(d_q);
+      run.d_h_first = at(d_h_first);
+      run.d_c_first = at(d_c_first);
+      run.run(threads);
+    });
   });
 }
 
-ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, Results out, Results sums, int64_t first) {
+ffi::Error outer_call(ffi::ThreadPool pool, FloatArray x, FloatArray d, Results out, Results sums, int64_t first,
+                      bool narrow) {
   const auto axes = mapped_axes(*out, 2);
   Checks checks("jaxrnn_outer", axes);
   checks.rank("x", x, 2);
@@ -239,13 +277,15 @@ ffi::Error outer_call(ffi::ThreadPool pool, Floats x, Floats d, Results out, Res
                     " of them, are not in d, which has " + std::to_string(G));
   if (!checks.ok()) return checks.error();
   const Members members(axes);
-  return members.run(pool, N * K * columns, [&](Threads& threads, int64_t n) {
-    outer(threads, members.data(x, n), members.data(d, n), N, K, G, first, columns, members.data(out, n),
-          members.data(sums, n));
+  return with_product(narrow, K, [&](auto kind) {
+    return members.run(pool, N * K * columns, [&](Threads& threads, int64_t n) {
+      outer<decltype(kind)>(threads, members.data(x, n), members.data(d, n), N, K, G, first, columns,
+                            members.data(out, n), members.data(sums, n));
+    });
   });
 }
 
-ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, Results out) {
+ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, Results out) {
   const auto axes = mapped_axes(*out, 2);
   Checks checks("jaxrnn_back", axes);
   checks.rank("d", d, 2);
@@ -253,17 +293,21 @@ ffi::Error back_call(ffi::ThreadPool pool, Floats d, Floats w, Results out) {
   if (!checks.ok()) return checks.error();
   const int64_t N = checks.sizes(d)[0], G = checks.sizes(d)[1], D = checks.sizes(w)[0];
   checks.shape("d", d, {N, G});
-  checks.shape("w", w, {D, G});
+  check_weights(checks, "w", w, {D, G});
   checks.result("the result", out, {N, D});
   if (!checks.ok()) return checks.error();
   expect_large(*out);
   const Members members(axes);
-  return members.run(pool, N * G * D, [&](Threads& threads, int64_t n) {
-    back(threads, members.data(d, n), members.data(w, n), N, G, D, members.data(out, n));
+  return with_product(is_narrow(w), N, [&](auto kind) {
+    using Kind = decltype(kind);
+    return members.run(pool, N * G * D, [&](Threads& threads, int64_t n) {
+      back<Kind>(threads, members.data(d, n), members.weights<typename Kind::Weight>(w, n), N, G, D,
+                 members.data(out, n));
+    });
   });
 }
 
-ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, Results out) {
+ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, FloatArray d, Results out) {
   const auto axes = mapped_axes(*out, 2);
   Checks checks("jaxrnn_sum_equal", axes);
   checks.rank("d", d, 2);
@@ -285,66 +329,67 @@ ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, Floats d, Results
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()   // xs [T, B, D] or gx [T, B, G]
+                                  .Arg<FloatArray>()   // xs [T, B, D] or gx [T, B, G]
                                   .Arg<Tokens>()   // [T, B]
-                                  .Arg<Floats>()   // w_x [D, G] or the table [V, G]
-                                  .Arg<Floats>()   // b [G]
-                                  .Arg<Floats>()   // w_h [H, G]
-                                  .Arg<Floats>()   // peepholes [3, H] or b_h [H]
-                                  .Arg<Floats>()   // h [B, H] before the first step
-                                  .Arg<Floats>()   // c [B, H]
+                                  .Arg<Weights>()      // w_x [D, G] or the table [V, G]
+                                  .Arg<FloatArray>()   // b [G]
+                                  .Arg<Weights>()      // w_h [H, G]
+                                  .Arg<FloatArray>()   // peepholes [3, H] or b_h [H]
+                                  .Arg<FloatArray>()   // h [B, H] before the first step
+                                  .Arg<FloatArray>()   // c [B, H]
                                   .Arg<Bools>()   // reset [T, B]
                                   .Arg<Bools>()   // active [T, B]
-                                  .Ret<Floats>()   // ys [T, B, H]
-                                  .Ret<Floats>()   // h after the last step
-                                  .Ret<Floats>()   // c
-                                  .Ret<Floats>()   // h before each step [T, B, H]
-                                  .Ret<Floats>()   // the gates [T, B, G]
-                                  .Ret<Floats>()   // c, r * h or q [T, B, H]
-                                  .Attr<int64_t>("kind")
+                                  .Ret<FloatArray>()   // ys [T, B, H]
+                                  .Ret<FloatArray>()   // h after the last step
+                                  .Ret<FloatArray>()   // c
+                                  .Ret<FloatArray>()   // h before each step [T, B, H]
+                                  .Ret<FloatArray>()   // the gates [T, B, G]
+                                  .Ret<FloatArray>()   // c, r * h or q [T, B, H]
+                                  .Attr<int64_t>("cell")
                                   .Attr<bool>("reverse")
                                   .Attr<bool>("batch_first"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()   // w_h [H, G]
-                                  .Arg<Floats>()   // peepholes or b_h
-                                  .Arg<Floats>()   // h before each step [T, B, H]
-                                  .Arg<Floats>()   // the gates [T, B, G]
-                                  .Arg<Floats>()   // c, r * h or q [T, B, H]
-                                  .Arg<Floats>()   // d_ys [T, B, H]
-                                  .Arg<Floats>()   // d_h after the last step [B, H]
-                                  .Arg<Floats>()   // d_c
+                                  .Arg<Weights>()      // w_h [H, G]
+                                  .Arg<FloatArray>()   // peepholes or b_h
+                                  .Arg<FloatArray>()   // h before each step [T, B, H]
+                                  .Arg<FloatArray>()   // the gates [T, B, G]
+                                  .Arg<FloatArray>()   // c, r * h or q [T, B, H]
+                                  .Arg<FloatArray>()   // d_ys [T, B, H]
+                                  .Arg<FloatArray>()   // d_h after the last step [B, H]
+                                  .Arg<FloatArray>()   // d_c
                                   .Arg<Bools>()   // reset [T, B]
                                   .Arg<Bools>()   // active [T, B]
-                                  .Ret<Floats>()   // d_gx [T, B, G]
-                                  .Ret<Floats>()   // d_q [T, B, H], of a reset-after GRU
-                                  .Ret<Floats>()   // d_h before the first step
-                                  .Ret<Floats>()   // d_c
-                                  .Attr<int64_t>("kind")
+                                  .Ret<FloatArray>()   // d_gx [T, B, G]
+                                  .Ret<FloatArray>()   // d_q [T, B, H], of a reset-after GRU
+                                  .Ret<FloatArray>()   // d_h before the first step
+                                  .Ret<FloatArray>()   // d_c
+                                  .Attr<int64_t>("cell")
                                   .Attr<bool>("reverse")
                                   .Attr<bool>("batch_first"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, outer_call,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()   // x [N, K]
-                                  .Arg<Floats>()   // d [N, G]
-                                  .Ret<Floats>()   // x^T d [K, columns]
-                                  .Ret<Floats>()   // the sums of d [columns]
-                                  .Attr<int64_t>("first"));  // of d's columns
+                                  .Arg<FloatArray>()   // x [N, K]
+                                  .Arg<FloatArray>()   // d [N, G]
+                                  .Ret<FloatArray>()   // x^T d [K, columns]
+                                  .Ret<FloatArray>()   // the sums of d [columns]
+                                  .Attr<int64_t>("first")  // of d's columns
+                                  .Attr<bool>("narrow"));  // whether to multiply bfloat16 numbers
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_back, back_call,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()    // d [N, G]
-                                  .Arg<Floats>()    // w [D, G]
-                                  .Ret<Floats>());  // d w^T [N, D]
+                                  .Arg<FloatArray>()    // d [N, G]
+                                  .Arg<Weights>()       // w [D, G]
+                                  .Ret<FloatArray>());  // d w^T [N, D]
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_sum_equal, sum_equal_call,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Tokens>()    // [N]
-                                  .Arg<Floats>()    // d [N, G]
-                                  .Ret<Floats>());  // [V, G]
+                                  .Arg<FloatArray>()    // d [N, G]
+                                  .Ret<FloatArray>());  // [V, G]

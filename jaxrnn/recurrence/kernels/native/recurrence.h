@@ -13,14 +13,14 @@
 #include <utility>
 
 #include "threads.h"
-#include "vectors.h"
+#include "tiles.h"
 #include "xla/ffi/api/ffi.h"
 
 // Length of the parts in which a product's K is taken, so that the weights of a part stay in cache.
 constexpr int64_t K_PART = 512;
 
-// The equations of a cell, as `_kind` of calls.py numbers them.
-enum Kind : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };
+// The equations of a cell, as `_cell` of calls.py numbers them.
+enum Cell : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -43,14 +43,14 @@ class Threads {
 };
 
 struct Problem {
-  Kind kind;
+  Cell cell;
   // batch_first: arrays of all steps are [B, T, ...] instead of [T, B, ...].
   bool reverse, batch_first;
   int64_t T, B, H;
   // [T, B]. Null if no row is ever reset, or if all rows are always active.
   const bool *reset = nullptr, *active = nullptr;
 
-  int64_t gates() const { return kind == LSTM ? 4 : kind >= GRU_BEFORE ? 3 : 1; }
+  int64_t gates() const { return cell == LSTM ? 4 : cell >= GRU_BEFORE ? 3 : 1; }
   // Floats of a row of states in scratch.
   int64_t width() const { return round_up(H, QUAD); }
   // The place of a step of a row in an array of all steps, and the distance from one row to the next.
@@ -66,30 +66,31 @@ struct Share {
 };
 
 // Returns the number of parts of the batch that threads run through all of time, independently of each other.
-// A core reads all weights at every step, so a part should have several rows.
-inline int64_t parts_of_rows(const Threads& threads, const Problem& p) {
-  constexpr int64_t FEWEST_ROWS = 4;
-  return std::clamp<int64_t>(p.B / FEWEST_ROWS, 1, std::max<int64_t>(1, threads.num_threads()));
+template <class Kind>
+int64_t parts_of_rows(const Threads& threads, const Problem& p) {
+  return std::clamp<int64_t>(p.B / Kind::FEWEST_ROWS, 1, std::max<int64_t>(1, threads.num_threads()));
 }
 
 // Runs what(Share, n, phase) for every step n and every phase of the step in order, over all rows and units. A
 // phase may read what any thread wrote in an earlier phase. Each thread has rows of its own. If there are too few
 // rows, the threads divide the units instead and wait for each other after each phase.
-template <class What>
+template <class Kind, class What>
 void run_steps(Threads& threads, const Problem& p, int64_t phases, const What& what) {
   // With fewer weights per thread, waiting for each other takes longer than it saves.
   constexpr int64_t FEWEST_WEIGHTS = 1 << 14;
   const int64_t weights = p.gates() * p.H * p.H, work = p.T * p.B * weights;
-  const int64_t parts = parts_of_rows(threads, p), quads = p.width() / QUAD;
+  const int64_t parts = parts_of_rows<Kind>(threads, p), quads = p.width() / QUAD;
   const int64_t members = std::min({threads.num_threads(), quads, weights / FEWEST_WEIGHTS});
   if (parts == 1 && members > 1 && work >= 8 * WORTH_WAKING) {
     run_turns(threads, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
+      const typename Kind::Session session;
       const int64_t from = quad * QUAD;
       what(Share{0, p.B, from, std::min(from + QUAD, p.H)}, turn / phases, turn % phases);
     });
     return;
   }
   parallel_for(threads, parts, work, [&](int64_t part) {
+    const typename Kind::Session session;
     const int64_t from = p.B * part / parts, to = p.B * (part + 1) / parts;
     for (int64_t n = 0; n < p.T; ++n)
       for (int64_t phase = 0; phase < phases; ++phase) what(Share{from, to - from, 0, p.H}, n, phase);
@@ -106,87 +107,135 @@ inline void use_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// Temporary floats of one call.
+// Temporary numbers of one call.
+template <class Number = float>
 class Scratch {
  public:
   Scratch() = default;
-  explicit Scratch(int64_t floats) {
-    const int64_t unit = floats < 1 << 19 ? 64 : 1 << 21, bytes = round_up(floats * 4, unit);
-    data_.reset(static_cast<float*>(std::aligned_alloc(unit, bytes)));
+  explicit Scratch(int64_t count) {
+    const int64_t small = 1 << 21, unit = count * size < small ? 64 : small, bytes = round_up(count * size, unit);
+    data_.reset(static_cast<Number*>(std::aligned_alloc(unit, bytes)));
     if (!data_ && bytes) throw std::bad_alloc();
     use_huge_pages(data_.get(), bytes);
   }
-  static Scratch zeros(int64_t floats) {
-    Scratch made(floats);
-    std::memset(made, 0, floats * 4);
+  static Scratch zeros(int64_t count) {
+    Scratch made(count);
+    std::memset(made, 0, count * size);
     return made;
   }
-  operator float*() const { return data_.get(); }
+  operator Number*() const { return data_.get(); }
 
  private:
   struct Free {
-    void operator()(float* data) const { std::free(data); }
+    void operator()(Number* data) const { std::free(data); }
   };
-  std::unique_ptr<float, Free> data_;
+  static constexpr int64_t size = sizeof(Number);
+  std::unique_ptr<Number, Free> data_;
 };
 
-// Weights in the order in which `tile` reads them: panels [K, A, V], one after another. The A vectors of a
-// panel are the same V units of A gates ("gates"), or 4 V units of one gate ("quads").
+// Rows of left operands, with zeros after the numbers of a row.
+template <class Kind>
+class Operands {
+ public:
+  using Operand = typename Kind::Operand;
+
+  Operands() = default;
+  Operands(int64_t rows, int64_t length) : stride_(stride(length)), data_(Scratch<Operand>::zeros(rows * stride_)) {}
+
+  // Copies and rounds `length` numbers of each row of x, whose rows are `by_row` apart.
+  static Operands of(const float* x, int64_t rows, int64_t length, int64_t by_row) {
+    Operands made(rows, length);
+    for (int64_t row = 0; row < rows; ++row) made.put_row(row, x + row * by_row, length);
+    return made;
+  }
+  void put_row(int64_t row, const float* x, int64_t length) {
+    for (int64_t n = 0; n < length; n += V) Kind::put(at(row, n), load(x + n, length - n), length - n);
+  }
+  Operand* at(int64_t row, int64_t n) const { return data_ + row * stride_ + n; }
+  Left<Operand> left(int64_t row, int64_t n = 0) const { return {at(row, n), stride_, Kind::PACK}; }
+
+ private:
+  // With a power of two, the rows would share few lines of the cache.
+  static int64_t stride(int64_t length) { return round_up(length, QUAD) + 32; }
+
+  int64_t stride_ = 0;
+  Scratch<Operand> data_;
+};
+
+// Weights in the order in which `product` reads them: panels [K / PACK, A, V, PACK], one after another. The A
+// vectors of a panel are the same V units of A gates ("gates"), or 4 V units of one gate ("quads"). K is padded
+// with zeros.
+template <class Kind>
 class Packed {
  public:
+  using Weight = typename Kind::Weight;
+  static constexpr int64_t PACK = Kind::PACK;
+
   // Packs `gates` blocks of H columns of w [K, ld]. A panel has V units of each gate.
-  static Packed gates(Threads& threads, const float* w, int64_t K, int64_t ld, int64_t gates,
-                      int64_t H) {
+  static Packed gates(Threads& threads, const Weight* w, int64_t K, int64_t ld, int64_t gates, int64_t H) {
     Packed packed(K, gates * V, (H + V - 1) / V);
     parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
-      float* to = packed.panel(panel);
+      Weight* to = packed.panel(panel);
       const int64_t unit = panel * V;
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t gate = 0; gate < gates; ++gate, to += V)
-          store(to, load(w + k * ld + gate * H + unit, H - unit));
+      for (int64_t k = 0; k < packed.K_; k += PACK)
+        for (int64_t gate = 0; gate < gates; ++gate, to += V * PACK)
+          pack(to, w + gate * H + unit, ld, k, K, H - unit);
     });
     return packed;
   }
 
   // Packs H columns of w [K, ld].
-  static Packed quads(Threads& threads, const float* w, int64_t K, int64_t ld, int64_t H) {
+  static Packed quads(Threads& threads, const Weight* w, int64_t K, int64_t ld, int64_t H) {
     Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
     parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
-      float* to = packed.panel(panel);
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V)
-          store(to, unit < H ? load(w + k * ld + unit, H - unit) : Vec{});
+      Weight* to = packed.panel(panel);
+      for (int64_t k = 0; k < packed.K_; k += PACK)
+        for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V * PACK)
+          pack(to, w + unit, ld, k, unit < H ? K : 0, H - unit);
     });
     return packed;
   }
 
-  // Packs the transpose of w [H, K].
-  static Packed transposed(Threads& threads, const float* w, int64_t K, int64_t H) {
+  // Packs the transpose of w [H, blocks * K], whose K is padded in each block.
+  static Packed transposed(Threads& threads, const Weight* w, int64_t blocks, int64_t K, int64_t H) {
     // Columns of w that are copied at a time, so that what is written stays in cache.
-    constexpr int64_t BLOCK = 16;
-    Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
+    constexpr int64_t COLUMNS = 16 * PACK;
+    const int64_t padded = round_up(K, Kind::K_ALIGN);
+    Packed packed(blocks * padded, QUAD, (H + QUAD - 1) / QUAD);
     parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
-      float* to = packed.panel(panel);
+      Weight* to = packed.panel(panel);
       const int64_t units = std::min<int64_t>(QUAD, H - panel * QUAD);
-      if (units < QUAD) std::memset(to, 0, K * QUAD * sizeof(float));
-      for (int64_t first = 0; first < K; first += BLOCK)
-        for (int64_t unit = 0; unit < units; ++unit)
-          for (int64_t k = first; k < std::min(first + BLOCK, K); ++k)
-            to[k * QUAD + unit] = w[(panel * QUAD + unit) * K + k];
+      if (units < QUAD || K < padded) std::memset(to, 0, packed.K_ * QUAD * sizeof(Weight));
+      for (int64_t block = 0; block < blocks; ++block, to += padded * QUAD)
+        for (int64_t first = 0; first < K; first += COLUMNS)
+          for (int64_t unit = 0; unit < units; ++unit) {
+            const Weight* from = w + ((panel * QUAD + unit) * blocks + block) * K;
+            for (int64_t k = first; k < std::min(first + COLUMNS, K); k += PACK)
+              std::memcpy(to + k * QUAD + unit * PACK, from + k, std::min(PACK, K - k) * sizeof(Weight));
+          }
     });
     return packed;
   }
 
   Packed() = default;
-  float* panel(int64_t n) const { return data_ + n * K_ * wide_; }
+  // K with its padding.
+  int64_t length() const { return K_; }
+  Weight* panel(int64_t n) const { return data_ + n * K_ * wide_; }
 
  private:
   Packed(int64_t K, int64_t wide, int64_t panels)
-      : K_(K), wide_(wide), panels_(panels), data_(K * wide * panels) {}
+      : K_(round_up(K, Kind::K_ALIGN)), wide_(wide), panels_(panels), data_(K_ * wide * panels) {}
   int64_t work() const { return COPY * K_ * wide_ * panels_; }
+
+  // Packs the first `units` of V columns of w [K, ld], in the rows k .. k + PACK - 1.
+  static void pack(Weight* to, const Weight* w, int64_t ld, int64_t k, int64_t K, int64_t units) {
+    const auto row = [&](int64_t n) { return n < K ? load(w + n * ld, units) : decltype(load(w, units)){}; };
+    const auto lanes = Kind::pack(row(k), row(k + PACK - 1));
+    std::memcpy(to, &lanes, sizeof lanes);
+  }
 
   // The cost of copying a number, in multiply-adds.
   static constexpr int64_t COPY = 4;
   int64_t K_ = 0, wide_ = 0, panels_ = 0;
-  Scratch data_;
+  Scratch<Weight> data_;
 };

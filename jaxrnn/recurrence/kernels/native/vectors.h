@@ -1,11 +1,11 @@
-// Vectors of V floats, the activation functions on them, and products of rows with packed weights.
+// Vectors of V floats, and the activation functions on them.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(JAXRNN_EMULATE_TILES)
 constexpr int V = 16;
 // Most rows of a tile: with 4 vectors each, 24 of 32 registers hold sums.
 constexpr int64_t MAX_TILE_ROWS = 6;
@@ -43,7 +43,8 @@ inline void store(float* p, Vec x, int64_t n) {
 
 // Keeps a vector in a register, of which AVX-512 has enough. Without it GCC loads the weights of a tile again for
 // each row, and a tile of few rows waits for those loads.
-inline void keep_in_register(Vec& x) {
+template <class Vector>
+inline void keep_in_register(Vector& x) {
 #if defined(__AVX512F__)
   asm("" : "+v"(x));
 #endif
@@ -74,63 +75,4 @@ inline Vec sigmoid(Vec x) { return 1.f / (expm1(-x) + 2.f); }
 inline Vec tanh(Vec x) {
   const Vec e = expm1(x + x);
   return e / (e + 2.f);
-}
-
-// The left operand of a product: x[row, k] = data[row * by_row + k * by_k].
-struct Left {
-  const float* data;
-  int64_t by_row, by_k = 1;
-  Left from(int64_t row, int64_t k = 0) const { return {data + row * by_row + k * by_k, by_row, by_k}; }
-};
-
-// Adds x w to out: out[r, a] += sum over k of x[r, k] w[k, a], for R rows and A vectors.
-template <int R, int A>
-void tile(Left x, const float* w, int64_t K, float* out, int64_t ldo) {
-  Vec sum[R][A];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) sum[r][a] = load(out + r * ldo + a * V);
-  for (int64_t k = 0; k < K; ++k, w += A * V, x.data += x.by_k) {
-    Vec row[A];
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) {
-      row[a] = load(w + a * V);
-      keep_in_register(row[a]);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec value = broadcast(x.data[r * x.by_row]);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) sum[r][a] += value * row[a];
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) store(out + r * ldo + a * V, sum[r][a]);
-}
-
-// The same as `tile`, for 1 to MAX_TILE_ROWS rows.
-template <int A>
-void product(int64_t rows, Left x, const float* w, int64_t K, float* out, int64_t ldo) {
-  switch (rows) {
-    case 1: return tile<1, A>(x, w, K, out, ldo);
-    case 2: return tile<2, A>(x, w, K, out, ldo);
-    case 3: return tile<3, A>(x, w, K, out, ldo);
-    case 4: return tile<4, A>(x, w, K, out, ldo);
-    case 5: return tile<5, A>(x, w, K, out, ldo);
-    case 6: return tile<6, A>(x, w, K, out, ldo);
-  }
-}
-
-// Calls what(first, count) for tiles of about equal height, which together have all rows.
-template <class What>
-void for_row_tiles(int64_t rows, What what) {
-  const int64_t tiles = (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
-  for (int64_t n = 0, row = 0; n < tiles; ++n) {
-    const int64_t end = rows * (n + 1) / tiles;
-    what(row, end - row);
-    row = end;
-  }
 }

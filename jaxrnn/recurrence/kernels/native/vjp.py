@@ -18,10 +18,10 @@ and dW_h, dW_x, db and dx are large products over all T B rows after it. Second 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxrnn.recurrence import equations
@@ -41,27 +41,37 @@ def unsupported_reason(problem: Problem) -> str | None:
     """Return why this cannot run a problem, or None where it can. The first call compiles the C++."""
     if reason := unsupported_cell(problem.cell):
         return reason
-    if problem.dtype != jnp.float32:
-        return f"its C++ multiplies float32 alone, not {problem.dtype}; use 'xla'"
+    if problem.dtype == jnp.float64:
+        return f"its C++ has no sums wider than float32 for {problem.dtype}; use 'xla'"
     return LIBRARY.unavailable_reason
 
 
 def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
     """Return the final state and the outputs [T, B, H] in float32."""
-    inputs = problem.inputs
+    inputs, weights = problem.inputs, problem.recurrent_params
     if not problem.steps or not problem.batch:
         return problem.no_steps()
-    if isinstance(inputs, Dense) and not inputs.xs.shape[-1]:
+    narrow = problem.dtype == jnp.bfloat16
+    if isinstance(inputs, Dense) and not (
+        inputs.xs.shape[-1] and (inputs.w_x.dtype == jnp.bfloat16) == narrow
+    ):
         inputs = inputs.project()
-    # w_h is float32; what is narrower beside it is widened, as the other implementations do.
-    weights, inputs = jax.tree.map(_float32, (problem.recurrent_params, inputs))
+    # What is narrower than float32 is widened, but for weights that are multiplied as bfloat16.
+    narrow_names = ("w_h", "w_x") if narrow else ()
+    weights, inputs = (_widened(tree, narrow_names) for tree in (weights, inputs))
     arrays = vary((weights, inputs, problem.state, problem.masks))
-    static = Static(problem.cell, problem.reverse, problem.batch_first)
+    static = Static(problem.cell, problem.reverse, problem.batch_first, narrow)
     return unroll_by_rows(_run, (static,), *arrays)
 
 
-def _float32(a: Array) -> Array:
-    return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+def _widened(arrays: Any, but: Sequence[str]) -> Any:
+    """Return a named tuple of arrays, or an array, with floats as float32 but for the fields named."""
+    if isinstance(arrays, tuple):
+        fields = zip(arrays._fields, arrays, strict=True)  # type: ignore[attr-defined]
+        return type(arrays)(*(a if name in but else _widened(a, but) for name, a in fields))
+    if arrays is None or not jnp.issubdtype(arrays.dtype, jnp.floating):
+        return arrays
+    return arrays.astype(jnp.float32)
 
 
 def _run(
@@ -84,7 +94,12 @@ def _backward(
     weights, inputs, _ = given
     d_gx, d_q, d_state = calls.backward(static, weights, masks, residuals, *cotangents)
     d_weights = _weight_gradients(static, weights, residuals, d_gx, d_q)
-    return d_weights, _input_gradients(static, inputs, d_gx), d_state
+    d_inputs = _input_gradients(static, inputs, d_gx)
+    if static.narrow:
+        d_weights = d_weights._replace(w_h=d_weights.w_h.astype(jnp.bfloat16))
+        if isinstance(d_inputs, Dense):
+            d_inputs = d_inputs._replace(w_x=d_inputs.w_x.astype(jnp.bfloat16))
+    return d_weights, d_inputs, d_state
 
 
 def _plain(static: Static, masks: Masks, weights: Any, inputs: Inputs, state: Any) -> Any:
