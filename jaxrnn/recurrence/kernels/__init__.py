@@ -30,7 +30,8 @@ PLATFORMS = {
 # The module of an implementation that runs several layers in one kernel.
 _LAYERS_AT_ONCE = {"cudnn": "cudnn.stack"}
 
-# Implementations that are compiled on the user's machine. Each has a module `build` with its `LIBRARY`.
+# Implementations in C++, which the wheel carries or the user's machine compiles. Each has a module
+# `build` with its `LIBRARY`.
 _COMPILED = ("native", "cudnn")
 
 
@@ -50,6 +51,6 @@ def load_layers_at_once(implementation: Any) -> ModuleType | None:
 
 
 def register_built() -> None:
-    """Register with XLA the handlers in C++ that this machine has compiled before."""
+    """Register with XLA the handlers in C++ that are in the wheel or were compiled here before."""
     for implementation in _COMPILED:
         importlib.import_module(f"{__name__}.{implementation}.build").LIBRARY.register_built()

@@ -1,12 +1,18 @@
-"""Compile C++ on the user's machine at first use, and register its handlers with XLA.
+"""Load libraries in C++, compiling them at first use, and register their handlers with XLA.
+
+A library is looked up in this order:
+  1. in the wheel, if that carries one for this processor and this jaxlib (`prebuilt.py`), unless CXX is
+     set;
+  2. in the cache folder;
+  3. otherwise it is compiled into the cache folder.
 
 Environment variables:
   CXX: the compiler command, split as by a shell, for example "clang++" or "ccache g++". The default is
-    the first of c++, g++ and clang++ that is installed.
+    the first of c++, g++ and clang++ that is installed. If it is set, the wheel's library is not used.
   JAXRNN_CACHE: the folder in which compiled libraries are kept (`jaxrnn.devices.storage`).
 
-A library in the cache needs no compiler. Its file name ends with a digest of its content, so that a file
-damaged by a full disk or a power failure is detected and compiled again.
+A library in the wheel or in the cache needs no compiler. Its file name ends with a digest of its
+content, so that a file damaged by a full disk or a power failure is detected and compiled again.
 """
 
 from __future__ import annotations
@@ -14,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shlex
@@ -27,12 +32,12 @@ import jax
 import jaxlib
 
 from jaxrnn.devices import storage
-from jaxrnn.recurrence.kernels import Missing
+from jaxrnn.recurrence.kernels import Missing, prebuilt
+from jaxrnn.recurrence.kernels.prebuilt import FLAGS, digest
 
 # The folder of the headers that several libraries include.
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-DNDEBUG", "-w")
 # Seconds that a compiler may take.
 PATIENCE = 300
 
@@ -42,16 +47,17 @@ class NotBuilt(Exception):
 
 
 class Library:
-    """A shared library that is compiled from one C++ file.
+    """A shared library that is compiled from one C++ file, here or for a wheel.
 
     Attributes:
-      name: the start of the library's file name in the cache.
+      name: the start of the library's file name.
       source: the C++ file.
       handlers: the names of the exported XLA handlers, under which they are also registered.
       platform: XLA's name of the platform whose programs call the handlers.
       systems: the supported operating systems, as `platform.system()` names them.
       flags: additional compiler flags.
       includes: folders of headers, besides the folder of the C++ file.
+      carried: the folder in which a wheel carries the library. It does not exist in other installations.
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class Library:
     ) -> None:
         self.name, self.source, self.handlers = name, source, handlers
         self.platform, self.systems, self.flags = platform, systems, (*FLAGS, *flags)
-        self.includes = includes
+        self.includes, self.carried = includes, source.with_name("prebuilt")
         # XLA takes one library per process.
         self._registered: tuple[Path, ctypes.CDLL] | None = None
 
@@ -74,7 +80,8 @@ class Library:
     def unavailable_reason(self) -> Missing | None:
         """The reason why the library cannot be used on this machine, or None if it can.
 
-        The first access on a machine compiles the library, which takes several seconds.
+        If no wheel carries the library, the first access on a machine compiles it, which takes several
+        seconds.
         """
         if platform.system() not in self.systems:
             names = " and ".join({"Darwin": "macOS"}.get(name, name) for name in self.systems)
@@ -86,7 +93,7 @@ class Library:
         return None
 
     def register_built(self) -> None:
-        """Register the library with XLA if it is in the cache.
+        """Register the library with XLA if it is in the wheel or in the cache.
 
         An executable that was serialized by another process calls the handlers without a preceding call
         of `jaxrnn.unroll`.
@@ -115,14 +122,30 @@ class Library:
         return self._registered
 
     def _find(self) -> bool:
-        """Register the library from the cache. Return whether it was found."""
-        if self._registered:
+        """Register the library from the wheel or from the cache. Return whether it was found."""
+        if self._registered or self._loads_carried():
             return True
         compiler = find_compiler()
         for folder in storage.cache_folders():
             for path in folder.glob(f"{self.prefix(compiler)}*.so"):
                 if self._loads(path, folder):
                     return True
+        return False
+
+    def _loads_carried(self) -> bool:
+        """Register the library that the wheel carries. Return whether there is one that is usable."""
+        if os.environ.get("CXX", "").strip() or not self.carried.is_dir():
+            return False
+        level = prebuilt.best_level(platform.machine(), prebuilt.processor_flags())
+        if level is None:
+            return False
+        # The errors mean that the file is for another system, or that XLA has refused it.
+        with contextlib.suppress(OSError, jax.errors.JaxRuntimeError):
+            version = prebuilt.ffi_version(Path(jax.ffi.include_dir()))
+            path = prebuilt.find(self.carried, self.name, level, version)
+            if path is not None:
+                self._register(path)
+                return True
         return False
 
     def _build(self) -> None:
@@ -221,8 +244,3 @@ def find_compiler() -> list[str] | None:
         if found := shutil.which(first):
             return [found, *rest]
     return None
-
-
-def digest(content: bytes) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of the content."""
-    return hashlib.sha256(content).hexdigest()[:16]

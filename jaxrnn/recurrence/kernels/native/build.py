@@ -1,4 +1,4 @@
-"""The C++ of this folder, compiled at first use."""
+"""The C++ of this folder: in the wheel for some levels of processor, otherwise compiled at first use."""
 
 from pathlib import Path
 
