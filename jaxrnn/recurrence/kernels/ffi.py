@@ -94,7 +94,7 @@ def call(
         front = present[0].ndim - there[0].array.ndim
         lengths = jnp.broadcast_shapes(*(x.shape[:front] for x in present))
         divided = zip(present, there, strict=True)
-        batch = next(x.shape[front + a.rows] for x, a in divided if a.rows is not None)
+        batch = next((x.shape[front + a.rows] for x, a in divided if a.rows is not None), 0)
         shapes = [NONE if _absent(r) else lengths + _with_rows(r, batch) for r in results]
         left = iter(present)
         given = [jnp.zeros(NONE, a.dtype) if a.array is None else next(left) for a in arguments]
@@ -189,7 +189,7 @@ def _partitioned(
     inward = ", ".join(factors(a.array.shape, a.rows) for a in arguments if a.array is not None)
     outward = ", ".join(factors(r.shape, r.rows) for r in results)
     all_factors = f"{inward} {outward}".replace(",", " ").split()
-    summed = () if "rows" in outward else ("rows",)
+    summed = ("rows",) if "rows" in inward and "rows" not in outward else ()
     partitioned = custom_partitioning(call)
     partitioned.def_partition(
         partition,

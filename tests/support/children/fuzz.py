@@ -24,20 +24,24 @@ from jaxrnn.recurrence.problem import Lookup
 
 EACH = 2  # changes that are tried of each array and attribute, of some hundred possible ones
 FREE = (  # what may have several values beside the same other arguments
-    "jaxrnn_forward kind",
-    "jaxrnn_backward kind",
-    "jaxrnn_forward arguments 2",  # rows of the table
+    "jaxrnn_forward cell",
+    "jaxrnn_backward cell",
+    "jaxrnn_forward arguments 0",  # rows of the table
+    "jaxrnn_pack arguments 0",  # K of weights, whose packed form is padded
+    "jaxrnn_pack cell",
+    "jaxrnn_pack form",
+    "jaxrnn_pack gates",
     "jaxrnn_outer arguments 1",  # columns of d
     "jaxrnn_outer first",
     "jaxrnn_sum_equal results 0",  # rows of the table
 )
-PROBLEMS = [  # cell, steps, rows
-    (rnn(3), 5, 2),
-    (lstm(17), 35, 1),
-    (lstm(5, peephole=True), 3, 11),
-    (gru(18), 4, 9),
-    (gru(1, reset="after"), 1, 1),
-    (gru(70, reset="after"), 5, 2),
+PROBLEMS = [  # cell, steps, rows, dtype
+    (rnn(3), 5, 2, "float32"),
+    (lstm(17), 35, 1, "bfloat16"),
+    (lstm(5, peephole=True), 3, 11, "float32"),
+    (gru(18), 4, 9, "bfloat16"),
+    (gru(1, reset="after"), 1, 1, "bfloat16"),
+    (gru(70, reset="after"), 5, 2, "float32"),
 ]
 
 
@@ -78,8 +82,8 @@ def record_calls() -> list[Spec]:
         return call
 
     jax.ffi.ffi_call = recording
-    for cell, steps, batch in PROBLEMS:
-        params = cell.init(jax.random.key(0), 6)
+    for cell, steps, batch, dtype in PROBLEMS:
+        params = cell.init(jax.random.key(0), 6, dtype)
         tokens = jnp.zeros((steps, batch), jnp.int32)
         masks = {"resets": tokens > 0, "lengths": jnp.zeros(batch, jnp.int32)}
 
@@ -93,7 +97,7 @@ def record_calls() -> list[Spec]:
             return sum((a**2).sum() for a in (ys, looked, projected))
 
         slope = partial(jax.grad(loss, (0, 1)), cell=cell, tokens=tokens, masks=masks)
-        xs = jnp.zeros((steps, batch, 6))
+        xs = jnp.zeros((steps, batch, 6), dtype)
         jax.eval_shape(slope, params, xs)
         several = jax.tree.map(lambda p: jnp.stack([p] * 3), params)
         jax.eval_shape(jax.vmap(slope, (0, None)), several, xs)
@@ -128,7 +132,8 @@ def altered(spec: Spec) -> list[tuple[str, Spec]]:
             for other in other_shapes(array):
                 changed = (*arrays[:n], other, *arrays[n + 1 :])
                 found.append((f"{field} {n}", spec._replace(**{field: changed})))
-    values: dict[str, Any] = {"kind": range(-1, 7), "first": (-1, 1, 10**9, 2**62)}
+    values: dict[str, Any] = {"cell": range(-1, 7), "first": (-1, 1, 10**9, 2**62)}
+    values |= {"form": (-1, 0, 1, 2, 3), "gates": (-1, 0, 1, 3, 4)}
     for name, value in spec.attributes:
         for other in values.get(name, ()):
             if other != value:

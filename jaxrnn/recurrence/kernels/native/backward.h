@@ -11,8 +11,8 @@ class Backward : public Problem {
   using Operand = typename Kind::Operand;
   using Weight = typename Kind::Weight;
 
-  // As in Forward.
-  const Weight* w_h;
+  // The packed transpose of w_h; `vectors` as in Forward.
+  PackedCell<Kind> w_h;
   const float* vectors;
   // As Forward left them.
   const float *previous_hidden, *kept_gates, *extra;
@@ -27,7 +27,6 @@ class Backward : public Problem {
   void run(Threads& threads) {
     const int64_t size = B * width();
     for (Scratch<>* scratch : {&d_h_, &d_c_, &d_rh_}) *scratch = Scratch<>::zeros(size);
-    w_t_ = Packed<Kind>::transposed(threads, w_h, gates(), H, H);
     if (Kind::NARROW) operand_ = Operands<Kind>(B, gates() * block());
     for (int64_t row = 0; row < B; ++row) {
       std::memcpy(d_h_ + row * width(), d_h_last + row * H, H * sizeof(float));
@@ -47,14 +46,13 @@ class Backward : public Problem {
   }
 
  private:
-  Packed<Kind> w_t_;
   Scratch<> d_h_, d_c_, d_rh_;
   // The derivatives of a step with respect to what w_h produces, as operands: [B, gates, block].
   Operands<Kind> operand_;
 
   int64_t G() const { return gates() * H; }
   // H with its padding.
-  int64_t block() const { return round_up(H, Kind::K_ALIGN); }
+  int64_t block() const { return round_up(H, Kind::K_STRIDE); }
 
   void gates_backward(const Share& mine, int64_t t) {
     if (cell == LSTM) lstm(mine, t);
@@ -94,13 +92,19 @@ class Backward : public Problem {
 
   // Adds x w_h^T over `gates` blocks of w_h's columns to `to`, in parts of K that stay in cache.
   void multiply(const Share& mine, Left<Operand> x, int64_t gate, int64_t gates, float* to) {
-    const int64_t from = gate * block(), K = gates * block();
+    const int64_t used = round_up(H, Kind::K_ALIGN);
+    // Blocks without padding are one.
+    if (used < block() && gates > 1) {
+      for (int64_t n = 0; n < gates; ++n) multiply(mine, x.from(0, n * block() / Kind::PACK), gate + n, 1, to);
+      return;
+    }
+    const int64_t from = gate * block(), K = gates * used;
     for (int64_t quad = mine.unit; quad < mine.end; quad += QUAD)
       for (int64_t k = 0; k < K; k += K_PART)
         for_row_tiles<Kind>(mine.rows, [&](int64_t tile, int64_t count) {
           const int64_t row = mine.row + tile;
           Kind::template product<4>(count, x.from(row, k / Kind::PACK),
-                                    w_t_.panel(quad / QUAD) + (from + k) * QUAD, std::min(K_PART, K - k),
+                                    w_h.all.panel(quad / QUAD) + (from + k) * QUAD, std::min(K_PART, K - k),
                                     to + row * width() + quad, width());
         });
   }

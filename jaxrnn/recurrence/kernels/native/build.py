@@ -8,7 +8,7 @@ LIBRARY = Library(
     name="recurrence",
     source=Path(__file__).with_name("recurrence.cc"),
     handlers=tuple(
-        f"jaxrnn_{name}" for name in ("forward", "backward", "outer", "back", "sum_equal")
+        f"jaxrnn_{name}" for name in ("pack", "forward", "backward", "outer", "back", "sum_equal")
     ),
     platform="cpu",
     systems=("Linux", "Darwin"),

@@ -6,6 +6,7 @@ are rounded to bfloat16. Sums, states and gates are float32.
 
 from __future__ import annotations
 
+import enum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,6 +56,40 @@ class Static(NamedTuple):
         return jax.tree.map(lambda a: a.swapaxes(0, 1), tree) if self.batch_first else tree
 
 
+class Form(enum.IntEnum):
+    """The forms in which weights are packed, as recurrence.h numbers them."""
+
+    RECURRENT = 0
+    INPUT = 1
+    TRANSPOSED = 2
+
+
+def pack(cell: Any, form: Form, w: Float[Array, "K G"]) -> Float[Array, "P"]:
+    """Return weights in the order in which the C++ reads them.
+
+    This is a call of its own, so that XLA moves it out of a loop in which the weights do not change.
+
+    Args:
+      cell: the cell; None for weights whose columns are not divided into gates.
+      form: what the weights are for.
+      w: weights of float32 or bfloat16.
+    """
+    gates = len(cell.GATES) if cell else 1
+    # Units are padded to whole panels; and K, for products of bfloat16, to whole tiles.
+    rows, columns = w.shape[0], w.shape[1] // gates
+    length, units = (columns, rows) if form is Form.TRANSPOSED else (rows, columns)
+    length = -(-length // 32) * 32 if w.dtype == jnp.bfloat16 else length
+    size = gates * length * (-(-units // 64) * 64)
+    return _call(
+        "jaxrnn_pack",
+        [Result((size,), dtype=w.dtype)],
+        [Argument(w)],
+        form=np.int64(form),
+        cell=_cell(cell) if cell else np.int64(0),
+        gates=np.int64(gates),
+    )[0]
+
+
 def forward(
     static: Static, weights: Any, inputs: Inputs, state: Any, masks: Masks, keep: bool
 ) -> tuple[Any, Float[Array, "T B H"], Residuals | None]:
@@ -78,14 +113,15 @@ def _forward_plain(static: Static, keep: bool, *given: Any) -> tuple[Any, Array,
 def _forward_call(
     static: Static, keep: bool, weights: Any, inputs: Inputs, state: Any, masks: Masks
 ) -> tuple[Any, Array, Residuals | None]:
-    xs: Any = inputs
+    cell, rows = static.cell, static.rows
     tokens = w_x = b = None
     if isinstance(inputs, Lookup):
-        xs, tokens, w_x = None, inputs.tokens.astype(jnp.int32), inputs.table
+        tokens, first = static.turned(inputs.tokens.astype(jnp.int32)), Argument(inputs.table)
     elif isinstance(inputs, Dense):
-        xs, w_x, b = inputs
-    xs, tokens = static.turned((xs, tokens))
-    cell, rows = static.cell, static.rows
+        first = Argument(static.turned(inputs.xs), rows)
+        w_x, b = pack(cell, Form.INPUT, inputs.w_x), inputs.b
+    else:
+        first = Argument(static.turned(inputs), rows)
     steps, batch, width = inputs.shape
     order = (batch, steps) if static.batch_first else (steps, batch)
     every = Result((*order, cell.hidden_size), rows)
@@ -102,11 +138,11 @@ def _forward_call(
             every if keep and third else NOTHING,
         ],
         [
-            Argument(xs, rows),
+            first,
             Argument(tokens, rows, jnp.int32),
             Argument(w_x),
             Argument(b),
-            Argument(weights.w_h),
+            Argument(pack(cell, Form.RECURRENT, weights.w_h)),
             Argument(_vectors(weights)),
             *_state(state),
             *_masks(static, masks),
@@ -177,13 +213,13 @@ def _backward_call(
     d_gx, d_q, hidden, c = _call(
         "jaxrnn_backward",
         [
-            Result((*every[:2], weights.w_h.shape[1]), rows),
+            Result((*every[:2], residuals.gates.shape[-1]), rows),
             Result(every, rows) if _has_q(cell) else NOTHING,
             first,
             first if cell.kind is CellKind.LSTM else NOTHING,
         ],
         [
-            Argument(weights.w_h),
+            Argument(pack(cell, Form.TRANSPOSED, weights.w_h)),
             Argument(_vectors(weights)),
             *(Argument(a, rows) for a in kept),
             Argument(d_ys, rows),
@@ -247,7 +283,7 @@ def _back(static: Static, d: Array, w: Array) -> Array:
 def _back_call(static: Static, d: Array, w: Array) -> Array:
     d = static.turned(d)
     results = [Result((*d.shape[:2], w.shape[0]), static.rows)]
-    arguments = [Argument(d, static.rows), Argument(w)]
+    arguments = [Argument(d, static.rows), Argument(pack(None, Form.TRANSPOSED, w))]
     return static.turned(_call("jaxrnn_back", results, arguments, flat=True)[0])
 
 

@@ -11,14 +11,14 @@ class Forward : public Problem {
   using Weight = typename Kind::Weight;
 
   // The inputs, in one of three forms: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B];
-  // xs [T, B, D] with w_x [D, G] and b [G]. These shapes, and all others here, are those without batch_first.
+  // xs [T, B, D] with packed w_x [D, G], and b [G]. These shapes, and all others here, are those without batch_first.
   const float* gx = nullptr;
   const int32_t* tokens = nullptr;
   const float *table = nullptr, *xs = nullptr, *b = nullptr;
-  const Weight* w_x = nullptr;
+  PackedCell<Kind> w_x;
   int64_t rows_of_table = 0, D = 0;
-  // w_h [H, G]; peepholes [3, H] or b_h [H], or null.
-  const Weight* w_h;
+  // Packed w_h [H, G]; peepholes [3, H] or b_h [H], or null.
+  PackedCell<Kind> w_h;
   const float* vectors;
   // The state before the first step [B, H].
   const float *h_first, *c_first;
@@ -30,21 +30,12 @@ class Forward : public Problem {
   float *previous_hidden = nullptr, *kept_gates = nullptr, *extra = nullptr;
 
   void run(Threads& threads) {
-    const int64_t size = B * width(), G = gates() * H;
+    const int64_t size = B * width();
     for (Scratch<>* scratch : {&h_[0], &h_[1], &c_, &z_}) *scratch = Scratch<>::zeros(size);
     if (Kind::NARROW)
       for (Operands<Kind>& h : operand_) h = Operands<Kind>(B, H);
-    if (cell == LSTM || cell == GRU_AFTER) {
-      w_ = Packed<Kind>::gates(threads, w_h, H, G, gates(), H);
-    } else if (cell == GRU_BEFORE) {
-      w_ = Packed<Kind>::gates(threads, w_h, H, G, 2, H);
-      rh_ = Operands<Kind>(B, H);
-      w_n_ = Packed<Kind>::quads(threads, w_h + 2 * H, H, G, H);
-    } else {
-      w_ = Packed<Kind>::quads(threads, w_h, H, G, H);
-    }
+    if (cell == GRU_BEFORE) rh_ = Operands<Kind>(B, H);
     if (xs) {
-      w_in_ = gates() == 1 ? Packed<Kind>::quads(threads, w_x, D, G, H) : Packed<Kind>::gates(threads, w_x, D, G, gates(), H);
       // If a step has few rows, several steps are projected at once: their rows are one after the other.
       steps_at_once_ = parts_of_rows<Kind>(threads, *this) > 1 ? 1 : std::clamp<int64_t>(32 / B, 1, T);
       projected_ = Scratch<>(steps_at_once_ * B * gates() * width());
@@ -78,8 +69,6 @@ class Forward : public Problem {
     const float* projected;
   };
 
-  // Weights of h, those of the candidate of a GRU that resets before the product, and weights of x.
-  Packed<Kind> w_, w_n_, w_in_;
   Scratch<> h_[2], c_, z_, projected_;
   // h, r * h and xs as operands. `Floats` multiplies h and xs as they are.
   Operands<Kind> operand_[2], rh_, xs_;
@@ -132,7 +121,7 @@ class Forward : public Problem {
     const int64_t units = gates() == 1 ? QUAD : V;
     const int64_t stride = gates() * width();
     for (int64_t unit = mine.unit; unit < mine.end; unit += units) {
-      const Weight* w = w_in_.panel(unit / units);
+      const Weight* w = w_x.all.panel(unit / units);
       const auto project_rows = [&](int64_t rows, Left<Operand> x, float* to, int64_t ldo) {
         for_row_tiles<Kind>(rows, [&](int64_t first, int64_t count) {
           float* out = to + first * ldo + unit * gates();
@@ -141,8 +130,8 @@ class Forward : public Problem {
             const Vec bias = at < H ? load(b + gate * H + at, H - at) : Vec{};
             for (int64_t row = 0; row < count; ++row) store(out + row * ldo + a * V, bias);
           }
-          if (vectors == 4) Kind::template product<4>(count, x.from(first), w, w_in_.length(), out, ldo);
-          else Kind::template product<3>(count, x.from(first), w, w_in_.length(), out, ldo);
+          if (vectors == 4) Kind::template product<4>(count, x.from(first), w, w_x.all.length(), out, ldo);
+          else Kind::template product<3>(count, x.from(first), w, w_x.all.length(), out, ldo);
         });
       };
       if (batch_first && steps > 1) {
@@ -216,7 +205,7 @@ class Forward : public Problem {
   }
 
   void rnn(const Share& mine, const Step& step) {
-    multiply_quads(mine, step.operand, w_, [&](int64_t row, int64_t unit, Vec sum) {
+    multiply_quads(mine, step.operand, w_h.all, [&](int64_t row, int64_t unit, Vec sum) {
       const Vec a = input(step, row, 0, unit) + sum;
       const Vec h = cell == RNN_TANH ? tanh(a) : cell == RNN_SIGMOID ? sigmoid(a) : a < 0.f ? Vec{} : a;
       keep(step, row, unit, 0, h);
@@ -225,7 +214,7 @@ class Forward : public Problem {
   }
 
   void lstm(const Share& mine, const Step& step) {
-    multiply<4>(mine, step.operand, w_, [&](int64_t row, int64_t unit, const float* sums) {
+    multiply<4>(mine, step.operand, w_h.all, [&](int64_t row, int64_t unit, const float* sums) {
       const auto gate = [&](int64_t n) { return load(sums + n * V) + input(step, row, n, unit); };
       const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
       float* const c_here = c_ + row * width() + unit;
@@ -252,7 +241,7 @@ class Forward : public Problem {
   }
 
   void gru_after(const Share& mine, const Step& step) {
-    multiply<3>(mine, step.operand, w_, [&](int64_t row, int64_t unit, const float* sums) {
+    multiply<3>(mine, step.operand, w_h.all, [&](int64_t row, int64_t unit, const float* sums) {
       const Vec z = sigmoid(load(sums) + input(step, row, 0, unit));
       const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
       const Vec q = load(sums + 2 * V) + load(vectors + unit, H - unit);
@@ -266,7 +255,7 @@ class Forward : public Problem {
   }
 
   void gru_before_gates(const Share& mine, const Step& step) {
-    multiply<2>(mine, step.operand, w_, [&](int64_t row, int64_t unit, const float* sums) {
+    multiply<2>(mine, step.operand, w_h.all, [&](int64_t row, int64_t unit, const float* sums) {
       const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
       const int64_t at = row * width() + unit;
       const Vec rh = r * load(step.old + at);
@@ -278,7 +267,7 @@ class Forward : public Problem {
   }
 
   void gru_before_hidden(const Share& mine, const Step& step) {
-    multiply_quads(mine, rh_.left(0), w_n_, [&](int64_t row, int64_t unit, Vec sum) {
+    multiply_quads(mine, rh_.left(0), w_h.candidate, [&](int64_t row, int64_t unit, Vec sum) {
       const Vec z = load(z_ + row * width() + unit);
       const Vec n = tanh(input(step, row, 2, unit) + sum);
       const Vec h = (1.f - z) * n + z * load(step.old + row * width() + unit);

@@ -104,13 +104,11 @@ void outer(Threads& threads, const float* x, const float* d, int64_t N, int64_t 
   });
 }
 
-// Computes d w^T [N, D], from d [N, G] and w [D, G].
+// Computes d w^T [N, D], from d [N, G] and the packed transpose of w [D, G].
 template <class Kind>
-void back(Threads& threads, const float* d, const typename Kind::Weight* w, int64_t N, int64_t G, int64_t D,
-          float* out) {
+void back(Threads& threads, const float* d, const Packed<Kind>& w_t, int64_t N, int64_t G, int64_t D, float* out) {
   constexpr int64_t ROWS = 64;
   const int64_t wide = round_up(D, QUAD);
-  const auto w_t = Packed<Kind>::transposed(threads, w, 1, G, D);
   parallel_for(threads, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
     const typename Kind::Session session;
     const int64_t n = part * ROWS, rows = std::min(ROWS, N - n);

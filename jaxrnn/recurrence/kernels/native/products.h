@@ -9,7 +9,7 @@
 //
 //   Operand, Weight      how left operands and weights are stored
 //   PACK                 numbers of K that lie side by side in packed weights
-//   K_ALIGN              what K is rounded up to; the rest has to be zeros
+//   K_ALIGN, K_STRIDE    what K is rounded up to in products, and in packed weights; the rest has to be zeros
 //   MAX_ROWS             the most rows of a call of `product`
 //   FEWEST_ROWS          the rows that a thread should have at least, as each reads all weights at every step
 //   NARROW               whether operands are rounded, and so are kept beside the floats that they are made from
@@ -46,8 +46,7 @@ inline Ints rounded_bits(Vec x) {
 }
 inline HalfVec narrow(Vec x) {
 #if defined(__AVX512BF16__)
-  const auto half = _mm512_cvtneps_pbh(reinterpret_cast<const __m512&>(x));
-  return reinterpret_cast<const HalfVec&>(half);
+  return (HalfVec)_mm512_cvtneps_pbh((__m512)x);
 #else
   return __builtin_convertvector(rounded_bits(x) >> 16, HalfVec);
 #endif
@@ -117,7 +116,7 @@ struct Floats : Vectors<Floats> {
   using Operand = float;
   using Weight = float;
   using Lanes = Vec;
-  static constexpr int64_t PACK = 1, K_ALIGN = 1;
+  static constexpr int64_t PACK = 1, K_ALIGN = 1, K_STRIDE = 1;
   static constexpr bool NARROW = false;
   static constexpr int PARTS = 1;
 
@@ -131,7 +130,8 @@ struct Floats : Vectors<Floats> {
 // Two bfloat16 numbers of K in each lane.
 struct Pairs : Vectors<Pairs> {
   using Weight = Bfloat16;
-  static constexpr int64_t PACK = 2, K_ALIGN = 2;
+  // Packed weights are also those of `Tiles`, which takes 32 numbers of K at a time.
+  static constexpr int64_t PACK = 2, K_ALIGN = 2, K_STRIDE = 32;
   static constexpr bool NARROW = true;
 
   static Ints pack(HalfVec x, HalfVec y) {
@@ -151,9 +151,7 @@ struct Pairs : Vectors<Pairs> {
     return pair - Ints{};
   }
   static Vec add_product(Vec sum, Ints x, Ints w) {
-    const auto total = _mm512_dpbf16_ps(reinterpret_cast<__m512&>(sum), reinterpret_cast<__m512bh&>(x),
-                                        reinterpret_cast<__m512bh&>(w));
-    return reinterpret_cast<const Vec&>(total);
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
   }
   static void put(Bfloat16* to, Vec x, int64_t n = V) {
     const HalfVec half = narrow(x);

@@ -48,8 +48,8 @@ class Members {
     return present(x) ? x.typed_data() + place(x, n) : nullptr;
   }
   template <class Number>
-  const Number* weights(const Weights& x, int64_t n) const {
-    return present(x) ? static_cast<const Number*>(x.untyped_data()) + place(x, n) : nullptr;
+  Number* weights(const Weights& x, int64_t n) const {
+    return present(x) ? static_cast<Number*>(x.untyped_data()) + place(x, n) : nullptr;
   }
   template <class Buffer>
   auto data(ffi::Result<Buffer>& x, int64_t n) const {
@@ -104,14 +104,18 @@ ffi::Error with_product(bool narrow, [[maybe_unused]] int64_t rows, const Run& r
 
 bool is_narrow(const Weights& w) { return w.element_type() == ffi::BF16; }
 
-void check_weights(Checks& checks, const char* name, const Weights& w, const Checks::Shape& sizes) {
+void check_dtype(Checks& checks, const char* name, const Weights& w) {
   checks.require(w.element_type() == ffi::F32 || is_narrow(w), std::string(name) + " must be float32 or bfloat16");
-  checks.shape(name, w, sizes);
+}
+
+void check_packed(Checks& checks, const char* name, const Weights& w, Form form, int64_t gates, int64_t K, int64_t H) {
+  check_dtype(checks, name, w);
+  checks.shape(name, w, {packed_size(is_narrow(w), form, gates, K, H)});
 }
 
 // Checks what both passes have in common and returns it, with the sizes of `steps` [T, B, H].
 Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, const char* name,
-                 const FloatArray& steps, const Weights& w_h, const FloatArray& vectors, const Bools& reset,
+                 const FloatArray& steps, const Weights& w_h, Form form, const FloatArray& vectors, const Bools& reset,
                  const Bools& active) {
   checks.require(cell >= RNN_TANH && cell <= GRU_AFTER, "there is no cell of kind " + std::to_string(cell));
   checks.rank(name, steps, 3);
@@ -119,7 +123,7 @@ Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, c
   const auto sizes = checks.sizes(steps);
   const Problem p{static_cast<Cell>(cell), reverse, batch_first, sizes[batch_first], sizes[!batch_first],
                   sizes[2]};
-  check_weights(checks, "w_h", w_h, {p.H, p.gates() * p.H});
+  check_packed(checks, "w_h", w_h, form, p.gates(), p.H, p.H);
   const bool peepholes = p.cell == LSTM && present(vectors);
   if (p.cell == GRU_AFTER) checks.shape("b_h", vectors, {p.H});
   else checks.shape_if(peepholes, p.cell == LSTM ? "w_c" : "b_h", vectors, {3, p.H});
@@ -134,31 +138,30 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
                    int64_t cell, bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*ys, 3);
   Checks checks("jaxrnn_forward", axes);
-  const Problem p = describe(checks, cell, reverse, batch_first, "ys", *ys, w_h, vectors, reset, active);
+  const Problem p = describe(checks, cell, reverse, batch_first, "ys", *ys, w_h, RECURRENT, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
   // The axes of arrays of all steps.
   const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
   const bool lstm = p.cell == LSTM, gated = p.gates() > 1, keep = present(*kept_gates);
-  // Rows of w_x or of the table.
+  // Features of xs.
   int64_t D = 0;
-  if (present(w_x)) {
-    checks.rank("w_x or the table", w_x, 2);
-    if (checks.ok()) D = checks.sizes(w_x)[0];
-    check_weights(checks, "w_x or the table", w_x, {D, G});
-    checks.require(present(tokens) ? !is_narrow(w_x) : is_narrow(w_x) == is_narrow(w_h),
-                   "w_x must have the dtype of w_h, and a table must be float32");
-  }
   if (present(tokens)) {
     checks.shape("tokens", tokens, {first, second});
-    checks.require(present(w_x), "tokens need a table");
-    checks.absent("xs", xs);
-    checks.absent("b", b);
+    checks.rank("the table", xs, 2);
+    if (checks.ok()) checks.shape("the table", xs, {checks.sizes(xs)[0], G});
   } else {
+    checks.rank(present(w_x) ? "xs" : "gx", xs, 3);
+    if (checks.ok()) D = checks.sizes(xs)[2];
     checks.shape(present(w_x) ? "xs" : "gx", xs, {first, second, present(w_x) ? D : G});
-    checks.shape_if(present(w_x), "b", b, {G});
   }
+  if (present(w_x)) {
+    checks.require(!present(tokens), "w_x and tokens must not both be given");
+    check_packed(checks, "w_x", w_x, INPUT, p.gates(), D, H);
+    checks.require(is_narrow(w_x) == is_narrow(w_h), "w_x must have the dtype of w_h");
+  }
+  checks.shape_if(present(w_x), "b", b, {G});
   checks.shape("h", h_first, {B, H});
   checks.shape_if(lstm, "c", c_first, {B, H});
   checks.result("the last h", h_last, {B, H});
@@ -174,24 +177,24 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
     using Run = Forward<decltype(kind)>;
     return members.run(pool, T * B * G * (H + D), [&](Threads& threads, int64_t n) {
       const auto at = [&](auto& x) { return members.data(x, n); };
-      const auto weights = [&](auto& w) { return members.weights<typename Run::Weight>(w, n); };
+      using Weight = typename Run::Weight;
       Run run;
       static_cast<Problem&>(run) = p;
       run.reset = at(reset);
       run.active = at(active);
       if (present(tokens)) {
         run.tokens = at(tokens);
-        run.table = members.weights<float>(w_x, n);
-        run.rows_of_table = D;
+        run.table = at(xs);
+        run.rows_of_table = checks.sizes(xs)[0];
       } else if (present(w_x)) {
         run.xs = at(xs);
-        run.w_x = weights(w_x);
+        run.w_x = {members.weights<Weight>(w_x, n), INPUT, p.cell, p.gates(), D, H};
         run.D = D;
         run.b = at(b);
       } else {
         run.gx = at(xs);
       }
-      run.w_h = weights(w_h);
+      run.w_h = {members.weights<Weight>(w_h, n), RECURRENT, p.cell, p.gates(), H, H};
       run.vectors = at(vectors);
       run.h_first = at(h_first);
       run.c_first = at(c_first);
@@ -212,7 +215,7 @@ ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Float
                     bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*d_gx, 3);
   Checks checks("jaxrnn_backward", axes);
-  const Problem p = describe(checks, cell, reverse, batch_first, "d_ys", d_ys, w_h, vectors, reset, active);
+  const Problem p = describe(checks, cell, reverse, batch_first, "d_ys", d_ys, w_h, TRANSPOSED, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
@@ -241,7 +244,7 @@ ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Float
       static_cast<Problem&>(run) = p;
       run.reset = at(reset);
       run.active = at(active);
-      run.w_h = members.weights<typename Run::Weight>(w_h, n);
+      run.w_h = {members.weights<typename Run::Weight>(w_h, n), TRANSPOSED, p.cell, p.gates(), H, H};
       run.vectors = at(vectors);
       run.previous_hidden = at(previous_hidden);
       run.kept_gates = at(kept_gates);
@@ -256,6 +259,37 @@ ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Float
       run.run(threads);
     });
   });
+}
+
+ffi::Error pack(ffi::ThreadPool pool, Weights w, ffi::Result<Weights> packed, int64_t form, int64_t cell,
+                int64_t gates) {
+  const auto axes = mapped_axes(*packed, 1);
+  Checks checks("jaxrnn_pack", axes);
+  checks.rank("w", w, 2);
+  checks.require(form >= RECURRENT && form <= TRANSPOSED, "there is no form " + std::to_string(form));
+  check_dtype(checks, "w", w);
+  checks.require(w.element_type() == packed->element_type(), "the result must have the dtype of w");
+  if (!checks.ok()) return checks.error();
+  const int64_t K = checks.sizes(w)[0], G = checks.sizes(w)[1];
+  checks.require(gates > 0 && G % gates == 0, std::to_string(G) + " columns are not " + std::to_string(gates) + " gates");
+  if (!checks.ok()) return checks.error();
+  const int64_t H = G / gates;
+  const Form wanted = static_cast<Form>(form);
+  checks.shape("w", w, {K, G});
+  checks.result("the result", packed, {packed_size(is_narrow(w), wanted, gates, K, H)});
+  if (!checks.ok()) return checks.error();
+  use_huge_pages(packed->untyped_data(), packed->size_bytes());
+  const Members members(axes);
+  // The order is the same for all kinds of narrow products.
+  const auto run = [&](auto kind) {
+    using Kind = decltype(kind);
+    using Weight = typename Kind::Weight;
+    return members.run(pool, K * G, [&](Threads& threads, int64_t n) {
+      const PackedCell<Kind> to(members.weights<Weight>(*packed, n), wanted, static_cast<Cell>(cell), gates, K, H);
+      to.pack(threads, members.weights<Weight>(w, n), wanted, gates, K, H);
+    });
+  };
+  return is_narrow(w) ? run(Pairs()) : run(Floats());
 }
 
 ffi::Error outer_call(ffi::ThreadPool pool, FloatArray x, FloatArray d, Results out, Results sums, int64_t first,
@@ -289,11 +323,11 @@ ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, Results out)
   const auto axes = mapped_axes(*out, 2);
   Checks checks("jaxrnn_back", axes);
   checks.rank("d", d, 2);
-  checks.rank("w", w, 2);
+  checks.rank("the result", *out, 2);
   if (!checks.ok()) return checks.error();
-  const int64_t N = checks.sizes(d)[0], G = checks.sizes(d)[1], D = checks.sizes(w)[0];
+  const int64_t N = checks.sizes(d)[0], G = checks.sizes(d)[1], D = checks.sizes(*out)[1];
   checks.shape("d", d, {N, G});
-  check_weights(checks, "w", w, {D, G});
+  check_packed(checks, "w", w, TRANSPOSED, 1, D, G);
   checks.result("the result", out, {N, D});
   if (!checks.ok()) return checks.error();
   expect_large(*out);
@@ -301,8 +335,8 @@ ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, Results out)
   return with_product(is_narrow(w), N, [&](auto kind) {
     using Kind = decltype(kind);
     return members.run(pool, N * G * D, [&](Threads& threads, int64_t n) {
-      back<Kind>(threads, members.data(d, n), members.weights<typename Kind::Weight>(w, n), N, G, D,
-                 members.data(out, n));
+      const PackedCell<Kind> w_t(members.weights<typename Kind::Weight>(w, n), TRANSPOSED, RNN_TANH, 1, D, G);
+      back(threads, members.data(d, n), w_t.all, N, G, D, members.data(out, n));
     });
   });
 }
@@ -326,14 +360,23 @@ ffi::Error sum_equal_call(ffi::ThreadPool pool, Tokens tokens, FloatArray d, Res
 
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_pack, pack,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Weights>()  // w [K, G]
+                                  .Ret<Weights>()  // packed
+                                  .Attr<int64_t>("form")
+                                  .Attr<int64_t>("cell")
+                                  .Attr<int64_t>("gates"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<FloatArray>()   // xs [T, B, D] or gx [T, B, G]
+                                  .Arg<FloatArray>()   // xs [T, B, D], gx [T, B, G] or the table [V, G]
                                   .Arg<Tokens>()   // [T, B]
-                                  .Arg<Weights>()      // w_x [D, G] or the table [V, G]
+                                  .Arg<Weights>()      // packed w_x [D, G]
                                   .Arg<FloatArray>()   // b [G]
-                                  .Arg<Weights>()      // w_h [H, G]
+                                  .Arg<Weights>()      // packed w_h [H, G]
                                   .Arg<FloatArray>()   // peepholes [3, H] or b_h [H]
                                   .Arg<FloatArray>()   // h [B, H] before the first step
                                   .Arg<FloatArray>()   // c [B, H]
@@ -352,7 +395,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Weights>()      // w_h [H, G]
+                                  .Arg<Weights>()      // packed transpose of w_h [H, G]
                                   .Arg<FloatArray>()   // peepholes or b_h
                                   .Arg<FloatArray>()   // h before each step [T, B, H]
                                   .Arg<FloatArray>()   // the gates [T, B, G]
@@ -384,7 +427,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_back, back_call,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<FloatArray>()    // d [N, G]
-                                  .Arg<Weights>()       // w [D, G]
+                                  .Arg<Weights>()       // packed transpose of w [D, G]
                                   .Ret<FloatArray>());  // d w^T [N, D]
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_sum_equal, sum_equal_call,

@@ -164,48 +164,54 @@ class Operands {
 
 // Weights in the order in which `product` reads them: panels [K / PACK, A, V, PACK], one after another. The A
 // vectors of a panel are the same V units of A gates ("gates"), or 4 V units of one gate ("quads"). K is padded
-// with zeros.
+// with zeros. An object describes weights that lie in memory, or are to be packed there.
 template <class Kind>
 class Packed {
  public:
   using Weight = typename Kind::Weight;
   static constexpr int64_t PACK = Kind::PACK;
 
-  // Packs `gates` blocks of H columns of w [K, ld]. A panel has V units of each gate.
-  static Packed gates(Threads& threads, const Weight* w, int64_t K, int64_t ld, int64_t gates, int64_t H) {
-    Packed packed(K, gates * V, (H + V - 1) / V);
-    parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
-      Weight* to = packed.panel(panel);
+  Packed() = default;
+  static Packed gates(Weight* at, int64_t K, int64_t gates, int64_t H) {
+    return Packed(at, K, gates * V, (H + V - 1) / V);
+  }
+  static Packed quads(Weight* at, int64_t K, int64_t H) { return Packed(at, K, QUAD, (H + QUAD - 1) / QUAD); }
+
+  // The K of a product, with its padding.
+  int64_t length() const { return round_up(K_, Kind::K_ALIGN); }
+  Weight* panel(int64_t n) const { return at_ + n * stride_ * wide_; }
+  Weight* end() const { return panel(panels_); }
+
+  // Packs blocks of H columns of w [K, ld], one for each gate of a panel.
+  void pack_gates(Threads& threads, const Weight* w, int64_t ld, int64_t H) const {
+    parallel_for(threads, panels_, work(), [&](int64_t panel) {
+      Weight* to = this->panel(panel);
       const int64_t unit = panel * V;
-      for (int64_t k = 0; k < packed.K_; k += PACK)
-        for (int64_t gate = 0; gate < gates; ++gate, to += V * PACK)
-          pack(to, w + gate * H + unit, ld, k, K, H - unit);
+      for (int64_t k = 0; k < stride_; k += PACK)
+        for (int64_t gate = 0; gate < wide_ / V; ++gate, to += V * PACK)
+          pack(to, w + gate * H + unit, ld, k, K_, H - unit);
     });
-    return packed;
   }
 
   // Packs H columns of w [K, ld].
-  static Packed quads(Threads& threads, const Weight* w, int64_t K, int64_t ld, int64_t H) {
-    Packed packed(K, QUAD, (H + QUAD - 1) / QUAD);
-    parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
-      Weight* to = packed.panel(panel);
-      for (int64_t k = 0; k < packed.K_; k += PACK)
+  void pack_quads(Threads& threads, const Weight* w, int64_t ld, int64_t H) const {
+    parallel_for(threads, panels_, work(), [&](int64_t panel) {
+      Weight* to = this->panel(panel);
+      for (int64_t k = 0; k < stride_; k += PACK)
         for (int64_t unit = panel * QUAD; unit < (panel + 1) * QUAD; unit += V, to += V * PACK)
-          pack(to, w + unit, ld, k, unit < H ? K : 0, H - unit);
+          pack(to, w + unit, ld, k, unit < H ? K_ : 0, H - unit);
     });
-    return packed;
   }
 
-  // Packs the transpose of w [H, blocks * K], whose K is padded in each block.
-  static Packed transposed(Threads& threads, const Weight* w, int64_t blocks, int64_t K, int64_t H) {
+  // Packs the transpose of w [H, blocks * K] in quads. K is padded in each block.
+  void pack_transposed(Threads& threads, const Weight* w, int64_t blocks, int64_t K, int64_t H) const {
     // Columns of w that are copied at a time, so that what is written stays in cache.
     constexpr int64_t COLUMNS = 16 * PACK;
-    const int64_t padded = round_up(K, Kind::K_ALIGN);
-    Packed packed(blocks * padded, QUAD, (H + QUAD - 1) / QUAD);
-    parallel_for(threads, packed.panels_, packed.work(), [&](int64_t panel) {
-      Weight* to = packed.panel(panel);
+    const int64_t padded = stride_ / blocks;
+    parallel_for(threads, panels_, work(), [&](int64_t panel) {
+      Weight* to = this->panel(panel);
       const int64_t units = std::min<int64_t>(QUAD, H - panel * QUAD);
-      if (units < QUAD || K < padded) std::memset(to, 0, packed.K_ * QUAD * sizeof(Weight));
+      if (units < QUAD || K < padded) std::memset(to, 0, stride_ * QUAD * sizeof(Weight));
       for (int64_t block = 0; block < blocks; ++block, to += padded * QUAD)
         for (int64_t first = 0; first < K; first += COLUMNS)
           for (int64_t unit = 0; unit < units; ++unit) {
@@ -214,18 +220,12 @@ class Packed {
               std::memcpy(to + k * QUAD + unit * PACK, from + k, std::min(PACK, K - k) * sizeof(Weight));
           }
     });
-    return packed;
   }
 
-  Packed() = default;
-  // K with its padding.
-  int64_t length() const { return K_; }
-  Weight* panel(int64_t n) const { return data_ + n * K_ * wide_; }
-
  private:
-  Packed(int64_t K, int64_t wide, int64_t panels)
-      : K_(round_up(K, Kind::K_ALIGN)), wide_(wide), panels_(panels), data_(K_ * wide * panels) {}
-  int64_t work() const { return COPY * K_ * wide_ * panels_; }
+  Packed(Weight* at, int64_t K, int64_t wide, int64_t panels)
+      : at_(at), K_(K), stride_(round_up(K, Kind::K_STRIDE)), wide_(wide), panels_(panels) {}
+  int64_t work() const { return COPY * stride_ * wide_ * panels_; }
 
   // Packs the first `units` of V columns of w [K, ld], in the rows k .. k + PACK - 1.
   static void pack(Weight* to, const Weight* w, int64_t ld, int64_t k, int64_t K, int64_t units) {
@@ -236,6 +236,54 @@ class Packed {
 
   // The cost of copying a number, in multiply-adds.
   static constexpr int64_t COPY = 4;
-  int64_t K_ = 0, wide_ = 0, panels_ = 0;
-  Scratch<Weight> data_;
+  Weight* at_ = nullptr;
+  int64_t K_ = 0, stride_ = 0, wide_ = 0, panels_ = 0;
 };
+
+// The forms in which weights are packed, as calls.py numbers them.
+enum Form : int64_t {
+  // w_h [H, G] for the forward pass.
+  RECURRENT,
+  // w_x [D, G] for the forward pass.
+  INPUT,
+  // The transpose of w_h or w_x, whose columns are blocks of H, for the products of the backward pass.
+  TRANSPOSED,
+};
+
+// Packed weights of a cell. A GRU that resets before the product has its candidate's recurrent weights apart.
+template <class Kind>
+struct PackedCell {
+  using Weight = typename Kind::Weight;
+
+  PackedCell() = default;
+  // K: rows of the weights.
+  PackedCell(Weight* at, Form form, Cell cell, int64_t gates, int64_t K, int64_t H) {
+    apart = form == RECURRENT && cell == GRU_BEFORE;
+    if (form == TRANSPOSED) {
+      all = Packed<Kind>::quads(at, gates * round_up(H, Kind::K_STRIDE), K);
+    } else if (gates == 1) {
+      all = Packed<Kind>::quads(at, K, H);
+    } else {
+      all = Packed<Kind>::gates(at, K, gates - apart, H);
+      if (apart) candidate = Packed<Kind>::quads(all.end(), K, H);
+    }
+  }
+
+  void pack(Threads& threads, const Weight* w, Form form, int64_t gates, int64_t K, int64_t H) const {
+    if (form == TRANSPOSED) all.pack_transposed(threads, w, gates, H, K);
+    else if (gates == 1) all.pack_quads(threads, w, H, H);
+    else all.pack_gates(threads, w, gates * H, H);
+    if (apart) candidate.pack_quads(threads, w + (gates - 1) * H, gates * H, H);
+  }
+
+  Packed<Kind> all, candidate;
+  bool apart = false;
+};
+
+// The numbers of packed weights of K rows and gates of H columns, or a few more.
+inline int64_t packed_size(bool narrow, Form form, int64_t gates, int64_t K, int64_t H) {
+  constexpr int64_t UNITS = 64;
+  const int64_t stride = narrow ? Pairs::K_STRIDE : Floats::K_STRIDE;
+  return form == TRANSPOSED ? gates * round_up(H, stride) * round_up(K, UNITS)
+                            : gates * round_up(K, stride) * round_up(H, UNITS);
+}

@@ -43,8 +43,12 @@ inline void store(float* p, Vec x, int64_t n) {
 
 // Keeps a vector in a register, of which AVX-512 has enough. Without it GCC loads the weights of a tile again for
 // each row, and a tile of few rows waits for those loads.
-template <class Vector>
-inline void keep_in_register(Vector& x) {
+inline void keep_in_register([[maybe_unused]] Vec& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#endif
+}
+inline void keep_in_register([[maybe_unused]] Ints& x) {
 #if defined(__AVX512F__)
   asm("" : "+v"(x));
 #endif
