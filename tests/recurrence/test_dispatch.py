@@ -129,7 +129,7 @@ def test_the_nearest_measured_size_decides(batch: int, hidden: int, want: str, w
     [
         (lstm(512), 8, "float32", USUAL),
         (lstm(128, peephole=True), 1, "float32", USUAL),
-        (lstm(128), 1, "bfloat16", "xla"),
+        (lstm(128), 1, "bfloat16", USUAL),
     ],
 )
 def test_what_was_measured_of_others_does_not_count(

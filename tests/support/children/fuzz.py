@@ -31,6 +31,7 @@ FREE = (  # what may have several values beside the same other arguments
     "jaxrnn_pack cell",
     "jaxrnn_pack form",
     "jaxrnn_pack gates",
+    "jaxrnn_back results 0",  # D, which is padded in the packed weights
     "jaxrnn_outer arguments 1",  # columns of d
     "jaxrnn_outer first",
     "jaxrnn_sum_equal results 0",  # rows of the table
