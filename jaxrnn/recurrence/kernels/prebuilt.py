@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Compiler flags for every library, whether a wheel carries it or not.
-FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-DNDEBUG", "-w")
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility-inlines-hidden", "-DNDEBUG", "-w")
 
 
 class Level(NamedTuple):

@@ -86,7 +86,7 @@ class Backward : public Problem {
     if constexpr (Kind::NARROW) return operand(t, 2);
     else return {d_q + place(t, 0) * H, row_stride() * H, 1};
   }
-  void put_operand(int64_t row, int64_t gate, int64_t unit, Vec d) {
+  ALWAYS_INLINE void put_operand(int64_t row, int64_t gate, int64_t unit, Vec d) {
     if constexpr (Kind::NARROW) Kind::put(operand_.at(row, gate * block() + unit), d, H - unit);
   }
 
@@ -129,16 +129,16 @@ class Backward : public Problem {
     }
   }
 
-  Vec gate(int64_t t, int64_t row, int64_t n, int64_t unit) const {
+  ALWAYS_INLINE Vec gate(int64_t t, int64_t row, int64_t n, int64_t unit) const {
     return load(kept_gates + (place(t, row) * gates() + n) * H + unit, H - unit);
   }
 
   // Loads from `previous_hidden` or `extra`.
-  Vec saved_value(const float* from, int64_t t, int64_t row, int64_t unit) const {
+  ALWAYS_INLINE Vec saved_value(const float* from, int64_t t, int64_t row, int64_t unit) const {
     return load(from + place(t, row) * H + unit, H - unit);
   }
 
-  void put_d_gx(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
+  ALWAYS_INLINE void put_d_gx(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
     store(d_gx + place(t, row) * G() + gate * H + unit, d, H - unit);
     put_operand(row, gate, unit, d);
   }

@@ -144,24 +144,24 @@ class Forward : public Problem {
     }
   }
 
-  Vec input(const Step& step, int64_t row, int64_t gate, int64_t unit) const {
+  ALWAYS_INLINE Vec input(const Step& step, int64_t row, int64_t gate, int64_t unit) const {
     if (xs) return load(step.projected + (row * width() + unit) * gates() + gate * V);
     const float* from = gx + place(step.t, row) * gates() * H;
     if (tokens) from = table + table_row(tokens[place(step.t, row)], rows_of_table) * gates() * H;
     return load(from + gate * H + unit, H - unit);
   }
 
-  void keep(const Step& step, int64_t row, int64_t unit, int64_t gate, Vec x) {
+  ALWAYS_INLINE void keep(const Step& step, int64_t row, int64_t unit, int64_t gate, Vec x) {
     if (kept_gates) store(kept_gates + (place(step.t, row) * gates() + gate) * H + unit, x, H - unit);
   }
 
-  void keep_extra(const Step& step, int64_t row, int64_t unit, Vec x) {
+  ALWAYS_INLINE void keep_extra(const Step& step, int64_t row, int64_t unit, Vec x) {
     if (extra) store(extra + place(step.t, row) * H + unit, x, H - unit);
   }
 
   // Writes the row's output, and its state for the next step: h, or the old state in the padding, or zeros if
   // the next step resets the row.
-  void put_hidden(const Step& step, int64_t row, int64_t unit, Vec h) {
+  ALWAYS_INLINE void put_hidden(const Step& step, int64_t row, int64_t unit, Vec h) {
     const int64_t to = place(step.t, row) * H + unit;
     const Vec old = load(step.old + row * width() + unit);
     const bool stand = inactive(step.t, row);
@@ -174,16 +174,21 @@ class Forward : public Problem {
 
   bool resets_next(const Step& step, int64_t row) const { return step.next >= 0 && resets(step.next, row); }
 
-  // Calls what(row, unit, sums) for every V units, with sums [A, V] = x w of A gates.
-  template <int A, class What>
-  void multiply(const Share& mine, Left<Operand> x, const Packed<Kind>& w, What what) {
+  // Calls each of the stages for every V units, as stage(row, unit, sums) with sums [A, V] = x w of A gates, in
+  // which it may leave results for the next stage. A stage runs for some rows before the next one does, so that
+  // the processor overlaps their activation functions, each of which is a long chain of operations.
+  template <int A, class... Stages>
+  void multiply(const Share& mine, Left<Operand> x, const Packed<Kind>& w, const Stages&... stages) {
     for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
       for_row_tiles<Kind>(mine.rows, [&](int64_t first, int64_t count) {
         alignas(64) float sums[Kind::MAX_ROWS * A * V];
         const int64_t row = mine.row + first;
         std::memset(sums, 0, count * A * V * sizeof(float));
         Kind::template product<A>(count, x.from(row), w.panel(unit / V), w.length(), sums, A * V);
-        for (int64_t r = 0; r < count; ++r) what(row + r, unit, sums + r * A * V);
+        const auto run = [&](const auto& stage) {
+          for (int64_t r = 0; r < count; ++r) stage(row + r, unit, sums + r * A * V);
+        };
+        (run(stages), ...);
       });
     }
   }
@@ -214,36 +219,50 @@ class Forward : public Problem {
   }
 
   void lstm(const Share& mine, const Step& step) {
-    multiply<4>(mine, step.operand, w_h.all, [&](int64_t row, int64_t unit, const float* sums) {
+    const auto peephole = [&](int64_t n, int64_t unit) { return load(vectors + n * H + unit, H - unit); };
+    const auto gates = [&](int64_t row, int64_t unit, float* sums) {
       const auto gate = [&](int64_t n) { return load(sums + n * V) + input(step, row, n, unit); };
-      const auto peephole = [&](int64_t n) { return load(vectors + n * H + unit, H - unit); };
-      float* const c_here = c_ + row * width() + unit;
-      const Vec before = load(c_here);
-      Vec a_i = gate(0), a_f = gate(1), a_o = gate(3);
+      Vec a_i = gate(0), a_f = gate(1), o = gate(3);
       if (vectors) {
-        a_i += peephole(0) * before;
-        a_f += peephole(1) * before;
+        const Vec before = load(c_ + row * width() + unit);
+        a_i += peephole(0, unit) * before;
+        a_f += peephole(1, unit) * before;
+      } else {
+        o = sigmoid(o);
       }
-      const Vec i = sigmoid(a_i);
-      const Vec f = sigmoid(a_f);
-      const Vec g = tanh(gate(2));
+      store(sums, sigmoid(a_i));
+      store(sums + V, sigmoid(a_f));
+      store(sums + 2 * V, tanh(gate(2)));
+      store(sums + 3 * V, o);
+    };
+    const auto cell = [&](int64_t row, int64_t unit, float* sums) {
+      float* const c_here = c_ + row * width() + unit;
+      const Vec before = load(c_here), i = load(sums), f = load(sums + V), g = load(sums + 2 * V);
       const Vec c = f * before + i * g;
-      if (vectors) a_o += peephole(2) * c;
-      const Vec o = sigmoid(a_o);
+      Vec o = load(sums + 3 * V);
+      if (vectors) o = sigmoid(o + peephole(2, unit) * c);
       keep(step, row, unit, 0, i);
       keep(step, row, unit, 1, f);
       keep(step, row, unit, 2, g);
       keep(step, row, unit, 3, o);
       keep_extra(step, row, unit, before);
       store(c_here, resets_next(step, row) ? Vec{} : inactive(step.t, row) ? before : c);
-      put_hidden(step, row, unit, o * tanh(c));
-    });
+      store(sums, c);
+      store(sums + V, o);
+    };
+    const auto hidden = [&](int64_t row, int64_t unit, float* sums) {
+      put_hidden(step, row, unit, load(sums + V) * tanh(load(sums)));
+    };
+    multiply<4>(mine, step.operand, w_h.all, gates, cell, hidden);
   }
 
   void gru_after(const Share& mine, const Step& step) {
-    multiply<3>(mine, step.operand, w_h.all, [&](int64_t row, int64_t unit, const float* sums) {
-      const Vec z = sigmoid(load(sums) + input(step, row, 0, unit));
-      const Vec r = sigmoid(load(sums + V) + input(step, row, 1, unit));
+    const auto gates = [&](int64_t row, int64_t unit, float* sums) {
+      store(sums, sigmoid(load(sums) + input(step, row, 0, unit)));
+      store(sums + V, sigmoid(load(sums + V) + input(step, row, 1, unit)));
+    };
+    const auto hidden = [&](int64_t row, int64_t unit, float* sums) {
+      const Vec z = load(sums), r = load(sums + V);
       const Vec q = load(sums + 2 * V) + load(vectors + unit, H - unit);
       const Vec n = tanh(input(step, row, 2, unit) + r * q);
       keep(step, row, unit, 0, z);
@@ -251,7 +270,8 @@ class Forward : public Problem {
       keep(step, row, unit, 2, n);
       keep_extra(step, row, unit, q);
       put_hidden(step, row, unit, (1.f - z) * n + z * load(step.old + row * width() + unit));
-    });
+    };
+    multiply<3>(mine, step.operand, w_h.all, gates, hidden);
   }
 
   void gru_before_gates(const Share& mine, const Step& step) {

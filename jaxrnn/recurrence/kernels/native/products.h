@@ -22,10 +22,6 @@
 
 #include "vectors.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 // The upper half of a float.
 using Bfloat16 = uint16_t;
 typedef Bfloat16 HalfVec __attribute__((vector_size(V * 2), aligned(2), may_alias));
