@@ -15,9 +15,11 @@ class Backward : public Problem {
   PackedCell<Kind> w_h;
   const float* vectors;
   // As Forward left them.
-  const float *previous_hidden, *kept_gates, *extra;
+  Series previous_hidden;
+  const float *kept_gates, *extra;
   // [T, B, H], [B, H].
-  const float *d_ys, *d_h_last, *d_c_last;
+  Series d_ys;
+  const float *d_h_last, *d_c_last;
   // d_gx [T, B, G], which may be `kept_gates` itself; [B, H].
   float *d_gx, *d_h_first, *d_c_first;
   // [T, B, H], the derivative with respect to q = h w_n + b_h of a GRU that resets after the product. It may be
@@ -123,7 +125,7 @@ class Backward : public Problem {
       }
       for (int64_t unit = mine.unit; unit < mine.end; unit += V) {
         float* const d_h = d_h_ + row * width() + unit;
-        const Vec d_y = load(d_ys + place(t, row) * H + unit, H - unit);
+        const Vec d_y = d_ys.at(place(t, row) * H + unit, H - unit);
         store(d_h, what(row, unit, load(d_h) + d_y));
       }
     }
@@ -133,9 +135,11 @@ class Backward : public Problem {
     return load(kept_gates + (place(t, row) * gates() + n) * H + unit, H - unit);
   }
 
-  // Loads from `previous_hidden` or `extra`.
-  ALWAYS_INLINE Vec saved_value(const float* from, int64_t t, int64_t row, int64_t unit) const {
-    return load(from + place(t, row) * H + unit, H - unit);
+  ALWAYS_INLINE Vec hidden_before(int64_t t, int64_t row, int64_t unit) const {
+    return previous_hidden.at(place(t, row) * H + unit, H - unit);
+  }
+  ALWAYS_INLINE Vec extra_of(int64_t t, int64_t row, int64_t unit) const {
+    return load(extra + place(t, row) * H + unit, H - unit);
   }
 
   ALWAYS_INLINE void put_d_gx(int64_t t, int64_t row, int64_t gate, int64_t unit, Vec d) {
@@ -161,7 +165,7 @@ class Backward : public Problem {
       const Vec f = gate(t, row, 1, unit);
       const Vec g = gate(t, row, 2, unit);
       const Vec o = gate(t, row, 3, unit);
-      const Vec before = saved_value(extra, t, row, unit);
+      const Vec before = extra_of(t, row, unit);
       const Vec tanh_c = tanh(f * before + i * g);
       float* const d_cell = d_c_ + row * width() + unit;
       const Vec d_ao = d_h * tanh_c * o * (1.f - o);
@@ -190,8 +194,8 @@ class Backward : public Problem {
       const Vec z = gate(t, row, 0, unit);
       const Vec r = gate(t, row, 1, unit);
       const Vec n = gate(t, row, 2, unit);
-      const Vec q = saved_value(extra, t, row, unit);
-      const Vec h = saved_value(previous_hidden, t, row, unit);
+      const Vec q = extra_of(t, row, unit);
+      const Vec h = hidden_before(t, row, unit);
       const Vec d_an = d_h * (1.f - z) * (1.f - n * n);
       put_d_gx(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
       put_d_gx(t, row, 1, unit, d_an * q * r * (1.f - r));
@@ -206,7 +210,7 @@ class Backward : public Problem {
     for_active_rows(mine, t, [&](int64_t row, int64_t unit, Vec d_h) {
       const Vec z = gate(t, row, 0, unit);
       const Vec n = gate(t, row, 2, unit);
-      const Vec h = saved_value(previous_hidden, t, row, unit);
+      const Vec h = hidden_before(t, row, unit);
       put_d_gx(t, row, 0, unit, d_h * (h - n) * z * (1.f - z));
       put_d_gx(t, row, 2, unit, d_h * (1.f - z) * (1.f - n * n));
       store(d_rh_ + row * width() + unit, Vec{});
@@ -222,7 +226,7 @@ class Backward : public Problem {
         const int64_t at = row * width() + unit;
         const Vec r = gate(t, row, 1, unit);
         const Vec d_rh = load(d_rh_ + at);
-        const Vec h = saved_value(previous_hidden, t, row, unit);
+        const Vec h = hidden_before(t, row, unit);
         put_d_gx(t, row, 1, unit, d_rh * h * r * (1.f - r));
         store(d_h_ + at, load(d_h_ + at) + d_rh * r);
       }

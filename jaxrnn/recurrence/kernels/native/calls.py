@@ -1,7 +1,8 @@
 """The C++ of this folder as JAX functions.
 
-All arrays are float32, except that w_h and w_x may both be bfloat16: then the operands of the products
-are rounded to bfloat16. Sums, states and gates are float32.
+All arrays are float32, except that w_h and w_x may both be bfloat16. Then the operands of the products
+are rounded to bfloat16; xs, ys and their derivatives may be bfloat16; and h before each step, an
+operand, always is. Sums, states and gates are float32.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Static(NamedTuple):
     reverse: bool
     batch_first: bool
     narrow: bool = False
+
+    @property
+    def operand_dtype(self) -> Any:
+        """The dtype to which the operands of products are rounded."""
+        return jnp.bfloat16 if self.narrow else jnp.float32
 
     @property
     def rows(self) -> int:
@@ -107,7 +113,11 @@ def _forward(static: Static, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
 
 def _forward_plain(static: Static, keep: bool, *given: Any) -> tuple[Any, Array, Any]:
     final, ys, residuals = plain.forward(static.cell, static.reverse, *given)
-    return final, ys, residuals if keep else None
+    inputs = given[1]
+    if isinstance(inputs, Dense):
+        ys = ys.astype(inputs.xs.dtype)
+    before = residuals.previous_hidden.astype(static.operand_dtype)
+    return final, ys, residuals._replace(previous_hidden=before) if keep else None
 
 
 def _forward_call(
@@ -125,15 +135,16 @@ def _forward_call(
     steps, batch, width = inputs.shape
     order = (batch, steps) if static.batch_first else (steps, batch)
     every = Result((*order, cell.hidden_size), rows)
+    ys_dtype = inputs.xs.dtype if isinstance(inputs, Dense) else jnp.float32
     last = Result((batch, cell.hidden_size), 0)
     third = _third_residual(cell)
     ys, hidden, c, previous_hidden, gates, extra = _call(
         "jaxrnn_forward",
         [
-            every,
+            every._replace(dtype=ys_dtype),
             last,
             last if cell.kind is CellKind.LSTM else NOTHING,
-            every if keep else NOTHING,
+            every._replace(dtype=static.operand_dtype) if keep else NOTHING,
             Result((*order, width), rows) if keep else NOTHING,
             every if keep and third else NOTHING,
         ],
@@ -271,18 +282,25 @@ def _outer_call(static: Static, columns: slice, x: Array, d: Array) -> tuple[Arr
     return found, total
 
 
-def back(static: Static, d: Float[Array, "T B G"], w: Float[Array, "D G"]) -> Float[Array, "T B D"]:
-    """Return d W^T for all rows."""
-    return by_rows(_back, (static,), (d, w), (1, SHARED), 1)
+def back(
+    static: Static, d: Float[Array, "T B G"], w: Float[Array, "D G"], dtype: Any = jnp.float32
+) -> Float[Array, "T B D"]:
+    """Return d W^T for all rows, in a dtype."""
+    return by_rows(_back, (static, jnp.dtype(dtype)), (d, w), (1, SHARED), 1)
 
 
-def _back(static: Static, d: Array, w: Array) -> Array:
-    return on_cpu(partial(_back_call, static), Rows.back, d, w)
+def _back(static: Static, dtype: Any, d: Array, w: Array) -> Array:
+    kernel, plain_back = partial(_back_call, static, dtype), partial(_back_plain, dtype)
+    return on_cpu(kernel, plain_back, d, w)
 
 
-def _back_call(static: Static, d: Array, w: Array) -> Array:
+def _back_plain(dtype: Any, d: Array, w: Array) -> Array:
+    return Rows.back(d, w).astype(dtype)
+
+
+def _back_call(static: Static, dtype: Any, d: Array, w: Array) -> Array:
     d = static.turned(d)
-    results = [Result((*d.shape[:2], w.shape[0]), static.rows)]
+    results = [Result((*d.shape[:2], w.shape[0]), static.rows, dtype)]
     arguments = [Argument(d, static.rows), Argument(pack(None, Form.TRANSPOSED, w))]
     return static.turned(_call("jaxrnn_back", results, arguments, flat=True)[0])
 

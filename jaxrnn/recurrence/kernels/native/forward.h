@@ -14,7 +14,8 @@ class Forward : public Problem {
   // xs [T, B, D] with packed w_x [D, G], and b [G]. These shapes, and all others here, are those without batch_first.
   const float* gx = nullptr;
   const int32_t* tokens = nullptr;
-  const float *table = nullptr, *xs = nullptr, *b = nullptr;
+  const float *table = nullptr, *b = nullptr;
+  Series xs;
   PackedCell<Kind> w_x;
   int64_t rows_of_table = 0, D = 0;
   // Packed w_h [H, G]; peepholes [3, H] or b_h [H], or null.
@@ -23,11 +24,13 @@ class Forward : public Problem {
   // The state before the first step [B, H].
   const float *h_first, *c_first;
   // The outputs [T, B, H] and the state after the last step [B, H].
-  float *ys, *h_last, *c_last;
+  Series ys;
+  float *h_last, *c_last;
   // What the backward pass needs, or null. previous_hidden [T, B, H]: h before each step. kept_gates [T, B, G]:
   // the activated gates; of a plain RNN, h itself. extra [T, B, H]: of an LSTM, c before each step; of a GRU,
   // r * h or q = h w_n + b_h.
-  float *previous_hidden = nullptr, *kept_gates = nullptr, *extra = nullptr;
+  Series previous_hidden;
+  float *kept_gates = nullptr, *extra = nullptr;
 
   void run(Threads& threads) {
     const int64_t size = B * width();
@@ -43,7 +46,7 @@ class Forward : public Problem {
     }
     for (int64_t row = 0; row < B; ++row) {
       if (resets(time(0), row)) continue;
-      if (Kind::NARROW) operand_[0].put_row(row, h_first + row * H, H);
+      if (Kind::NARROW) operand_[0].put_row(row, h_first, row * H, H);
       std::memcpy(h_[0] + row * width(), h_first + row * H, H * sizeof(float));
       if (cell == LSTM) std::memcpy(c_ + row * width(), c_first + row * H, H * sizeof(float));
     }
@@ -100,7 +103,7 @@ class Forward : public Problem {
     xs_ = Operands<Kind>(T * B, D);
     parallel_for(threads, (T * B + ROWS - 1) / ROWS, T * B * D, [&](int64_t part) {
       for (int64_t row = part * ROWS; row < std::min((part + 1) * ROWS, T * B); ++row)
-        xs_.put_row(row, xs + row * D, D);
+        xs_.put_row(row, xs, row * D, D);
     });
   }
 
@@ -110,7 +113,7 @@ class Forward : public Problem {
       const Left<Operand> all = xs_.left(row);
       return {all.data, all.by_row * by_row, all.by_step};
     } else {
-      return {xs + row * D, by_row * D, 1};
+      return {xs.floats() + row * D, by_row * D, 1};
     }
   }
 
@@ -165,8 +168,8 @@ class Forward : public Problem {
     const int64_t to = place(step.t, row) * H + unit;
     const Vec old = load(step.old + row * width() + unit);
     const bool stand = inactive(step.t, row);
-    store(ys + to, stand ? Vec{} : h, H - unit);
-    if (previous_hidden) store(previous_hidden + to, old, H - unit);
+    ys.put(to, stand ? Vec{} : h, H - unit);
+    if (previous_hidden) previous_hidden.put(to, old, H - unit);
     const Vec next = resets_next(step, row) ? Vec{} : stand ? old : h;
     store(step.now + row * width() + unit, next);
     if constexpr (Kind::NARROW) Kind::put(step.rounded->at(row, unit), next);

@@ -10,7 +10,7 @@ class Transposed {
  public:
   using Operand = typename Kind::Operand;
 
-  Transposed(Threads& threads, const float* x, int64_t N, int64_t K) : x_(x), K_(K) {
+  Transposed(Threads& threads, Series x, int64_t N, int64_t K) : x_(x), K_(K) {
     if constexpr (Kind::NARROW) {
       operands_ = Operands<Kind>(K, N);
       parallel_for(threads, (K + V - 1) / V, 4 * N * K, [&](int64_t part) {
@@ -19,7 +19,7 @@ class Transposed {
         for (int64_t n = 0; n < N; n += V) {
           const int64_t rows = std::min<int64_t>(V, N - n);
           for (int64_t row = 0; row < rows; ++row) {
-            const Vec values = load(x + (n + row) * K + first, some);
+            const Vec values = x.at((n + row) * K + first, some);
             for (int64_t k = 0; k < some; ++k) block[k][row] = values[k];
           }
           for (int64_t k = 0; k < some; ++k) Kind::put(operands_.at(first + k, n), load(block[k]), rows);
@@ -35,7 +35,7 @@ class Transposed {
       return operands_.left(k, n);
     } else {
       for (int64_t row = 0; row < rows; ++row)
-        std::memcpy(part + row * STRIDE, x_ + (n + row) * K_ + k, some * sizeof(float));
+        std::memcpy(part + row * STRIDE, x_.floats() + (n + row) * K_ + k, some * sizeof(float));
       return {part, 1, STRIDE};
     }
   }
@@ -44,7 +44,7 @@ class Transposed {
   static constexpr int64_t WIDE = 128, STRIDE = WIDE + 16;
 
  private:
-  const float* const x_;
+  const Series x_;
   const int64_t K_;
   Operands<Kind> operands_;
 };
@@ -53,7 +53,7 @@ class Transposed {
 // first + columns of d [N, G]. A block of the result stays in cache, and so do copies of the parts of x and d
 // that it is computed from.
 template <class Kind>
-void outer(Threads& threads, const float* x, const float* d, int64_t N, int64_t K, int64_t G, int64_t first,
+void outer(Threads& threads, Series x, const float* d, int64_t N, int64_t K, int64_t G, int64_t first,
            int64_t columns, float* out, float* sums) {
   constexpr int64_t PACK = Kind::PACK;
   // Rows of x and d, and rows of the result, at a time.
@@ -106,7 +106,7 @@ void outer(Threads& threads, const float* x, const float* d, int64_t N, int64_t 
 
 // Computes d w^T [N, D], from d [N, G] and the packed transpose of w [D, G].
 template <class Kind>
-void back(Threads& threads, const float* d, const Packed<Kind>& w_t, int64_t N, int64_t G, int64_t D, float* out) {
+void back(Threads& threads, const float* d, const Packed<Kind>& w_t, int64_t N, int64_t G, int64_t D, Series out) {
   constexpr int64_t ROWS = 64;
   const int64_t wide = round_up(D, QUAD);
   parallel_for(threads, (N + ROWS - 1) / ROWS, N * G * D, [&](int64_t part) {
@@ -116,7 +116,8 @@ void back(Threads& threads, const float* d, const Packed<Kind>& w_t, int64_t N, 
     Operands<Kind> rounded;
     Left<typename Kind::Operand> left;
     if constexpr (Kind::NARROW) {
-      rounded = Operands<Kind>::of(d + n * G, rows, G, G);
+      rounded = Operands<Kind>(rows, G);
+      for (int64_t row = 0; row < rows; ++row) rounded.put_row(row, d, (n + row) * G, G);
       left = rounded.left(0);
     } else {
       left = {d + n * G, G, 1};
@@ -128,7 +129,7 @@ void back(Threads& threads, const float* d, const Packed<Kind>& w_t, int64_t N, 
                                     std::min(K_PART, w_t.length() - k), total + row * wide + quad, wide);
         });
     for (int64_t row = 0; row < rows; ++row)
-      std::memcpy(out + (n + row) * D, total + row * wide, D * sizeof(float));
+      for (int64_t at = 0; at < D; at += V) out.put((n + row) * D + at, load(total + row * wide + at), D - at);
   });
 }
 

@@ -49,9 +49,11 @@ def backward(
     That with respect to q is None but for a GRU that resets after the product.
     """
     setting, loop = Setting(Rows, cell, weights), xla.Loop(reverse, 1)
+    # As the C++ has them in products of bfloat16, where `xla` has float32.
+    before = residuals.previous_hidden.astype(jnp.float32)
+    residuals, d_ys = residuals._replace(previous_hidden=before), d_ys.astype(jnp.float32)
     steps = xla.trajectory(cell, d_final, residuals)
     d_state, d_gx = xla.backward_scan(setting, loop, steps, masks, d_final, d_ys)
-    # As the C++ returns it; `xla` has it in the dtype of the weights.
     d_gx = d_gx.astype(jnp.float32)
     if cell.kind is not CellKind.GRU_AFTER:
         return d_gx, None, d_state

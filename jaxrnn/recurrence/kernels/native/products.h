@@ -48,6 +48,35 @@ inline HalfVec narrow(Vec x) {
 #endif
 }
 
+inline Vec widen(HalfVec x) {
+  const Ints bits = __builtin_convertvector(x, Ints) << 16;
+  return reinterpret_cast<const Vec&>(bits);
+}
+
+// An array in memory, of floats or of bfloat16 numbers, that is read and written as vectors of floats.
+struct Series {
+  void* data = nullptr;
+  bool narrow = false;
+
+  Series() = default;
+  Series(void* data, bool narrow) : data(data), narrow(narrow) {}
+  // An array that is only read.
+  Series(const float* data) : data(const_cast<float*>(data)) {}
+
+  explicit operator bool() const { return data; }
+  float* floats() const { return static_cast<float*>(data); }
+  Bfloat16* halves() const { return static_cast<Bfloat16*>(data); }
+  // The n numbers from a place on, at most V, and zeros.
+  Vec at(int64_t place, int64_t n) const {
+    return narrow ? widen(load(halves() + place, n)) : load(floats() + place, n);
+  }
+  void put(int64_t place, Vec x, int64_t n) const {
+    if (!narrow) return store(floats() + place, x, n);
+    const HalfVec half = ::narrow(x);
+    std::memcpy(halves() + place, &half, n < V ? n * sizeof(Bfloat16) : sizeof half);
+  }
+};
+
 // The left operand of a product. PACK numbers of k lie side by side: x[row, k] is
 // data[row * by_row + k / PACK * by_step + k % PACK].
 template <class Operand>

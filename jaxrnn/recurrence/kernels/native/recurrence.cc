@@ -16,16 +16,22 @@ using Bools = ffi::Buffer<ffi::PRED>;
 using Tokens = ffi::Buffer<ffi::S32>;
 // float32, or bfloat16 for products of bfloat16 numbers.
 using Weights = ffi::AnyBuffer;
+// Arrays of all steps, which may be bfloat16 beside such weights.
+using Steps = ffi::AnyBuffer;
 using Results = ffi::Result<FloatArray>;
+using StepResults = ffi::Result<Steps>;
 
 namespace {
+
+bool is_narrow(const ffi::AnyBuffer& x) { return x.element_type() == ffi::BF16; }
 
 template <class Buffer>
 bool present(const Buffer& x) {
   return x.element_count() != 0;
 }
 
-void expect_large(const FloatArray& x) { use_huge_pages(x.typed_data(), x.size_bytes()); }
+void expect_large(Results& x) { use_huge_pages(x->typed_data(), x->size_bytes()); }
+void expect_large(StepResults& x) { use_huge_pages(x->untyped_data(), x->size_bytes()); }
 
 // Returns the lengths of the mapped axes of a call, from a result that has `rank` axes besides.
 template <class Buffer>
@@ -54,6 +60,11 @@ class Members {
   template <class Buffer>
   auto data(ffi::Result<Buffer>& x, int64_t n) const {
     return data(*x, n);
+  }
+  Series data(const Steps& x, int64_t n) const {
+    if (!present(x)) return {};
+    const bool narrow = is_narrow(x);
+    return {static_cast<char*>(x.untyped_data()) + place(x, n) * (narrow ? 2 : 4), narrow};
   }
 
   // Runs run(threads, n) for every member n. work: multiply-adds of one member.
@@ -102,10 +113,14 @@ ffi::Error with_product(bool narrow, [[maybe_unused]] int64_t rows, const Run& r
   return run(Pairs());
 }
 
-bool is_narrow(const Weights& w) { return w.element_type() == ffi::BF16; }
-
 void check_dtype(Checks& checks, const char* name, const Weights& w) {
   checks.require(w.element_type() == ffi::F32 || is_narrow(w), std::string(name) + " must be float32 or bfloat16");
+}
+
+// Requires floats, or bfloat16 numbers if they `may_be_narrow`.
+void check_steps(Checks& checks, const char* name, const Steps& x, bool may_be_narrow) {
+  checks.require(x.element_type() == ffi::F32 || (may_be_narrow && is_narrow(x)),
+                 std::string(name) + " must be float32" + (may_be_narrow ? " or bfloat16" : ""));
 }
 
 void check_packed(Checks& checks, const char* name, const Weights& w, Form form, int64_t gates, int64_t K, int64_t H) {
@@ -115,7 +130,7 @@ void check_packed(Checks& checks, const char* name, const Weights& w, Form form,
 
 // Checks what both passes have in common and returns it, with the sizes of `steps` [T, B, H].
 Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, const char* name,
-                 const FloatArray& steps, const Weights& w_h, Form form, const FloatArray& vectors, const Bools& reset,
+                 const Steps& steps, const Weights& w_h, Form form, const FloatArray& vectors, const Bools& reset,
                  const Bools& active) {
   checks.require(cell >= RNN_TANH && cell <= GRU_AFTER, "there is no cell of kind " + std::to_string(cell));
   checks.rank(name, steps, 3);
@@ -132,9 +147,9 @@ Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, c
   return p;
 }
 
-ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w_x, FloatArray b, Weights w_h,
-                   FloatArray vectors, FloatArray h_first, FloatArray c_first, Bools reset, Bools active, Results ys,
-                   Results h_last, Results c_last, Results previous_hidden, Results kept_gates, Results extra,
+ffi::Error forward(ffi::ThreadPool pool, Steps xs, Tokens tokens, Weights w_x, FloatArray b, Weights w_h,
+                   FloatArray vectors, FloatArray h_first, FloatArray c_first, Bools reset, Bools active, StepResults ys,
+                   Results h_last, Results c_last, StepResults previous_hidden, Results kept_gates, Results extra,
                    int64_t cell, bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*ys, 3);
   Checks checks("jaxrnn_forward", axes);
@@ -161,6 +176,9 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
     check_packed(checks, "w_x", w_x, INPUT, p.gates(), D, H);
     checks.require(is_narrow(w_x) == is_narrow(w_h), "w_x must have the dtype of w_h");
   }
+  check_steps(checks, "xs", xs, is_narrow(w_h) && present(w_x));
+  check_steps(checks, "ys", *ys, is_narrow(w_h));
+  check_steps(checks, "previous_hidden", *previous_hidden, is_narrow(w_h));
   checks.shape_if(present(w_x), "b", b, {G});
   checks.shape("h", h_first, {B, H});
   checks.shape_if(lstm, "c", c_first, {B, H});
@@ -171,7 +189,8 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
   checks.result_if(keep && gated, "extra", extra, {first, second, H});
   if (!checks.ok()) return checks.error();
 
-  for (Results* x : {&ys, &previous_hidden, &kept_gates, &extra}) expect_large(**x);
+  for (StepResults* x : {&ys, &previous_hidden}) expect_large(*x);
+  for (Results* x : {&kept_gates, &extra}) expect_large(*x);
   const Members members(axes);
   return with_product(is_narrow(w_h), B, [&](auto kind) {
     using Run = Forward<decltype(kind)>;
@@ -184,7 +203,7 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
       run.active = at(active);
       if (present(tokens)) {
         run.tokens = at(tokens);
-        run.table = at(xs);
+        run.table = at(xs).floats();
         run.rows_of_table = checks.sizes(xs)[0];
       } else if (present(w_x)) {
         run.xs = at(xs);
@@ -192,7 +211,7 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
         run.D = D;
         run.b = at(b);
       } else {
-        run.gx = at(xs);
+        run.gx = at(xs).floats();
       }
       run.w_h = {members.weights<Weight>(w_h, n), RECURRENT, p.cell, p.gates(), H, H};
       run.vectors = at(vectors);
@@ -209,8 +228,8 @@ ffi::Error forward(ffi::ThreadPool pool, FloatArray xs, Tokens tokens, Weights w
   });
 }
 
-ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, FloatArray previous_hidden, FloatArray kept_gates,
-                    FloatArray extra, FloatArray d_ys, FloatArray d_h_last, FloatArray d_c_last, Bools reset, Bools active,
+ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Steps previous_hidden, FloatArray kept_gates,
+                    FloatArray extra, Steps d_ys, FloatArray d_h_last, FloatArray d_c_last, Bools reset, Bools active,
                     Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t cell,
                     bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*d_gx, 3);
@@ -222,6 +241,8 @@ ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Float
   // The axes of arrays of all steps.
   const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
   const bool lstm = p.cell == LSTM, gated = p.gates() > 1, after = p.cell == GRU_AFTER;
+  check_steps(checks, "d_ys", d_ys, is_narrow(w_h));
+  check_steps(checks, "previous_hidden", previous_hidden, is_narrow(w_h));
   checks.shape("d_ys", d_ys, {first, second, H});
   checks.shape("previous_hidden", previous_hidden, {first, second, H});
   checks.shape("gates", kept_gates, {first, second, G});
@@ -234,7 +255,7 @@ ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Float
   checks.result_if(lstm, "the first d_c", d_c_first, {B, H});
   if (!checks.ok()) return checks.error();
 
-  for (Results* x : {&d_gx, &d_q}) expect_large(**x);
+  for (Results* x : {&d_gx, &d_q}) expect_large(*x);
   const Members members(axes);
   return with_product(is_narrow(w_h), B, [&](auto kind) {
     using Run = Backward<decltype(kind)>;
@@ -292,7 +313,7 @@ ffi::Error pack(ffi::ThreadPool pool, Weights w, ffi::Result<Weights> packed, in
   return is_narrow(w) ? run(Pairs()) : run(Floats());
 }
 
-ffi::Error outer_call(ffi::ThreadPool pool, FloatArray x, FloatArray d, Results out, Results sums, int64_t first,
+ffi::Error outer_call(ffi::ThreadPool pool, Steps x, FloatArray d, Results out, Results sums, int64_t first,
                       bool narrow) {
   const auto axes = mapped_axes(*out, 2);
   Checks checks("jaxrnn_outer", axes);
@@ -302,6 +323,7 @@ ffi::Error outer_call(ffi::ThreadPool pool, FloatArray x, FloatArray d, Results 
   if (!checks.ok()) return checks.error();
   const int64_t N = checks.sizes(x)[0], K = checks.sizes(x)[1], G = checks.sizes(d)[1];
   const int64_t columns = checks.sizes(*sums)[0];
+  check_steps(checks, "x", x, narrow);
   checks.shape("x", x, {N, K});
   checks.shape("d", d, {N, G});
   checks.result("the result", out, {K, columns});
@@ -319,7 +341,7 @@ ffi::Error outer_call(ffi::ThreadPool pool, FloatArray x, FloatArray d, Results 
   });
 }
 
-ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, Results out) {
+ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, StepResults out) {
   const auto axes = mapped_axes(*out, 2);
   Checks checks("jaxrnn_back", axes);
   checks.rank("d", d, 2);
@@ -329,8 +351,9 @@ ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, Results out)
   checks.shape("d", d, {N, G});
   check_packed(checks, "w", w, TRANSPOSED, 1, D, G);
   checks.result("the result", out, {N, D});
+  check_steps(checks, "the result", *out, is_narrow(w));
   if (!checks.ok()) return checks.error();
-  expect_large(*out);
+  expect_large(out);
   const Members members(axes);
   return with_product(is_narrow(w), N, [&](auto kind) {
     using Kind = decltype(kind);
@@ -372,7 +395,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_pack, pack,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<FloatArray>()   // xs [T, B, D], gx [T, B, G] or the table [V, G]
+                                  .Arg<Steps>()        // xs [T, B, D], gx [T, B, G] or the table [V, G]
                                   .Arg<Tokens>()   // [T, B]
                                   .Arg<Weights>()      // packed w_x [D, G]
                                   .Arg<FloatArray>()   // b [G]
@@ -382,10 +405,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_forward, forward,
                                   .Arg<FloatArray>()   // c [B, H]
                                   .Arg<Bools>()   // reset [T, B]
                                   .Arg<Bools>()   // active [T, B]
-                                  .Ret<FloatArray>()   // ys [T, B, H]
+                                  .Ret<Steps>()        // ys [T, B, H]
                                   .Ret<FloatArray>()   // h after the last step
                                   .Ret<FloatArray>()   // c
-                                  .Ret<FloatArray>()   // h before each step [T, B, H]
+                                  .Ret<Steps>()        // h before each step [T, B, H]
                                   .Ret<FloatArray>()   // the gates [T, B, G]
                                   .Ret<FloatArray>()   // c, r * h or q [T, B, H]
                                   .Attr<int64_t>("cell")
@@ -397,10 +420,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Weights>()      // packed transpose of w_h [H, G]
                                   .Arg<FloatArray>()   // peepholes or b_h
-                                  .Arg<FloatArray>()   // h before each step [T, B, H]
+                                  .Arg<Steps>()        // h before each step [T, B, H]
                                   .Arg<FloatArray>()   // the gates [T, B, G]
                                   .Arg<FloatArray>()   // c, r * h or q [T, B, H]
-                                  .Arg<FloatArray>()   // d_ys [T, B, H]
+                                  .Arg<Steps>()        // d_ys [T, B, H]
                                   .Arg<FloatArray>()   // d_h after the last step [B, H]
                                   .Arg<FloatArray>()   // d_c
                                   .Arg<Bools>()   // reset [T, B]
@@ -416,7 +439,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_backward, backward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_outer, outer_call,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<FloatArray>()   // x [N, K]
+                                  .Arg<Steps>()        // x [N, K]
                                   .Arg<FloatArray>()   // d [N, G]
                                   .Ret<FloatArray>()   // x^T d [K, columns]
                                   .Ret<FloatArray>()   // the sums of d [columns]
@@ -428,7 +451,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_back, back_call,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<FloatArray>()    // d [N, G]
                                   .Arg<Weights>()       // packed transpose of w [D, G]
-                                  .Ret<FloatArray>());  // d w^T [N, D]
+                                  .Ret<Steps>());       // d w^T [N, D]
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxrnn_sum_equal, sum_equal_call,
                               ffi::Ffi::Bind()

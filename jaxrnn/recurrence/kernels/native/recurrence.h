@@ -142,14 +142,9 @@ class Operands {
   Operands() = default;
   Operands(int64_t rows, int64_t length) : stride_(stride(length)), data_(Scratch<Operand>::zeros(rows * stride_)) {}
 
-  // Copies and rounds `length` numbers of each row of x, whose rows are `by_row` apart.
-  static Operands of(const float* x, int64_t rows, int64_t length, int64_t by_row) {
-    Operands made(rows, length);
-    for (int64_t row = 0; row < rows; ++row) made.put_row(row, x + row * by_row, length);
-    return made;
-  }
-  void put_row(int64_t row, const float* x, int64_t length) {
-    for (int64_t n = 0; n < length; n += V) Kind::put(at(row, n), load(x + n, length - n), length - n);
+  // Rounds `length` numbers of x, from a place on, to a row.
+  void put_row(int64_t row, Series x, int64_t place, int64_t length) {
+    for (int64_t n = 0; n < length; n += V) Kind::put(at(row, n), x.at(place + n, length - n), length - n);
   }
   Operand* at(int64_t row, int64_t n) const { return data_ + row * stride_ + n; }
   Left<Operand> left(int64_t row, int64_t n = 0) const { return {at(row, n), stride_, Kind::PACK}; }

@@ -56,12 +56,15 @@ def run(problem: Problem) -> tuple[Any, Float[Array, "T B H"]]:
         inputs.xs.shape[-1] and (inputs.w_x.dtype == jnp.bfloat16) == narrow
     ):
         inputs = inputs.project()
-    # What is narrower than float32 is widened, but for weights that are multiplied as bfloat16.
-    narrow_names = ("w_h", "w_x") if narrow else ()
+    # What is narrower than float32 is widened, but for what is multiplied as bfloat16.
+    narrow_names = ("w_h", "w_x", "xs") if narrow else ()
     weights, inputs = (_widened(tree, narrow_names) for tree in (weights, inputs))
     arrays = vary((weights, inputs, problem.state, problem.masks))
     static = Static(problem.cell, problem.reverse, problem.batch_first, narrow)
-    return unroll_by_rows(_run, (static,), *arrays)
+    final, ys = unroll_by_rows(_run, (static,), *arrays)
+    # Of bfloat16 inputs the C++ returns bfloat16 outputs. Where they are used as such, XLA leaves the
+    # conversion out.
+    return final, ys.astype(jnp.float32)
 
 
 def _widened(arrays: Any, but: Sequence[str]) -> Any:
@@ -103,7 +106,8 @@ def _backward(
 
 
 def _plain(static: Static, masks: Masks, weights: Any, inputs: Inputs, state: Any) -> Any:
-    return xla.run(Problem(static.cell, weights, inputs, state, masks, static.reverse))
+    final, ys = xla.run(Problem(static.cell, weights, inputs, state, masks, static.reverse))
+    return final, ys.astype(inputs.xs.dtype if isinstance(inputs, Dense) else jnp.float32)
 
 
 _PASSES = Passes(_forward, _backward, _plain)
@@ -138,5 +142,6 @@ def _input_gradients(static: Static, inputs: Inputs, d_gx: Array) -> Any:
         d_table = calls.sum_equal(static, inputs.tokens, d_gx, inputs.table.shape[0])
         return Lookup(d_table, None)  # type: ignore[arg-type]
     if isinstance(inputs, Dense):
-        return Dense(calls.back(static, d_gx, inputs.w_x), *calls.outer(static, inputs.xs, d_gx))
+        d_xs = calls.back(static, d_gx, inputs.w_x, inputs.xs.dtype)
+        return Dense(d_xs, *calls.outer(static, inputs.xs, d_gx))
     return d_gx
