@@ -27,9 +27,14 @@ using Bfloat16 = uint16_t;
 typedef Bfloat16 HalfVec __attribute__((vector_size(V * 2), aligned(2), may_alias));
 
 inline HalfVec load(const Bfloat16* p, int64_t n) {
+  if (n >= V) return *reinterpret_cast<const HalfVec*>(p);
   HalfVec x{};
-  std::memcpy(&x, p, n < V ? n * sizeof(Bfloat16) : sizeof x);
+  std::memcpy(&x, p, n * sizeof(Bfloat16));
   return x;
+}
+inline void store(Bfloat16* p, HalfVec x, int64_t n) {
+  if (n >= V) *reinterpret_cast<HalfVec*>(p) = x;
+  else std::memcpy(p, &x, n * sizeof(Bfloat16));
 }
 
 // Returns the bits of floats that are rounded to the nearest bfloat16, or to the even one of two. The lower half
@@ -71,9 +76,8 @@ struct Series {
     return narrow ? widen(load(halves() + place, n)) : load(floats() + place, n);
   }
   void put(int64_t place, Vec x, int64_t n) const {
-    if (!narrow) return store(floats() + place, x, n);
-    const HalfVec half = ::narrow(x);
-    std::memcpy(halves() + place, &half, n < V ? n * sizeof(Bfloat16) : sizeof half);
+    if (narrow) store(halves() + place, ::narrow(x), n);
+    else store(floats() + place, x, n);
   }
 };
 
@@ -178,10 +182,7 @@ struct Pairs : Vectors<Pairs> {
   static Vec add_product(Vec sum, Ints x, Ints w) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
   }
-  static void put(Bfloat16* to, Vec x, int64_t n = V) {
-    const HalfVec half = narrow(x);
-    std::memcpy(to, &half, n < V ? n * sizeof(Bfloat16) : sizeof half);
-  }
+  static void put(Bfloat16* to, Vec x, int64_t n = V) { store(to, narrow(x), n); }
 #else
   using Operand = float;
   using Lanes = Vec;

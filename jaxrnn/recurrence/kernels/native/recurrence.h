@@ -17,7 +17,7 @@
 #include "xla/ffi/api/ffi.h"
 
 // Length of the parts in which a product's K is taken, so that the weights of a part stay in cache.
-constexpr int64_t K_PART = 512;
+constexpr int64_t K_PART = 1024;
 
 // The equations of a cell, as `_cell` of calls.py numbers them.
 enum Cell : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU_BEFORE, GRU_AFTER };

@@ -114,10 +114,7 @@ struct Tiles : Pairs {
   // With fewer rows in the batch, the time to read the weights is that of `Pairs`.
   static constexpr int64_t WORTH_TILES = 4;
 
-  static void put(Bfloat16* to, Vec x, int64_t n = V) {
-    const HalfVec half = narrow(x);
-    std::memcpy(to, &half, n < V ? n * sizeof(Bfloat16) : sizeof half);
-  }
+  static void put(Bfloat16* to, Vec x, int64_t n = V) { store(to, narrow(x), n); }
 
   // The registers of a thread: their shapes depend on the number of rows, and change only when that changes.
   class Session {
