@@ -35,7 +35,6 @@ from benchmarks import measure, peers, tables
 from benchmarks.peers import Task
 from benchmarks.problems import VOCABULARY
 from jaxrnn import charlm
-from jaxrnn.devices import accelerator
 from jaxrnn.presets import PRESETS
 from jaxrnn.training import optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
@@ -103,7 +102,7 @@ def contenders(
     config: TrainingConfig, steps: int, available: dict[str, Any]
 ) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, str]]:
     """Return the trainers by name, jaxrnn in float32 first, and why some peers have none."""
-    fast = accelerator.fast_dtype()
+    fast = dataclasses.replace(config.model, dtype="auto").resolved().dtype
     entered: dict[str, Callable[[], np.ndarray]] = {}
     out: dict[str, str] = {}
     for dtype in dict.fromkeys(["float32", fast]):

@@ -246,8 +246,11 @@ def _introduce(work: _Work) -> None:
             f"each epoch reads {read:.0%} of the training text, because an incomplete batch is left "
             "out; other epochs read other parts. Lower --batch or --seq-len to read more"
         )
+    dtype: str = model.dtype
+    if work.options.training.model.dtype == "auto":
+        dtype += ", the fastest here"
     print(
-        f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {model.dtype}; "
+        f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {dtype}; "
         f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
         f"run directory {console.quoted(work.workdir)}",
         flush=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels import cplusplus, prebuilt
 
 ROOT = Path(__file__).parent.parent
@@ -33,10 +34,10 @@ USE = """
 import os, sys
 os.environ["CXX"] = "none"  # The import registers no library.
 import jax, jaxrnn
-from jaxrnn.recurrence.kernels import prebuilt
+from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels.native.build import LIBRARY
 if len(sys.argv) > 1:
-    prebuilt.processor_flags = lambda: frozenset(sys.argv[1].split())
+    accelerator.processor_flags = lambda: frozenset(sys.argv[1].split())
 del os.environ["CXX"]
 cell = jaxrnn.lstm(200, peephole=True)
 params = cell.init(jax.random.key(0), 20)
@@ -51,6 +52,9 @@ print(LIBRARY.path())
 compute = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
 for ours, expected in zip(*(jax.tree.leaves(compute(params, xs, i)) for i in ("native", "scan"))):
     assert abs(ours - expected).max() <= 1e-5 * abs(expected).max()
+params, xs = jax.tree.map(lambda a: a.astype("bfloat16"), (params, xs))
+for ours, expected in zip(*(jax.tree.leaves(compute(params, xs, i)) for i in ("native", "scan"))):
+    assert abs(ours - expected).max() <= 4e-2 * abs(expected).max()
 """
 
 
@@ -133,7 +137,7 @@ def test_every_level_in_an_empty_environment(wheel: Path, tmp_path: Path) -> Non
     python = tmp_path / "venv/bin/python"
     run(sys.executable, "-m", "pip", "--python", python, "install", wheel, **OUTER)
     (tmp_path / "home").mkdir()
-    flags = prebuilt.processor_flags()
+    flags = accelerator.processor_flags()
     best, *others = (level for level in LEVELS if level.needs <= flags)
     path = use(python, tmp_path / "home")
     assert path.is_relative_to(tmp_path / "venv")

@@ -105,7 +105,7 @@ def advance(
         token = jnp.where(i < prime_length, read, drawn)
         # While the prime is read, row 0 is overwritten until the first drawn token stays in it.
         tokens = tokens.at[jnp.maximum(i - prime_length, 0)].set(token)
-        carry, logits = charlm.step(config, weights, state.carry, token)
+        carry, logits = charlm.step(config, weights, state.carry, token, repeated=True)
         return DecodingState(carry, logits, token, state.position + 1, state.keys), tokens
 
     tokens = jnp.zeros((size, batch), jnp.int32)

@@ -22,7 +22,7 @@ from jaxrnn.devices import accelerator, mesh, modes
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.layers import StackedParams, dropping, running
 from jaxrnn.layers.architecture import Architecture
-from jaxrnn.recurrence import cells, linalg
+from jaxrnn.recurrence import cells, dispatch, linalg
 from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.recurrence.problem import Lookup
 from jaxrnn.settings import setting
@@ -94,7 +94,12 @@ class ModelConfig:
         """Return the same with dtype "auto" replaced by what is fast on the device in use."""
         if self.dtype != "auto":
             return self
-        return dataclasses.replace(self, dtype=accelerator.fast_dtype())
+        compiled = False
+        if dispatch.platform() == "cpu":
+            shape = (64, 32, self.hidden_size)
+            chosen = dispatch.explain(self.make_cell(), shape, "bfloat16")
+            compiled = chosen.implementation == "native"
+        return dataclasses.replace(self, dtype=accelerator.fast_dtype(compiled))
 
     def make_cell(self) -> Any:
         """Return the cell of every layer."""
@@ -287,7 +292,12 @@ def record(
 
 
 def step(
-    config: ModelConfig, weights: StepParams, carry: Carry, tokens: Int[Array, "B"]
+    config: ModelConfig,
+    weights: StepParams,
+    carry: Carry,
+    tokens: Int[Array, "B"],
+    *,
+    repeated: bool = False,
 ) -> tuple[Carry, Float[Array, "B V"]]:
     """Run the model over one token per row.
 
@@ -296,12 +306,14 @@ def step(
       weights: from `step_params`.
       carry: the state before the tokens.
       tokens: [B].
+      repeated: whether this is the body of a loop that does not change the weights.
 
     Returns:
       (carry, logits [B, V]): the state after the tokens, and the logits of the next ones.
     """
     inputs = running.Projected(weights.table[tokens])
-    carry, hidden = running.step(_stack(config), StackedParams(weights.layers), carry, inputs)
+    layers = StackedParams(weights.layers)
+    carry, hidden = running.step(_stack(config), layers, carry, inputs, repeated=repeated)
     return carry, output(weights, hidden)
 
 

@@ -71,21 +71,37 @@ def device() -> jax.Device:
     return jax.local_devices(backend=default)[0]
 
 
-def fast_dtype() -> Literal["float32", "bfloat16"]:
-    """Return the dtype in which the device in use multiplies matrices fastest.
+def fast_dtype(compiled: bool = False) -> Literal["float32", "bfloat16"]:
+    """Return the dtype in which the device in use trains a recurrent network fastest.
 
-    That is bfloat16 on TPUs, on NVIDIA GPUs since Ampere (compute capability 8) and on CPUs with
-    AMX, which have hardware for it. Other CPUs emulate bfloat16, which is slow.
+    That is bfloat16 on TPUs, on NVIDIA GPUs since Ampere (compute capability 8), and on CPUs with AMX or
+    AVX512-BF16, which have hardware for it. Other CPUs emulate bfloat16, which is slow.
+
+    Args:
+      compiled: whether the recurrence on a CPU is the C++ of "native". XLA gains from bfloat16 with AMX
+        alone (benchmarks/README.md).
     """
     current = device()
     if current.platform == "tpu":
         return "bfloat16"
     if current.platform == "cpu":
-        flags = Path("/proc/cpuinfo")
-        has_amx = flags.exists() and "amx_bf16" in flags.read_text(encoding="utf-8")
-        return "bfloat16" if has_amx else "float32"
+        flags = processor_flags()
+        fast = "amx_bf16" in flags or (compiled and "avx512_bf16" in flags)
+        return "bfloat16" if fast else "float32"
     capability = str(getattr(current, "compute_capability", "0")).split(".")[0]
     return "bfloat16" if not capability.isdigit() or int(capability) >= 8 else "float32"
+
+
+def processor_flags() -> frozenset[str]:
+    """Return the instructions that this processor reports, or none if the system does not list them."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
 
 
 def _devices() -> list[jax.Device]:

@@ -132,7 +132,12 @@ def record(
 
 
 def step(
-    net: Architecture, params: StackedParams, states: States, inputs: Array | Projected
+    net: Architecture,
+    params: StackedParams,
+    states: States,
+    inputs: Array | Projected,
+    *,
+    repeated: bool = False,
 ) -> tuple[States, Float[Array, "B H"]]:
     """Run all layers over one step, as `run` does without a key.
 
@@ -141,14 +146,28 @@ def step(
       params: as for `run`.
       states: as for `run`.
       inputs: [B, D], or `Projected`; the latter without residual and blocks.
+      repeated: whether this is the body of a loop that does not change the parameters. What is made of
+        them alone, such as packed weights, is then made once.
 
     Returns:
       (states, y): the states after the step, and the outputs [B, H] of the last layer.
     """
     cell = net.block
+    name = None
+    if repeated and not net.rates:
+        batch = jax.tree.leaves(states)[0].shape[0]
+        name = dispatch.of_repeated_steps(cell, params.cells[0], batch)
 
     def one(_: int, layer: Any, state: Any, inputs: Any) -> tuple[Any, Array]:
         def here(layer: Any, state: Any) -> tuple[Any, Array]:
+            if name:
+                given: Any = (
+                    inputs.gx[None]
+                    if isinstance(inputs, Projected)
+                    else Dense(inputs[None].astype(layer.w_x.dtype), layer.w_x, layer.b)
+                )
+                state, ys = api.unroll_projected(cell, layer, given, state, implementation=name)
+                return state, ys[0]
             gx = inputs.gx if isinstance(inputs, Projected) else cell.project(layer, inputs)
             if net.rates:
                 return Wrapped(cell, net.rates).step(WrappedParams(layer), state, gx)

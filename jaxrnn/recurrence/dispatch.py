@@ -230,6 +230,19 @@ def layers_at_once(
     return module if module and module.pays(first, len(layers)) else None
 
 
+def of_repeated_steps(cell: Cell, params: Any, batch: int) -> Implementation | None:
+    """Return the implementation for single steps in a loop with the same weights, or None.
+
+    None stands for `cell.step`.
+    """
+    if platform() != "cpu" or not is_builtin(cell):
+        return None
+    shape = (1, batch, 4 * cell.hidden_size)
+    gx: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+    problem = Problem(cell, params, gx, None, Masks(), False)
+    return None if unsupported_reason("native", problem) else "native"
+
+
 # Where nothing near was measured, the implementations to try, best first.
 _USUAL: dict[str, tuple[Implementation, ...]] = {
     "cpu": ("native", "xla", "scan"),

@@ -87,6 +87,24 @@ def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
     assert accelerator.fast_dtype() == dtype
 
 
+@pytest.mark.parametrize(
+    "flags, compiled, dtype",
+    [
+        ({"avx512_bf16", "amx_bf16"}, False, "bfloat16"),
+        ({"avx512_bf16"}, True, "bfloat16"),
+        ({"avx512_bf16"}, False, "float32"),
+        ({"avx512f"}, True, "float32"),
+        (set(), True, "float32"),
+    ],
+    ids=["amx", "avx512_bf16", "only by XLA", "avx512", "unknown"],
+)
+def test_fast_dtype_of_a_cpu(
+    flags: set[str], compiled: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "processor_flags", lambda: flags)
+    assert accelerator.fast_dtype(compiled) == dtype
+
+
 @pytest.mark.process
 def test_cpu_is_used_in_a_new_process() -> None:
     done = python(

@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from jaxrnn.devices import storage
+from jaxrnn.devices import accelerator, storage
 from jaxrnn.recurrence.kernels import Missing, prebuilt
 from jaxrnn.recurrence.kernels.prebuilt import FLAGS, digest
 
@@ -136,7 +136,7 @@ class Library:
         """Register the library that the wheel carries. Return whether there is one that is usable."""
         if os.environ.get("CXX", "").strip() or not self.carried.is_dir():
             return False
-        level = prebuilt.best_level(platform.machine(), prebuilt.processor_flags())
+        level = prebuilt.best_level(platform.machine(), accelerator.processor_flags())
         if level is None:
             return False
         # The errors mean that the file is for another system, or that XLA has refused it.

@@ -51,18 +51,6 @@ LEVELS = {
 }
 
 
-def processor_flags() -> frozenset[str]:
-    """Return the instructions that this processor reports, or none if the system does not list them."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith(("flags", "Features")):
-                    return frozenset(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return frozenset()
-
-
 def best_level(machine: str, flags: frozenset[str]) -> Level | None:
     """Return the best level that a processor has, or None if wheels have no library for the machine."""
     for level in LEVELS.get(machine, ()):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxrnn.devices import accelerator
 from jaxrnn.recurrence.kernels import prebuilt
 from jaxrnn.recurrence.kernels.cplusplus import Library
 from jaxrnn.recurrence.kernels.native.build import LIBRARY
@@ -56,7 +57,7 @@ def test_a_better_level_needs_all_that_a_lesser_one_needs(machine: str) -> None:
 @pytest.mark.skipif(platform.system() != "Linux", reason="waits for a system with /proc/cpuinfo")
 def test_the_flags_of_this_processor() -> None:
     expected = {"x86_64": "sse2", "aarch64": "asimd"}.get(platform.machine())
-    assert expected is None or expected in prebuilt.processor_flags()
+    assert expected is None or expected in accelerator.processor_flags()
 
 
 def test_a_system_without_a_list_of_flags(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +65,7 @@ def test_a_system_without_a_list_of_flags(monkeypatch: pytest.MonkeyPatch) -> No
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "open", missing)
-    assert prebuilt.processor_flags() == frozenset()
+    assert accelerator.processor_flags() == frozenset()
 
 
 OLDER, BETTER = LEVELS["x86_64"][-1], LEVELS["x86_64"][-2]
@@ -112,7 +113,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(prebuilt, "processor_flags", lambda: frozenset(HASWELL.split()))
+    monkeypatch.setattr(accelerator, "processor_flags", lambda: frozenset(HASWELL.split()))
     source = tmp_path / "library.cc"
     source.write_text("// not compiled", encoding="utf-8")
     return Library("library", source, (), LIBRARY.platform, LIBRARY.systems)
@@ -147,7 +148,7 @@ def test_a_lesser_processor_takes_a_lesser_level(
 ) -> None:
     older = carry(library.carried, OLDER, content=code)
     carry(library.carried, BETTER, content=code)
-    monkeypatch.setattr(prebuilt, "processor_flags", lambda: frozenset(NEHALEM.split()))
+    monkeypatch.setattr(accelerator, "processor_flags", lambda: frozenset(NEHALEM.split()))
     assert library.path() == older
 
 

@@ -76,12 +76,13 @@ int64_t parts_of_rows(const Threads& threads, const Problem& p) {
 // rows, the threads divide the units instead and wait for each other after each phase.
 template <class Kind, class What>
 void run_steps(Threads& threads, const Problem& p, int64_t phases, const What& what) {
-  // With fewer weights per thread, waiting for each other takes longer than it saves.
-  constexpr int64_t FEWEST_WEIGHTS = 1 << 14;
+  // With fewer weights per thread, waiting for each other takes longer than it saves; and so does waking a thread
+  // for fewer weights in all steps.
+  constexpr int64_t FEWEST_WEIGHTS = 1 << 14, WORTH_SHARING = 1 << 20;
   const int64_t weights = p.gates() * p.H * p.H, work = p.T * p.B * weights;
   const int64_t parts = parts_of_rows<Kind>(threads, p), quads = p.width() / QUAD;
   const int64_t members = std::min({threads.num_threads(), quads, weights / FEWEST_WEIGHTS});
-  if (parts == 1 && members > 1 && work >= 8 * WORTH_WAKING) {
+  if (parts == 1 && members > 1 && p.T * weights >= WORTH_SHARING) {
     run_turns(threads, members, p.T * phases, quads, [&](int64_t turn, int64_t quad) {
       const typename Kind::Session session;
       const int64_t from = quad * QUAD;
