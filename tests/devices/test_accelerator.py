@@ -88,7 +88,7 @@ def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "flags, compiled, dtype",
+    "flags, by_native, dtype",
     [
         ({"avx512_bf16", "amx_bf16"}, False, "bfloat16"),
         ({"avx512_bf16"}, True, "bfloat16"),
@@ -99,10 +99,10 @@ def test_fast_dtype(device: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
     ids=["amx", "avx512_bf16", "only by XLA", "avx512", "unknown"],
 )
 def test_fast_dtype_of_a_cpu(
-    flags: set[str], compiled: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+    flags: set[str], by_native: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accelerator, "processor_flags", lambda: flags)
-    assert accelerator.fast_dtype(compiled) == dtype
+    monkeypatch.setattr(accelerator, "processor_flags", lambda: frozenset(flags))
+    assert accelerator.fast_dtype(by_native) == dtype
 
 
 @pytest.mark.process

@@ -83,30 +83,40 @@ ALWAYS_INLINE Vec reciprocal(Vec x) {
 #endif
 }
 
-// Returns 2^x - 1 to a few units in the last place: 2^x = 2^n 2^r with a whole number n and |r| <= 1/2. Beyond
-// the bounds of x float32 has no such power.
-ALWAYS_INLINE Vec exp2m1(Vec x) {
-  x = clamp(x, -126.f, 126.f);
-  // 12582912 is 1.5 * 2^23, so the sum is rounded to a whole number, whose last bits are n.
-  const Vec shifted = x + 12582912.f;
-  const Vec r = x - (shifted - 12582912.f);
-  // The minimax polynomial of (2^r - 1) / r between -1/2 and 1/2, whose relative error is below 2^-26.
+// A power of two: 2^(c x) = 2^n 2^r with a whole number n and |r| <= 1/2.
+struct Power {
+  Vec r, two_to_n;
+
+  // bound: of |x|, beyond which float32 has no such power.
+  ALWAYS_INLINE Power(Vec x, float c, float bound) {
+    x = clamp(x, -bound, bound);
+    // 12582912 is 1.5 * 2^23, so the sum is rounded to a whole number, whose last bits are n.
+    const Vec shifted = x * c + 12582912.f;
+    r = x * c - (shifted - 12582912.f);
+    const Ints bits = (reinterpret_cast<const Ints&>(shifted) << 23) + (127 << 23);
+    two_to_n = reinterpret_cast<const Vec&>(bits);
+  }
+};
+
+// Returns the minimax polynomial of (2^r - 1) / r between -1/2 and 1/2, whose relative error is below 2^-26.
+ALWAYS_INLINE Vec exp2m1_over(Vec r) {
   Vec p = r * 1.5403512e-4f + 1.3390735e-3f;
   p = p * r + 9.618238e-3f;
   p = p * r + 5.5503573e-2f;
   p = p * r + 2.4022649e-1f;
-  p = p * r + 6.931472e-1f;
-  const Ints bits = (reinterpret_cast<const Ints&>(shifted) << 23) + (127 << 23);
-  const Vec power = reinterpret_cast<const Vec&>(bits);
-  return power * (r * p) + (power - 1.f);
+  return p * r + 6.931472e-1f;
 }
 
 constexpr float LOG2_E = 1.44269504f;
 
+// Both to a few units in the last place.
 ALWAYS_INLINE Vec sigmoid(Vec x) {
-  return reciprocal(exp2m1(x * -LOG2_E) + 2.f);
+  const Power e(x, -LOG2_E, 87.f);
+  return reciprocal(e.two_to_n * (exp2m1_over(e.r) * e.r + 1.f) + 1.f);
 }
 ALWAYS_INLINE Vec tanh(Vec x) {
-  const Vec e = exp2m1(x * (2 * LOG2_E));
-  return e * reciprocal(e + 2.f);
+  const Power e(x, 2 * LOG2_E, 43.f);
+  // 2^(c x) - 1, exact where it is small.
+  const Vec less_one = e.two_to_n * (exp2m1_over(e.r) * e.r) + (e.two_to_n - 1.f);
+  return less_one * reciprocal(less_one + 2.f);
 }
