@@ -108,7 +108,11 @@ def calls(
         total = sum(jnp.sum(r * c.astype(r.dtype), dtype=wide) for r, c in pairs)
         return (total, results) if mode.whole else total
 
-    both = jax.value_and_grad(loss, (0, 1, 2), has_aux=mode.whole)
+    def both(*given: Any) -> Any:
+        if mode.whole:
+            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given)
+        return peers.gradients_alone(loss)(*given)
+
     return (apply, arguments), (both, (*arguments, cotangents))
 
 

@@ -157,8 +157,18 @@ def jitted(
         return jnp.sum(apply(params, xs, state, *masks) * cotangent, dtype=jnp.float32)
 
     forward = partial(jax.jit(apply), *arguments, *masks)
-    backward = partial(jax.jit(jax.value_and_grad(loss, (0, 1, 2))), *arguments, cotangent, *masks)
+    backward = partial(jax.jit(gradients_alone(loss)), *arguments, cotangent, *masks)
     return lambda: jax.block_until_ready(forward()), lambda: jax.block_until_ready(backward())
+
+
+def gradients_alone(loss: Callable[..., Any]) -> Callable[..., tuple[None, Any]]:
+    """Return a function that returns (None, the gradients of a loss for its first three arguments).
+
+    The loss itself is left out. In training the backward pass begins after it; here XLA would compute it
+    beside the backward pass, on threads that the backward pass then waits for.
+    """
+    slope = jax.grad(loss, (0, 1, 2))
+    return lambda *given: (None, slope(*given))
 
 
 def jitted_layers(
