@@ -3,8 +3,9 @@
     python benchmarks/sampling_throughput.py            # some minutes; writes a JSON file
     python benchmarks/sampling_throughput.py --quick    # under a minute; writes no file
 
-Both sides have the same weights, and their logits for a text are compared first. Then they write text in
-turns in one process: each reads the same prime and draws `length` characters for every row.
+Both sides have the same weights, in float32 and in bfloat16, and their logits for a text are compared
+first. Then they write text in turns in one process: each reads the same prime and draws `length`
+characters for every row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ PRIME = "FIRST CITIZEN:"
 EMBED = 64
 TEMPERATURE = 0.8
 # The largest difference between the logits of both sides, in units of the largest logit.
-TOLERANCE = 1e-4
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 # Batch B, layers L, hidden size H.
 SIZES: list[Size] = [(1, 2, 512), (1, 1, 128), (1, 1, 1024), (64, 2, 512)]
 OUTPUT = measure.RESULTS / "sampling_throughput.json"
@@ -92,8 +94,9 @@ class Peer:
         return [PRIME + VOCABULARY.decode(row) for row in tokens.T]
 
 
-def check(params: jaxrnn.Params, peer: Peer, tolerance: float = TOLERANCE) -> None:
+def check(params: jaxrnn.Params, peer: Peer) -> None:
     """Exit with an error unless both sides compute the same logits for a text."""
+    tolerance = TOLERANCES[params.config.dtype]
     tokens = np.random.default_rng(0).integers(len(VOCABULARY), size=(100, 2))
     carry = charlm.initial_carry(params.config, 2)
     ours = np.asarray(charlm.forward(params, jnp.asarray(tokens, jnp.int32), carry)[1])
@@ -107,16 +110,17 @@ def check(params: jaxrnn.Params, peer: Peer, tolerance: float = TOLERANCE) -> No
 def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, Any]:
     """Return the raw seconds of one size: of each side's first call, and of its calls in turns."""
     batch, layers, hidden = size
-    params = jaxrnn.init(jaxrnn.ModelConfig("lstm", layers, hidden, EMBED), VOCABULARY)
-    sides: dict[str, Callable[[], Any]] = {
-        "jaxrnn": lambda: jaxrnn.sample_many(
-            params, PRIME, length, count=batch, temperature=TEMPERATURE
+    sides: dict[str, Callable[[], Any]] = {}
+    for dtype in TOLERANCES:
+        config = jaxrnn.ModelConfig("lstm", layers, hidden, EMBED, dtype=dtype)  # type: ignore[arg-type]
+        params = jaxrnn.init(config, VOCABULARY)
+        sides[f"jaxrnn {dtype}"] = partial(
+            jaxrnn.sample_many, params, PRIME, length, count=batch, temperature=TEMPERATURE
         )
-    }
-    if torch is not None:
-        peer = Peer(params, device)
-        check(params, peer)
-        sides["torch"] = lambda: peer.sample(batch, length)
+        if torch is not None:
+            peer = Peer(params, device, dtype)
+            check(params, peer)
+            sides[f"torch {dtype}"] = partial(peer.sample, batch, length)
     # The first call compiles.
     first = {name: measure.timed(run)[0] for name, run in sides.items()}
     turns = measure.in_turns(sides, repeats)
@@ -125,18 +129,25 @@ def measured(size: Size, length: int, repeats: int, device: str) -> dict[str, An
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """Return a table with a row for each size."""
+    """Return a table with a row for each size and dtype."""
     rows = []
     for result in results:
-        cells, medians = [tables.joined(result["size"])], []
-        for seconds in result["seconds"].values():
-            rates = sorted(result["size"][0] * result["length"] / each for each in seconds)
-            medians.append(statistics.median(rates))
-            cells.append(f"{medians[-1]:,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})")
-        ratio = [f"{medians[0] / medians[1]:.1f}"] if len(medians) == 2 else ["-", "-"]
-        rows.append([*cells, *ratio, f"{result['first_call']['jaxrnn']:.1f}"])
-    headings = ("B, L, H", "jaxrnn", "PyTorch", "ratio", "first call, s")
-    return tables.table("characters per second: median (slowest to fastest)", headings, rows)
+        for dtype in TOLERANCES:
+            cells, medians = [tables.joined(result["size"]), dtype], []
+            for side in ("jaxrnn", "torch"):
+                seconds = result["seconds"].get(f"{side} {dtype}")
+                if seconds is None:
+                    cells.append("-")
+                    continue
+                rates = sorted(result["size"][0] * result["length"] / each for each in seconds)
+                medians.append(statistics.median(rates))
+                cells.append(f"{medians[-1]:,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})")
+            cells.append(f"{medians[0] / medians[1]:.1f}" if len(medians) == 2 else "-")
+            rows.append([*cells, f"{result['first_call'][f'jaxrnn {dtype}']:.1f}"])
+    headings = ("B, L, H", "dtype", "jaxrnn", "PyTorch", "ratio", "first call, s")
+    return tables.table(
+        "characters per second: median (slowest to fastest)", headings, rows, left=2
+    )
 
 
 def main() -> None:

@@ -56,6 +56,8 @@ LEVERS: dict[str, list[str]] = {
     "dropout of the embedding 0.2": ["--embedding-dropout", "0.2"],
     "weight dropout 0.2": ["--weight-dropout", "0.2"],
     "label smoothing 0.02": ["--label-smoothing", "0.02"],
+    # the products
+    "bfloat16": ["--dtype", "bfloat16"],
     # the model
     "output bias of frequencies": ["--output-bias", "frequencies"],
     "one-hot input": ["--embedding-size", "0"],

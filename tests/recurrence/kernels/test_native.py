@@ -1139,4 +1139,3 @@ def test_the_program_says_native() -> None:
 class TestNative(Conformance):
     implementation = "native"
     exact = "float32"
-    narrow = ()

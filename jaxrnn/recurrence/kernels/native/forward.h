@@ -11,7 +11,8 @@ class Forward : public Problem {
   using Weight = typename Kind::Weight;
 
   // The inputs, in one of three forms: gx [T, B, G]; rows of a table [rows_of_table, G] by tokens [T, B];
-  // xs [T, B, D] with packed w_x [D, G], and b [G]. These shapes, and all others here, are those without batch_first.
+  // xs [T, B, D] with packed w_x [D, G], and b [G]. These shapes, and all others here, are those without
+  // batch_first.
   const float* gx = nullptr;
   const int32_t* tokens = nullptr;
   const float *table = nullptr, *b = nullptr;
@@ -142,7 +143,8 @@ class Forward : public Problem {
           project_rows(steps, inputs(place(t, row), 1), projected_ + row * stride, B * stride);
       } else {
         // Several steps are projected only where a share has all rows, so that they follow each other.
-        project_rows(steps * mine.rows, inputs(place(t, mine.row), row_stride()), projected_ + mine.row * stride, stride);
+        const auto x = inputs(place(t, mine.row), row_stride());
+        project_rows(steps * mine.rows, x, projected_ + mine.row * stride, stride);
       }
     }
   }

@@ -1,107 +1,13 @@
 // The passes and gradients as custom calls of XLA; calls.py makes their arguments. The shapes below are those of
 // a call that is not mapped, and without batch_first.
 
-#include <numeric>
-#include <utility>
-
+#include "arrays.h"
 #include "backward.h"
-#include "checks.h"
 #include "forward.h"
 #include "gradients.h"
 #include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-using FloatArray = ffi::Buffer<ffi::F32>;
-using Bools = ffi::Buffer<ffi::PRED>;
-using Tokens = ffi::Buffer<ffi::S32>;
-// float32, or bfloat16 for products of bfloat16 numbers.
-using Weights = ffi::AnyBuffer;
-// Arrays of all steps, which may be bfloat16 beside such weights.
-using Steps = ffi::AnyBuffer;
-using Results = ffi::Result<FloatArray>;
-using StepResults = ffi::Result<Steps>;
-
 namespace {
-
-bool is_narrow(const ffi::AnyBuffer& x) { return x.element_type() == ffi::BF16; }
-
-template <class Buffer>
-bool present(const Buffer& x) {
-  return x.element_count() != 0;
-}
-
-void expect_large(Results& x) { use_huge_pages(x->typed_data(), x->size_bytes()); }
-void expect_large(StepResults& x) { use_huge_pages(x->untyped_data(), x->size_bytes()); }
-
-// Returns the lengths of the mapped axes of a call, from a result that has `rank` axes besides.
-template <class Buffer>
-Checks::Shape mapped_axes(const Buffer& x, size_t rank) {
-  const auto sizes = x.dimensions();
-  return Checks::Shape(sizes.begin(), sizes.end() - std::min(rank, sizes.size()));
-}
-
-// The members of a call that `jax.vmap` has mapped: problems of their own, one for each element of the mapped
-// axes. A call that is not mapped has one member.
-class Members {
- public:
-  explicit Members(Checks::Shape axes) : axes_(std::move(axes)) {
-    for (const int64_t length : axes_) count_ *= length;
-  }
-
-  // Returns the part of an array that belongs to member n; null if the array is absent.
-  template <class Buffer>
-  auto data(const Buffer& x, int64_t n) const -> decltype(x.typed_data()) {
-    return present(x) ? x.typed_data() + place(x, n) : nullptr;
-  }
-  template <class Number>
-  Number* weights(const Weights& x, int64_t n) const {
-    return present(x) ? static_cast<Number*>(x.untyped_data()) + place(x, n) : nullptr;
-  }
-  template <class Buffer>
-  auto data(ffi::Result<Buffer>& x, int64_t n) const {
-    return data(*x, n);
-  }
-  Series data(const Steps& x, int64_t n) const {
-    if (!present(x)) return {};
-    const bool narrow = is_narrow(x);
-    return {static_cast<char*>(x.untyped_data()) + place(x, n) * (narrow ? 2 : 4), narrow};
-  }
-
-  // Runs run(threads, n) for every member n. work: multiply-adds of one member.
-  template <class Run>
-  ffi::Error run(ffi::ThreadPool& pool, int64_t work, const Run& run) const {
-    // With few members, several threads share each, so that all threads have about the same work.
-    const int64_t threads = pool.num_threads();
-    const int64_t each = count_ >= 4 * threads ? 1 : threads / std::gcd(threads, count_);
-    try {
-      parallel_for(pool, count_, count_ * work, [&](int64_t n) {
-        Threads some(pool, each);
-        run(some, n);
-      });
-    } catch (const std::bad_alloc&) {
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxrnn: out of memory");
-    }
-    return ffi::Error::Success();
-  }
-
- private:
-  // Returns the place in an array at which member n begins.
-  template <class Buffer>
-  int64_t place(const Buffer& x, int64_t n) const {
-    const auto sizes = x.dimensions();
-    int64_t stride = x.element_count(), at = 0;
-    for (size_t axis = 0; axis < axes_.size(); ++axis) stride /= sizes[axis];
-    for (size_t axis = axes_.size(); axis-- > 0; n /= axes_[axis]) {
-      // The length is 1 if all members share the array.
-      at += n % axes_[axis] % sizes[axis] * stride;
-      stride *= sizes[axis];
-    }
-    return at;
-  }
-
-  Checks::Shape axes_;
-  int64_t count_ = 1;
-};
 
 // Returns run(kind) with the fastest kind of product on this processor, for operands of `rows` rows.
 template <class Run>
@@ -113,25 +19,10 @@ ffi::Error with_product(bool narrow, [[maybe_unused]] int64_t rows, const Run& r
   return run(Pairs());
 }
 
-void check_dtype(Checks& checks, const char* name, const Weights& w) {
-  checks.require(w.element_type() == ffi::F32 || is_narrow(w), std::string(name) + " must be float32 or bfloat16");
-}
-
-// Requires floats, or bfloat16 numbers if they `may_be_narrow`.
-void check_steps(Checks& checks, const char* name, const Steps& x, bool may_be_narrow) {
-  checks.require(x.element_type() == ffi::F32 || (may_be_narrow && is_narrow(x)),
-                 std::string(name) + " must be float32" + (may_be_narrow ? " or bfloat16" : ""));
-}
-
-void check_packed(Checks& checks, const char* name, const Weights& w, Form form, int64_t gates, int64_t K, int64_t H) {
-  check_dtype(checks, name, w);
-  checks.shape(name, w, {packed_size(is_narrow(w), form, gates, K, H)});
-}
-
 // Checks what both passes have in common and returns it, with the sizes of `steps` [T, B, H].
 Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, const char* name,
-                 const Steps& steps, const Weights& w_h, Form form, const FloatArray& vectors, const Bools& reset,
-                 const Bools& active) {
+                 const Steps& steps, const Weights& w_h, Form form, const FloatArray& vectors,
+                 const Bools& reset, const Bools& active) {
   checks.require(cell >= RNN_TANH && cell <= GRU_AFTER, "there is no cell of kind " + std::to_string(cell));
   checks.rank(name, steps, 3);
   if (!checks.ok()) return {};
@@ -148,12 +39,13 @@ Problem describe(Checks& checks, int64_t cell, bool reverse, bool batch_first, c
 }
 
 ffi::Error forward(ffi::ThreadPool pool, Steps xs, Tokens tokens, Weights w_x, FloatArray b, Weights w_h,
-                   FloatArray vectors, FloatArray h_first, FloatArray c_first, Bools reset, Bools active, StepResults ys,
-                   Results h_last, Results c_last, StepResults previous_hidden, Results kept_gates, Results extra,
-                   int64_t cell, bool reverse, bool batch_first) {
+                   FloatArray vectors, FloatArray h_first, FloatArray c_first, Bools reset, Bools active,
+                   StepResults ys, Results h_last, Results c_last, StepResults previous_hidden, Results kept_gates,
+                   Results extra, int64_t cell, bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*ys, 3);
   Checks checks("jaxrnn_forward", axes);
-  const Problem p = describe(checks, cell, reverse, batch_first, "ys", *ys, w_h, RECURRENT, vectors, reset, active);
+  const Problem p =
+      describe(checks, cell, reverse, batch_first, "ys", *ys, w_h, RECURRENT, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
@@ -176,9 +68,9 @@ ffi::Error forward(ffi::ThreadPool pool, Steps xs, Tokens tokens, Weights w_x, F
     check_packed(checks, "w_x", w_x, INPUT, p.gates(), D, H);
     checks.require(is_narrow(w_x) == is_narrow(w_h), "w_x must have the dtype of w_h");
   }
-  check_steps(checks, "xs", xs, is_narrow(w_h) && present(w_x));
-  check_steps(checks, "ys", *ys, is_narrow(w_h));
-  check_steps(checks, "previous_hidden", *previous_hidden, is_narrow(w_h));
+  check_dtype(checks, "xs", xs, is_narrow(w_h) && present(w_x));
+  check_dtype(checks, "ys", *ys, is_narrow(w_h));
+  check_dtype(checks, "previous_hidden", *previous_hidden, is_narrow(w_h));
   checks.shape_if(present(w_x), "b", b, {G});
   checks.shape("h", h_first, {B, H});
   checks.shape_if(lstm, "c", c_first, {B, H});
@@ -228,21 +120,22 @@ ffi::Error forward(ffi::ThreadPool pool, Steps xs, Tokens tokens, Weights w_x, F
   });
 }
 
-ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Steps previous_hidden, FloatArray kept_gates,
-                    FloatArray extra, Steps d_ys, FloatArray d_h_last, FloatArray d_c_last, Bools reset, Bools active,
-                    Results d_gx, Results d_q, Results d_h_first, Results d_c_first, int64_t cell,
-                    bool reverse, bool batch_first) {
+ffi::Error backward(ffi::ThreadPool pool, Weights w_h, FloatArray vectors, Steps previous_hidden,
+                    FloatArray kept_gates, FloatArray extra, Steps d_ys, FloatArray d_h_last, FloatArray d_c_last,
+                    Bools reset, Bools active, Results d_gx, Results d_q, Results d_h_first, Results d_c_first,
+                    int64_t cell, bool reverse, bool batch_first) {
   const auto axes = mapped_axes(*d_gx, 3);
   Checks checks("jaxrnn_backward", axes);
-  const Problem p = describe(checks, cell, reverse, batch_first, "d_ys", d_ys, w_h, TRANSPOSED, vectors, reset, active);
+  const Problem p =
+      describe(checks, cell, reverse, batch_first, "d_ys", d_ys, w_h, TRANSPOSED, vectors, reset, active);
   if (!checks.ok()) return checks.error();
 
   const int64_t T = p.T, B = p.B, H = p.H, G = p.gates() * H;
   // The axes of arrays of all steps.
   const int64_t first = batch_first ? B : T, second = batch_first ? T : B;
   const bool lstm = p.cell == LSTM, gated = p.gates() > 1, after = p.cell == GRU_AFTER;
-  check_steps(checks, "d_ys", d_ys, is_narrow(w_h));
-  check_steps(checks, "previous_hidden", previous_hidden, is_narrow(w_h));
+  check_dtype(checks, "d_ys", d_ys, is_narrow(w_h));
+  check_dtype(checks, "previous_hidden", previous_hidden, is_narrow(w_h));
   checks.shape("d_ys", d_ys, {first, second, H});
   checks.shape("previous_hidden", previous_hidden, {first, second, H});
   checks.shape("gates", kept_gates, {first, second, G});
@@ -292,7 +185,8 @@ ffi::Error pack(ffi::ThreadPool pool, Weights w, ffi::Result<Weights> packed, in
   checks.require(w.element_type() == packed->element_type(), "the result must have the dtype of w");
   if (!checks.ok()) return checks.error();
   const int64_t K = checks.sizes(w)[0], G = checks.sizes(w)[1];
-  checks.require(gates > 0 && G % gates == 0, std::to_string(G) + " columns are not " + std::to_string(gates) + " gates");
+  checks.require(gates > 0 && G % gates == 0,
+                 std::to_string(G) + " columns are not " + std::to_string(gates) + " gates");
   if (!checks.ok()) return checks.error();
   const int64_t H = G / gates;
   const Form wanted = static_cast<Form>(form);
@@ -323,7 +217,7 @@ ffi::Error outer_call(ffi::ThreadPool pool, Steps x, FloatArray d, Results out, 
   if (!checks.ok()) return checks.error();
   const int64_t N = checks.sizes(x)[0], K = checks.sizes(x)[1], G = checks.sizes(d)[1];
   const int64_t columns = checks.sizes(*sums)[0];
-  check_steps(checks, "x", x, narrow);
+  check_dtype(checks, "x", x, narrow);
   checks.shape("x", x, {N, K});
   checks.shape("d", d, {N, G});
   checks.result("the result", out, {K, columns});
@@ -351,7 +245,7 @@ ffi::Error back_call(ffi::ThreadPool pool, FloatArray d, Weights w, StepResults 
   checks.shape("d", d, {N, G});
   check_packed(checks, "w", w, TRANSPOSED, 1, D, G);
   checks.result("the result", out, {N, D});
-  check_steps(checks, "the result", *out, is_narrow(w));
+  check_dtype(checks, "the result", *out, is_narrow(w));
   if (!checks.ok()) return checks.error();
   expect_large(out);
   const Members members(axes);

@@ -141,7 +141,8 @@ class Operands {
   using Operand = typename Kind::Operand;
 
   Operands() = default;
-  Operands(int64_t rows, int64_t length) : stride_(stride(length)), data_(Scratch<Operand>::zeros(rows * stride_)) {}
+  Operands(int64_t rows, int64_t length)
+      : stride_(stride(length)), data_(Scratch<Operand>::zeros(rows * stride_)) {}
 
   // Rounds `length` numbers of x, from a place on, to a row.
   void put_row(int64_t row, Series x, int64_t place, int64_t length) {

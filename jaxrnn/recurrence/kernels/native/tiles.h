@@ -171,7 +171,8 @@ struct Tiles : Pairs {
   static void block(Left<Bfloat16> x, int64_t second, const Bfloat16* w, int64_t K, float* out, int64_t ldo) {
     if constexpr (COUNT > 0) {
       float* const upper = out + FROM * V;
-      for_sums<R, COUNT>([&](auto r, auto a) { load_tile<C0 + 2 * r + a>(upper + r * second * ldo + a * V, 4 * ldo); });
+      const auto sums = [&](int64_t r, int64_t a) { return upper + r * second * ldo + a * V; };
+      for_sums<R, COUNT>([&](auto r, auto a) { load_tile<C0 + 2 * r + a>(sums(r, a), 4 * ldo); });
       for (int64_t k = 0; k < K; k += K_ALIGN) {
         const Bfloat16* const left = x.data + k;
         load_tile<A0>(left, 2 * x.by_row);
@@ -183,7 +184,7 @@ struct Tiles : Pairs {
           if constexpr (R == 2) multiply_tiles<C0 + 2 + a, A0 + 1, B0>();
         });
       }
-      for_sums<R, COUNT>([&](auto r, auto a) { store_tile<C0 + 2 * r + a>(upper + r * second * ldo + a * V, 4 * ldo); });
+      for_sums<R, COUNT>([&](auto r, auto a) { store_tile<C0 + 2 * r + a>(sums(r, a), 4 * ldo); });
     }
   }
 
