@@ -31,6 +31,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxrnn.console import open_streams
+from jaxrnn.devices import accelerator
 from jaxrnn.devices.storage import atomic_write
 
 ROOT = Path(__file__).parents[1]
@@ -119,9 +120,16 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def place() -> str:
-    """Return the device as part of a file name, such as "cpu-2-cores" or "nvidia-h200"."""
+    """Return the device as part of a file name: "nvidia-h200", or "cpu-2-cores-avx512-bf16".
+
+    The name of a CPU ends with the best of its instructions for matrix products.
+    """
     device = jax.devices()[0]
-    name = f"cpu {cores()} cores" if device.platform == "cpu" else device.device_kind
+    name = device.device_kind
+    if device.platform == "cpu":
+        flags = accelerator.processor_flags()
+        best = next((n for n in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if n in flags), "")
+        name = f"cpu {cores()} cores {best.replace('amx_bf16', 'amx')}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -44,7 +44,6 @@ TEMPERATURE = 0.8
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 # Batch B, layers L, hidden size H.
 SIZES: list[Size] = [(1, 2, 512), (1, 1, 128), (1, 1, 1024), (64, 2, 512)]
-OUTPUT = measure.RESULTS / "sampling_throughput.json"
 
 
 class Peer:
@@ -158,7 +157,7 @@ def main() -> None:
     add("--length", type=measure.positive, help="characters per row (1000; with --quick 200)")
     add("--repeats", type=measure.positive, help="turns of each side (7; with --quick 3)")
     add("--quick", action="store_true", help="two sizes; writes no file")
-    add("--output", type=Path, metavar="FILE", help=f"JSON file to write ({OUTPUT.name})")
+    add("--output", type=Path, metavar="FILE", help="JSON file to write")
     flags = parser.parse_args()
     sizes = flags.size or SIZES[: 2 if flags.quick else None]
     length, repeats = (200, 3) if flags.quick else (1000, 7)
@@ -174,7 +173,9 @@ def main() -> None:
         console.print(f"B, L, H = {tables.joined(size)} ...")
         results.append(measured(size, flags.length or length, flags.repeats or repeats, device))
     console.print(table(results))
-    output = flags.output or (None if flags.quick else OUTPUT)
+    output = flags.output
+    if not output and not flags.quick:
+        output = measure.RESULTS / f"sampling_throughput-{measure.place()}.json"
     if output:
         record = measure.surroundings(("torch",)) | {"torch_device": device}
         measure.write(record | {"temperature": TEMPERATURE, "results": results}, output)
