@@ -31,6 +31,7 @@ from jaxrnn import (
 from jaxrnn.charlm import decoding, sampling
 from tests.support.oracle import TOLERANCES as ORACLE
 from tests.support.oracle import assert_close, unchecked
+from tests.support.problems import USUAL
 
 VOCABULARY = Vocabulary.of("abcdefg \n")
 SIZE = len(VOCABULARY)
@@ -438,6 +439,26 @@ def test_values_out_of_range_are_reported(write: Any, wrong: dict[str, Any], mes
     """The call raises the error; a stream does not wait until its first piece is asked for."""
     with unchecked(), pytest.raises(InputError, match=message):
         write(MODEL, **{"prime": PRIME, "length": 1} | wrong)
+
+
+@pytest.mark.skipif(USUAL != "native", reason="waits for a C++ compiler")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_on_a_cpu_are_those_of_the_compiled_recurrence(dtype: Any) -> None:
+    """The weights are packed once for a text, and the text does not depend on how many are drawn."""
+    params = init(ModelConfig("gru", layers=2, hidden_size=40, dtype=dtype), VOCABULARY, seed=1)
+    decoder = sampling.Decoder(params, PRIME, SamplingOptions(), 2)
+    arguments = decoder._config, decoder._weights, decoder.state, decoder.prime
+    advance = partial(decoding.advance, mode="categorical", truncate=False, size=16)
+    lengths = np.int32(len(PRIME)), np.int32(16)
+    program = jax.jit(advance, static_argnums=0)
+    lowered = program.lower(*arguments, *lengths, decoder._options)
+    text = lowered.compile().as_text()
+    inside, entry = text.split("ENTRY")
+    assert '"jaxrnn_forward"' in inside and '"jaxrnn_pack"' not in inside
+    assert '"jaxrnn_pack"' in entry
+    many = sample_many(params, PRIME, 300, count=9, temperature=2.0)
+    assert sample_many(params, PRIME, 300, count=1, temperature=2.0) == many[:1]
+    assert sample_many(params, PRIME, 300, count=5, temperature=2.0) == many[:5]
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])

@@ -84,7 +84,9 @@ ffi::Error forward(ffi::ThreadPool pool, Steps xs, Tokens tokens, Weights w_x, F
   for (StepResults* x : {&ys, &previous_hidden}) expect_large(*x);
   for (Results* x : {&kept_gates, &extra}) expect_large(*x);
   const Members members(axes);
-  return with_product(is_narrow(w_h), B, [&](auto kind) {
+  // A single step may be one of sampling, whose text must not depend on the number of texts.
+  const int64_t rows = T > 1 ? B : 1;
+  return with_product(is_narrow(w_h), rows, [&](auto kind) {
     using Run = Forward<decltype(kind)>;
     return members.run(pool, T * B * G * (H + D), [&](Threads& threads, int64_t n) {
       const auto at = [&](auto& x) { return members.data(x, n); };
