@@ -75,7 +75,7 @@ ALWAYS_INLINE Vec clamp(Vec x, float low, float high) {
 // Returns 1 / x to about a unit in the last place, for x from 1 to 2^126.
 ALWAYS_INLINE Vec reciprocal(Vec x) {
 #if defined(__AVX512F__)
-  // 14 bits, and twice as many after a step of Newton's method, in a third of the time of a division.
+  // 14 bits, and twice as many after a step of Newton's method. A division takes longer.
   const Vec r = (Vec)_mm512_rcp14_ps((__m512)x);
   return r + r * (1.f - x * r);
 #else
