@@ -108,11 +108,7 @@ def calls(
         total = sum(jnp.sum(r * c.astype(r.dtype), dtype=wide) for r, c in pairs)
         return (total, results) if mode.whole else total
 
-    def both(*given: Any) -> Any:
-        if mode.whole:
-            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given)
-        return peers.gradients_alone(loss)(*given)
-
+    both = jax.value_and_grad(loss, (0, 1, 2), has_aux=mode.whole)
     return (apply, arguments), (both, (*arguments, cotangents))
 
 
@@ -134,9 +130,10 @@ def ours(cell: Any, given: Given, implementation: Any) -> Contender:
     Raises:
       ValueError: if the implementation does not support the problem.
     """
+    forward, (both, arguments) = calls(cell, implementation, PLAIN, *placed(cell, given))
     runs = [
         partial(queue, partial(jax.jit(function), *arguments), 1)
-        for function, arguments in calls(cell, implementation, PLAIN, *placed(cell, given))
+        for function, arguments in (forward, (peers.gradients_alone(both), arguments))
     ]
     return Contender(*runs, peers.numpy, lambda result: peers.numpy(result[1]))
 

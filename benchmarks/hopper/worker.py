@@ -127,7 +127,7 @@ def table(job: Job, say: Reporter) -> dict[str, Any]:
     """Time all contenders in both passes, in turns; compare jaxrnn's implementations with "xla" first.
 
     error: difference from "xla" in the same dtype, in units of each array's largest entry.
-    loss: the loss of each contender, which shows whether the peers run the same problem.
+    loss: the loss of each contender that returns it, which shows whether the peers run the same problem.
     """
     cell, given = problem(job)
     entered: dict[str, dict[str, Run]] = {}
@@ -151,7 +151,8 @@ def table(job: Job, say: Reporter) -> dict[str, Any]:
             found[what][name] = {"first_call": first}
             if what == PASSES[1]:
                 loss, result = result
-                found[what][name]["loss"] = loss.item()
+                if loss is not None:
+                    found[what][name]["loss"] = loss.item()
             if name in runs:
                 results[what, name] = result
     for (what, name), result in results.items():

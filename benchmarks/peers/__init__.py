@@ -157,18 +157,18 @@ def jitted(
         return jnp.sum(apply(params, xs, state, *masks) * cotangent, dtype=jnp.float32)
 
     forward = partial(jax.jit(apply), *arguments, *masks)
-    backward = partial(jax.jit(gradients_alone(loss)), *arguments, cotangent, *masks)
+    both = jax.value_and_grad(loss, (0, 1, 2))
+    backward = partial(jax.jit(gradients_alone(both)), *arguments, cotangent, *masks)
     return lambda: jax.block_until_ready(forward()), lambda: jax.block_until_ready(backward())
 
 
-def gradients_alone(loss: Callable[..., Any]) -> Callable[..., tuple[None, Any]]:
-    """Return a function that returns (None, the gradients of a loss for its first three arguments).
+def gradients_alone(both: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[None, Any]]:
+    """Return a function that returns (None, the gradients), from one that returns a loss with them.
 
-    The loss itself is left out. In training the backward pass begins after it; here XLA would compute it
-    beside the backward pass, on threads that the backward pass then waits for.
+    In training the backward pass begins after the loss. Here XLA would compute the loss beside the
+    backward pass, on threads that the backward pass then waits for. It leaves out what is not returned.
     """
-    slope = jax.grad(loss, (0, 1, 2))
-    return lambda *given: (None, slope(*given))
+    return lambda *given: (None, both(*given)[1])
 
 
 def jitted_layers(

@@ -62,7 +62,7 @@ def test_every_stage_runs_and_says_what_is_not_there(tmp_path: Path) -> None:
             assert all(len(c["seconds"]) == 1 for c in contenders.values())
     contenders = results["table"]["passes"]["forward+backward"]
     assert set(contenders) == {"jaxrnn xla", "flax nnx"} | ({"torch"} if TORCH else set())
-    losses = [contender["loss"] for contender in contenders.values()]
+    losses = [contender["loss"] for contender in contenders.values() if "loss" in contender]
     assert max(losses) - min(losses) < 0.02 * max(map(abs, losses)) + 0.1
     assert results["training"]["contenders"]["jaxrnn"]["seconds"]
 
