@@ -137,6 +137,7 @@ class _Work(NamedTuple):
     steps: length of the run in steps.
     description: the content of config.json.
     sized: whether the preset depends on the length of the text.
+    dtype_chosen: whether the dtype is the one that "auto" chose here.
     """
 
     options: TrainOptions
@@ -149,6 +150,7 @@ class _Work(NamedTuple):
     steps: int
     description: run_description.Description
     sized: bool
+    dtype_chosen: bool
 
 
 def _read(
@@ -159,6 +161,8 @@ def _read(
     name, corpus = _corpus(options)
     if for_length is not None:
         options = for_length(corpus.train_size)
+    kept = not options.overwrite and run_description.is_run(workdir)
+    dtype_chosen = options.training.model.dtype == "auto" and not kept
     training = _kept_settings(options, workdir)
     mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
     options = dataclasses.replace(options, training=training, bytes=corpus.vocabulary.by_bytes)
@@ -170,7 +174,17 @@ def _read(
     run_directory.check(workdir, description, corpus.vocabulary, options.overwrite)
     sized = for_length is not None and PRESETS[options.preset].size is not None
     return _Work(
-        options, training, workdir, devices, name, corpus, prime, steps, description, sized
+        options,
+        training,
+        workdir,
+        devices,
+        name,
+        corpus,
+        prime,
+        steps,
+        description,
+        sized,
+        dtype_chosen,
     )
 
 
@@ -247,7 +261,7 @@ def _introduce(work: _Work) -> None:
             "out; other epochs read other parts. Lower --batch or --seq-len to read more"
         )
     dtype: str = model.dtype
-    if work.options.training.model.dtype == "auto":
+    if work.dtype_chosen:
         dtype += ", the fastest here"
     print(
         f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {dtype}; "

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import filelock
 import pytest
 
-from jaxrnn import charlm, generate, load, sample, train
+from jaxrnn import ModelConfig, charlm, generate, load, sample, train
 from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
@@ -47,6 +48,23 @@ pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.once]
 
 
 # --- train: what it does ---
+
+
+@pytest.mark.slow
+def test_a_dtype_that_auto_chooses_is_named_as_the_fastest(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on keeps its dtype, whatever is the fastest now."""
+    given = partial(flags, place / "text.txt", tmp_path / "run", dtype="auto")
+    said = []
+    for steps in (2, 3):
+        assert train.main(given(steps=steps)) == 0
+        said.append(
+            next(line for line in capsys.readouterr().out.splitlines() if " parameters, " in line)
+        )
+    chosen = ModelConfig(cell="rnn", hidden_size=6, dtype="auto").resolved().dtype
+    assert f"parameters, {chosen}, the fastest here; " in said[0]
+    assert f"parameters, {chosen}; " in said[1]
 
 
 @pytest.mark.slow
