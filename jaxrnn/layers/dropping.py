@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.layers.architecture import Architecture, StackedParams
 from jaxrnn.recurrence.linalg import wide
 from jaxrnn.shapes import Array, Bool, Float, Key
 
@@ -85,3 +86,17 @@ def _words(probability: float) -> int:
 def _below(words: int, shape: tuple[int, ...], key: Key) -> Bool[Array, "..."]:
     """Return random truth values, true with probability words / 2^32."""
     return jax.random.bits(key, shape, jnp.uint32) < jnp.uint32(words)
+
+
+def with_weights_dropped(
+    net: Architecture, params: StackedParams, key: Key | None
+) -> StackedParams:
+    """Return the parameters with a part of the recurrent weights dropped, by a mask per pseudo-layer."""
+    if key is None or not net.weight_dropout:
+        return params
+    # The keys after those of the dropped outputs of the layers.
+    cells = (
+        dropout_weights(layer, net.weight_dropout, jax.random.fold_in(key, net.layers + number))
+        for number, layer in enumerate(params.cells)
+    )
+    return params._replace(cells=tuple(cells))

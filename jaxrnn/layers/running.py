@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrnn.devices.mesh import Mesh
 from jaxrnn.layers.architecture import Architecture, StackedParams
-from jaxrnn.layers.dropping import dropout, dropout_weights, zoneout_masks
+from jaxrnn.layers.dropping import dropout, with_weights_dropped, zoneout_masks
 from jaxrnn.layers.wrapped import Wrapped, WrappedParams, beside, recurrent_params
 from jaxrnn.recurrence import api, dispatch, sharded
 from jaxrnn.recurrence.cells import is_builtin
@@ -80,7 +80,7 @@ def run(
       (states, ys): the state of each pseudo-layer after its last step, and the outputs of the last layer
       in the dtype of the parameters.
     """
-    params = _with_weights_dropped(net, params, key)
+    params = with_weights_dropped(net, params, key)
     several_devices = devices if devices is not None and devices.size > 1 else None
     if not is_builtin(net.cell):
         # XLA divides the steps of other cells, from where the arrays lie.
@@ -392,17 +392,3 @@ def _by_blocks(
         return jnp.concatenate(list(a), axis=-1)
 
     return jax.tree.map(join, jax.vmap(function)(layer, *jax.tree.map(split, arrays)))
-
-
-def _with_weights_dropped(
-    net: Architecture, params: StackedParams, key: Key | None
-) -> StackedParams:
-    """Return the parameters with a part of the recurrent weights dropped, by a mask per pseudo-layer."""
-    if key is None or not net.weight_dropout:
-        return params
-    # The keys after those of the dropped outputs of the layers.
-    cells = (
-        dropout_weights(layer, net.weight_dropout, jax.random.fold_in(key, net.layers + number))
-        for number, layer in enumerate(params.cells)
-    )
-    return params._replace(cells=tuple(cells))
