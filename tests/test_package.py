@@ -20,10 +20,11 @@ README = ROOT / "README.md"
 
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
-    ("train", "generate", "prepare"),
+    ("train", "generate", "prepare", "export"),
     ("train_options",),
     ("presets",),
     ("training", "serialization", "arguments"),
+    ("formats",),
     ("charlm", "interop"),
     ("layers",),
     ("recurrence",),
@@ -32,7 +33,8 @@ FLOORS = (
     ("console", "errors", "progress", "settings", "shapes"),
 )
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
-OPTIONAL += ["docstring_parser", "tensorboardX", "torch", "keras", "tensorflow"]
+OPTIONAL += ["docstring_parser", "tensorboardX", "torch", "keras", "tensorflow", "safetensors"]
+OPTIONAL += ["onnx", "h5py"]
 
 
 @pytest.mark.process

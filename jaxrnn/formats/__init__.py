@@ -1,0 +1,1 @@
+"""Trained char-RNNs as files: for other programs, and from them."""
