@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Replace the content of a file by `text`, in UTF-8.
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace the content of a file by `content`; a text is written in UTF-8.
 
     After a crash or a power cut the file has the old content or the new, never a part of it.
 
@@ -24,8 +24,8 @@ def atomic_write(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
