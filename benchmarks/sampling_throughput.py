@@ -31,6 +31,7 @@ from benchmarks import measure, tables
 from benchmarks.problems import VOCABULARY, Size
 from jaxrnn import charlm
 from jaxrnn.interop.torch import to_torch
+from jaxrnn.layers import StackedParams, stacked
 
 try:
     import torch
@@ -64,9 +65,9 @@ class Peer:
         self.linear = torch.nn.Linear(hidden, size)
         pairs = [(self.embedding.weight, params.embedding)]
         pairs += [(self.linear.weight, params.w_out.T), (self.linear.bias, params.b_out)]
-        for n, layer in enumerate(params.layers):
-            weights = to_torch(params.config.make_cell(), layer, n)
-            pairs += [(getattr(self.lstm, name), array) for name, array in weights.items()]
+        net = stacked(params.config.make_cell(), EMBED, layers=params.config.layers)
+        weights = to_torch(net, StackedParams(params.layers))
+        pairs += [(getattr(self.lstm, name), array) for name, array in weights.items()]
         with torch.no_grad():
             for mine, given in pairs:
                 mine.copy_(torch.tensor(np.asarray(given)))

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrnn.interop.torch import from_torch, gradients_from_torch, names
+from jaxrnn.interop.torch import from_torch, gradients_from_torch
+from jaxrnn.layers import stacked
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 from jaxrnn.recurrence.kernels.cudnn import stack
 from tests.golden import make
@@ -65,17 +66,10 @@ def test_layers_by_cudnn_agree_with_pytorch(name: str, both: bool) -> None:
     final = list(last) if arrays == 2 else [last]
     sum((result**3).sum() for result in (ys, *final)).backward()
 
-    suffixes = ("", "_reverse")[: 1 + both]
-    pseudo_layers = [(layer, suffix) for layer in range(layers) for suffix in suffixes]
-
-    def converted(layer: int, suffix: str, convert: Any, values: Any) -> Any:
-        """Return the parameters of a pseudo-layer, or their gradients, in our layout."""
-        pairs = zip(names(), names(layer), strict=True)
-        arrays = {plain: values(getattr(module, own + suffix)) for plain, own in pairs}
-        return convert(cell, arrays)
-
-    params = [converted(*p, from_torch, lambda w: w.detach().numpy()) for p in pseudo_layers]
-    slopes = [converted(*p, gradients_from_torch, lambda w: w.grad.numpy()) for p in pseudo_layers]
+    net = stacked(cell, features, layers=layers, bidirectional=both)
+    params = list(from_torch(net, module.state_dict()).cells)
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    slopes = list(gradients_from_torch(net, gradients).cells)
     with jax.enable_x64(True), host.use_stand_in():
         state = type(cell.initial_state(1))
         rows = zip(*(a.detach().numpy() for a in first), strict=True)

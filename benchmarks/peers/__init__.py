@@ -82,6 +82,13 @@ class Stack(NamedTuple):
         """Number of parameter sets, or None where the arrays have no axis for them."""
         return self.xs.shape[0] if self.xs.ndim == 4 else None
 
+    def converted(self, convert: Callable[..., Any], *trees: Any) -> Any:
+        """Return `convert(*trees)`, called for each parameter set where there are several."""
+        if not self.sets:
+            return convert(*trees)
+        made = [convert(*jax.tree.map(lambda a, n=n: a[n], trees)) for n in range(self.sets)]
+        return jax.tree.map(lambda *a: np.stack(a), *made)
+
     @property
     def active(self) -> np.ndarray:
         """True at real steps, false in the padding: [T, B, 1], or ones [1, 1, 1] without lengths."""

@@ -1,7 +1,6 @@
 """Equinox: eqx.nn.GRUCell (reset after) and eqx.nn.LSTMCell under vmap over rows, in a lax.scan.
 
 Equinox has cells and no layers, so everything around the cell is written as its documentation does.
-Its matrices are PyTorch's; the LSTM has one bias, and the GRU has `bias_n` besides.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.peers import Contender, Stack, jitted_layers, numpy, require, scan_layers
-from jaxrnn.interop.arrays import make_params, swap_z_r
+from jaxrnn.interop.equinox import NAMES, from_equinox, to_equinox
 from jaxrnn.recurrence.cells import LSTM
 
 NAME = "equinox"
@@ -33,7 +31,8 @@ def layers(given: Stack) -> Contender:
     def module(params: Any) -> Any:
         make = partial(kind, params.w_x.shape[-2], cell.hidden_size)
         made = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
-        arrays = [jnp.asarray(a) for a in to_equinox(cell, params)]
+        weights = given.converted(partial(to_equinox, cell), params)
+        arrays = [jnp.asarray(weights[name]) for name in NAMES if name in weights]
         return jax.tree.unflatten(jax.tree.structure(made), arrays)
 
     def run(module: Any, xs: Any, resets: Any) -> Any:
@@ -53,23 +52,8 @@ def layers(given: Stack) -> Contender:
         return scan_layers(modules, run, xs, resets, lengths)
 
     def gradients(modules: Any) -> Any:
-        return [[from_equinox(cell, jax.tree.leaves(numpy(m))) for m in each] for each in modules]
+        convert = partial(from_equinox, cell)
+        return [[given.converted(convert, numpy(m)) for m in each] for each in modules]
 
     modules = [[module(params) for params in directions] for directions in given.params]
     return jitted_layers(given, modules, apply, gradients)
-
-
-def to_equinox(cell: Any, params: Any) -> list[np.ndarray]:
-    """Return weight_ih [G, D], weight_hh [G, H], bias [G] and a GRU's bias_n [H]."""
-    w_x, w_h, b = params[:3]
-    if isinstance(cell, LSTM):
-        return [w_x.mT, w_h.mT, b]
-    return [swap_z_r(w_x).mT, swap_z_r(w_h).mT, swap_z_r(b), params.b_h]
-
-
-def from_equinox(cell: Any, arrays: list[np.ndarray]) -> Any:
-    """Return the arrays of `to_equinox`, or their gradients, in jaxrnn's layout."""
-    w_x, w_h, b, *b_h = arrays
-    if isinstance(cell, LSTM):
-        return make_params(cell, w_x.mT, w_h.mT, b)
-    return make_params(cell, swap_z_r(w_x.mT), swap_z_r(w_h.mT), swap_z_r(b), *b_h)

@@ -88,7 +88,8 @@ def layers(given: Stack, ours: ModuleType | None = None) -> Contender:
             xs = module.apply({"params": variables}, xs, seq_lengths=lengths)
         return xs
 
-    made = [[flax.to_linen(cell, p) for p in directions] for directions in given.params]
+    there, back = partial(flax.to_linen, cell), partial(flax.from_linen, cell)
+    made = [[given.converted(there, p) for p in directions] for directions in given.params]
     if given.resets is not None:
         # linen numbers the cells that a module makes, also those that only make a carry.
         carry = scanned.initialize_carry(1, cell.hidden_size)
@@ -101,8 +102,8 @@ def layers(given: Stack, ours: ModuleType | None = None) -> Contender:
     def gradients(found: Any) -> Any:
         found = numpy(found)
         if given.resets is not None:
-            return [[flax.from_linen(cell, found[inner])]]
-        return [[flax.from_linen(cell, d) for d in as_directions(layer)] for layer in found]
+            return [[given.converted(back, found[inner])]]
+        return [[given.converted(back, d) for d in as_directions(layer)] for layer in found]
 
     return jitted_layers(given, params, apply, gradients)
 

@@ -101,7 +101,8 @@ def layers(given: Stack, ours: ModuleType | None = None) -> Contender:
     for directions in given.params:
         made = layer(directions[0].w_x.shape[-2], len(directions))
         graph, state = nnx.split(made, nnx.Param)
-        arrays = [cast(flax.to_nnx(cell, params), "float32") for params in directions]
+        convert = partial(flax.to_nnx, cell)
+        arrays = [cast(given.converted(convert, params), "float32") for params in directions]
         nnx.replace_by_pure_dict(state, as_layer(arrays))
         graphs.append(graph)
         states.append(state)
@@ -122,7 +123,7 @@ def layers(given: Stack, ours: ModuleType | None = None) -> Contender:
 
     def gradients(found: Any) -> Any:
         dicts = [numpy(nnx.to_pure_dict(state)) for state in found]
-        return [[converted(direction) for direction in as_directions(d)] for d in dicts]
+        return [[given.converted(converted, d) for d in as_directions(made)] for made in dicts]
 
     return jitted_layers(given, states, apply, gradients)
 

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.peers import Contender, Given, Missing, Stack, Task, Unserved, require
 from jaxrnn.interop import torch as interop
+from jaxrnn.layers import StackedParams, stacked
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 
 NAME = "torch"
@@ -113,11 +114,11 @@ class _Module:
         self.layer = kind(
             xs.shape[-1], self.cell.hidden_size, len(params), bidirectional=len(params[0]) == 2
         )
-        weights = {}
-        for n, directions in enumerate(params):
-            for suffix, direction in zip(("", "_reverse"), directions, strict=False):
-                made = interop.to_torch(self.cell, direction, n)
-                weights |= {name + suffix: array for name, array in made.items()}
+        self.net = stacked(
+            self.cell, xs.shape[-1], layers=len(params), bidirectional=len(params[0]) == 2
+        )
+        cells = tuple(cell for directions in params for cell in directions)
+        weights = interop.to_torch(self.net, StackedParams(cells))
         with torch.no_grad():
             for name, array in weights.items():
                 getattr(self.layer, name).copy_(torch.tensor(array))
@@ -161,16 +162,9 @@ class _Module:
         """Return the gradients of the parameters, in the form of `Stack.params`, and of xs."""
         *weights, d_xs = map(_numpy, result[1])
         found = dict(zip(self.names, weights, strict=True))
-        suffixes = ("", "_reverse") if self.layer.bidirectional else ("",)
-        d_params = [
-            [self._converted(found, n, suffix) for suffix in suffixes]
-            for n in range(self.layer.num_layers)
-        ]
-        return d_params, d_xs
-
-    def _converted(self, found: dict[str, np.ndarray], layer: int, suffix: str) -> Any:
-        plain = {name: found[name + suffix] for name in interop.names(layer)}
-        return interop.gradients_from_torch(self.cell, plain, layer)
+        cells = interop.gradients_from_torch(self.net, found).cells
+        width = self.net.directions
+        return [list(cells[n : n + width]) for n in range(0, len(cells), width)], d_xs
 
 
 def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
@@ -187,16 +181,17 @@ def trainer(task: Task, dtype: str) -> Callable[[], np.ndarray]:
     linear = torch.nn.Linear(model.hidden_size, size)
     pairs = [(embedding.weight, task.params.embedding)]
     pairs += [(linear.weight, task.params.w_out.T), (linear.bias, task.params.b_out)]
-    for n, layer in enumerate(task.params.layers):
-        weights = interop.to_torch(model.make_cell(), layer, n)
-        pairs += [(getattr(lstm, name), array) for name, array in weights.items()]
-        getattr(lstm, interop.names(n)[3]).requires_grad_(False)
+    net = stacked(model.make_cell(), model.embedding_size, layers=model.layers)
+    weights = interop.to_torch(net, StackedParams(task.params.layers))
+    pairs += [(getattr(lstm, name), array) for name, array in weights.items()]
+    for n in range(model.layers):
+        getattr(lstm, f"bias_hh_l{n}").requires_grad_(False)
     with torch.no_grad():
         for mine, array in pairs:
             mine.copy_(torch.tensor(np.ascontiguousarray(array)))
-    net = torch.nn.ModuleList([embedding, lstm, linear]).to(device)
+    module = torch.nn.ModuleList([embedding, lstm, linear]).to(device)
     lstm.flatten_parameters()
-    learned = [p for p in net.parameters() if p.requires_grad]
+    learned = [p for p in module.parameters() if p.requires_grad]
     betas = (0.9, config.beta2)
     optimizer = torch.optim.Adam(learned, config.learning_rate, betas, fused=True)
     batches = [torch.tensor(tokens.astype(np.int64), device=device) for tokens in task.tokens]

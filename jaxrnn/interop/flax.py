@@ -20,7 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxrnn.interop.arrays import make_params
+from jaxrnn.interop import arrays
+from jaxrnn.interop.arrays import Reader, make_params
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 
 # Names of flax's cells.
@@ -97,7 +98,7 @@ def to_nnx(cell: Any, params: Any, kind: Kind | None = None) -> dict[str, dict[s
     layout = NNX[_kind(cell, kind)]
     if isinstance(cell, GRU) and np.any(params.b_h):
         raise ValueError("GRUCell has no b_h, and the b_h of these parameters is not zero")
-    return to_weights(cell, layout, _numpy(params))
+    return to_weights(cell, layout, *arrays.cells_of(cell, params))
 
 
 def from_nnx(cell: Any, weights: Mapping[str, Mapping[str, Any]], kind: Kind | None = None) -> Any:
@@ -109,7 +110,8 @@ def from_nnx(cell: Any, weights: Mapping[str, Mapping[str, Any]], kind: Kind | N
       kind: as for `to_nnx`.
 
     Raises:
-      ValueError: for a cell that nnx does not have, and a kind that is not of this cell.
+      ValueError: for a cell that nnx does not have, a kind that is not of this cell, and the first array
+        that is missing, left over, or of another shape.
     """
     return _from(cell, NNX[_kind(cell, kind)], weights)
 
@@ -124,7 +126,7 @@ def to_linen(cell: Any, params: Any) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError: for a cell that linen does not have.
     """
-    return to_weights(cell, LINEN[_kind(cell, None)], _numpy(params))
+    return to_weights(cell, LINEN[_kind(cell, None)], *arrays.cells_of(cell, params))
 
 
 def from_linen(cell: Any, weights: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -135,7 +137,8 @@ def from_linen(cell: Any, weights: Mapping[str, Mapping[str, Any]]) -> Any:
       weights: the dict that `to_linen` returns, or the gradients of one.
 
     Raises:
-      ValueError: for a cell that linen does not have.
+      ValueError: for a cell that linen does not have, and the first array that is missing, left over, or
+        of another shape.
     """
     return _from(cell, LINEN[_kind(cell, None)], weights)
 
@@ -196,16 +199,18 @@ def _join(blocks: list[Any], given: tuple[str, ...], wanted: tuple[str, ...]) ->
 
 
 def _from(cell: Any, layout: Layout, weights: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the cell's parameters from arrays of numpy or JAX, each of which is checked."""
+    flat = {f"{layer}/{name}": a for layer, leaves in weights.items() for name, a in leaves.items()}
+    reader = Reader(flat, str(cell))
+    size, first = cell.hidden_size, np.shape(flat.get(f"{layout.inputs[0]}/kernel", ()))
+    rows = dict.fromkeys(layout.inputs, first[0] if first else 0)
+    columns = len(cell.GATES) // len(layout.inputs) * size
     made: dict[str, dict[str, Any]] = {}
     for layer, name in layout.arrays():
-        made.setdefault(layer, {})[name] = np.asarray(weights[layer][name])
+        shape = (columns,) if name == "bias" else (rows.get(layer, size), columns)
+        made.setdefault(layer, {})[name] = reader.take(f"{layer}/{name}", shape)
+    reader.finish()
     return from_weights(cell, layout, made)
-
-
-def _numpy(params: Any) -> Any:
-    return params._replace(
-        **{name: np.asarray(a) for name, a in params._asdict().items() if a is not None}
-    )
 
 
 def _kind(cell: Any, kind: Kind | None) -> Kind:

@@ -87,7 +87,7 @@ def test_there_and_back_is_the_same(name: str) -> None:
     cell, params = CELLS[name], drawn(CELLS[name])
     assert_same(keras.from_keras(cell, keras.to_keras(cell, params)), params)
     if torch.unsupported_reason(cell) is None:
-        assert_same(torch.from_torch(cell, torch.to_torch(cell, params, 2), 2), params)
+        assert_same(torch.from_torch(cell, torch.to_torch(cell, params)), params)
     if flax.unsupported_reason(cell) is None:
         zero = params._replace(b_h=0 * params.b_h) if isinstance(cell, GRU) else params
         assert_same(flax.from_nnx(cell, flax.to_nnx(cell, zero)), zero)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrnn import gru, lstm, rnn
 from jaxrnn.interop.torch import from_torch, gradients_from_torch
-from jaxrnn.layers import StackedParams, stacked
+from jaxrnn.layers import stacked
 from tests.support.oracle import TOLERANCES, assert_close
 
 pytestmark = [
@@ -55,22 +55,9 @@ def test_values_and_gradients(name: str, both: bool, batch_first: bool, lengths:
     finals = final if name == "LSTM" else (final,)
     ((ys**3).sum() + sum((s**2).sum() for s in finals)).backward()
 
-    def by_pseudo_layer(convert: Any, arrays: Any) -> tuple[Any, ...]:
-        found = []
-        for layer in range(LAYERS):
-            for end in ("", "_reverse") if both else ("",):
-                tail = f"_l{layer}{end}"
-                own = {
-                    f"{key.removesuffix(tail)}_l0": value.numpy()
-                    for key, value in arrays.items()
-                    if key.endswith(tail)
-                }
-                found.append(convert(cell, own))
-        return tuple(found)
-
-    parameters = dict(module.named_parameters())
-    weights = by_pseudo_layer(from_torch, {k: p.detach() for k, p in parameters.items()})
-    d_weights = by_pseudo_layer(gradients_from_torch, {k: p.grad for k, p in parameters.items()})
+    weights = from_torch(net, module.state_dict())
+    slopes = {name: p.grad for name, p in module.named_parameters()}
+    d_weights = gradients_from_torch(net, slopes)
     kind = type(cell.initial_state(1))
 
     def as_states(tensors: Any) -> tuple[Any, ...]:
@@ -81,7 +68,7 @@ def test_values_and_gradients(name: str, both: bool, batch_first: bool, lengths:
         @jax.jit
         def run(weights: Any, xs: Any, state: Any) -> Any:
             def loss(weights: Any, xs: Any, state: Any) -> Any:
-                final, ys = net.apply(StackedParams(weights), xs, state, lengths=lengths)
+                final, ys = net.apply(weights, xs, state, lengths=lengths)
                 return (ys**3).sum() + sum((s**2).sum() for s in jax.tree.leaves(final)), (
                     final,
                     ys,
@@ -93,5 +80,5 @@ def test_values_and_gradients(name: str, both: bool, batch_first: bool, lengths:
         (_, got), gradients = run(*jax.tree.map(jnp.asarray, given))
     want = as_states([s.detach().numpy() for s in finals]), ys.detach().numpy()
     assert_close(got, want, TOLERANCES["torch"])
-    slopes = d_weights, xs.grad.numpy(), as_states([s.grad.numpy() for s in states])
-    assert_close(gradients, slopes, 10 * TOLERANCES["torch"])
+    wanted = d_weights, xs.grad.numpy(), as_states([s.grad.numpy() for s in states])
+    assert_close(gradients, wanted, 10 * TOLERANCES["torch"])
