@@ -52,6 +52,11 @@ def names(suffix: str = "_l0") -> tuple[str, str, str, str]:
     return w_x, w_h, b, b_h
 
 
+def is_name(name: str) -> bool:
+    """Return whether a name is one of an array of `nn.RNN`, `nn.LSTM` or `nn.GRU`, without a prefix."""
+    return _LAYER.fullmatch(name) is not None
+
+
 def unsupported_reason(net: Any) -> str | None:
     """Return why PyTorch has no module that computes what a cell or stack does, or None."""
     cell = cell_of(net)

@@ -1,0 +1,107 @@
+"""Char-RNNs written with Keras, such as the lecture's own program: an embedding, LSTMs, a dense layer.
+
+    params = from_keras("lecture.keras", vocabulary)
+    jaxrnn.sample(params, "ROMEO:")
+
+The lecture's program is `Embedding(V, 256)`, `LSTM(1024)` and `Dense(V)`. An activation softmax of the
+dense layer is left out, because a char-RNN returns logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxrnn import charlm
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.formats import models
+from jaxrnn.interop import keras, keras_layers
+from jaxrnn.interop.keras_layers import RECURRENT, KerasLayer
+from jaxrnn.layers import StackedParams, stacked
+
+
+def from_keras(model: Any, vocabulary: Vocabulary | str) -> charlm.Params:
+    """Return the char-RNN of a Keras model.
+
+    Args:
+      model: a live model, or the path of a `.keras` or `.weights.h5` file of one. Its layers are one
+        `Embedding` (or none, if characters are fed one-hot), recurrent layers of one kind and width, and
+        a `Dense` layer; `Dropout` between them acts in training only and is not carried over.
+      vocabulary: the vocabulary, or its characters in the order of the model's tokens.
+
+    Raises:
+      InputError: for a file of another kind or a damaged one.
+      ValueError: for the first layer, option or shape that a char-RNN cannot have, and for a vocabulary
+        that does not fit.
+    """
+    layers = [
+        layer
+        for layer in keras_layers.read(model)
+        if layer.kind not in ("InputLayer", "Dropout", "SpatialDropout1D")
+    ]
+    keras_layers.check_all_known(layers, ("Embedding", *RECURRENT, "Dense"))
+    kinds = [layer.kind for layer in layers]
+    first = int(kinds[:1] == ["Embedding"])
+    recurrent, last = layers[first:-1], layers[-1:]
+    if not last or last[0].kind != "Dense" or any(k not in RECURRENT for k in kinds[first:-1]):
+        raise ValueError(
+            "a char-RNN is an Embedding, recurrent layers and a Dense layer, in this order, not "
+            f"{', '.join(kinds) or 'nothing'}"
+        )
+    net, params = keras.stack_of(recurrent)
+    if net.bidirectional:
+        raise ValueError("a char-RNN reads forward only, and this model is bidirectional")
+    vocabulary = models.vocabulary_of(vocabulary)
+    size = len(vocabulary)
+    embedding = None
+    if first:
+        embedding = _taken(layers[0], "embeddings", 0, (size, net.inputs))
+    elif net.inputs != size:
+        raise ValueError(
+            f"there is no Embedding, so the first recurrent layer must have {size} inputs, one for each "
+            f"character of the vocabulary, not {net.inputs}"
+        )
+    w_out, b_out = _dense(last[0], (net.cell.hidden_size, size))
+    return models.make(vocabulary, net.cell, embedding, params.cells, w_out, b_out)
+
+
+def to_keras(params: charlm.Params) -> list[np.ndarray]:
+    """Return the arrays of a Keras model as `model.set_weights` takes them.
+
+    Args:
+      params: a char-RNN whose cell Keras has.
+
+    Raises:
+      ValueError: for a cell that Keras does not have.
+    """
+    embedding, layers, w_out, b_out = models.parts_of(params)
+    config = params.config
+    inputs = config.embedding_size or len(b_out)
+    net = stacked(config.make_cell(), inputs, layers=config.layers)
+    first = [] if embedding is None else [embedding]
+    return [*first, *keras.to_keras(net, StackedParams(layers)), w_out, b_out]
+
+
+def _dense(layer: KerasLayer, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel and the bias of the output layer."""
+    activation = layer.options.get("activation", "linear")
+    if activation not in ("linear", "softmax"):
+        raise ValueError(
+            f"the layer {layer.name} has activation={activation!r}, not 'linear' or 'softmax'"
+        )
+    kernel = _taken(layer, "kernel", 0, shape)
+    if len(layer.arrays) == 1:
+        return kernel, np.zeros(shape[1], kernel.dtype)
+    return kernel, _taken(layer, "bias", 1, shape[1:])
+
+
+def _taken(layer: KerasLayer, name: str, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array of a layer. Raise ValueError for another shape."""
+    array = layer.arrays[number] if number < len(layer.arrays) else np.zeros(0)
+    if array.shape != shape:
+        raise ValueError(
+            f"{name} of the layer {layer.name} must have shape {shape} for this vocabulary, not "
+            f"{array.shape}"
+        )
+    return array
