@@ -171,7 +171,7 @@ def compare(net: Stacked, seed: int, lengths: Any = None) -> Any:
 @pytest.mark.parametrize("name", CELLS)
 def test_outputs_and_final_states(name: str, bidirectional: bool, layers: int) -> None:
     net = jaxrnn.layers.stacked(CELLS[name], 3, layers=layers, bidirectional=bidirectional)
-    for seed in range(3):
+    for seed in range(2):
         model = compare(net, seed)
         kinds = [node.op_type for node in model.graph.node]
         assert not {"Loop", "Scan", "If"} & set(kinds)
