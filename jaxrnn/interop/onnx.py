@@ -15,8 +15,9 @@ computes in float32. With N the number of directions, its values are
                final_cell_k
 
 T and B are free in every call. A sequence begins with states of zeros. A program that receives a
-sequence piece by piece, even step by step, gives the final states of each call to the next. That is not
-possible with bidirectional layers, whose outputs need the whole sequence.
+sequence piece by piece, even step by step, gives the final states of each call to the next; they are in
+the order of the inputs. That is not possible with bidirectional layers, whose outputs need the whole
+sequence. The backward direction is the second row of each state.
 """
 
 from __future__ import annotations

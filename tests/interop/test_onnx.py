@@ -205,9 +205,12 @@ def test_networks(name: str) -> None:
     net = jaxrnn.network(CELLS[name], 3, 2)
     params = jax.tree.map(jnp.asarray, drawn(net, 0))
     xs, (state,) = random_inputs(net, 1)
-    got = Session(to_onnx(net, params))(xs=xs, **states([state]))
-    want_state, want = net.apply(params, xs, state)
-    assert_close(got, {"ys": want} | states([want_state], prefix="final_"), RUNTIME)
+    some = np.arange(1, xs.shape[1] + 1, dtype=np.int32).clip(max=len(xs))
+    for masks in ({}, {"lengths": some}):
+        session = Session(to_onnx(net, params, lengths=bool(masks)))
+        got = session(xs=xs, **masks, **states([state]))
+        want_state, want = net.apply(params, xs, state, **masks)
+        assert_close(got, {"ys": want} | states([want_state], prefix="final_"), RUNTIME)
 
 
 @pytest.mark.peers
