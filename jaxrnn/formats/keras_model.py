@@ -17,6 +17,7 @@ from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.formats import models
 from jaxrnn.interop import keras, keras_layers
+from jaxrnn.interop.arrays import Reader
 from jaxrnn.interop.keras_layers import RECURRENT, KerasLayer
 from jaxrnn.layers import StackedParams, stacked
 
@@ -56,7 +57,11 @@ def from_keras(model: Any, vocabulary: Vocabulary | str) -> charlm.Params:
     size = len(vocabulary)
     embedding = None
     if first:
-        embedding = _taken(layers[0], "embeddings", 0, (size, net.inputs))
+        if layers[0].options.get("mask_zero"):
+            raise ValueError(
+                f"the layer {layers[0].name} has mask_zero=True, and a char-RNN has no padding token"
+            )
+        (embedding,) = _arrays(layers[0], {"embeddings": (size, net.inputs)})
     elif net.inputs != size:
         raise ValueError(
             f"there is no Embedding, so the first recurrent layer must have {size} inputs, one for each "
@@ -90,18 +95,20 @@ def _dense(layer: KerasLayer, shape: tuple[int, int]) -> tuple[np.ndarray, np.nd
         raise ValueError(
             f"the layer {layer.name} has activation={activation!r}, not 'linear' or 'softmax'"
         )
-    kernel = _taken(layer, "kernel", 0, shape)
-    if len(layer.arrays) == 1:
-        return kernel, np.zeros(shape[1], kernel.dtype)
-    return kernel, _taken(layer, "bias", 1, shape[1:])
+    if layer.options.get("use_bias", len(layer.arrays) > 1):
+        kernel, bias = _arrays(layer, {"kernel": shape, "bias": shape[1:]})
+        return kernel, bias
+    (kernel,) = _arrays(layer, {"kernel": shape})
+    return kernel, np.zeros(shape[1], kernel.dtype)
 
 
-def _taken(layer: KerasLayer, name: str, number: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array of a layer. Raise ValueError for another shape."""
-    array = layer.arrays[number] if number < len(layer.arrays) else np.zeros(0)
-    if array.shape != shape:
-        raise ValueError(
-            f"{name} of the layer {layer.name} must have shape {shape} for this vocabulary, not "
-            f"{array.shape}"
-        )
-    return array
+def _arrays(layer: KerasLayer, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+    """Return the arrays of a layer. Raise ValueError for another number of them or another shape."""
+    names = [*shapes, *(f"array {n}" for n in range(len(shapes), len(layer.arrays)))]
+    reader = Reader(
+        {f"{layer.name}/{name}": array for name, array in zip(names, layer.arrays, strict=False)},
+        "this vocabulary",
+    )
+    found = [reader.take(f"{layer.name}/{name}", shape) for name, shape in shapes.items()]
+    reader.finish()
+    return found

@@ -35,7 +35,7 @@ def from_min_char_rnn(weights: Mapping[str, Any], vocabulary: Vocabulary | str) 
     reader = Reader(weights, "min-char-rnn")
     vocabulary = models.vocabulary_of(vocabulary)
     size = len(vocabulary)
-    hidden = np.shape(weights["bh"])[0] if "bh" in reader and np.ndim(weights["bh"]) else 0
+    hidden = reader.size("bh", 0)
     w_x, w_h = reader.take("Wxh", (hidden, size)).T, reader.take("Whh", (hidden, hidden)).T
     w_out = reader.take("Why", (size, hidden)).T
     b, b_out = reader.take("bh", (hidden, 1))[:, 0], reader.take("by", (size, 1))[:, 0]

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.layers.architecture import Architecture, StackedParams
 from jaxrnn.recurrence.cells import GRU, LSTM, GRUParams, LSTMParams, RNNParams
+from jaxrnn.recurrence.networks import Network, NetworkParams
 
 
 class Reader:
@@ -32,6 +34,11 @@ class Reader:
     def __contains__(self, name: str) -> bool:
         """Return whether there is an array of this name."""
         return name in self._weights
+
+    def size(self, name: str, axis: int) -> int:
+        """Return the length of an axis of an array, or 0 where there is none, which `take` reports."""
+        shape = np.shape(self._weights.get(name, ()))
+        return shape[axis] if len(shape) > 1 else 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return an array as numpy's.
@@ -76,36 +83,49 @@ def as_numpy(given: Any, name: str) -> np.ndarray:
 
 
 def cells_of(net: Any, params: Any) -> tuple[Any, ...]:
-    """Return the parameters of each pseudo-layer of a stack, or of the one cell, as numpy arrays.
+    """Return the cell's parameters of each pseudo-layer of a network as numpy arrays, after checks.
 
     Args:
-      net: a cell, or a stack of layers.
+      net: a cell, which is one pseudo-layer, a `Network`, or a stack of layers.
       params: its parameters.
 
     Raises:
-      ValueError: for parameters of another cell or stack.
+      ValueError: for parameters of another network.
     """
     given = (params,)
-    if isinstance(net, Architecture):
-        if not isinstance(params, StackedParams) or len(params.cells) != net.pseudo_layers:
+    for net_kind, kind in ((Network, NetworkParams), (Architecture, StackedParams)):
+        if isinstance(net, net_kind) and not isinstance(params, kind):
+            raise ValueError(f"params must be {kind.__name__}, not {type(params).__name__}")
+    if isinstance(net, Network):
+        # The output layer checks its own parameters.
+        jax.eval_shape(
+            net.output, params, jax.ShapeDtypeStruct((net.cell.hidden_size,), jnp.float32)
+        )
+        given = (params.cell,)
+    elif isinstance(net, Architecture):
+        if len(params.cells) != net.pseudo_layers:
             raise ValueError(
-                f"params must be the StackedParams of {net.pseudo_layers} pseudo-layers"
+                f"params must be StackedParams of {net.layers} layers in {net.directions} direction(s), "
+                f"{net.pseudo_layers} in all, not of {len(params.cells)}"
             )
         given = params.cells
     found = tuple(jax.tree.map(np.asarray, each) for each in given)
     for number, each in enumerate(found):
-        inputs = each.w_x.shape[0]
         if isinstance(net, Architecture):
             inputs = net.input_width(number // net.directions)
-        wanted = shapes(cell_of(net), inputs)
-        for name, shape in wanted._asdict().items():
-            array = getattr(each, name, None)
-            if (shape is None) != (array is None) or (array is not None and array.shape != shape):
-                raise ValueError(
-                    f"{name} must have shape {shape} for {cell_of(net)}, not "
-                    f"{None if array is None else array.shape}"
-                )
+        else:
+            inputs = getattr(net, "inputs", None) or np.shape(getattr(each, "w_x", [[]]))[0]
+        _check_shapes(cell_of(net), each, inputs)
     return found
+
+
+def _check_shapes(cell: Any, params: Any, inputs: int) -> None:
+    """Raise ValueError for the first array of a cell that is missing or of another shape."""
+    for name, shape in shapes(cell, inputs)._asdict().items():
+        array = getattr(params, name, None)
+        found = None if array is None else array.shape
+        if found != shape:
+            raise ValueError(f"{name} must have shape {shape} for {cell}, not {found}")
 
 
 def joined(net: Any, cells: Sequence[Any]) -> Any:
@@ -114,8 +134,8 @@ def joined(net: Any, cells: Sequence[Any]) -> Any:
 
 
 def cell_of(net: Any) -> Any:
-    """Return the cell of a stack, or the cell itself."""
-    return net.cell if isinstance(net, Architecture) else net
+    """Return the cell of a stack or network, or the cell itself."""
+    return net.cell if isinstance(net, Architecture | Network) else net
 
 
 def shapes(cell: Any, inputs: int) -> Any:

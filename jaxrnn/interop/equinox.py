@@ -78,8 +78,7 @@ def from_equinox(cell: Any, weights: Any) -> Any:
         weights = {n: getattr(weights, n) for n in NAMES if getattr(weights, n, None) is not None}
     reader = Reader(weights, str(cell))
     size, gates = cell.hidden_size, len(cell.GATES) * cell.hidden_size
-    inputs = np.shape(weights["weight_ih"])[-1] if "weight_ih" in reader else 0
-    w_x = reader.take("weight_ih", (gates, inputs)).T
+    w_x = reader.take("weight_ih", (gates, reader.size("weight_ih", -1))).T
     w_h = reader.take("weight_hh", (gates, size)).T
     b, b_h = np.zeros(gates, w_h.dtype), np.zeros(size, w_h.dtype)
     if "bias" in reader or "bias_n" in reader:

@@ -202,8 +202,8 @@ def _from(cell: Any, layout: Layout, weights: Mapping[str, Mapping[str, Any]]) -
     """Return the cell's parameters from arrays of numpy or JAX, each of which is checked."""
     flat = {f"{layer}/{name}": a for layer, leaves in weights.items() for name, a in leaves.items()}
     reader = Reader(flat, str(cell))
-    size, first = cell.hidden_size, np.shape(flat.get(f"{layout.inputs[0]}/kernel", ()))
-    rows = dict.fromkeys(layout.inputs, first[0] if first else 0)
+    size = cell.hidden_size
+    rows = dict.fromkeys(layout.inputs, reader.size(f"{layout.inputs[0]}/kernel", 0))
     columns = len(cell.GATES) // len(layout.inputs) * size
     made: dict[str, dict[str, Any]] = {}
     for layer, name in layout.arrays():

@@ -110,7 +110,7 @@ def _read(cell: Any, weights: Mapping[str, Mapping[str, Any]], name: str | None)
     size, gates = cell.hidden_size, len(cell.GATES) * cell.hidden_size
     second = None
     if isinstance(cell, RNN):
-        inputs = _rows(flat, f"{name}/linear/w")
+        inputs = reader.size(f"{name}/linear/w", 0)
         w_x, w_h = (
             reader.take(f"{name}/linear/w", (inputs, size)),
             reader.take(f"{name}/linear_1/w", (size, size)),
@@ -120,12 +120,12 @@ def _read(cell: Any, weights: Mapping[str, Mapping[str, Any]], name: str | None)
         absent = f"{name}/linear_1/b" not in reader
         second = np.zeros_like(b) if absent else reader.take(f"{name}/linear_1/b", (size,))
     elif isinstance(cell, LSTM):
-        inputs = max(_rows(flat, f"{name}/linear/w") - size, 0)
+        inputs = max(reader.size(f"{name}/linear/w", 0) - size, 0)
         w = _swap_f_g(reader.take(f"{name}/linear/w", (inputs + size, gates)))
         w_x, w_h = w[:inputs], w[inputs:]
         b = _swap_f_g(reader.take(f"{name}/linear/b", (gates,)))
     else:
-        inputs = _rows(flat, f"{name}/w_i")
+        inputs = reader.size(f"{name}/w_i", 0)
         w_x = _turn_z(reader.take(f"{name}/w_i", (inputs, gates)))
         w_h = _turn_z(reader.take(f"{name}/w_h", (size, gates)))
         b = _turn_z(reader.take(f"{name}/b", (gates,)))
@@ -138,12 +138,6 @@ def _checked_name(cell: Any, name: str | None) -> str:
     if reason := unsupported_reason(cell):
         raise ValueError(reason)
     return name or _DEFAULT[type(cell)]
-
-
-def _rows(flat: Mapping[str, Any], name: str) -> int:
-    """Return the length of the first axis of an array, 0 if there is none; `take` reports that."""
-    shape = np.shape(flat.get(name, ()))
-    return shape[0] if shape else 0
 
 
 def _forget_ones(cell: Any, dtype: Any) -> np.ndarray:

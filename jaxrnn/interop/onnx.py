@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.interop.checks import check_fits
+from jaxrnn.interop.arrays import cells_of
 from jaxrnn.interop.onnx_graph import Graph, add_layers, add_output_layer, unsupported_cell
 from jaxrnn.layers import Stacked
 from jaxrnn.layers.architecture import Architecture
@@ -71,7 +71,7 @@ def to_onnx(net: Network | Stacked, params: Any, *, lengths: bool = False) -> An
     """
     if reason := unsupported_reason(net, lengths):
         raise ValueError(reason)
-    check_fits(net, params)
+    cells = cells_of(net, params)
     graph = Graph()
     batch_first = isinstance(net, Stacked) and net.batch_first
     axes = ("B", "T") if batch_first else ("T", "B")
@@ -79,9 +79,9 @@ def to_onnx(net: Network | Stacked, params: Any, *, lengths: bool = False) -> An
     if batch_first:
         xs = graph.node("Transpose", [xs], "time_first", perm=[1, 0, 2])
     if isinstance(net, Network):
-        width, stack, cells = net.outputs, Architecture(net.cell, net.inputs), (params.cell,)
+        width, stack = net.outputs, Architecture(net.cell, net.inputs)
     else:
-        width, stack, cells = net.width, net, params.cells
+        width, stack = net.width, net
     graph.output("ys", (*axes, width))
     given = graph.input("lengths", ("B",), np.int32) if lengths else ""
     ys = add_layers(graph, stack, cells, xs, given)

@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
-from jaxrnn.interop.checks import check_fits
+from jaxrnn.interop.arrays import cells_of
 from jaxrnn.interop.keras import from_keras, to_keras
 from jaxrnn.layers import Stacked, StackedParams, stacked
 from jaxrnn.recurrence.cells import GRU, LSTM, gru, lstm
@@ -70,11 +70,10 @@ def to_rtneural(net: Network | Stacked, params: Any) -> dict[str, Any]:
     """
     if reason := unsupported_reason(net):
         raise ValueError(reason)
-    check_fits(net, params)
+    cells = cells_of(net, params)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params)):
         raise ValueError("params must be finite: JSON has no infinities and no NaN")
     kind = "lstm" if isinstance(net.cell, LSTM) else "gru"
-    cells = (params.cell,) if isinstance(net, Network) else params.cells
     layers = [
         _written(kind, "tanh", net.cell.hidden_size, to_keras(net.cell, cell)) for cell in cells
     ]

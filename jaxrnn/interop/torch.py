@@ -245,7 +245,7 @@ def _read(net: Any, weights: Mapping[str, Any], add: Callable[[Any, Any], Any]) 
             inputs = net.input_width(number // net.directions)
         else:
             # A cell takes inputs of any width.
-            inputs = np.shape(weights[names(suffix)[0]])[-1] if names(suffix)[0] in weights else 0
+            inputs = reader.size(names(suffix)[0], -1)
         found.append(_from_names(cell_of(net), reader, suffix, inputs, add))
     reader.finish()
     return arrays.joined(net, found)

@@ -56,7 +56,7 @@ class TestTorch:
     def test_parameters_of_another_cell(self) -> None:
         with pytest.raises(ValueError, match=r"^w_x must have shape \(3, 12\) for GRU.*\(3, 16\)$"):
             torch.to_torch(GRU, params_of(LSTM))
-        with pytest.raises(ValueError, match=r"4 pseudo-layers"):
+        with pytest.raises(ValueError, match=r"2 layers in 2 direction\(s\), 4 in all, not of 1$"):
             torch.to_torch(STACK, params_of(stacked(LSTM, D)))
 
     def test_a_module_inside_of_a_model(self) -> None:
