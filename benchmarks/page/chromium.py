@@ -1,8 +1,8 @@
 """Chromium without a window, driven over pipes by the DevTools protocol. It needs no other package.
 
-    with chromium.Browser(folder) as browser:
-        browser.open(page)
-        browser.value("document.title")
+with chromium.Browser(folder) as browser:
+    browser.open(page)
+    browser.value("document.title")
 """
 
 from __future__ import annotations
@@ -49,10 +49,17 @@ class Browser:
     def __init__(self, folder: Path, prefix: list[str] | None = None) -> None:
         reading, child_writes = os.pipe()
         child_reads, writing = os.pipe()
-        command = [COMMAND, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
+        command = [
+            COMMAND,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+        ]
         command += [f"--user-data-dir={folder}", "--hide-scrollbars", "about:blank"]
+        ends = [str(child_reads), str(child_writes)]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", START, str(child_reads), str(child_writes), *(prefix or []), *command],
+            [sys.executable, "-c", START, *ends, *(prefix or []), *command],
             pass_fds=(child_reads, child_writes),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -162,7 +169,7 @@ class Browser:
     def look(
         self, width: int, height: int, scheme: Literal["light", "dark"] = "light", scale: float = 1
     ) -> None:
-        """Set the size of the window in CSS pixels, the pixels of the screen for each, and the colours."""
+        """Set the size of the window in CSS pixels, the colours, and the pixels for each CSS pixel."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=scale, mobile=width < 600,

@@ -88,7 +88,9 @@ def write(
     if reason:
         raise InputError(f"{reason}; give a model with one of those cells")
     if weights not in get_args(Weights):
-        raise InputError(f"`weights` must be one of {', '.join(get_args(Weights))}, not {weights!r}")
+        raise InputError(
+            f"`weights` must be one of {', '.join(get_args(Weights))}, not {weights!r}"
+        )
     original = _in_float32(params)
     stored = rounded(original, weights)
     loss = quality.NONE
@@ -113,7 +115,7 @@ def _page(
     parts = {
         "title": html.escape(title),
         "model": _described(model, parameters),
-        "quality": _quality(weights, loss),
+        "quality": _quality(model, weights, loss),
         "style": _file("page.css"),
         "data": data,
         "scripts": "\n".join(f"<script>\n{_file(name)}</script>" for name in SCRIPTS),
@@ -157,13 +159,15 @@ def _cell(config: charlm.ModelConfig) -> str:
     return f"A plain recurrent network ({config.activation})"
 
 
-def _quality(weights: Weights, loss: quality.Loss) -> str:
+def _quality(model: charlm.Params, weights: Weights, loss: quality.Loss) -> str:
     """Return a sentence about what the page has lost."""
     if weights == "float32":
-        return "Weights in float32, exactly those of the model."
+        return "Its weights are exactly those of the model (float32)."
+    divergence = f"{loss.divergence:.5f}" if loss.divergence >= 1e-5 else "less than 0.00001"
+    unit = "byte" if model.vocabulary.by_bytes else "character"
     return (
-        f"Weights in {weights}: the predictions differ from those of the model by {loss.divergence:.2g} "
-        f"nats per character, and {100 * loss.same:.1f}% of the most likely characters are the same."
+        f"Rounding its weights to {weights} costs {divergence} nats per {unit} (KL divergence) and "
+        f"keeps the most likely {unit} at {100 * loss.same:.1f}% of places."
     )
 
 

@@ -4,6 +4,7 @@
 // Milliseconds of writing between two frames: long enough to write fast, short enough to react.
 const SLICE = 28;
 
+const HINT = "Select a character of the text to see what else was likely there.";
 const NAMES = {"\n": "line end", " ": "space", "\t": "tab", "\r": "return"};
 
 function byId(id) {
@@ -95,6 +96,7 @@ function begin() {
   hideLikely();
   byId("here").textContent = "";
   byId("status").textContent = "Writing …";
+  byId("speed").textContent = "";
   byId("stop").setAttribute("aria-disabled", "false");
 }
 
@@ -102,8 +104,8 @@ function finish(own, milliseconds) {
   own.stopped = true;
   const speed = Math.round(1000 * own.count / milliseconds);
   const unit = vocabulary.byBytes ? "bytes" : "characters";
-  byId("status").textContent = `${own.count.toLocaleString("en")} ${unit} written`;
-  byId("speed").textContent = `Last text: ${speed.toLocaleString("en")} ${unit} per second.`;
+  byId("status").textContent = `${own.count.toLocaleString("en")} ${unit} written.`;
+  byId("speed").textContent = `${speed.toLocaleString("en")} ${unit} per second.`;
   byId("stop").setAttribute("aria-disabled", "true");
   byId("dropped").hidden = !view.dropped;
   byId("dropped").textContent =
@@ -122,11 +124,11 @@ function checkPrime() {
 }
 
 async function copy() {
-  let says = "Text copied";
+  let says = "Text copied.";
   try {
     await navigator.clipboard.writeText(run.text);
   } catch {
-    says = "The browser did not allow to copy";
+    says = "The browser does not allow this page to copy.";
   }
   byId("status").textContent = says;
 }
@@ -147,7 +149,7 @@ function nameOf(token) {
 }
 
 function percent(chance) {
-  if (chance < 0.0001) return "< 0.01%";
+  if (chance < 0.0001) return "<0.01%";
   return `${(100 * chance).toFixed(chance < 0.0995 ? 2 : 1)}%`;
 }
 
@@ -173,9 +175,11 @@ function bar(token, chance, isDrawn) {
 // Return the heading and the bars of one token.
 function likelyList({token, given, bits, rank, likely, chances}) {
   const verb = given ? "given" : "drawn";
-  const title = made("h2", "", `${nameOf(token)} was ${verb}`);
+  const name = nameOf(token);
+  const title = made("h2", "", `${[...name].length > 1 ? name : `“${name}”`} was ${verb}`);
   if (!likely) return [title, made("p", "faint", "Nothing comes before it, so nothing was predicted.")];
-  const says = `${bits.toFixed(2)} bits of surprisal, number ${rank} of the likely ones`;
+  const place = rank === 1 ? "the most likely" : `number ${rank} by probability`;
+  const says = `${bits.toFixed(2)} bits of surprisal, ${place}`;
   const bars = likely.map((other, index) => bar(other, chances[index], other === token));
   if (!likely.includes(token)) bars.push(bar(token, 2 ** -bits, true));
   return [title, made("p", "faint", says), made("ol", "", ...bars)];
@@ -183,11 +187,12 @@ function likelyList({token, given, bits, rank, likely, chances}) {
 
 function showLikely({tokens}) {
   byId("likely").replaceChildren(...tokens.flatMap(likelyList));
-  byId("detail").hidden = false;
+  byId("detail").classList.add("open");
 }
 
 function hideLikely() {
-  byId("detail").hidden = true;
+  byId("likely").replaceChildren(made("p", "faint", HINT));
+  byId("detail").classList.remove("open");
   view.unchoose();
 }
 
@@ -205,8 +210,9 @@ function showColours() {
 function drawScale(byUnit) {
   byId("scale").className = byUnit ? "unit" : "surprisal";
   byId("scale-low").textContent = byUnit ? "−1" : "expected";
-  byId("scale-high").textContent = byUnit ? `+1: ${shownQuantity()}`
-    : "surprising: each step is 1 bit, half the probability; the last is 8 bits or more";
+  byId("scale-high").textContent = byUnit ? "+1" : "surprising";
+  byId("scale-says").textContent = byUnit ? shownQuantity()
+    : "(a step: 1 bit, half the probability; the last: 8 bits or more)";
   const levels = Array.from({length: byUnit ? 2 * LEVELS + 1 : LEVELS + 1},
     (_, index) => (byUnit ? index - LEVELS : index));
   byId("scale-colours").replaceChildren(...levels.map((level) => {
@@ -217,9 +223,9 @@ function drawScale(byUnit) {
 }
 
 function shownQuantity() {
-  if (model.cell === "lstm") return "tanh of the unit's cell after the character";
-  const tanh = model.cell === "rnn" && model.activation === "relu" ? "tanh of the unit" : "the unit";
-  return `${tanh} after the character`;
+  if (model.cell === "lstm") return "(tanh of the unit's cell after the character)";
+  const ofUnit = model.cell === "rnn" && model.activation === "relu" ? "tanh of the unit" : "the unit";
+  return `(${ofUnit} after the character)`;
 }
 
 // --- the controls ---
@@ -262,3 +268,4 @@ byId("prime").value = model.prime;
 connect();
 showSliders();
 showColours();
+hideLikely();
