@@ -7,7 +7,8 @@
 Without a run the model is one LSTM of 512 units with initial weights, whose speed is that of a trained
 one. For each format the page is opened again, and writes the same text several times: as a reader sees
 it (`page`, with all that is shown) and without showing it (`network`, the JavaScript that computes it).
-The first text of a page includes the compilation of the JavaScript and is recorded separately.
+The first text of a page includes the compilation of the JavaScript and is recorded separately. Last, the
+page's texts of SEEDS are compared with those of `jaxrnn.sample`, which has the original weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, get_args
 from rich.table import Table
 
 import jaxrnn
-from benchmarks import measure
+from benchmarks import measure, tables
 from benchmarks.page import chromium
 from benchmarks.problems import VOCABULARY
 from jaxrnn.formats import page
@@ -33,8 +34,11 @@ from jaxrnn.formats import page
 FOLDER = measure.RESULTS / "page"
 PRIME = "ROMEO:"
 MODEL = jaxrnn.ModelConfig("lstm", layers=1, hidden_size=512, embedding_size=64)
+# The texts that are compared with `jaxrnn.sample`.
+SEEDS = range(5)
+COMPARED = 10_000
 # Width and height of the window and pixels for each CSS pixel.
-PICTURES = {"light": (1200, 1060, 1), "dark": (1200, 1060, 1), "phone": (390, 844, 2)}
+PICTURES = {"light": (1200, 1140, 1), "dark": (1200, 1140, 1), "phone": (390, 844, 2)}
 
 
 def main() -> None:
@@ -47,7 +51,8 @@ def main() -> None:
         return
     params = jaxrnn.load(flags.run) if flags.run else jaxrnn.init(MODEL, VOCABULARY)
     record = {"benchmark": "page"} | measure.surroundings([])
-    record |= {"model": _described(params, flags.run), "length": flags.length, "weights": {}}
+    record |= {"model": _described(params, flags.run), "length": flags.length}
+    record |= {"compared_characters": COMPARED, "weights": {}}
     with tempfile.TemporaryDirectory() as folder, _browser(Path(folder)) as browser:
         record["browser"] = browser.call("Browser.getVersion")["product"]
         record["on_one_core"] = bool(_one_core())
@@ -55,7 +60,9 @@ def main() -> None:
             file = Path(folder) / "page.html"
             written = page.write(params, file, weights=kind)
             browser.open(file)
-            record["weights"][kind] = written._asdict() | _measured(browser, flags)
+            row = written._asdict() | _measured(browser, flags)
+            row["equal_characters"] = [_equal(browser, params, seed) for seed in SEEDS]
+            record["weights"][kind] = row
     measure.screen().print(_table(record))
     output = flags.output or FOLDER / f"{'trained-' if flags.run else ''}{measure.place()}.json"
     measure.write(record, output)
@@ -142,11 +149,21 @@ def _computed(browser: chromium.Browser, length: int) -> float:
     return 1000 * length / milliseconds
 
 
+def _equal(browser: chromium.Browser, params: jaxrnn.Params, seed: int) -> int:
+    """Return how many characters a text of the page shares with that of `jaxrnn.sample`."""
+    options = f"{{...chosenOptions(), seed: {seed}, length: {COMPARED}}}"
+    got = browser.value(
+        f"[...written(network, vocabulary, {options})].map(({{text}}) => text).join('')"
+    )
+    pairs = zip(got, jaxrnn.sample(params, PRIME, COMPARED, seed=seed), strict=True)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(got)) - len(PRIME)
+
+
 def _table(record: dict[str, Any]) -> Table:
     """Return a table with a row for each format of weights."""
-    table = Table(
-        "weights", "file", "KL, nats/char", "same first choice", "page", "network", "first text"
-    )
+    table = Table("weights", "file", "KL, nats/char", "same first choice", "page", "network")
+    table.add_column("first text")
+    table.add_column("equal to sample")
     for kind, row in record["weights"].items():
         speeds = [f"{statistics.median(row[name]):,.0f}/s" for name in ("page", "network")]
         table.add_row(
@@ -156,6 +173,7 @@ def _table(record: dict[str, Any]) -> Table:
             f"{100 * row['same']:.2f}%",
             *speeds,
             f"{row['first_page']:,.0f}/s",
+            tables.joined(row["equal_characters"]),
         )
     return table
 

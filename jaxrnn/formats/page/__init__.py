@@ -68,7 +68,7 @@ def write(
     The loss of quality by rounding is measured: the original draws about 2,000 tokens at temperature 1,
     both read them, and their predictions are compared at each (`quality`). The divergence is what the
     page adds to the cross-entropy of the original on such a text: at 0.001 nats per character, a text of
-    1,000 characters is e times less likely.
+    1,000 characters is on average e times less likely.
 
     Args:
       params: the model.

@@ -24,8 +24,8 @@ byId("model").remove();
 const vocabulary = new Vocabulary(model);
 const network = new Network(model);
 const view = new TextView(byId("text"), {onMove: sayWhere, onChoose: showLikely});
-// What is being written, or was last: {stopped, text}.
-let run = {stopped: true, text: ""};
+// The text that is being written, or was last; `count` is the number of drawn tokens.
+let run = {stopped: true, text: "", count: 0};
 
 // --- writing ---
 
@@ -51,13 +51,18 @@ function chosenOptions() {
   };
 }
 
-// Return whether the last piece of a text completed `stopAt`.
-function reached(stopAt, text, piece) {
-  return stopAt !== "" && text.slice(-(stopAt.length + piece.length - 1)).includes(stopAt);
+// Return a function of one drawn piece of text after the other that returns whether `stopAt` is now
+// complete. It keeps only as much of the text as it needs.
+function stopper(stopAt) {
+  let tail = "";
+  return (piece) => {
+    tail = (tail + piece).slice(-(stopAt.length + piece.length));
+    return stopAt !== "" && tail.includes(stopAt);
+  };
 }
 
 // Take tokens until the time of a slice is over. Returns them, and whether they were the last.
-function takeSlice(tokens, own, stopAt) {
+function takeSlice(tokens, own, isEnd) {
   const end = performance.now() + SLICE;
   const taken = [];
   while (performance.now() < end) {
@@ -67,8 +72,7 @@ function takeSlice(tokens, own, stopAt) {
     own.text += value.text;
     if (value.given) continue;
     own.count++;
-    own.drawn += value.text;
-    if (reached(stopAt, own.drawn, value.text)) return {taken, done: true};
+    if (isEnd(value.text)) return {taken, done: true};
   }
   return {taken, done: false};
 }
@@ -76,14 +80,15 @@ function takeSlice(tokens, own, stopAt) {
 async function write() {
   if (!checkPrime()) return;
   const options = chosenOptions();
-  const own = {stopped: false, text: "", drawn: "", count: 0};
+  const own = {stopped: false, text: "", count: 0};
   run.stopped = true;
   run = own;
   begin();
   const tokens = written(network, vocabulary, options);
+  const isEnd = stopper(options.stopAt);
   const start = performance.now();
   while (!own.stopped) {
-    const {taken, done} = takeSlice(tokens, own, options.stopAt);
+    const {taken, done} = takeSlice(tokens, own, isEnd);
     view.append(taken);
     if (done) break;
     await nextFrame();
