@@ -102,6 +102,14 @@ def test_bytes_become_characters_when_they_are_complete(
     assert browser.value("view.characters.map(({text}) => text).join('')") == text
     assert browser.value("view.characters.slice(0, 4).map((c) => c.tokens.length)") == [3, 2, 3, 4]
     browser.value("view.clicked({target: view.characters[3].element})")
+    # A character has the colour of the unit after its last byte.
+    hidden = jaxrnn.activations(params, prime, ["hidden"])[0]["hidden"]
+    unit = int(np.abs(hidden[11] - hidden[8]).argmax())
+    browser.value(f"view.showUnit({unit})")
+    levels = browser.value(
+        "view.characters.slice(0, 4).map((c) => Number(c.element.dataset.level))"
+    )
+    np.testing.assert_allclose(levels, 8 * hidden[[2, 4, 7, 11], unit], atol=0.55)
     titles = browser.value("[...document.querySelectorAll('#likely h2')].map((h) => h.textContent)")
     assert titles == [f"0x{byte:X} was given" for byte in "𝄞".encode()]
 
@@ -148,6 +156,10 @@ def test_a_new_text_takes_the_place_of_one_being_written(
     browser = show(params)
     browser.click("#endless")
     browser.click("#write")
+    browser.click("#write")
+    while browser.value("run.count") < 100:
+        time.sleep(0.02)
+    assert browser.value("byId('status').textContent") == "Writing …"
     browser.click("#endless")
     write(browser)
     assert browser.value("byId('text').textContent") == jaxrnn.sample(params, PRIME, LENGTH)
