@@ -121,7 +121,8 @@ function finish(own, milliseconds) {
 function checkPrime() {
   const unknown = vocabulary.unknown(byId("prime").value);
   let problem = "";
-  if (unknown.length) problem = `Characters that the model has never seen: ${unknown.map(named).join(" ")}`;
+  if (unknown.length)
+    problem = `Characters that the model has never seen: ${unknown.map(named).join(" ")}`;
   else if (!byId("prime").value) problem = "The text must begin with at least one character.";
   byId("unknown").textContent = problem;
   byId("prime").setAttribute("aria-invalid", String(problem !== ""));
@@ -257,8 +258,12 @@ function connect() {
   });
   byId("prime").addEventListener("input", checkPrime);
   byId("controls").addEventListener("input", showSliders);
-  byId("endless").addEventListener("change", () => { byId("length").disabled = byId("endless").checked; });
-  byId("new-seed").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 1e6); });
+  byId("endless").addEventListener("change", () => {
+    byId("length").disabled = byId("endless").checked;
+  });
+  byId("new-seed").addEventListener("click", () => {
+    byId("seed").value = Math.floor(Math.random() * 1e6);
+  });
   byId("stop").addEventListener("click", () => { run.stopped = true; });
   byId("copy").addEventListener("click", copy);
   byId("close").addEventListener("click", () => { hideLikely(); byId("text").focus(); });
