@@ -1,0 +1,175 @@
+"""One HTML page that writes text with a char-RNN, without a network connection and without a server.
+
+    page.write(jaxrnn.load("runs/shakespeare"), Path("page.html"))
+
+README.md describes how the files fit together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from jaxrnn import charlm
+from jaxrnn.charlm.sampling import default_prime
+from jaxrnn.data.vocabulary import code_points
+from jaxrnn.devices.storage import atomic_write
+from jaxrnn.errors import InputError
+from jaxrnn.formats.page import quality
+from jaxrnn.formats.page.weights import Weights, encoded, rounded, values
+
+__all__ = ["Weights", "Written", "unsupported_reason", "write"]
+
+CELLS = ("rnn", "lstm", "gru")
+# In this order, since the later ones use the earlier ones.
+SCRIPTS = ("random.js", "network.js", "writer.js", "text.js", "app.js")
+
+
+class Written(NamedTuple):
+    """A page that was written.
+
+    size: of the file, in bytes.
+    divergence: the mean Kullback-Leibler divergence of the page's predictions from those of the
+      original, in nats per token; 0 for float32.
+    same: the share of tokens before which the most likely one is the same; 1 for float32.
+    """
+
+    size: int
+    divergence: float
+    same: float
+
+
+def unsupported_reason(config: charlm.ModelConfig) -> str | None:
+    """Return why a page cannot run a model, or None if it can."""
+    if config.cell in CELLS:
+        return None
+    return f"a page runs the cells {', '.join(CELLS)}, not {config.cell!r}"
+
+
+def write(
+    params: charlm.Params,
+    path: Path,
+    *,
+    weights: Weights = "float16",
+    title: str = "A network that writes",
+) -> Written:
+    """Write a page that holds a model and draws text with it.
+
+    The page computes with the weights as they are stored in it and rounds nothing else, so with float32
+    a seed gives the same text as `jaxrnn.sample`, as long as sums of another order do not change a
+    choice; after some thousands of characters they may. A model whose dtype is bfloat16 is run in
+    float32.
+
+    The loss of quality by rounding is measured: the original draws about 2,000 tokens at temperature 1,
+    both read them, and their predictions are compared at each (`quality`). The divergence is what the
+    page adds to the cross-entropy of the original on such a text: at 0.001 nats per character, a text of
+    1,000 characters is on average e times less likely.
+
+    Args:
+      params: the model.
+      path: the file, which is replaced if it exists.
+      weights: how the page stores matrices: "float32" (exact), "float16" (half the size), or "int8" (a
+        quarter), which `weights.rounded` describes.
+      title: title of the page.
+
+    Returns:
+      The size of the file and the loss of quality, which the page shows as well.
+
+    Raises:
+      InputError: for a cell that the page cannot run, and an unknown format of the weights.
+      OSError: if the file cannot be written.
+    """
+    reason = unsupported_reason(params.config)
+    if reason:
+        raise InputError(f"{reason}; give a model with one of those cells")
+    if weights not in get_args(Weights):
+        raise InputError(
+            f"`weights` must be one of {', '.join(get_args(Weights))}, not {weights!r}"
+        )
+    original = _in_float32(params)
+    stored = rounded(original, weights)
+    loss = quality.NONE
+    if weights != "float32":
+        loss = quality.measured(original, values(stored))
+    page = _page(stored, charlm.count(params), weights, loss, title).encode()
+    atomic_write(path, page)
+    return Written(len(page), *loss)
+
+
+def _in_float32(params: charlm.Params) -> charlm.Params:
+    config = dataclasses.replace(params.config, dtype="float32")
+    return params.replace(config=config)  # type: ignore[attr-defined]
+
+
+def _page(
+    model: charlm.Params, parameters: int, weights: Weights, loss: quality.Loss, title: str
+) -> str:
+    """Return the page of a model from `weights.rounded`."""
+    # "<" would end the script that holds the model.
+    data = json.dumps(_content(model), separators=(",", ":")).replace("<", "\\u003c")
+    parts = {
+        "title": html.escape(title),
+        "model": _described(model, parameters),
+        "quality": _quality(model, weights, loss),
+        "style": _file("page.css"),
+        "data": data,
+        "scripts": "\n".join(f"<script>\n{_file(name)}</script>" for name in SCRIPTS),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))
+
+
+def _content(model: charlm.Params) -> dict[str, Any]:
+    """Return what the JavaScript of the page reads."""
+    config, vocabulary = model.config, model.vocabulary
+    return {
+        "cell": config.cell,
+        "activation": config.activation,
+        "hidden_size": config.hidden_size,
+        "embedding_size": config.embedding_size,
+        "by_bytes": vocabulary.by_bytes,
+        # Code points, since JSON has no halves of surrogate pairs beside each other.
+        "characters": code_points(vocabulary.characters).tolist(),
+        "whitespace": vocabulary.whitespace().nonzero()[0].tolist(),
+        "prime": default_prime(vocabulary),
+        **encoded(model),
+    }
+
+
+def _described(model: charlm.Params, parameters: int) -> str:
+    """Return a sentence about the model."""
+    config, vocabulary = model.config, model.vocabulary
+    known = "the 256 bytes" if vocabulary.by_bytes else f"{len(vocabulary):,} characters"
+    layers = "one layer" if config.layers == 1 else f"{config.layers} layers"
+    return (
+        f"{_cell(config)} with {layers} of {config.hidden_size:,} units and {parameters:,} parameters "
+        f"that predicts the next of {known}."
+    )
+
+
+def _cell(config: charlm.ModelConfig) -> str:
+    if config.cell == "lstm":
+        return "An LSTM with peepholes," if config.peephole else "An LSTM"
+    if config.cell == "gru":
+        return "A GRU"
+    return f"A plain recurrent network ({config.activation})"
+
+
+def _quality(model: charlm.Params, weights: Weights, loss: quality.Loss) -> str:
+    """Return a sentence about what the page has lost."""
+    if weights == "float32":
+        return "Its weights are exactly those of the model (float32)."
+    divergence = f"{loss.divergence:.5f}" if loss.divergence >= 1e-5 else "less than 0.00001"
+    unit = "byte" if model.vocabulary.by_bytes else "character"
+    return (
+        f"Rounding its weights to {weights} costs {divergence} nats per {unit} (KL divergence) and "
+        f"keeps the most likely {unit} at {100 * loss.same:.1f}% of places."
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
