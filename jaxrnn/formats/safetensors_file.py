@@ -189,7 +189,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _parsed(file: Path, content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors of a safetensors file by name, each with dtype, shape and data; and the metadata.
+    """Return the tensors of a safetensors file, each with dtype, shape and data, and the metadata.
 
     safetensors checks that the tensors cover the file.
     """
