@@ -326,7 +326,7 @@ def test_the_numpy_program_writes_the_same_text(changes: dict[str, Any], tmp_pat
     params = lively(CORPUS.vocabulary, **changes)
     save(params, tmp_path / "m")
     code = "import sys; sys.modules.update(dict.fromkeys(['jax', 'jaxrnn', 'safetensors']))\n"
-    code += program("jaxrnn/formats/README.md", "np.frombuffer")
+    code += program("jaxrnn/formats/README.md", "import json")
     result = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "m", "9 green"],
         env=environment() | {"PYTHONPATH": ""},
