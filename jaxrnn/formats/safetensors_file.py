@@ -174,6 +174,25 @@ def read(path: str | os.PathLike[str]) -> tuple[charlm.Params, Card]:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves), card
 
 
+def read_config(path: str | os.PathLike[str]) -> charlm.ModelConfig:
+    """Return the configuration in the card of a file, without touching a device.
+
+    Raises:
+      InputError: as `read` does for a card that does not describe a model. Tensors are not checked.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            # safetensors reads no longer headers.
+            header = json.loads(opened.read(min(size, 100_000_000)))
+        return _described(file, header.get("__metadata__") or {})[0]
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        raise InputError(f"{file} is not a safetensors file") from None
+
+
 def _bytes(file: Path) -> bytes:
     """Return the content of a file that fits into memory."""
     try:

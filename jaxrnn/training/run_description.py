@@ -46,6 +46,16 @@ class Text:
     sha256: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The model that a run began from, as config.json describes it.
+
+    init_sha256: digest of its parameters; empty for a run with initial weights of its own.
+    """
+
+    init_sha256: str = ""
+
+
 class Description(NamedTuple):
     """The description of a new run.
 
@@ -57,17 +67,26 @@ class Description(NamedTuple):
     rules: dict[str, Rules]
 
 
-def describe(options: Any, text: Text) -> Description:
+def describe(options: Any, text: Text, origin: Origin | None = None) -> Description:
     """Return the description of a run.
 
     Args:
       options: the dataclass of the command's options.
       text: the text.
+      origin: the model that it began from; None for initial weights of its own.
     """
-    values = {**dataclasses.asdict(options), "text": dataclasses.asdict(text)}
+    origin = Origin() if origin is None else origin
+    parts = {"text": dataclasses.asdict(text), "origin": dataclasses.asdict(origin)}
+    values = {**dataclasses.asdict(options), **parts}
     # The folder may be moved.
     values["workdir"] = None
-    return Description(values, rules_of(options) | rules_of(text))
+    return Description(values, rules_of(options) | rules_of(text) | rules_of(origin))
+
+
+def origin_of(config: dict[str, Any]) -> str:
+    """Return the digest of the parameters that a run began from; empty for weights of its own."""
+    origin = config.get("origin")
+    return str(origin.get("init_sha256", "")) if isinstance(origin, dict) else ""
 
 
 def load(
