@@ -1,6 +1,6 @@
 """Write a trained char-RNN to files: `python -m jaxrnn.export RUN --safetensors play.safetensors`.
 
-`jaxrnn.formats` describes the files. `--help` lists every setting.
+jaxrnn/formats/README.md describes the files. `--help` lists every setting.
 """
 
 from __future__ import annotations

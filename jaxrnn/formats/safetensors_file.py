@@ -3,7 +3,8 @@
     save(params, "model.safetensors", loss=1.37, licence="CC-BY-4.0")
     params, card = read("model.safetensors")
 
-`jaxrnn.formats` describes the file. Reading one never runs code from it: it holds JSON and numbers.
+The README of this folder describes the file. Reading one never runs code from it: it holds JSON and
+numbers.
 """
 
 from __future__ import annotations
@@ -212,8 +213,10 @@ def _parsed(file: Path, content: bytes) -> tuple[dict[str, Any], dict[str, str]]
 
     safetensors checks that the tensors cover the file.
     """
-    import safetensors
-
+    try:
+        import safetensors
+    except ImportError:
+        raise InputError("reading safetensors files needs: pip install safetensors") from None
     try:
         tensors = dict(safetensors.deserialize(content))
     except safetensors.SafetensorError as error:
