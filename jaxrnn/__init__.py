@@ -21,6 +21,7 @@ from jaxrnn.charlm.sampling import (
 )
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
+from jaxrnn.formats.safetensors_file import save
 from jaxrnn.recurrence.api import record, record_projected, unroll, unroll_projected
 from jaxrnn.recurrence.cells import Cell, gru, lstm, rnn
 from jaxrnn.recurrence.dispatch import explain
@@ -76,6 +77,7 @@ __all__ = [
     "sample_bytes",
     "sample_bytes_many",
     "sample_many",
+    "save",
     "stream",
     "stream_bytes",
     "unroll",

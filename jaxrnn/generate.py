@@ -37,7 +37,7 @@ class GenerateOptions:
     """
 
     run: tyro.conf.Positional[Path]
-    """Run directory, as written by python -m jaxrnn.train."""
+    """Run directory, as written by python -m jaxrnn.train, or safetensors file."""
     prime: str | None = None
     """Beginning of the text, which the model continues. By default a line break."""
     prime_file: str | None = None
@@ -51,7 +51,7 @@ class GenerateOptions:
     output: str | None = None
     """Write to this file, in UTF-8. By default, or if -, to standard output."""
     which: Which = "best"
-    """Checkpoint to load: the one with the lowest validation loss (best) or the latest."""
+    """Checkpoint of a run to load: the one with the lowest validation loss (best) or the latest."""
     accelerator: accelerator.Accelerator = "auto"
     """Device to use; auto takes the fastest that JAX finds."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingOptions] = dataclasses.field(

@@ -22,11 +22,12 @@ from jaxrnn import arguments, charlm, console
 from jaxrnn.charlm import sampling
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
 from jaxrnn.train_options import TrainOptions, default_workdir, parse
-from jaxrnn.training import loop, orbax_errors, run_description, run_directory
+from jaxrnn.training import loop, orbax_errors, run_description, run_directory, starting_model
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import NullReport, Report, Reporter, require_tensorboard
 from jaxrnn.training.saved_states import Diverged
@@ -110,6 +111,7 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
                 stop.asked,
                 work.devices,
                 lambda: _write_description(work),
+                None if work.start is None else work.start.parameters,
             )
     if not result.complete:
         without = " without --overwrite" if options.overwrite else ""
@@ -138,6 +140,7 @@ class _Work(NamedTuple):
     description: the content of config.json.
     sized: whether the preset depends on the length of the text.
     dtype_chosen: whether the dtype is the one that "auto" chose here.
+    start: the model that the run starts from, if it does not start from initial weights.
     """
 
     options: TrainOptions
@@ -151,6 +154,7 @@ class _Work(NamedTuple):
     description: run_description.Description
     sized: bool
     dtype_chosen: bool
+    start: starting_model.Start | None
 
 
 def _read(
@@ -158,10 +162,13 @@ def _read(
 ) -> _Work:
     """Read the text and check all settings. Changes nothing."""
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
-    name, corpus = _corpus(options)
+    start = starting_model.find(options.init_from, workdir, options.overwrite, console.note)
+    name, corpus = _corpus(options, None if start is None else start.vocabulary)
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
+    if start is not None:
+        start.check(options.training.model)
     dtype_chosen = options.training.model.dtype == "auto" and not kept
     training = _kept_settings(options, workdir)
     mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
@@ -169,7 +176,8 @@ def _read(
     steps = training.total_steps(training.batches(corpus))
     prime = _sample_prime(options, corpus)
     text = run_description.Text(name, corpus.sha256)
-    description = run_description.describe(options, text)
+    origin = run_description.Origin("" if start is None else start.sha256)
+    description = run_description.describe(options, text, origin)
     run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
     run_directory.check(workdir, description, corpus.vocabulary, options.overwrite)
     sized = for_length is not None and PRESETS[options.preset].size is not None
@@ -185,6 +193,7 @@ def _read(
         description,
         sized,
         dtype_chosen,
+        start,
     )
 
 
@@ -205,13 +214,21 @@ def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
     return dataclasses.replace(training, model=training.model.resolved())
 
 
-def _corpus(options: TrainOptions) -> tuple[str, Corpus]:
-    """Return the short name of the text and the text: a prepared folder, or a text that is read."""
+def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, Corpus]:
+    """Return the short name of the text and the text: a prepared folder, or a text that is read.
+
+    Args:
+      options: the options.
+      vocabulary: that of the model to start from; None for that of the text.
+    """
     words = [word for word in options.data if word not in sources.NAMED]
     prepared = [word for word in words if token_files.is_prepared(word)]
     if not prepared:
-        source = sources.read(options.data, options.glob, options.bytes)
-        return source.name, make_corpus(source.content, source.nats)
+        by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
+        if vocabulary is not None and by_bytes != vocabulary.by_bytes:
+            raise InputError("--bytes: the tokens of the model to start from are characters")
+        source = sources.read(options.data, options.glob, by_bytes)
+        return source.name, make_corpus(source.content, source.nats, vocabulary)
     if len(options.data) > 1:
         raise InputError(
             f"{prepared[0]} is a prepared text and cannot be combined with others; prepare all texts "
@@ -220,7 +237,22 @@ def _corpus(options: TrainOptions) -> tuple[str, Corpus]:
     if options.glob is not None or options.bytes:
         flag = "--bytes" if options.glob is None else "--glob"
         raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
-    return token_files.read_meta(prepared[0]).name, token_files.load_corpus(prepared[0])
+    corpus = token_files.load_corpus(prepared[0])
+    if vocabulary is not None and corpus.vocabulary != vocabulary:
+        _refuse_vocabulary(prepared[0], corpus.vocabulary, vocabulary)
+    return token_files.read_meta(prepared[0]).name, corpus
+
+
+def _refuse_vocabulary(folder: str, found: Vocabulary, vocabulary: Vocabulary) -> NoReturn:
+    """Raise InputError for a prepared text whose tokens are not those of the model to start from."""
+    if not found.by_bytes and not vocabulary.by_bytes:
+        # This names the characters that the model does not have, if there are any.
+        vocabulary.encode(found.characters)
+    of = ["bytes" if v.by_bytes else f"{len(v)} characters" for v in (found, vocabulary)]
+    raise InputError(
+        f"{folder} was prepared with tokens for {of[0]}, and the model to start from has tokens for "
+        f"{of[1]}: give the text itself as `data`, not prepared"
+    )
 
 
 def _sample_prime(options: TrainOptions, corpus: Corpus) -> str | bytes:
@@ -249,11 +281,16 @@ def _introduce(work: _Work) -> None:
         print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
     if work.sized:
         characters = work.steps * work.training.batch * work.training.seq_len
+        why = "(the more often a text is read, the more is dropped)"
+        if work.start is not None:
+            why = "(as in the model to start from, unless flags change them)"
         print(
             f"preset {work.options.preset} for {corpus.train_size:,} characters: "
             f"{characters / corpus.train_size:.2g} passes, dropout {model.dropout:g}, weight dropout "
-            f"{model.weight_dropout:g} (the more often a text is read, the more is dropped)"
+            f"{model.weight_dropout:g} {why}"
         )
+    if work.start is not None:
+        print(f"the initial parameters are those of {console.quoted(work.start.path)}")
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:
         print(
@@ -279,7 +316,7 @@ def _check_machine(work: _Work) -> None:
     if work.options.tensorboard:
         require_tensorboard()
     resumed = not work.options.overwrite and run_description.is_run(work.workdir)
-    loop.check(work.training, work.corpus, work.devices, resumed)
+    loop.check(work.training, work.corpus, work.devices, resumed, work.start is not None)
 
 
 def _take_over(work: _Work) -> Reporter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -13,10 +14,13 @@ import tyro
 
 from jaxrnn import arguments
 from jaxrnn.arguments import shown_default
+from jaxrnn.charlm import ModelConfig
 from jaxrnn.data import sources
 from jaxrnn.devices import accelerator, processes
+from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
 from jaxrnn.settings import nested, setting
+from jaxrnn.training import starting_model
 from jaxrnn.training.config import TrainingConfig
 
 
@@ -44,6 +48,12 @@ class TrainOptions:
         None, may_change=True, per_process=True
     )
     """Run directory."""
+    init_from: Annotated[str | None, shown_default("initial weights")] = setting(
+        None, may_change=True, per_process=True
+    )
+    """Run directory or safetensors file of a trained model to start from, with a new optimizer. The run
+    keeps its vocabulary and its architecture, and the other settings of the model unless flags change
+    them; --output-bias has no effect."""
     overwrite: bool = setting(False, may_change=True)
     """Delete the run that is in the run directory and start a new one."""
     accelerator: accelerator.Accelerator = setting("auto", may_change=True)
@@ -71,20 +81,48 @@ def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
       characters: length of the training part of the text, which some presets depend on. None stands for
         Tiny Shakespeare's.
     """
-    # A parser for the preset, and for the cell on which some depend, comes first. tyro's own
-    # `overridable_config_cli` would do both, but it makes the preset a subcommand, which cannot stand
+    # A parser for what the defaults depend on comes first: the preset, the cell, and the model to start
+    # from. tyro's own `overridable_config_cli` would make the preset a subcommand, which cannot stand
     # anywhere among the flags.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="small")
-    first.add_argument("--cell", default="lstm")
-    given = first.parse_known_args(argv)[0]
+    given = _first_parser().parse_known_args(argv)[0]
     default = TrainOptions()
     if given.preset in PRESETS:
         settings = PRESETS[given.preset]
-        training = settings.for_length(characters or SHAKESPEARE_LENGTH, given.cell)
+        model = _model_to_start_from(given)
+        cell = given.cell or ("lstm" if model is None else model.cell)
+        training = settings.for_length(characters or SHAKESPEARE_LENGTH, cell)
+        if model is not None:
+            training = dataclasses.replace(training, model=model)
         default = TrainOptions(preset=given.preset, data=settings.data, training=training)
     markers = (tyro.conf.OmitArgPrefixes,)
     return arguments.parse(TrainOptions, "python -m jaxrnn.train", argv, default, markers)
+
+
+def _first_parser() -> argparse.ArgumentParser:
+    """Return a parser for the flags on which the defaults of others depend."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="small")
+    first.add_argument("--cell")
+    # The main parser reports flags without a value.
+    first.add_argument("--init-from", "--init_from", nargs="?")
+    first.add_argument("--workdir", nargs="?", type=Path)
+    first.add_argument("--data", nargs="*")
+    first.add_argument("--overwrite", action=argparse.BooleanOptionalAction)
+    return first
+
+
+def _model_to_start_from(given: argparse.Namespace) -> ModelConfig | None:
+    """Return the model configuration that replaces the preset's; None without a model to start from.
+
+    The result is also None for a model that cannot be read, which is reported later.
+    """
+    if given.init_from is None:
+        return None
+    data = tuple(given.data or PRESETS[given.preset].data)
+    with contextlib.suppress(InputError):
+        workdir = given.workdir or default_workdir(TrainOptions(preset=given.preset, data=data))
+        return starting_model.config_of(given.init_from, workdir, bool(given.overwrite))
+    return None
 
 
 def default_workdir(options: TrainOptions) -> Path:

@@ -26,9 +26,10 @@ FIXED = {
 FREE = {
     "accelerator", "accumulate", "average_decay", "average_tail", "beta1", "beta2", "clip_norm",
     "connect_timeout", "coordinator", "data", "distributed", "dropout", "embedding_dropout", "epochs",
-    "eval_every", "glob", "implementation", "label_smoothing", "learning_rate", "log_every",
-    "memory_map", "mesh", "muon_learning_rate", "num_processes", "output_bias", "overwrite", "preset",
-    "process_id", "sample_every", "sample_prime", "schedule", "steps", "stop_at", "tensorboard",
+    "eval_every", "glob", "implementation", "init_from", "label_smoothing", "learning_rate",
+    "log_every", "memory_map", "mesh", "muon_learning_rate", "num_processes", "output_bias",
+    "overwrite", "preset", "process_id", "sample_every", "sample_prime", "schedule", "steps",
+    "stop_at", "tensorboard",
     "variational", "warmup", "weight_decay", "weight_dropout", "workdir",
 }  # fmt: skip
 
@@ -39,7 +40,7 @@ def test_every_setting_of_a_training_is_fixed_or_free() -> None:
     assert {name for name, rule in rules.items() if not rule.may_change} == FIXED
     assert {name for name, rule in rules.items() if rule.may_change} == FREE
     own = {name for name, rule in rules.items() if rule.per_process}
-    assert own == {"data", "process_id", "workdir"}
+    assert own == {"data", "init_from", "process_id", "workdir"}
 
 
 def test_every_option_of_the_command_declares_its_rules() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def advance(
     *,
     mode: Mode,
     truncate: bool,
-    size: int,
+    size: Any,
 ) -> tuple[DecodingState, Int[Array, "N B"]]:
     """Read prime[:prime_length], then draw `length` characters.
 
@@ -88,7 +88,7 @@ def advance(
       options: see there.
       mode: as in `SamplingOptions`.
       truncate: whether top_k and top_p are applied.
-      size: N, the number of rows of the result.
+      size: N, the number of rows of the result: an int, or a symbol of `jax.export`.
 
     Returns:
       (state, tokens [N, B]): the state after the last character, and the drawn tokens, of which only

@@ -67,24 +67,28 @@ class Corpus(NamedTuple):
         return counts
 
 
-def make_corpus(content: str | bytes, nats: np.ndarray | None = None) -> Corpus:
+def make_corpus(
+    content: str | bytes, nats: np.ndarray | None = None, vocabulary: Vocabulary | None = None
+) -> Corpus:
     """Return a text as a `Corpus` whose last tenth is for validation.
 
     Args:
       content: N characters, or N bytes for a vocabulary of bytes.
       nats: [N], -ln P(character | all characters before it), if the source knows it.
+      vocabulary: the vocabulary; None for that of the text.
 
     Raises:
-      InputError: for fewer than 20 characters.
+      InputError: for fewer than 20 characters, and for characters that the vocabulary does not have.
     """
     split = validation_start(len(content))
     by_bytes = isinstance(content, bytes)
     raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
-    vocabulary = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
+    own = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
+    vocabulary = own if vocabulary is None else vocabulary
     tokens = vocabulary.encode(content)
     sha256 = hashlib.sha256(raw).hexdigest()
     blocks = (raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK))
-    different = count_different_bytes(blocks) if by_bytes else len(vocabulary)
+    different = count_different_bytes(blocks) if by_bytes else len(own)
     return Corpus(tokens, split, vocabulary, sha256, entropy_floor(nats), different)
 
 

@@ -322,6 +322,11 @@ def _rebuilt(tree: PyTree, named: Arrays) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in _named(tree)])
 
 
+def digest(tree: PyTree) -> str:
+    """Return a SHA-256 of the names, dtypes, shapes and numbers of a pytree of arrays."""
+    return _digest(_named(tree))
+
+
 def _digest(named: Arrays) -> str:
     digest = hashlib.sha256()
     for name in sorted(named):
@@ -329,6 +334,12 @@ def _digest(named: Arrays) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def exists(run: Path) -> bool:
+    """Return whether a run directory holds a checkpoint, which may be damaged."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
 def check_name(run: Path) -> None:

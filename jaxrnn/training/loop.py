@@ -59,6 +59,7 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     devices: mesh.Mesh | None = None,
     accepted: Callable[[], None] = lambda: None,
+    start: Callable[[], charlm.Params] | None = None,
 ) -> Result:
     """Train to the end of the run or until asked to stop; a run in the directory is resumed.
 
@@ -70,6 +71,8 @@ def fit(
       should_stop: called after every device call; on True the state is saved and `fit` returns.
       devices: the mesh to train on, the same in all processes; None for one device.
       accepted: called once the state to start from has been read, before the directory is changed.
+      start: returns the model that a new run starts from, with the vocabulary of the text; None for
+        initial weights.
 
     Raises:
       Diverged: if the loss stays non-finite after RECOVERIES returns to a good state.
@@ -82,7 +85,7 @@ def fit(
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
     with orbax_errors.quiet():
-        saved = SavedStates(config, optimizer, corpus, devices, run, report)
+        saved = SavedStates(config, optimizer, corpus, devices, run, report, start)
         found = saved.newest()
         saved.close()
         if found is None:
@@ -235,7 +238,11 @@ def _inputs(
 
 @modes.fixed()
 def check(
-    config: TrainingConfig, corpus: Corpus, devices: mesh.Mesh, resumed: bool = False
+    config: TrainingConfig,
+    corpus: Corpus,
+    devices: mesh.Mesh,
+    resumed: bool = False,
+    started: bool = False,
 ) -> None:
     """Compile the programs of a run, and refuse a run that this machine cannot execute.
 
@@ -247,6 +254,7 @@ def check(
       corpus: as for `fit`.
       devices: as for `fit`.
       resumed: the run has a state already and does not need the program that makes the first one.
+      started: the run starts from a model, not from initial weights.
 
     Raises:
       InputError: if the implementation does not support the model, or the memory is too small.
@@ -278,8 +286,10 @@ def check(
         memory.program_bytes(judge) + state - memory.bytes_per_device(shapes.model),
     ]
     if not resumed:
-        counts = corpus.token_counts() if config.output_bias == "frequencies" else None
-        first = begin.lower(config, optimizer, corpus.vocabulary, devices, counts).compile()
+        from_counts = config.output_bias == "frequencies" and not started
+        counts = corpus.token_counts() if from_counts else None
+        params = shapes.params if started else None
+        first = begin.lower(config, optimizer, corpus.vocabulary, devices, counts, params).compile()
         needs.append(memory.program_bytes(first))
     # CPU devices share the memory of their host.
     here = len(devices.local_devices) if accelerator.device().platform == "cpu" else 1

@@ -1,4 +1,4 @@
-"""The description of a run, config.json and vocab.json, and the model in a run directory.
+"""The description of a run, config.json and vocab.json, and the model in a run directory or a file.
 
 config.json     all settings of the training, and the name and sha256 of its text
 vocab.json      the meaning of the tokens
@@ -21,6 +21,8 @@ from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import memory, modes
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
+from jaxrnn.formats import safetensors_file
+from jaxrnn.formats.safetensors_file import Card
 from jaxrnn.settings import Rules, rules_of, setting
 from jaxrnn.training import orbax_errors
 from jaxrnn.training.checkpoint import Checkpoints, Which
@@ -44,6 +46,16 @@ class Text:
     sha256: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The model that a run began from, as config.json describes it.
+
+    init_sha256: digest of its parameters; empty for a run with initial weights of its own.
+    """
+
+    init_sha256: str = ""
+
+
 class Description(NamedTuple):
     """The description of a new run.
 
@@ -55,30 +67,39 @@ class Description(NamedTuple):
     rules: dict[str, Rules]
 
 
-def describe(options: Any, text: Text) -> Description:
+def describe(options: Any, text: Text, origin: Origin | None = None) -> Description:
     """Return the description of a run.
 
     Args:
       options: the dataclass of the command's options.
       text: the text.
+      origin: the model that it began from; None for initial weights of its own.
     """
-    values = {**dataclasses.asdict(options), "text": dataclasses.asdict(text)}
+    origin = Origin() if origin is None else origin
+    parts = {"text": dataclasses.asdict(text), "origin": dataclasses.asdict(origin)}
+    values = {**dataclasses.asdict(options), **parts}
     # The folder may be moved.
     values["workdir"] = None
-    return Description(values, rules_of(options) | rules_of(text))
+    return Description(values, rules_of(options) | rules_of(text) | rules_of(origin))
 
 
-@modes.fixed()
+def origin_of(config: dict[str, Any]) -> str:
+    """Return the digest of the parameters that a run began from; empty for weights of its own."""
+    origin = config.get("origin")
+    return str(origin.get("init_sha256", "")) if isinstance(origin, dict) else ""
+
+
 def load(
     run: str | os.PathLike[str],
     which: Which = "best",
     warn: Callable[[str], None] | None = None,
 ) -> charlm.Params:
-    """Read the model of a run directory onto the default device.
+    """Read the model of a run directory or of a safetensors file onto the default device.
 
     Args:
-      run: the folder that `python -m jaxrnn.train` wrote.
-      which: "best" (lowest validation loss) or "latest".
+      run: the folder that `python -m jaxrnn.train` wrote, or the file that `jaxrnn.save` or
+        `python -m jaxrnn.export --safetensors` wrote.
+      which: "best" (lowest validation loss) or "latest"; without effect for a file.
       warn: called with one line for every damaged checkpoint that is skipped for the next best (or
         latest) one; None issues a RuntimeWarning.
 
@@ -86,26 +107,50 @@ def load(
       The model. Its parameters are float32, whatever modes of JAX are on here or were in training.
 
     Raises:
-      InputError: if the folder does not exist, is not a run, holds no good checkpoint or cannot be
-        read, or if the model is larger than the memory of this machine.
+      InputError: if there is no such folder or file, if the folder is not a run, holds no good
+        checkpoint or cannot be read, if the file is damaged or of another kind, or if the model is
+        larger than the memory of this machine.
+    """
+    return load_with_card(run, which, _issue if warn is None else warn)[0]
+
+
+@modes.fixed()
+def load_with_card(
+    run: str | os.PathLike[str], which: Which, warn: Callable[[str], None]
+) -> tuple[charlm.Params, Card]:
+    """Read a model as `load` does.
+
+    Returns:
+      (params, card): the model, and what is known about it. A run does not know its licence.
     """
     path = Path(run)
+    if not os.path.isdir(path) and os.path.exists(path):
+        return safetensors_file.read(path)
     config, vocabulary = read(path)
     model = model_of(path, config)
     shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
     memory.check(memory.bytes_per_device(shapes), f"the model of {run}", "use a machine with more")
     with orbax_errors.quiet():
-        checkpoints = Checkpoints(path, _issue if warn is None else warn, read_only=True)
+        checkpoints = Checkpoints(path, warn, read_only=True)
         restored = checkpoints.restore(shapes, which=which)
         checkpoints.close()
     if restored is None:
         raise InputError(f"{run} holds no good checkpoint yet")
-    return restored.tree[0]
+    return restored.tree[0], _card(config, restored.notes)
+
+
+def _card(config: dict[str, Any], notes: dict[str, Any]) -> Card:
+    """Return the card of a checkpoint, from the description of its run and from its notes."""
+    text = config.get("text")
+    name, sha256 = (
+        (text.get("name"), text.get("sha256")) if isinstance(text, dict) else (None, None)
+    )
+    return Card(loss=notes.get("validation"), text=name or None, sha256=sha256 or None)
 
 
 def _issue(line: str) -> None:
-    # The caller of `load` is five calls up.
-    warnings.warn(line, RuntimeWarning, stacklevel=5)
+    # The caller of `load` is six calls up.
+    warnings.warn(line, RuntimeWarning, stacklevel=6)
 
 
 def write(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:
@@ -127,7 +172,8 @@ def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
     """
     if not os.path.isdir(run):
         raise InputError(
-            f"{run} is not a folder; train first, or give the run directory of a training"
+            f"{run} is not a folder; train first, or give the run directory of a training, or a "
+            "safetensors file"
         )
     config = _read_json(run, DESCRIPTION)
     if not describes_run(config):

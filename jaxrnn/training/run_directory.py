@@ -211,14 +211,22 @@ def check_data(workdir: Path, data: Sequence[str], glob: str | None, samples: bo
             )
 
 
-def check_output(output: Path, run: Path) -> None:
-    """Raise InputError if `output` is one of the files of a run."""
+def check_output(output: Path, run: Path, setting: str = "output") -> None:
+    """Raise InputError if an output is one of the files of a run.
+
+    Args:
+      output: the path of the output.
+      run: the run directory, or the file of a model, which the output must not be.
+      setting: name of the setting that chose the output, for the message.
+    """
+    if output.exists() and run.is_file() and output.samefile(run):
+        raise InputError(f"`{setting}` {output} is the file of the model; choose another")
     try:
         inside = output.resolve().relative_to(run.resolve())
     except ValueError:
         return
     if inside.parts and inside.parts[0] in (*OWNED, locks.LOCK):
-        raise InputError(f"`output` {output} is a file of the run in {run}; choose another")
+        raise InputError(f"`{setting}` {output} is a file of the run in {run}; choose another")
 
 
 def flatten(description: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import mesh
 from jaxrnn.errors import InputError
@@ -46,6 +47,7 @@ class SavedStates:
       devices: the mesh that the states are placed on.
       run: the run directory.
       report: the report of the run. It is truncated to the state that is resumed, and gets notes.
+      start: returns the model that the run starts from; None for initial weights.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SavedStates:
         devices: mesh.Mesh,
         run: Path,
         report: Reporter,
+        start: Callable[[], charlm.Params] | None = None,
     ) -> None:
         self._config = config
         self._optimizer = optimizer
@@ -63,6 +66,7 @@ class SavedStates:
         self._devices = devices
         self._run = run
         self._report = report
+        self._start = start
         self._shapes = mesh.abstract(devices, lambda: create(config, optimizer, corpus.vocabulary))
         self._checkpoints = checkpoint.Checkpoints(run, report.note, read_only=True)
 
@@ -183,6 +187,11 @@ class SavedStates:
 
     def _first(self) -> TrainState:
         """Return the state before the first step."""
+        if self._start is not None:
+            params = self._start().replace(config=self._config.model)  # type: ignore[attr-defined]
+            placed = jax.device_put(params, mesh.shardings(self._devices, params))
+            vocabulary = self._corpus.vocabulary
+            return begin(self._config, self._optimizer, vocabulary, self._devices, None, placed)
         counts = None
         if self._config.output_bias == "frequencies":
             counts = self._corpus.token_counts()

@@ -70,6 +70,7 @@ def create(
     optimizer: optax.GradientTransformation,
     vocabulary: Vocabulary,
     counts: Int[Array, "V"] | None = None,
+    params: charlm.Params | None = None,
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -78,18 +79,23 @@ def create(
       optimizer: the optimizer from `make_optimizer`.
       vocabulary: the vocabulary of the text.
       counts: how often each token occurs, for an `output_bias` of frequencies. None begins with zeros.
+      params: the model to start from, with the configuration and the vocabulary of the run. It is
+        copied. None makes initial weights.
     """
-    params = charlm.init(config.model, vocabulary, config.seed)
-    if counts is not None and config.output_bias == "frequencies":
-        params = params.replace(b_out=charlm.log_frequencies(counts))  # type: ignore[attr-defined]
+    if params is not None:
+        first = jax.tree.map(jnp.copy, params)
+    else:
+        first = charlm.init(config.model, vocabulary, config.seed)
+        if counts is not None and config.output_bias == "frequencies":
+            first = first.replace(b_out=charlm.log_frequencies(counts))  # type: ignore[attr-defined]
     return TrainState(
-        params=params,
-        opt_state=optimizer.init(params),
+        params=first,
+        opt_state=optimizer.init(first),
         carry=charlm.initial_carry(config.model, config.batch),
         key=dropout_key_of(config),
         step=jnp.int32(0),
         rate=jnp.float32(1),
-        average=None if config.average == "none" else jax.tree.map(jnp.copy, params),
+        average=None if config.average == "none" else jax.tree.map(jnp.copy, first),
     )
 
 
@@ -105,9 +111,10 @@ def begin(
     vocabulary: Vocabulary,
     devices: mesh.Mesh,
     counts: Int[Array, "V"] | None = None,
+    params: charlm.Params | None = None,
 ) -> TrainState:
     """Return the state before the first step, made on the mesh: no device holds another's part."""
-    return mesh.constrain(devices, create(config, optimizer, vocabulary, counts))
+    return mesh.constrain(devices, create(config, optimizer, vocabulary, counts, params))
 
 
 def train_step(

@@ -505,7 +505,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match="is not a safetensors file: it is empty"):
         load(file)
     with pytest.raises(InputError, match=r"is not a run of jaxrnn: it has no config\.json"):
         load(tmp_path)

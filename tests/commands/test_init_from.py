@@ -1,0 +1,345 @@
+"""Training that starts from a trained model: from which parameters, resumed, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrnn import Vocabulary, charlm, load, prepare, save, train
+from jaxrnn.training import loop, run_description
+from tests.support.readme import lively
+from tests.support.runs import (
+    CORPUS,
+    LATIN,
+    TEXT,
+    assert_same_bits,
+    contents,
+    environment,
+    everything,
+    metrics_of,
+)
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.xdist_group("init_from"),
+]
+
+# A text with fewer characters than the model knows, so that its own tokens are others.
+NEW = TEXT[200:2200].replace("7", "8").replace("bottles", "hills")
+# A training of 8 steps. The model's settings are those of the model to start from.
+SETTINGS = {
+    "batch": 4,
+    "seq-len": 8,
+    "steps": 8,
+    "learning-rate": 5e-3,
+    "schedule": "constant",
+    "warmup": 2,
+    "log-every": 2,
+    "eval-every": 4,
+    "sample-every": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and models, none to be changed: run, file, damaged, tied and bytes."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "old.txt").write_text(TEXT)
+    (folder / "new.txt").write_text(NEW)
+    model = "--cell gru --hidden-size 6 --embedding-size 3 --layers 2 --dtype float32 --dropout 0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxrnn.training.report.Report.draw", lambda self: None)
+        more = [*model.split(), "--weight-dropout", "0"]
+        assert train.main(arguments(folder / "old.txt", folder / "run", None, *more)) == 0
+    save(load(folder / "run"), folder / "file")
+    (folder / "damaged").write_bytes((folder / "file").read_bytes()[:-3])
+    save(lively(CORPUS.vocabulary, tie=True, embedding_size=16), folder / "tied")
+    save(lively(Vocabulary.of_bytes(), layers=1, dropout=0.25), folder / "bytes")
+    return folder
+
+
+def arguments(text: Any, workdir: Any, start: Any, *more: str, **changes: Any) -> list[str]:
+    """The arguments of a training."""
+    settings = SETTINGS | {name.replace("_", "-"): value for name, value in changes.items()}
+    named = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    init = [] if start is None else ["--init-from", str(start)]
+    return ["--data", str(text), "--workdir", str(workdir), *init, *named, *more]
+
+
+def described(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())
+
+
+# --- the parameters that it starts from ---
+
+
+@pytest.mark.first_case
+@pytest.mark.parametrize("kind", ["file", "run"])
+def test_the_first_loss_is_that_of_the_model(
+    kind: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss of the first batch, from a calculation without the training code."""
+    run = tmp_path / "run"
+    made = arguments(models / "new.txt", run, models / kind, steps=1, log_every=1)
+    assert train.main(made) == 0
+    out = capsys.readouterr().out
+    assert f"the initial parameters are those of {models / kind}\n" in out
+    params = load(models / "run")
+    size = len(NEW) * 9 // 10
+    # Row b begins in the b-th quarter of the training part, shifted as seed 0 says.
+    stream = size // 4
+    shift = np.random.default_rng((0, 0)).integers(stream - 1 - (stream - 1) // 8 * 8 + 1)
+    rows = [NEW[b * stream + shift : b * stream + shift + 9] for b in range(4)]
+    tokens = jnp.asarray(np.stack([params.vocabulary.encode(row) for row in rows], 1), jnp.int32)
+    carry = charlm.initial_carry(params.config, 4)
+    loss, _ = charlm.loss(params, tokens, carry, implementation="scan")
+    (line,) = [line for line in metrics_of(run) if "loss" in line]
+    np.testing.assert_allclose(line["loss"], float(loss), rtol=1e-5)
+    assert load(run).vocabulary == params.vocabulary
+    own = Vocabulary.of(NEW)
+    assert own != params.vocabulary
+    assert len(own) < len(params.vocabulary)
+
+
+def test_the_settings_of_the_model_are_kept_and_the_others_are_the_presets(
+    models: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    made = ["--data", str(models / "new.txt"), "--workdir", str(run), "--steps", "1"]
+    made += ["--init-from", str(models / "bytes"), "--sample-every", "0"]
+    assert train.main([*made, "--weight-dropout", "0.5", "--dtype", "auto"]) == 0
+    training = described(run)["training"]
+    assert training["model"]["hidden_size"] == 16
+    assert training["model"]["dropout"] == 0.25
+    assert training["model"]["weight_dropout"] == 0.5
+    assert (training["weight_decay"], training["schedule"]) == (0.1, "linear")  # of `small`
+    assert described(run)["bytes"] is True
+
+
+@pytest.mark.slow
+def test_a_tied_model_needs_no_flags(models: Path, tmp_path: Path) -> None:
+    """The presets' own sizes would not allow tied weights."""
+    run = tmp_path / "run"
+    made = arguments(models / "new.txt", run, models / "tied", "--tie", learning_rate=1e-25)
+    for average in ("none", "ema"):
+        assert train.main([*made, "--average", average, "--overwrite"]) == 0
+        found, given = load(run), load(models / "tied")
+        assert found.w_out is None
+        for name in ("embedding", "b_out"):
+            np.testing.assert_allclose(getattr(found, name), getattr(given, name), atol=1e-20)
+
+
+@pytest.mark.slow
+def test_a_model_of_bytes(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(LATIN)
+    for more in [], ["--bytes"]:
+        made = arguments(tmp_path / "latin", tmp_path / "run", models / "bytes", *more)
+        assert train.main(made) == 0
+    assert load(tmp_path / "run").vocabulary.by_bytes
+
+
+# --- resumed ---
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_bit_identical_and_needs_no_file(models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    file.write_bytes((models / "file").read_bytes())
+    more = ["--dropout", "0.3", "--average", "ema"]
+    assert train.main(arguments(models / "new.txt", whole, file, *more)) == 0
+    assert train.main(arguments(models / "new.txt", parts, file, *more, steps=4)) == 0
+    file.unlink()
+    assert train.main(arguments(models / "new.txt", parts, file, *more)) == 0
+    for which in ("best", "latest"):
+        assert_same_bits(load(parts, which), load(whole, which))  # type: ignore[arg-type]
+    assert metrics_of(parts) == metrics_of(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_checkpoint(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+) -> None:
+    """The same command gives the same run. It needs the same model, or nothing is changed."""
+    file = tmp_path / "file"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    file.write_bytes((models / "file").read_bytes())
+    made = [arguments(models / "new.txt", run, file) for run in (whole, killed)]
+    assert train.main(made[0]) == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_train", kill)
+        with pytest.raises(Killed):
+            train.main(made[1])
+    assert (killed / "config.json").exists()
+    assert not list((killed / "checkpoints").iterdir())
+
+    before = contents(killed)
+    save(load(models / "file").replace(b_out=-load(models / "file").b_out), file)
+    message = refusal(train.main, made[1])
+    assert f"the model in {file} is not the one that the run began from; bring that one" in message
+    file.unlink()
+    assert f"{file} is not a folder; train first" in refusal(train.main, made[1])
+    assert contents(killed) == before
+
+    file.write_bytes((models / "file").read_bytes())
+    assert train.main(made[1]) == 0
+    assert_same_bits(load(killed, "latest"), load(whole, "latest"))
+    assert metrics_of(killed) == metrics_of(whole)
+
+
+def test_a_run_stays_what_it_began_as(
+    models: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    ours = tmp_path / "run"
+    made = arguments(models / "new.txt", ours, models / "file", steps=4)
+    assert train.main(made) == 0
+    before, old = everything(ours), everything(models / "run")
+    without = arguments(models / "new.txt", ours, None, steps=4)
+    message = refusal(train.main, without)
+    assert message == (
+        f"the run in {ours} began from the model in {models / 'file'}: give --init-from again to "
+        "resume it, choose another --workdir, or --overwrite it"
+    )
+    message = refusal(
+        train.main, arguments(models / "old.txt", models / "run", models / "file", steps=4)
+    )
+    assert "began from initial weights of its own: leave --init-from out to resume it" in message
+    assert (everything(ours), everything(models / "run")) == (before, old)
+    assert train.main([*made, "--overwrite"]) == 0
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    "start, more, message",
+    [
+        ("file", ["--hidden-size", "8"], "--hidden-size is 6 in the model of"),
+        (
+            "run",
+            ["--cell", "lstm", "--layers", "1"],
+            "; --layers is 2 in the model of",
+        ),
+        ("tied", ["--embedding-size", "8"], "needs --embedding-size equal to --hidden-size"),
+        ("file", ["--bytes"], "the tokens of the model to start from are characters"),
+        ("damaged", [], "damaged is damaged: it has"),
+        ("old.txt", [], "old.txt is not a safetensors file: it is another kind of file"),
+        ("nowhere", [], "nowhere is not a folder; train first, or give the run directory"),
+        ("", [], "is not a run of jaxrnn: it has no config.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_bad_input(
+    start: str,
+    more: list[str],
+    message: str,
+    models: Path,
+    tmp_path: Path,
+    refusal: Callable[..., str],
+) -> None:
+    """Nothing is written."""
+    run = tmp_path / "run"
+    assert message in refusal(train.main, arguments(models / "new.txt", run, models / start, *more))
+    assert not run.exists()
+
+
+def test_every_setting_that_differs_is_named(
+    models: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    more = ["--cell", "lstm", "--layers", "1", "--reset", "after"]
+    made = arguments(models / "new.txt", tmp_path / "run", models / "file", *more)
+    where = f"in the model of {models / 'file'}"
+    assert refusal(train.main, made) == (
+        f"--cell is gru {where} and lstm here; --layers is 2 {where} and 1 here; --reset is before "
+        f"{where} and after here; leave it out to keep what the model has"
+    )
+
+
+def test_unknown_characters_are_named(
+    models: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "text").write_text(NEW + "Éx?")
+    made = arguments(tmp_path / "text", tmp_path / "run", models / "file")
+    message = refusal(train.main, made)
+    assert "characters that the model has never seen: '?' 'x' 'É'; it knows" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_directory_itself(models: Path, run: Path, refusal: Callable[..., str]) -> None:
+    before = contents(run)
+    made = arguments(models / "old.txt", run, run, "--overwrite")
+    assert f"--init-from {run} is the run directory itself" in refusal(train.main, made)
+    assert contents(run) == before
+
+
+@pytest.mark.slow
+def test_prepared_texts(
+    models: Path,
+    tmp_path: Path,
+    refusal: Callable[..., str],
+) -> None:
+    def prepared(text: Path, name: str, *more: str) -> Path:
+        folder = tmp_path / name
+        assert prepare.main(["--data", str(text), "--output", str(folder), *more]) == 0
+        return folder
+
+    run = tmp_path / "run"
+    same = prepared(models / "old.txt", "same")
+    assert train.main(arguments(same, run, models / "file", steps=1)) == 0
+    other = prepared(models / "new.txt", "other")
+    message = refusal(train.main, arguments(other, tmp_path / "no", models / "file"))
+    of = [len(set(text)) for text in (NEW, TEXT)]
+    assert (
+        f"prepared with tokens for {of[0]} characters, and the model to start from has" in message
+    )
+    assert f"tokens for {of[1]} characters: give the text itself as --data" in message
+    raw = prepared(models / "new.txt", "raw", "--bytes")
+    assert "prepared with tokens for bytes" in refusal(
+        train.main, arguments(raw, tmp_path / "no", models / "file")
+    )
+    (tmp_path / "odd").write_text(NEW + "?")
+    odd = prepared(tmp_path / "odd", "odd-tokens")
+    assert "has never seen: '?'" in refusal(
+        train.main, arguments(odd, tmp_path / "no", models / "file")
+    )
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.process
+def test_on_a_mesh(models: Path, tmp_path: Path) -> None:
+    """The parameters are divided over two devices; the losses are those of one device."""
+    assert train.main(arguments(models / "new.txt", tmp_path / "one", models / "file")) == 0
+    made = arguments(models / "new.txt", tmp_path / "two", models / "file", "--mesh", "model=2")
+    two = "--xla_force_host_platform_device_count=2"
+    result = subprocess.run(
+        [sys.executable, "-m", "jaxrnn.train", *made],
+        env=environment() | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {two}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    losses = [
+        [line["loss"] for line in metrics_of(tmp_path / name) if "loss" in line]
+        for name in ("one", "two")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_old_runs_began_from_weights_of_their_own() -> None:
+    for config in {}, {"origin": None}, {"origin": {}}:
+        assert run_description.origin_of(config) == ""
