@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tyro
 
-from jaxrnn import arguments, console, generate, prepare, train
+from jaxrnn import arguments, console, export, generate, prepare, train
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.training import signals
 
@@ -187,6 +187,7 @@ def test_a_signal_in_the_middle_of_a_print_is_answered(monkeypatch: pytest.Monke
 COMMANDS: list[tuple[Any, list[str], tuple[Any, ...]]] = [
     (generate.GenerateOptions, ["run"], ()),
     (prepare.PrepareOptions, ["--data", "a"], ()),
+    (export.ExportOptions, ["run"], ()),
     (train.TrainOptions, [], (tyro.conf.OmitArgPrefixes,)),
 ]
 WORDS = ["None", "none", "a b", "\udce9", "", "=", "-"]
@@ -214,6 +215,13 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
         "--sample-prime",
         "--mesh",
         "--workdir",
+        "--init-from",
+        "--safetensors",
+        "--stablehlo",
+        "--onnx",
+        "--html",
+        "--licence",
+        "--title",
     }
     assert wanted & values(arguments.parse(kind, "", needed, markers=markers)).keys() == flags
     for word in WORDS:
