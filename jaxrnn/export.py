@@ -47,9 +47,7 @@ class ExportOptions:
     """Write the model to this ONNX file."""
     html: Path | None = None
     """Write a page to this file, which writes text in a browser."""
-    html_weights: Annotated[
-        Literal["float32", "float16", "int8"] | None, shown_default("float16")
-    ] = None
+    html_weights: Literal["float32", "float16", "int8"] = "float16"
     """Type of the numbers in the page: float32 (exact), float16 (half the size) or int8 (a quarter)."""
     licence: Annotated[str | None, shown_default("that of the file that is exported")] = None
     """Licence of the model, for the safetensors file: an SPDX identifier or any text."""
@@ -132,7 +130,7 @@ def _check_options(options: ExportOptions, outputs: dict[Format, Path]) -> None:
         other = places.setdefault(path.resolve(), name)
         if other != name:
             raise InputError(f"--{other} and --{name} have the same path {path}; choose another")
-    for flag, needs in (("licence", "safetensors"), ("title", "html"), ("html_weights", "html")):
+    for flag, needs in (("licence", "safetensors"), ("title", "html")):
         if getattr(options, flag) is not None and needs not in outputs:
             raise InputError(f"`{flag}` is for --{needs} PATH; give that too, or leave it out")
 
@@ -218,7 +216,7 @@ def _write_page(path: Path, params: charlm.Params, card: Card, options: ExportOp
     title = options.title
     if title is None:
         title = f"A network that has read {card.text}" if card.text else "A network that writes"
-    weights = options.html_weights or "float16"
+    weights = options.html_weights
     written = write(params, path, weights=weights, title=title)
     if weights == "float32":
         return "a page with exact parameters"

@@ -146,7 +146,6 @@ def test_an_output_is_replaced_as_a_whole(file: Path, tmp_path: Path) -> None:
         (["--safetensors", "models/model.safetensors"], "is the file of the model; choose another"),
         (["--stablehlo", "link"], "--stablehlo link is the file of the model; choose another"),
         (["--stablehlo", "a", "--licence", "MIT"], "--licence is for --safetensors PATH"),
-        (["--stablehlo", "a", "--html-weights", "int8"], "--html-weights is for --html PATH"),
         (["--stablehlo", "a", "--title", "Songs"], "--title is for --html PATH"),
         (["--safetensors", "-x"], "--safetensors needs a value"),
     ],

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import charlm
+from jaxrnn import charlm, train
 from jaxrnn.formats import keras_model, min_char_rnn, torch_model
+from jaxrnn.training.metrics import read_metrics
+from tests.support.runs import quicken
 
 VOCABULARY = jaxrnn.Vocabulary.of("helo wrd")
 V, E, H = len(VOCABULARY), 5, 6
@@ -217,6 +219,36 @@ def test_the_lectures_program(
     np.testing.assert_allclose(np.asarray(net.predict_on_batch(tokens))[0], want, atol=TOLERANCE)
     assert_same(keras_model.from_keras(net, VOCABULARY), params)
     assert jaxrnn.sample(params, "he", 9, mode="argmax").startswith("he")
+
+
+@peers
+@needs_keras
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_training_continues_from_the_lectures_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run begins with the loss that Keras computes, and lowers it."""
+    net, text = keras_char_rnn("LSTM"), TEXT * 40
+    params = keras_model.from_keras(net, VOCABULARY)
+    jaxrnn.save(params, tmp_path / "lecture.safetensors")
+    assert_same(jaxrnn.load(tmp_path / "lecture.safetensors"), params)
+    (tmp_path / "text.txt").write_text(text)
+    quicken(monkeypatch)
+    settings = "--batch 1 --seq-len 8 --steps 60 --log-every 1 --sample-every 0 --no-shuffle"
+    regularized = "--dropout 0 --weight-dropout 0 --label-smoothing 0 --learning-rate 0.02"
+    command = f"--init-from lecture.safetensors --data text.txt --workdir run {settings}"
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*command.split(), *regularized.split()]) == 0
+    logged = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    # The text repeats, and the first window may begin at any of its characters.
+    windows = VOCABULARY.encode(text)[np.arange(len(TEXT))[:, None] + np.arange(9)].astype(np.int32)
+    logits = np.asarray(net.predict_on_batch(windows[:, :-1]), np.float64)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(logits, windows[:, 1:, None], -1).mean((1, 2))
+    assert np.ptp(losses) > 100 * TOLERANCE
+    assert np.abs(losses - logged[0]["loss"]).min() < TOLERANCE
+    assert logged[-1]["loss"] < logged[0]["loss"] - 0.2
+    assert len(jaxrnn.sample(jaxrnn.load(tmp_path / "run"), "he", 9)) == 11
 
 
 @peers
