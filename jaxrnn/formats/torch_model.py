@@ -114,7 +114,7 @@ def _prefix(state_dict: Mapping[str, Any]) -> str:
 
 
 def _output(others: Mapping[str, np.ndarray], shape: tuple[int, int]) -> str:
-    """Return the name of the output layer: the one with a bias, or the last of the right shape."""
+    """Return the name of the output layer: the one with a bias, or the only one of the right shape."""
     names = [name.removesuffix(".weight") for name in others if name.endswith(".weight")]
     fitting = [name for name in names if others[f"{name}.weight"].shape == shape]
     with_bias = [name for name in fitting if f"{name}.bias" in others]
@@ -124,7 +124,14 @@ def _output(others: Mapping[str, np.ndarray], shape: tuple[int, int]) -> str:
             f"the output layer must have a weight [V, H] = {shape}, with V the size of the vocabulary; "
             f"there is {shapes}"
         )
-    return (with_bias or fitting)[-1]
+    found = with_bias or fitting
+    first = others[f"{found[0]}.weight"]
+    if not all(np.array_equal(first, others[f"{name}.weight"]) for name in found):
+        raise ValueError(
+            f"the output layer may be any of {', '.join(found)}: it is the one with a bias, so give it "
+            "one of zeros, NAME.bias [V]"
+        )
+    return found[-1]
 
 
 def _embedding(others: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,9 @@ A `.keras` file is a zip archive with `config.json`, which describes the layers 
     layers/bidirectional/forward_layer/cell/vars/0 .. 2
 
 A group has the name of the layer's class in snake case; the second layer of a class has `_1` behind it,
-and so on. Only JSON and arrays are read, so no file can run code. Read in Keras 3.15.
+and so on. A trained model has a group `optimizer` besides, and layers with dropout may have a group
+`seed_generator`; both belong to training and are left out. Only JSON and arrays are read, so no file can
+run code. Read in Keras 3.15.
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ _FIXED: dict[str, dict[str, Any]] = {
     "LSTM": {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False},
     "GRU": {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False},
 }
+
+
+# Arrays that are not part of a model.
+_OF_TRAINING = re.compile(r"^optimizer/|(^|/)seed_generator/")
 
 
 class KerasLayer(NamedTuple):
@@ -195,7 +201,7 @@ def _read_archive(path: Path, file: io.BytesIO) -> list[KerasLayer]:
 
 
 def _read_arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
-    """Return the arrays of an HDF5 file by the paths of their groups."""
+    """Return the arrays of the layers in an HDF5 file by the paths of their groups."""
     try:
         import h5py
     except ImportError:
@@ -203,7 +209,7 @@ def _read_arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
+        if isinstance(node, h5py.Dataset) and not _OF_TRAINING.search(name):
             found[name] = as_numpy(node[()], name)
 
     try:

@@ -157,6 +157,14 @@ def test_what_is_no_char_rnn_of_pytorch(unchecked: None) -> None:
     for given, message in wrong:
         with pytest.raises(ValueError, match=message):
             torch_model.from_torch(given, VOCABULARY)
+    square = torch_model.to_torch(model(embedding_size=H))
+    del square["decoder.bias"]
+    with pytest.raises(ValueError, match=r"may be any of encoder, decoder: .* one of zeros"):
+        torch_model.from_torch(square, VOCABULARY)
+    tied = square | {"encoder.weight": square["decoder.weight"]}
+    np.testing.assert_array_equal(
+        torch_model.from_torch(tied, VOCABULARY).w_out, tied["decoder.weight"].T
+    )
     with pytest.raises(ValueError, match=r"\[V, H\] = \(3, 6\), with V the size of the vocabulary"):
         torch_model.from_torch(state_dict, "abc")
     with pytest.raises(ValueError, match=r"nn.LSTM has no peepholes"):
@@ -198,14 +206,20 @@ def keras_char_rnn(kind: str, layers: int = 1, **options: Any) -> Any:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("kind", "layers", "options"),
-    [("LSTM", 1, {}), ("LSTM", 2, {}), ("GRU", 1, {}), ("GRU", 2, {"reset_after": False}),
-     ("SimpleRNN", 1, {})],
+    [("LSTM", 1, {}), ("LSTM", 2, {"dropout": 0.1, "recurrent_dropout": 0.1}), ("GRU", 1, {}),
+     ("GRU", 2, {"reset_after": False}), ("SimpleRNN", 1, {})],
 )  # fmt: skip
 def test_the_lectures_program(
     kind: str, layers: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
     net = keras_char_rnn(kind, layers, **options)
+    import keras
+
     tokens = VOCABULARY.encode(TEXT)[None].astype(np.int32)
+    # A file of a trained model also holds the state of its optimizer.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile("adam", loss, metrics=["accuracy"])
+    net.fit(tokens[:, :-1], tokens[:, 1:], verbose=0)
     want = np.asarray(net.predict_on_batch(tokens))[0]
     params = keras_model.from_keras(net, VOCABULARY)
     np.testing.assert_allclose(logits_of(params), want, atol=TOLERANCE)
