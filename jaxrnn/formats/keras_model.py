@@ -19,7 +19,6 @@ from jaxrnn.formats import models
 from jaxrnn.interop import keras, keras_layers
 from jaxrnn.interop.arrays import Reader
 from jaxrnn.interop.keras_layers import RECURRENT, KerasLayer
-from jaxrnn.layers import StackedParams, stacked
 
 
 def from_keras(model: Any, vocabulary: Vocabulary | str) -> charlm.Params:
@@ -80,12 +79,9 @@ def to_keras(params: charlm.Params) -> list[np.ndarray]:
     Raises:
       ValueError: for a cell that Keras does not have.
     """
-    embedding, layers, w_out, b_out = models.parts_of(params)
-    config = params.config
-    inputs = config.embedding_size or len(b_out)
-    net = stacked(config.make_cell(), inputs, layers=config.layers)
+    embedding, w_out, b_out = models.parts_of(params)
     first = [] if embedding is None else [embedding]
-    return [*first, *keras.to_keras(net, StackedParams(layers)), w_out, b_out]
+    return [*first, *keras.to_keras(*models.stack_of(params)), w_out, b_out]
 
 
 def _dense(layer: KerasLayer, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrnn import charlm
@@ -57,6 +58,7 @@ def to_min_char_rnn(params: charlm.Params) -> dict[str, np.ndarray]:
             "min-char-rnn is one plain RNN with tanh over one-hot characters: cell='rnn', layers=1, "
             "embedding_size=0"
         )
-    _, (layer,), w_out, b_out = models.parts_of(params)
+    _, w_out, b_out = models.parts_of(params)
+    layer = jax.tree.map(np.asarray, params.layers[0])
     matrices = {"Wxh": layer.w_x.T, "Whh": layer.w_h.T, "Why": w_out.T}
     return matrices | {"bh": layer.b[:, None], "by": b_out[:, None]}

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.layers import Stacked, StackedParams, stacked
 from jaxrnn.recurrence.cells import GRU, LSTM, RNN
 
 
@@ -66,12 +67,19 @@ def make(
     return charlm.Params(embedding, layers, w_out, b_out, config, vocabulary)
 
 
-def parts_of(params: charlm.Params) -> tuple[Any, tuple[Any, ...], np.ndarray, np.ndarray]:
-    """Return (embedding, layers, w_out, b_out) of a char-RNN as numpy arrays.
+def parts_of(params: charlm.Params) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return (embedding, w_out, b_out) of a char-RNN as numpy arrays.
 
     The embedding is None where characters are fed one-hot; tied output weights are the embedding's
     transpose, a second time.
     """
     w_out = params.embedding.T if params.w_out is None else params.w_out
-    found = params.embedding, params.layers, w_out, params.b_out
-    return jax.tree.map(np.asarray, found)
+    return jax.tree.map(np.asarray, (params.embedding, w_out, params.b_out))
+
+
+def stack_of(params: charlm.Params) -> tuple[Stacked, StackedParams]:
+    """Return the layers of a char-RNN as a stack, whose inputs are embedded or one-hot characters."""
+    config = params.config
+    inputs = config.embedding_size or len(params.vocabulary)
+    net = stacked(config.make_cell(), inputs, layers=config.layers)
+    return net, StackedParams(params.layers)

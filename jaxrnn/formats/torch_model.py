@@ -23,7 +23,6 @@ from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.formats import models
 from jaxrnn.interop import torch
 from jaxrnn.interop.arrays import as_numpy
-from jaxrnn.layers import StackedParams, stacked
 
 
 def from_torch(
@@ -94,12 +93,9 @@ def to_torch(
     Raises:
       ValueError: for a cell that PyTorch does not have.
     """
-    embedding, layers, w_out, b_out = models.parts_of(params)
-    config = params.config
-    inputs = config.embedding_size or len(b_out)
-    net = stacked(config.make_cell(), inputs, layers=config.layers)
+    embedding, w_out, b_out = models.parts_of(params)
     found = {} if embedding is None else {f"{encoder}.weight": embedding}
-    for name, array in torch.to_torch(net, StackedParams(layers)).items():
+    for name, array in torch.to_torch(*models.stack_of(params)).items():
         found[f"{rnn}.{name}"] = array
     return found | {f"{decoder}.weight": np.ascontiguousarray(w_out.T), f"{decoder}.bias": b_out}
 
