@@ -53,8 +53,8 @@ import numpy as np
 from jaxrnn import charlm
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
+from jaxrnn.formats import models
 from jaxrnn.interop.onnx_graph import Graph, add_layers, add_output_layer, unsupported_cell
-from jaxrnn.layers.architecture import Architecture
 
 
 def unsupported_reason(config: charlm.ModelConfig) -> str | None:
@@ -94,8 +94,8 @@ def _model(params: charlm.Params) -> Any:
     else:
         embedding = graph.constant("embedding", np.asarray(params.embedding, np.float32))
         xs = graph.node("Gather", [embedding, tokens], "embedded")
-    stack = Architecture(config.make_cell(), config.embedding_size or size, config.layers)
-    hidden = add_layers(graph, stack, params.layers, xs)
+    net, layers = models.stack_of(params)
+    hidden = add_layers(graph, net, layers.cells, xs)
     if params.w_out is None:
         # The file holds a tied embedding once.
         w_out = graph.node("Transpose", ["embedding"], "w_out", perm=[1, 0])

@@ -10,7 +10,9 @@ import pytest
 from jaxrnn import interop
 
 README = Path(interop.__file__).with_name("README.md")
-missing = [name for name in ("torch", "onnxruntime") if not importlib.util.find_spec(name)]
+missing = [
+    name for name in ("torch", "onnxruntime", "equinox") if not importlib.util.find_spec(name)
+]
 
 
 @pytest.mark.peers
@@ -19,7 +21,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, README, "exec"), names)
     assert np.shape(names["ys"]) == (10, 8, 128)
