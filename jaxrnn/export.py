@@ -215,7 +215,7 @@ def _write_page(path: Path, params: charlm.Params, card: Card, options: ExportOp
 
     title = options.title
     if title is None:
-        title = f"A network that has read {card.text}" if card.text else "A network that writes"
+        title = f"A network that has read “{card.text}”" if card.text else "A network that writes"
     weights = options.html_weights
     written = write(params, path, weights=weights, title=title)
     if weights == "float32":

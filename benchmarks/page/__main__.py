@@ -36,7 +36,6 @@ PRIME = "ROMEO:"
 MODEL = jaxrnn.ModelConfig("lstm", layers=1, hidden_size=512, embedding_size=64)
 # The texts that are compared with `jaxrnn.sample`.
 SEEDS = range(5)
-COMPARED = 10_000
 # Width and height of the window and pixels for each CSS pixel.
 PICTURES = {"light": (1200, 1140, 1), "dark": (1200, 1140, 1), "phone": (390, 844, 2)}
 
@@ -52,7 +51,7 @@ def main() -> None:
     params = jaxrnn.load(flags.run) if flags.run else jaxrnn.init(MODEL, VOCABULARY)
     record = {"benchmark": "page"} | measure.surroundings([])
     record |= {"model": _described(params, flags.run), "length": flags.length}
-    record |= {"compared_characters": COMPARED, "weights": {}}
+    record |= {"compared_characters": flags.compared, "weights": {}}
     with tempfile.TemporaryDirectory() as folder, _browser(Path(folder)) as browser:
         record["browser"] = browser.call("Browser.getVersion")["product"]
         record["on_one_core"] = bool(_one_core())
@@ -61,7 +60,9 @@ def main() -> None:
             written = page.write(params, file, weights=kind)
             browser.open(file)
             row = written._asdict() | _measured(browser, flags)
-            row["equal_characters"] = [_equal(browser, params, seed) for seed in SEEDS]
+            row["equal_characters"] = [
+                _equal(browser, params, seed, flags.compared) for seed in SEEDS
+            ]
             record["weights"][kind] = row
     measure.screen().print(_table(record))
     output = flags.output or FOLDER / f"{'trained-' if flags.run else ''}{measure.place()}.json"
@@ -75,10 +76,16 @@ def _flags() -> Any:
     add(
         "--run",
         type=Path,
-        help="run directory of the model; default: an LSTM of 512 with initial weights",
+        help="run directory or file of the model; default: an LSTM of 512 with initial weights",
     )
     add("--length", type=measure.positive, default=2000, help="characters of a text")
     add("--repeats", type=measure.positive, default=5, help="texts of each kind that are measured")
+    add(
+        "--compared",
+        type=measure.positive,
+        default=10_000,
+        help="characters of each text that is compared with jaxrnn.sample",
+    )
     add("--output", type=Path, help="JSON file")
     add("--screenshot", type=Path, metavar="RUN", help="draw the page of this run instead")
     return parser.parse_args()
@@ -149,13 +156,13 @@ def _computed(browser: chromium.Browser, length: int) -> float:
     return 1000 * length / milliseconds
 
 
-def _equal(browser: chromium.Browser, params: jaxrnn.Params, seed: int) -> int:
+def _equal(browser: chromium.Browser, params: jaxrnn.Params, seed: int, length: int) -> int:
     """Return how many characters a text of the page shares with that of `jaxrnn.sample`."""
-    options = f"{{...chosenOptions(), seed: {seed}, length: {COMPARED}}}"
+    options = f"{{...chosenOptions(), seed: {seed}, length: {length}}}"
     got = browser.value(
         f"[...written(network, vocabulary, {options})].map(({{text}}) => text).join('')"
     )
-    pairs = zip(got, jaxrnn.sample(params, PRIME, COMPARED, seed=seed), strict=True)
+    pairs = zip(got, jaxrnn.sample(params, PRIME, length, seed=seed), strict=True)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(got)) - len(PRIME)
 
 
