@@ -38,7 +38,7 @@ def from_keras(model: Any, vocabulary: Vocabulary | str) -> charlm.Params:
     layers = [
         layer
         for layer in keras_layers.read(model)
-        if layer.kind not in ("InputLayer", "Dropout", "SpatialDropout1D")
+        if layer.kind not in ("Dropout", "SpatialDropout1D")
     ]
     keras_layers.check_all_known(layers, ("Embedding", *RECURRENT, "Dense"))
     kinds = [layer.kind for layer in layers]
@@ -100,11 +100,11 @@ def _dense(layer: KerasLayer, shape: tuple[int, int]) -> tuple[np.ndarray, np.nd
 
 def _arrays(layer: KerasLayer, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
     """Return the arrays of a layer. Raise ValueError for another number of them or another shape."""
-    names = [*shapes, *(f"array {n}" for n in range(len(shapes), len(layer.arrays)))]
-    reader = Reader(
-        {f"{layer.name}/{name}": array for name, array in zip(names, layer.arrays, strict=False)},
-        "this vocabulary",
-    )
-    found = [reader.take(f"{layer.name}/{name}", shape) for name, shape in shapes.items()]
-    reader.finish()
-    return found
+    if len(layer.arrays) != len(shapes):
+        raise ValueError(
+            f"the layer {layer.name} must have {len(shapes)} arrays ({', '.join(shapes)}), not "
+            f"{len(layer.arrays)}; quantized and LoRA layers are not converted"
+        )
+    named = {f"{layer.name}/{name}": a for name, a in zip(shapes, layer.arrays, strict=True)}
+    reader = Reader(named, "this vocabulary")
+    return [reader.take(f"{layer.name}/{name}", shape) for name, shape in shapes.items()]

@@ -35,14 +35,25 @@ def config_of(cell: Any, layers: int, embedding_size: int) -> charlm.ModelConfig
 
 
 def vocabulary_of(given: Vocabulary | str) -> Vocabulary:
-    """Return a vocabulary that was given as one, or as its characters in the order of the tokens."""
-    return Vocabulary(given) if isinstance(given, str) else given
+    """Return a vocabulary that was given as one, or as its characters in the order of the tokens.
+
+    Raises:
+      ValueError: for anything else, and for characters that occur twice.
+    """
+    if isinstance(given, str):
+        return Vocabulary(given)
+    if not isinstance(given, Vocabulary):
+        raise ValueError(
+            "vocabulary must be a jaxrnn.Vocabulary, or a str of its characters in the order of the "
+            f"tokens, not {type(given).__name__}"
+        )
+    return given
 
 
 def make(
     vocabulary: Vocabulary, cell: Any, embedding: Any, layers: Any, w_out: Any, b_out: Any
 ) -> charlm.Params:
-    """Return a char-RNN of float32 parameters.
+    """Return a char-RNN of float32 parameters, to which those of wider dtypes are rounded.
 
     Args:
       vocabulary: the meaning of the tokens.
@@ -53,13 +64,8 @@ def make(
       b_out: [V].
 
     Raises:
-      ValueError: for a vocabulary of another size than the weights', and for a cell that no
-        configuration describes.
+      ValueError: for a cell that no configuration describes.
     """
-    if len(vocabulary) != len(b_out):
-        raise ValueError(
-            f"the vocabulary has {len(vocabulary)} characters, and the weights are for {len(b_out)}"
-        )
     config = config_of(cell, len(layers), 0 if embedding is None else embedding.shape[1])
     embedding, layers, w_out, b_out = jax.tree.map(
         lambda a: jnp.asarray(a, jnp.float32), (embedding, tuple(layers), w_out, b_out)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.formats import models
-from jaxrnn.interop import torch
+from jaxrnn.interop import arrays, torch
 from jaxrnn.interop.arrays import as_numpy
 
 
@@ -35,7 +35,8 @@ def from_torch(
 
     Args:
       state_dict: tensors or numpy arrays by name: `model.state_dict()`,
-        `torch.load(path, weights_only=True)` or `safetensors.numpy.load_file(path)`.
+        `torch.load(path, weights_only=True)` or `safetensors.numpy.load_file(path)`. Wider dtypes than
+        float32 are rounded to it.
       vocabulary: the vocabulary, or its characters in the order of the model's tokens.
       nonlinearity: that of an `nn.RNN`, which its weights do not show.
 
@@ -44,11 +45,9 @@ def from_torch(
         recurrent module, for one with two directions or `proj_size`, which a char-RNN cannot have, and
         for a vocabulary that does not fit.
     """
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(
-            "state_dict must be a dict of tensors by name, such as torch.load(path, "
-            f"weights_only=True), not {type(state_dict).__name__}"
-        )
+    arrays.check_mapping(
+        state_dict, "a state dict, such as torch.load(path, weights_only=True) returns"
+    )
     prefix = _prefix(state_dict)
     net, params = torch.stacked_from_torch(state_dict, prefix=prefix, nonlinearity=nonlinearity)
     if net.bidirectional:
@@ -63,8 +62,16 @@ def from_torch(
     hidden = net.cell.hidden_size
     output = _output(others, (size, hidden))
     w_out = others.pop(f"{output}.weight")
-    b_out = others.pop(f"{output}.bias", np.zeros(size, w_out.dtype))
+    bias = others.pop(f"{output}.bias", None)
+    b_out = np.zeros(size, w_out.dtype) if bias is None else bias
+    if b_out.shape != (size,):
+        raise ValueError(f"{output}.bias must have shape {(size,)}, not {b_out.shape}")
     embedding = None
+    if not others and bias is None and net.inputs == hidden == size:
+        raise ValueError(
+            f"{output}.weight may be the embedding or the output layer; the output layer is the one "
+            "with a bias, so give it one of zeros, NAME.bias [V]"
+        )
     if others:
         embedding = _embedding(others, (size, net.inputs))
     elif net.inputs != size:

@@ -20,13 +20,13 @@ class Reader:
     Args:
       weights: arrays by name: numpy's, JAX's, or PyTorch's tensors.
       owner: what the arrays are for, for the messages.
+
+    Raises:
+      ValueError: for what is no dict by names.
     """
 
     def __init__(self, weights: Mapping[str, Any], owner: str) -> None:
-        if not isinstance(weights, Mapping):
-            raise ValueError(
-                f"the weights must be a dict of arrays by name, not {type(weights).__name__}"
-            )
+        check_mapping(weights, "a dict of arrays by name")
         self._weights = dict(weights)
         self._left = dict.fromkeys(self._weights)
         self._owner = owner
@@ -47,7 +47,7 @@ class Reader:
           ValueError: if there is none of this name, or it has another shape or is no array of numbers.
         """
         if name not in self._weights:
-            there = ", ".join(sorted(map(str, self._left))) or "nothing else"
+            there = ", ".join(sorted(self._left)) or "nothing else"
             raise ValueError(f"{name} is missing for {self._owner}; there is {there}")
         self._left.pop(name, None)
         array = as_numpy(self._weights[name], name)
@@ -58,28 +58,63 @@ class Reader:
     def finish(self) -> None:
         """Raise ValueError if arrays are left that were not taken."""
         if self._left:
-            names = ", ".join(map(str, self._left))
-            raise ValueError(f"{self._owner} has no place for {names}")
+            raise ValueError(f"{self._owner} has no place for {', '.join(self._left)}")
+
+
+def check_mapping(given: Any, wanted: str) -> None:
+    """Raise ValueError for what is no dict by names; `wanted` describes the one that is wanted."""
+    if not isinstance(given, Mapping):
+        hint = ""
+        if hasattr(given, "state_dict"):
+            hint = "; give its state_dict()"
+        raise ValueError(f"the weights must be {wanted}, not {type(given).__name__}{hint}")
+    for name in given:
+        if not isinstance(name, str):
+            raise ValueError(f"the names of weights must be text, not {name!r}")
+
+
+def flat(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the arrays of a dict of dicts by their paths, such as "dense_h/kernel".
+
+    Raises:
+      ValueError: for what is no dict of dicts by names.
+    """
+    wanted = "a dict of layers, each a dict of arrays by name"
+    check_mapping(weights, wanted)
+    found: dict[str, Any] = {}
+    for layer, leaves in weights.items():
+        check_mapping(leaves, f"{wanted}; {layer} is none")
+        found |= {f"{layer}/{name}": array for name, array in leaves.items()}
+    return found
 
 
 def as_numpy(given: Any, name: str) -> np.ndarray:
-    """Return a numpy array of numbers.
+    """Return a numpy array of floating-point numbers.
 
     Args:
       given: an array, or a tensor of PyTorch on any device.
       name: its name, for the message.
 
     Raises:
-      ValueError: if it is not numbers.
+      ValueError: if it is no such array; quantized weights are integers without their scale.
     """
     if hasattr(given, "detach"):
         given = given.detach().cpu()
         # numpy has no bfloat16 of its own.
         given = given.float() if str(given.dtype) == "torch.bfloat16" else given
-    array = np.asarray(given)
-    if array.dtype.kind not in "fiuV" or (array.dtype.kind == "V" and array.dtype.names):
-        raise ValueError(f"{name} must be an array of numbers, not {array.dtype}")
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        raise ValueError(f"{name} must be an array; its rows differ in length") from None
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{name} must be an array of floating-point numbers, not of {array.dtype}")
     return array
+
+
+def short(value: Any) -> str:
+    """Return a value for a message, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def cells_of(net: Any, params: Any) -> tuple[Any, ...]:
@@ -111,21 +146,23 @@ def cells_of(net: Any, params: Any) -> tuple[Any, ...]:
         given = params.cells
     found = tuple(jax.tree.map(np.asarray, each) for each in given)
     for number, each in enumerate(found):
+        place = ""
         if isinstance(net, Architecture):
+            place = f"cells[{number}]."
             inputs = net.input_width(number // net.directions)
         else:
             inputs = getattr(net, "inputs", None) or np.shape(getattr(each, "w_x", [[]]))[0]
-        _check_shapes(cell_of(net), each, inputs)
+        _check_shapes(cell_of(net), each, inputs, place)
     return found
 
 
-def _check_shapes(cell: Any, params: Any, inputs: int) -> None:
+def _check_shapes(cell: Any, params: Any, inputs: int, place: str) -> None:
     """Raise ValueError for the first array of a cell that is missing or of another shape."""
     for name, shape in shapes(cell, inputs)._asdict().items():
         array = getattr(params, name, None)
         found = None if array is None else array.shape
         if found != shape:
-            raise ValueError(f"{name} must have shape {shape} for {cell}, not {found}")
+            raise ValueError(f"{place}{name} must have shape {shape} for {cell}, not {found}")
 
 
 def joined(net: Any, cells: Sequence[Any]) -> Any:
@@ -144,19 +181,37 @@ def shapes(cell: Any, inputs: int) -> Any:
     return jax.tree.map(lambda array: tuple(array.shape), made)
 
 
-def unsupported_stack(net: Any, library: str) -> str | None:
-    """Return which option of a stack the layers of other libraries lack; None where they have all."""
-    if not isinstance(net, Architecture):
-        return None
-    for name, plain in (
-        ("residual", False),
-        ("learned_state", False),
-        ("zoneout", 0.0),
-        ("blocks", 1),
-    ):
-        if getattr(net, name) != plain:
-            return f"{library} has no layers with {name}={getattr(net, name)}"
+# Options of a stack that the layers of most other libraries lack, with the values that change nothing.
+PLAIN: dict[str, Any] = {"residual": False, "learned_state": False, "zoneout": 0.0, "blocks": 1}
+
+
+def unsupported_option(net: Any, library: str, plain: Mapping[str, Any] = PLAIN) -> str | None:
+    """Return which option of a stack a library lacks; None where it has all, and for other networks.
+
+    Args:
+      net: a cell, a `Network`, or a stack of layers.
+      library: its name, for the message.
+      plain: the options that it lacks, with the values at which they change nothing.
+    """
+    if isinstance(net, Architecture):
+        for name, value in plain.items():
+            if getattr(net, name) != value:
+                return f"{library} has no layers with {name}={getattr(net, name)}"
     return None
+
+
+def require_supported(reason: str | None) -> None:
+    """Raise ValueError with the reason, if there is one, why a library cannot run a network."""
+    if reason:
+        raise ValueError(reason)
+
+
+def check_network(net: Any) -> None:
+    """Raise ValueError for what is neither a `Network` nor a stack of layers."""
+    if not isinstance(net, Network | Architecture):
+        raise ValueError(
+            f"net must be made by jaxrnn.network or jaxrnn.layers.stacked, not {type(net).__name__}"
+        )
 
 
 def make_params(cell: Any, w_x: Any, w_h: Any, b: Any, b_h: Any = None) -> Any:

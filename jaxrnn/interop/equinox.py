@@ -52,7 +52,7 @@ def to_equinox(cell: Any, params: Any) -> dict[str, np.ndarray]:
     Raises:
       ValueError: for a cell that Equinox does not have, and for parameters of another cell.
     """
-    _check(cell)
+    arrays.require_supported(unsupported_reason(cell))
     (params,) = arrays.cells_of(cell, params)
     w_x, w_h, b = params[:3]
     if isinstance(cell, GRU):
@@ -73,7 +73,7 @@ def from_equinox(cell: Any, weights: Any) -> Any:
       ValueError: for a cell that Equinox does not have, and for the first array that is missing, left
         over, or of another shape.
     """
-    _check(cell)
+    arrays.require_supported(unsupported_reason(cell))
     if not isinstance(weights, Mapping):
         weights = {n: getattr(weights, n) for n in NAMES if getattr(weights, n, None) is not None}
     reader = Reader(weights, str(cell))
@@ -88,8 +88,3 @@ def from_equinox(cell: Any, weights: Any) -> Any:
     if isinstance(cell, GRU):
         return make_params(cell, swap_z_r(w_x), swap_z_r(w_h), swap_z_r(b), b_h)
     return make_params(cell, w_x, w_h, b)
-
-
-def _check(cell: Any) -> None:
-    if reason := unsupported_reason(cell):
-        raise ValueError(reason)

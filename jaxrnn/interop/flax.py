@@ -96,9 +96,10 @@ def to_nnx(cell: Any, params: Any, kind: Kind | None = None) -> dict[str, dict[s
         b_h is not zero.
     """
     layout = NNX[_kind(cell, kind)]
+    (params,) = arrays.cells_of(cell, params)
     if isinstance(cell, GRU) and np.any(params.b_h):
         raise ValueError("GRUCell has no b_h, and the b_h of these parameters is not zero")
-    return to_weights(cell, layout, *arrays.cells_of(cell, params))
+    return to_weights(cell, layout, params)
 
 
 def from_nnx(cell: Any, weights: Mapping[str, Mapping[str, Any]], kind: Kind | None = None) -> Any:
@@ -200,8 +201,7 @@ def _join(blocks: list[Any], given: tuple[str, ...], wanted: tuple[str, ...]) ->
 
 def _from(cell: Any, layout: Layout, weights: Mapping[str, Mapping[str, Any]]) -> Any:
     """Return the cell's parameters from arrays of numpy or JAX, each of which is checked."""
-    flat = {f"{layer}/{name}": a for layer, leaves in weights.items() for name, a in leaves.items()}
-    reader = Reader(flat, str(cell))
+    reader = Reader(arrays.flat(weights), str(cell))
     size = cell.hidden_size
     rows = dict.fromkeys(layout.inputs, reader.size(f"{layout.inputs[0]}/kernel", 0))
     columns = len(cell.GATES) // len(layout.inputs) * size
@@ -215,8 +215,7 @@ def _from(cell: Any, layout: Layout, weights: Mapping[str, Mapping[str, Any]]) -
 
 def _kind(cell: Any, kind: Kind | None) -> Kind:
     """Return the name of the flax cell, checked."""
-    if reason := unsupported_reason(cell):
-        raise ValueError(reason)
+    arrays.require_supported(unsupported_reason(cell))
     kinds: tuple[Kind, ...] = ("SimpleCell",)
     if isinstance(cell, LSTM):
         kinds = ("OptimizedLSTMCell", "LSTMCell")

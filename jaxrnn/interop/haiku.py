@@ -103,10 +103,7 @@ def gradients_from_haiku(
 def _read(cell: Any, weights: Mapping[str, Mapping[str, Any]], name: str | None) -> tuple[Any, Any]:
     """Return the parameters in jaxrnn's order, and the second bias of a plain RNN (or None)."""
     name = _checked_name(cell, name)
-    flat = {
-        f"{module}/{leaf}": a for module, leaves in weights.items() for leaf, a in leaves.items()
-    }
-    reader = Reader(flat, str(cell))
+    reader = Reader(arrays.flat(weights), str(cell))
     size, gates = cell.hidden_size, len(cell.GATES) * cell.hidden_size
     second = None
     if isinstance(cell, RNN):
@@ -135,8 +132,7 @@ def _read(cell: Any, weights: Mapping[str, Mapping[str, Any]], name: str | None)
 
 def _checked_name(cell: Any, name: str | None) -> str:
     """Return the name of the module. Raise ValueError for a cell that Haiku does not have."""
-    if reason := unsupported_reason(cell):
-        raise ValueError(reason)
+    arrays.require_supported(unsupported_reason(cell))
     return name or _DEFAULT[type(cell)]
 
 

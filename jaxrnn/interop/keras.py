@@ -42,7 +42,7 @@ def unsupported_reason(net: Any) -> str | None:
         return "keras.layers.LSTM has no peepholes"
     if not isinstance(cell, RNN | LSTM | GRU):
         return f"Keras has no layer for {type(cell).__name__}"
-    return arrays.unsupported_stack(net, "Keras")
+    return arrays.unsupported_option(net, "Keras")
 
 
 def to_keras(net: Any, params: Any) -> list[np.ndarray]:
@@ -55,7 +55,7 @@ def to_keras(net: Any, params: Any) -> list[np.ndarray]:
     Raises:
       ValueError: for a cell or an option that Keras does not have, and for parameters of another cell.
     """
-    _check(net)
+    arrays.require_supported(unsupported_reason(net))
     return [
         array for each in arrays.cells_of(net, params) for array in _to_arrays(cell_of(net), each)
     ]
@@ -95,9 +95,11 @@ def stacked_from_keras(model: Any) -> tuple[Any, Any]:
 
     Args:
       model: a live `SimpleRNN`, `LSTM`, `GRU` or `Bidirectional` of one, or a Sequential or functional
-        model of such layers; or the path of a `.keras` or `.weights.h5` file of such a model. A
-        `.weights.h5` file does not say which options its layers have: they are taken to be Keras'
-        defaults. Dropout acts in training only and is not carried over.
+        model in which each such layer reads the one before it; or the path of a `.keras` or
+        `.weights.h5` file of such a model. A `.weights.h5` file says neither which options its layers
+        have nor how they are connected: they are taken to be a chain of layers with Keras' defaults.
+        Dropout acts in training only and is not carried over, nor is the dtype policy: the parameters
+        have the dtype of the weights.
 
     Returns:
       A `jaxrnn.layers.Stacked` with `batch_first`, as Keras' layers are, and its parameters.
@@ -107,7 +109,7 @@ def stacked_from_keras(model: Any) -> tuple[Any, Any]:
       ValueError: for the first layer or option that a stack cannot express, and for layers of
         different kinds or widths.
     """
-    layers = [layer for layer in read_layers(model) if layer.kind not in ("InputLayer", "Dropout")]
+    layers = [layer for layer in read_layers(model) if layer.kind != "Dropout"]
     check_all_known(layers, ("SimpleRNN", "LSTM", "GRU"))
     return stack_of(layers)
 
@@ -143,15 +145,20 @@ def _to_arrays(cell: Any, params: Any) -> list[np.ndarray]:
 
 def _read(net: Any, weights: Sequence[Any], add: Callable[[Any, Any], Any]) -> Any:
     """Return the parameters from arrays; `add` joins two biases that act alike."""
-    _check(net)
+    arrays.require_supported(unsupported_reason(net))
     cell, stack = cell_of(net), isinstance(net, Architecture)
     places = _places(net)
     if isinstance(weights, str | os.PathLike):
         raise ValueError("the weights must be arrays; stacked_from_keras reads files")
+    if not isinstance(weights, list | tuple):
+        raise ValueError(
+            f"the weights must be a list of arrays, such as layer.get_weights(), not "
+            f"{type(weights).__name__}"
+        )
     reader = Reader(_by_place(places, weights), f"{'a stack of ' if stack else ''}{cell}")
     found = []
     for number, place in enumerate(places):
-        inputs = np.shape(weights[0])[0] if len(weights) and np.ndim(weights[0]) else 0
+        inputs = reader.size("kernel", 0)
         if stack:
             inputs = net.input_width(number // net.directions)
         gates = len(cell.GATES) * cell.hidden_size
@@ -185,8 +192,3 @@ def _by_place(places: Sequence[str], weights: Sequence[Any]) -> dict[str, Any]:
     known = [place + name for place in places for name in _ARRAYS]
     more = [f"array {number}" for number in range(len(known), len(weights))]
     return dict(zip([*known, *more], weights, strict=False))
-
-
-def _check(net: Any) -> None:
-    if reason := unsupported_reason(net):
-        raise ValueError(reason)

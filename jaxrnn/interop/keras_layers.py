@@ -1,7 +1,10 @@
 """The layers of a Keras model: from live layers, from `.keras` files and from `.weights.h5` files.
 
-A `.keras` file is a zip archive with `config.json`, which describes the layers in order, and
-`model.weights.h5`. That file, or a `.weights.h5` file, has one group per layer:
+A model is a chain of layers: a Sequential model, or a functional one in which each layer reads the one
+before it. Other models are refused, because their layers could be put together in several ways.
+
+A `.keras` file is a zip archive with `config.json`, which describes the layers, and `model.weights.h5`.
+That file, or a `.weights.h5` file, has one group per layer:
 
     layers/embedding/vars/0                              the arrays of a layer by number
     layers/lstm/cell/vars/0 .. 2                         those of a recurrent layer
@@ -26,21 +29,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrnn.devices import memory
 from jaxrnn.errors import InputError
-from jaxrnn.interop.arrays import as_numpy
+from jaxrnn.interop.arrays import as_numpy, short
 from jaxrnn.recurrence import cells
 
 RECURRENT = ("SimpleRNN", "LSTM", "GRU")
 # The number of gates of each class.
 _GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
+# The classes of layers whose groups a file of weights may have, by the names of the groups.
+_GROUPS = {
+    "embedding": "Embedding",
+    "bidirectional": "Bidirectional",
+    "simple_rnn": "SimpleRNN",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "dense": "Dense",
+}
 # Options that a layer must have at these values, with Keras' name of the option.
 _FIXED: dict[str, dict[str, Any]] = {
     "SimpleRNN": {"go_backwards": False},
     "LSTM": {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False},
     "GRU": {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False},
 }
-
-
+# Options in which both directions of `Bidirectional` must agree.
+_SHARED = ("units", "activation", "recurrent_activation", "use_bias", "reset_after")
 # Arrays that are not part of a model.
 _OF_TRAINING = re.compile(r"^optimizer/|(^|/)seed_generator/")
 
@@ -64,7 +77,8 @@ class KerasLayer(NamedTuple):
 
     def with_biases(self) -> list[np.ndarray]:
         """Return the arrays of a recurrent layer, with zeros for the biases that it lacks."""
-        if self.options.get("use_bias", True):
+        directions = 2 if self.bidirectional else 1
+        if len(self.arrays) != 2 * directions:
             return self.arrays
         found = []
         for kernel, recurrent in zip(self.arrays[::2], self.arrays[1::2], strict=True):
@@ -75,29 +89,35 @@ class KerasLayer(NamedTuple):
 
 
 def read(model: Any) -> list[KerasLayer]:
-    """Return the layers of a Keras layer, model or file, in order.
+    """Return the layers of a Keras layer, model or file, in order, without `InputLayer`.
 
     Args:
       model: a live layer or model, or the path of a `.keras` or `.weights.h5` file.
 
     Raises:
       InputError: for a file of another kind, a damaged file, or one that cannot be read.
-      ValueError: for an object that is no layer of Keras.
+      ValueError: for an object that is no layer or model of Keras, and for a model that is no chain of
+        layers.
     """
     if isinstance(model, str | os.PathLike):
         return _read_file(Path(model))
-    if not hasattr(model, "get_weights") or not hasattr(model, "get_config"):
+    kind = type(model).__name__
+    of_keras = type(model).__module__.split(".")[0] == "keras"
+    if of_keras and kind in (*RECURRENT, "Bidirectional"):
+        description = _Description(kind, model.name, model.get_config())
+        return [_layer(description, [np.asarray(array) for array in model.get_weights()])]
+    if not of_keras or kind not in ("Sequential", "Functional"):
+        hint = ""
+        if hasattr(model, "set_weights"):
+            hint = "; make the same layers as a Sequential model, and give it the weights by set_weights"
         raise ValueError(
-            f"model must be a layer or model of Keras, or the path of its file, not "
-            f"{type(model).__name__}"
+            "model must be a recurrent layer of Keras, a Sequential or functional model, or the path of "
+            f"a file, not {kind}{hint}"
         )
-    layers = [model] if type(model).__name__ in (*RECURRENT, "Bidirectional") else model.layers
+    live = {layer.name: layer for layer in model.layers}
     return [
-        _described(
-            {"class_name": type(layer).__name__, "config": layer.get_config()},
-            [np.asarray(array) for array in layer.get_weights()],
-        )
-        for layer in layers
+        _layer(each, [np.asarray(array) for array in live[each.name].get_weights()])
+        for each in _descriptions({"class_name": kind, "config": model.get_config()})
     ]
 
 
@@ -119,33 +139,45 @@ def recurrent_cell(layer: KerasLayer) -> Any:
     for option, value in _FIXED[layer.kind].items():
         given = layer.options.get(option, value)
         if given != value:
-            raise ValueError(f"the layer {layer.name} has {option}={given!r}, not {value!r}")
+            raise ValueError(f"the layer {layer.name} has {option}={short(given)}, not {value!r}")
     _, size = sizes_of(layer)
     if layer.kind == "LSTM":
         return cells.lstm(size)
     if layer.kind == "GRU":
-        after = layer.options.get("reset_after", layer.arrays[2].ndim == 2)
+        after = layer.options.get("reset_after", layer.with_biases()[2].ndim == 2)
         return cells.gru(size, reset="after" if after else "before")
     activation = layer.options.get("activation", "tanh")
     if activation not in ("tanh", "relu", "sigmoid"):
         raise ValueError(
-            f"the layer {layer.name} has activation={activation!r}, which jaxrnn lacks"
+            f"the layer {layer.name} has activation={short(activation)}, which jaxrnn does not have"
         )
     return cells.rnn(size, activation=activation)
 
 
 def sizes_of(layer: KerasLayer) -> tuple[int, int]:
     """Return the number of inputs and the hidden size of a recurrent layer."""
-    if len(layer.arrays) < 2 or any(array.ndim != 2 for array in layer.arrays[:2]):
+    if len(layer.arrays) < 2 or any(
+        array.ndim != 2 or not array.size for array in layer.arrays[:2]
+    ):
         raise ValueError(f"the layer {layer.name} has no weights yet; build the model first")
     kernel, recurrent = layer.arrays[:2]
     return kernel.shape[0], recurrent.shape[0]
 
 
-def _described(description: Mapping[str, Any], arrays: list[np.ndarray]) -> KerasLayer:
-    """Return a layer from its entry in a model's configuration and its arrays."""
-    kind, options = description["class_name"], description["config"]
-    name = str(options.get("name", kind))
+# --- the description of a model ---
+
+
+class _Description(NamedTuple):
+    """The entry of a layer in the configuration of a model: its class, its name and its options."""
+
+    kind: str
+    name: str
+    options: Mapping[str, Any]
+
+
+def _layer(description: _Description, arrays: list[np.ndarray]) -> KerasLayer:
+    """Return a layer from its description and its arrays. Raise ValueError for unlike directions."""
+    kind, name, options = description
     if kind != "Bidirectional":
         return KerasLayer(kind, name, options, arrays)
     if options.get("merge_mode", "concat") != "concat":
@@ -153,8 +185,69 @@ def _described(description: Mapping[str, Any], arrays: list[np.ndarray]) -> Kera
             f"the layer {name} has merge_mode={options['merge_mode']!r}, not 'concat', in which the "
             "outputs of both directions are side by side"
         )
-    inner = options["layer"]
-    return KerasLayer(inner["class_name"], name, inner["config"], arrays, bidirectional=True)
+    forward, backward = options["layer"], options.get("backward_layer", options["layer"])
+    if forward["class_name"] != backward["class_name"]:
+        raise ValueError(f"the directions of the layer {name} are layers of two classes")
+    for option in _SHARED:
+        both = [direction["config"].get(option) for direction in (forward, backward)]
+        if both[0] != both[1]:
+            raise ValueError(
+                f"the directions of the layer {name} have {option}={short(both[0])} and {short(both[1])}"
+            )
+    return KerasLayer(forward["class_name"], name, forward["config"], arrays, bidirectional=True)
+
+
+def _descriptions(model: Any) -> list[_Description]:
+    """Return the descriptions of a model's layers in order, without `InputLayer`.
+
+    Raises:
+      KeyError, TypeError, AttributeError: for a damaged configuration.
+      ValueError: for a model that is no chain of layers.
+    """
+    if model["class_name"] not in ("Sequential", "Functional"):
+        raise ValueError(
+            f"the model is a {short(model['class_name'])}, and only Sequential and functional models "
+            "say how their layers are connected"
+        )
+    entries = list(model["config"]["layers"])
+    for entry in entries:
+        if not str(entry.get("module", "keras")).startswith("keras"):
+            raise ValueError(f"the layer {entry['config'].get('name')} is no layer of Keras itself")
+    if model["class_name"] == "Functional":
+        _check_chain(model["config"], entries)
+    described = [_Description(e["class_name"], e["config"]["name"], e["config"]) for e in entries]
+    return [each for each in described if each.kind != "InputLayer"]
+
+
+def _check_chain(config: Any, entries: Sequence[Any]) -> None:
+    """Raise ValueError for a functional model in which a layer does not read the one before it alone."""
+    for before, entry in zip([None, *entries], entries, strict=False):
+        name, nodes = entry["config"]["name"], entry["inbound_nodes"]
+        if entry["class_name"] == "InputLayer":
+            right = before is None
+        else:
+            right = before is not None and len(nodes) == 1
+            right = right and _sources(nodes[0]) == [[before["config"]["name"], 0, 0]]
+        if not right:
+            raise ValueError(
+                f"the layer {name} does not read the layer before it alone, and only chains of layers "
+                "are converted"
+            )
+    outputs = config["output_layers"]
+    last = [entries[-1]["config"]["name"], 0, 0]
+    if outputs not in (last, [last]):
+        raise ValueError("the model has other outputs than those of its last layer")
+
+
+def _sources(tree: Any) -> list[Any]:
+    """Return which tensors a call of a layer reads, each as [layer, call, output]."""
+    if isinstance(tree, Mapping):
+        if tree.get("class_name") == "__keras_tensor__":
+            return [list(tree["config"]["keras_history"])]
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        return [source for part in tree for source in _sources(part)]
+    return []
 
 
 # --- files ---
@@ -162,45 +255,49 @@ def _described(description: Mapping[str, Any], arrays: list[np.ndarray]) -> Kera
 
 def _read_file(path: Path) -> list[KerasLayer]:
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            file.seek(0)
-            if head.startswith(b"PK\x03\x04"):
-                return _read_archive(path, io.BytesIO(file.read()))
-            if head == b"\x89HDF\r\n\x1a\n":
-                return _by_groups(_read_arrays(path, io.BytesIO(file.read())))
+        size = path.stat().st_size
+        memory.check(size, f"the model in {path}", "use a machine with more")
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    if content.startswith(b"PK\x03\x04"):
+        return _read_archive(path, content)
+    if content.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _by_groups(path, _read_arrays(path, content))
     raise InputError(
-        f"{path} is no .keras and no .weights.h5 file; save the model with model.save('model.keras')"
+        f"{path} is neither a .keras nor a .weights.h5 file; save the model with "
+        "model.save('model.keras')"
     )
 
 
-def _read_archive(path: Path, file: io.BytesIO) -> list[KerasLayer]:
-    """Return the layers of a `.keras` file in the order of its config.json."""
+def _read_archive(path: Path, content: bytes) -> list[KerasLayer]:
+    """Return the layers of a `.keras` file."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            config = json.loads(archive.read("config.json"))
-            arrays = _read_arrays(path, io.BytesIO(archive.read("model.weights.h5")))
-        descriptions = config["config"]["layers"]
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            model = json.loads(archive.read("config.json"))
+            weights = archive.read("model.weights.h5")
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RecursionError) as error:
         raise InputError(f"{path} is no .keras file, or a damaged one: {error}") from None
+    arrays = _read_arrays(path, weights)
     counts: dict[str, int] = {}
     layers = []
-    for description in descriptions:
-        group = _snake_case(description["class_name"])
-        number = counts[group] = counts.get(group, -1) + 1
-        place = f"layers/{group}_{number}/" if number else f"layers/{group}/"
-        own = {name: array for name, array in arrays.items() if name.startswith(place)}
-        layers.append(_described(description, _ordered(own)))
-        for name in own:
-            del arrays[name]
+    try:
+        for description in _descriptions(model):
+            group = _snake_case(description.kind)
+            number = counts[group] = counts.get(group, -1) + 1
+            place = f"layers/{group}_{number}/" if number else f"layers/{group}/"
+            own = {name: array for name, array in arrays.items() if name.startswith(place)}
+            layers.append(_layer(description, _ordered(own)))
+            for name in own:
+                del arrays[name]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{path} has a damaged config.json: {error!r}") from None
     if arrays:
         raise InputError(f"{path} has arrays that its config.json does not describe: {min(arrays)}")
     return layers
 
 
-def _read_arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
     """Return the arrays of the layers in an HDF5 file by the paths of their groups."""
     try:
         import h5py
@@ -209,11 +306,15 @@ def _read_arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and not _OF_TRAINING.search(name):
-            found[name] = as_numpy(node[()], name)
+        if not isinstance(node, h5py.Dataset) or _OF_TRAINING.search(name):
+            return
+        if node.external or node.is_virtual:
+            raise InputError(f"{path}: {name} lies in another file, which is not read")
+        memory.check(node.nbytes, f"{name} in {path}", "use a machine with more")
+        found[name] = as_numpy(node[()], name)
 
     try:
-        with h5py.File(file, "r") as opened:
+        with h5py.File(io.BytesIO(content), "r") as opened:
             opened.visititems(visit)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{path} is a damaged HDF5 file: {error}") from None
@@ -224,7 +325,7 @@ def _read_arrays(path: Path, file: io.BytesIO) -> dict[str, np.ndarray]:
     return found
 
 
-def _by_groups(arrays: dict[str, np.ndarray]) -> list[KerasLayer]:
+def _by_groups(path: Path, arrays: dict[str, np.ndarray]) -> list[KerasLayer]:
     """Return the layers of a `.weights.h5` file: embeddings, then recurrent layers, then the others."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -232,23 +333,28 @@ def _by_groups(arrays: dict[str, np.ndarray]) -> list[KerasLayer]:
         groups.setdefault(group, {})[name] = array
     layers = []
     for group in sorted(groups, key=_natural):
+        place = re.fullmatch(r"layers/([a-z_]+?)(?:_\d+)?", group)
+        if place is None or place[1] not in _GROUPS:
+            raise ValueError(
+                f"{path} has weights of {group}, but does not say where they belong; save the model by "
+                "model.save('model.keras')"
+            )
         ordered = _ordered(groups[group])
-        both = any("/backward_layer/" in name for name in groups[group])
-        recurrent = any("/cell/vars/" in name for name in groups[group])
-        name = group.rpartition("/")[2]
-        layers.append(KerasLayer(_kind(name, ordered, recurrent), name, {}, ordered, both))
+        kind, both = _GROUPS[place[1]], place[1] == "bidirectional"
+        name = group.removeprefix("layers/")
+        layers.append(KerasLayer(_inner_kind(ordered) if both else kind, name, {}, ordered, both))
     order = ("Embedding", *RECURRENT, "Dense")
-    return sorted(layers, key=lambda layer: order.index(layer.kind) if layer.kind in order else 9)
+    return sorted(layers, key=lambda layer: order.index(layer.kind))
 
 
-def _kind(name: str, arrays: list[np.ndarray], recurrent: bool) -> str:
-    """Return the class of a layer, which a file of weights shows by the shapes of its arrays."""
-    if recurrent and len(arrays) > 1 and arrays[0].ndim == arrays[1].ndim == 2:
-        gates, rest = divmod(arrays[1].shape[1], arrays[1].shape[0])
-        kinds = [kind for kind, number in _GATES.items() if number == gates and not rest]
-        return kinds[0] if kinds else name
-    shapes = [array.ndim for array in arrays]
-    return {(2,): "Embedding", (2, 1): "Dense"}.get(tuple(shapes), name)
+def _inner_kind(arrays: list[np.ndarray]) -> str:
+    """Return the class of the layers in `Bidirectional`, by the shape of the recurrent kernel."""
+    kernel = arrays[1] if len(arrays) > 1 else np.zeros(0)
+    if kernel.ndim == 2 and kernel.size:
+        for kind, gates in _GATES.items():
+            if kernel.shape[1] == gates * kernel.shape[0]:
+                return kind
+    raise ValueError("Bidirectional holds neither a SimpleRNN nor an LSTM nor a GRU")
 
 
 def _ordered(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

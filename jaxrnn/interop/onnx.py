@@ -26,7 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.interop.arrays import cells_of
+from jaxrnn.interop.arrays import (
+    PLAIN,
+    cells_of,
+    check_network,
+    require_supported,
+    unsupported_option,
+)
 from jaxrnn.interop.onnx_graph import Graph, add_layers, add_output_layer, unsupported_cell
 from jaxrnn.layers import Stacked
 from jaxrnn.layers.architecture import Architecture
@@ -38,15 +44,11 @@ def unsupported_reason(net: Network | Stacked, lengths: bool = False) -> str | N
 
     Dropout of outputs and of weights has no effect, because nothing is dropped outside of training.
     """
-    reason = unsupported_cell(net.cell)
+    check_network(net)
+    plain = {name: value for name, value in PLAIN.items() if name != "residual"}
+    reason = unsupported_cell(net.cell) or unsupported_option(net, "ONNX", plain)
     if reason or isinstance(net, Network):
         return reason
-    if net.blocks > 1:
-        return f"the operators of ONNX have no block-diagonal weights: blocks is {net.blocks}"
-    if net.zoneout:
-        return f"the operators of ONNX have no zoneout, which is {net.zoneout}"
-    if net.learned_state:
-        return "the initial states are inputs of the graph, not parameters as with learned_state"
     if lengths and net.residual:
         return "lengths are not supported with residual, which would add the padding to the outputs"
     return None
@@ -69,8 +71,7 @@ def to_onnx(net: Network | Stacked, params: Any, *, lengths: bool = False) -> An
       ValueError: for what `unsupported_reason` names, for parameters of another network, and for
         parameters of more than 2 GiB.
     """
-    if reason := unsupported_reason(net, lengths):
-        raise ValueError(reason)
+    require_supported(unsupported_reason(net, lengths))
     cells = cells_of(net, params)
     graph = Graph()
     batch_first = isinstance(net, Stacked) and net.batch_first

@@ -18,6 +18,7 @@ Written from its loader, RTNeural/model_loader.h, at commit 1fb1f07.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ import numpy as np
 
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
-from jaxrnn.interop.arrays import cells_of
+from jaxrnn.interop.arrays import (
+    PLAIN,
+    cells_of,
+    check_network,
+    require_supported,
+    short,
+    unsupported_option,
+)
 from jaxrnn.interop.keras import from_keras, to_keras
 from jaxrnn.layers import Stacked, StackedParams, stacked
 from jaxrnn.recurrence.cells import GRU, LSTM, gru, lstm
@@ -40,6 +48,7 @@ def unsupported_reason(net: Network | Stacked) -> str | None:
 
     Dropout of outputs and of weights has no effect, because nothing is dropped outside of training.
     """
+    check_network(net)
     cell = net.cell
     if isinstance(cell, LSTM) and cell.peephole:
         return "the LSTM of RTNeural has no peepholes"
@@ -47,13 +56,7 @@ def unsupported_reason(net: Network | Stacked) -> str | None:
         return "the GRU of RTNeural resets after the product"
     if type(cell) not in (LSTM, GRU):
         return f"RTNeural has no layer for {type(cell).__name__}"
-    if isinstance(net, Stacked):
-        for name in ("bidirectional", "residual", "zoneout", "learned_state"):
-            if getattr(net, name):
-                return f"RTNeural has nothing for {name}, which is {getattr(net, name)}"
-        if net.blocks > 1:
-            return f"RTNeural has no block-diagonal weights: blocks is {net.blocks}"
-    return None
+    return unsupported_option(net, "RTNeural", {**PLAIN, "bidirectional": False})
 
 
 def to_rtneural(net: Network | Stacked, params: Any) -> dict[str, Any]:
@@ -68,8 +71,7 @@ def to_rtneural(net: Network | Stacked, params: Any) -> dict[str, Any]:
       ValueError: for what `unsupported_reason` names, for parameters of another network, and for
         parameters that are not finite, which JSON cannot hold.
     """
-    if reason := unsupported_reason(net):
-        raise ValueError(reason)
+    require_supported(unsupported_reason(net))
     cells = cells_of(net, params)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params)):
         raise ValueError("params must be finite: JSON has no infinities and no NaN")
@@ -105,6 +107,8 @@ def from_rtneural(content: Any) -> tuple[Network | Stacked, Any]:
     """
     inputs = _width(_entry(content, "in_shape", "the content"), "in_shape")
     layers = _entry(content, "layers", "the content")
+    if content.get("in_skip"):
+        raise ValueError("in_skip must be 0: jaxrnn adds no inputs to the outputs")
     if not isinstance(layers, list) or not layers:
         raise ValueError("layers must be a list with at least one layer")
     kind, dense = _architecture(
@@ -122,7 +126,7 @@ def from_rtneural(content: Any) -> tuple[Network | Stacked, Any]:
     return network(cell, inputs, len(b_out)), NetworkParams(cells[0], w_out, b_out)
 
 
-def write_rtneural(net: Network | Stacked, params: Any, path: Path) -> None:
+def write_rtneural(net: Network | Stacked, params: Any, path: str | os.PathLike[str]) -> None:
     """Write a network or stack of layers as a file of RTNeural.
 
     Args:
@@ -134,17 +138,17 @@ def write_rtneural(net: Network | Stacked, params: Any, path: Path) -> None:
       ValueError: as `to_rtneural`.
       OSError: if the file cannot be written.
     """
-    atomic_write(path, json.dumps(to_rtneural(net, params)) + "\n")
+    atomic_write(Path(path), json.dumps(to_rtneural(net, params)) + "\n")
 
 
-def read_rtneural(path: Path) -> tuple[Network | Stacked, Any]:
+def read_rtneural(path: str | os.PathLike[str]) -> tuple[Network | Stacked, Any]:
     """Read a file of RTNeural; the results are those of `from_rtneural`.
 
     Raises:
       InputError: if the file cannot be read, is not JSON or does not hold such a network.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -170,10 +174,10 @@ def _entry(holder: Any, key: str, where: str) -> Any:
 def _width(shape: Any, where: str) -> int:
     """Return the last number of a shape [..., width] of at most three axes."""
     if not isinstance(shape, list) or not 1 <= len(shape) <= 3:
-        raise ValueError(f"{where} must be a list [null, null, width], not {_short(shape)}")
+        raise ValueError(f"{where} must be a list [null, null, width], not {short(shape)}")
     width = shape[-1]
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(f"{where} must end with a positive whole number, not {_short(width)}")
+        raise ValueError(f"{where} must end with a positive whole number, not {short(width)}")
     return width
 
 
@@ -188,7 +192,7 @@ def _architecture(kinds: list[Any]) -> tuple[str, bool]:
         wrong = [2]
     if wrong:
         raise ValueError(
-            f"layers[{wrong[0]}] of type {_short(kinds[wrong[0]])} cannot be read: jaxrnn has one lstm "
+            f"layers[{wrong[0]}] of type {short(kinds[wrong[0]])} cannot be read: jaxrnn has one lstm "
             "or gru with a dense layer, or several of one type without a dense layer"
         )
     return first, dense
@@ -210,7 +214,7 @@ def _output_layer(layer: Any, size: int) -> tuple[jax.Array, jax.Array]:
     """Return w_out [H, K] and b_out [K] of layers[1], a dense layer."""
     if activation := layer.get("activation"):
         raise ValueError(
-            f"layers[1].activation must be empty, not {_short(activation)}: the outputs of "
+            f"layers[1].activation must be empty, not {short(activation)}: the outputs of "
             "jaxrnn.network are linear"
         )
     outputs = _width(_entry(layer, "shape", "layers[1]"), "layers[1].shape")
@@ -226,7 +230,7 @@ def _arrays(layer: Any, where: str, shapes: Sequence[tuple[int, ...]]) -> list[n
     """Return the weights of a layer as float32 arrays of these shapes."""
     weights = _entry(layer, "weights", where)
     if not isinstance(weights, list) or len(weights) != len(shapes):
-        found = len(weights) if isinstance(weights, list) else _short(weights)
+        found = len(weights) if isinstance(weights, list) else short(weights)
         raise ValueError(f"{where}.weights must be a list of {len(shapes)} arrays, not {found}")
     arrays = []
     for number, (given, shape) in enumerate(zip(weights, shapes, strict=True)):
@@ -243,9 +247,3 @@ def _arrays(layer: Any, where: str, shapes: Sequence[tuple[int, ...]]) -> list[n
             raise ValueError(f"{name} must hold finite float32 numbers alone")
         arrays.append(array.astype(np.float32))
     return arrays
-
-
-def _short(value: Any) -> str:
-    """Return a value for a message, cut to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -70,7 +70,7 @@ def unsupported_reason(net: Any) -> str | None:
         return f"PyTorch has no layer for {type(cell).__name__}"
     if isinstance(cell, ProjectedLSTM) and cell.hidden_size >= cell.cell_size:
         return "proj_size of nn.LSTM must be smaller than its hidden_size"
-    return arrays.unsupported_stack(net, "PyTorch")
+    return arrays.unsupported_option(net, "PyTorch")
 
 
 def to_torch(
@@ -88,8 +88,10 @@ def to_torch(
     Raises:
       ValueError: for a cell or an option that PyTorch does not have, and for parameters of another cell.
     """
-    _check(net)
+    arrays.require_supported(unsupported_reason(net))
     suffixes = _suffixes(net)
+    if kind not in ("layer", "cell"):
+        raise ValueError(f"kind must be 'layer' or 'cell', not {kind!r}")
     if kind == "cell":
         if len(suffixes) > 1 or isinstance(cell_of(net), ProjectedLSTM):
             raise ValueError("nn.LSTMCell and the like have one layer, one direction, no proj_size")
@@ -188,7 +190,12 @@ def stacked_from_torch(
 
 
 def _below(weights: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-    """Return the arrays whose names begin with a prefix, without it."""
+    """Return the arrays whose names begin with a prefix, without it.
+
+    Raises:
+      ValueError: for what is no state dict, and where no name begins so.
+    """
+    arrays.check_mapping(weights, "a state dict, arrays by name")
     if not prefix:
         return weights
     found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
@@ -198,12 +205,17 @@ def _below(weights: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
 
 
 def _no_module(name: str, weights: Mapping[str, Any]) -> str:
+    if any("parametrizations" in key for key in weights):
+        return (
+            "the module is parametrized, as by weight_norm; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     ends = [key for key in weights if _LAYER.search(key) or key.endswith(_NAMES)]
     prefixes = {re.split(r"(?:weight|bias)_(?:ih|hh|hr)", key)[0] for key in ends} - {""}
     if prefixes:
         return f"{name} is missing; give the prefix of one module: {', '.join(sorted(prefixes))}"
-    there = ", ".join(map(str, weights)) or "nothing"
-    return f"{name} is missing: no nn.RNN, nn.LSTM or nn.GRU has only {there}"
+    there = ", ".join(weights) or "none"
+    return f"{name} is missing for an nn.RNN, nn.LSTM or nn.GRU; the names are {there}"
 
 
 def _suffixes(net: Any) -> list[str]:
@@ -233,7 +245,7 @@ def _transposed(matrix: np.ndarray) -> np.ndarray:
 
 def _read(net: Any, weights: Mapping[str, Any], add: Callable[[Any, Any], Any]) -> Any:
     """Return the parameters from arrays; `add` joins two biases that act alike."""
-    _check(net)
+    arrays.require_supported(unsupported_reason(net))
     suffixes = _suffixes(net)
     if len(suffixes) == 1 and "weight_ih" in weights:
         suffixes = [""]
@@ -273,8 +285,3 @@ def _from_names(
     # Outside of the reset both biases of r and z act alike, and those of n do not.
     both = np.concatenate([add(b[: 2 * units], b_h[: 2 * units]), b[2 * units :]])
     return make_params(cell, swap_z_r(w_x), swap_z_r(w_h), swap_z_r(both), b_h[2 * units :])
-
-
-def _check(net: Any) -> None:
-    if reason := unsupported_reason(net):
-        raise ValueError(reason)

@@ -139,7 +139,10 @@ def test_models_of_pytorch(kind: str, names: tuple[str, str, str], tmp_path: Pat
 def test_what_is_no_char_rnn_of_pytorch(unchecked: None) -> None:
     state_dict = torch_model.to_torch(model())
     wrong = [
-        ("model.pt", r"a dict of tensors by name, such as torch.load\(path, weights_only=True\)"),
+        (
+            "model.pt",
+            r"a state dict, such as torch.load\(path, weights_only=True\) returns, not str",
+        ),
         ({"fc.weight": np.zeros((V, H))}, r"one nn\.RNN, nn\.LSTM or nn\.GRU; there is none of fc"),
         (
             state_dict | {f"second.{n[4:]}": a for n, a in state_dict.items() if "rnn." in n},

@@ -72,7 +72,7 @@ class TestTorch:
 
     def test_no_recurrent_module(self) -> None:
         with pytest.raises(
-            ValueError, match=r"no nn\.RNN, nn\.LSTM or nn\.GRU has only fc\.weight"
+            ValueError, match=r"for an nn\.RNN, nn\.LSTM or nn\.GRU; the names are fc\.weight"
         ):
             torch.stacked_from_torch({"fc.weight": np.zeros((2, 3))})
         with pytest.raises(ValueError, match=r"\[H, H\], \[3H, H\] or \[4H, H\].*not \(10, 5\)"):
@@ -81,9 +81,11 @@ class TestTorch:
             )
 
     def test_what_is_no_dict_of_numbers(self, unchecked: None) -> None:
-        with pytest.raises(ValueError, match=r"a dict of arrays by name, not str"):
+        with pytest.raises(ValueError, match=r"a state dict, arrays by name, not str"):
             torch.from_torch(STACK, "model.pt")
-        with pytest.raises(ValueError, match=r"weight_ih_l0 must be an array of numbers"):
+        with pytest.raises(
+            ValueError, match=r"weight_ih_l0 must be an array of floating-point numbers"
+        ):
             torch.from_torch(LSTM, self.weights | {"weight_ih_l0": "text"})
 
     @pytest.mark.parametrize(
@@ -140,7 +142,9 @@ class TestKeras:
             keras.from_keras(LSTM, "model.keras")
 
     def test_what_is_no_layer(self) -> None:
-        with pytest.raises(ValueError, match=r"a layer or model of Keras, or the path.*not int"):
+        with pytest.raises(
+            ValueError, match=r"a recurrent layer of Keras, a Sequential or .*not int$"
+        ):
             keras.stacked_from_keras(3)
 
     @pytest.mark.parametrize(
@@ -149,7 +153,10 @@ class TestKeras:
             (("LSTM", {"activation": "relu"}, 16), "activation='relu', not 'tanh'"),
             (("GRU", {"recurrent_activation": "hard_sigmoid"}, 12), "recurrent_activation="),
             (("LSTM", {"go_backwards": True}, 16), "go_backwards=True, not False"),
-            (("SimpleRNN", {"activation": "elu"}, 4), "activation='elu', which jaxrnn lacks"),
+            (
+                ("SimpleRNN", {"activation": "elu"}, 4),
+                "activation='elu', which jaxrnn does not have",
+            ),
         ],
     )
     def test_options_of_a_layer(self, layer: Any, message: str) -> None:
@@ -174,7 +181,9 @@ class TestKeras:
     def test_files_of_another_kind(self, content: bytes, tmp_path: Path) -> None:
         path = tmp_path / "model.keras"
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"is no \.keras and no \.weights\.h5 file; save"):
+        with pytest.raises(
+            InputError, match=r"is neither a \.keras nor a \.weights\.h5 file; save"
+        ):
             keras.stacked_from_keras(path)
 
     def test_no_file_and_a_folder(self, tmp_path: Path) -> None:

@@ -156,12 +156,12 @@ stacked = jaxrnn.layers.stacked
         (jaxrnn.network(jaxrnn.mgu(4), 1, 1), "no layer for MGU"),
         (
             stacked(jaxrnn.lstm(4), 1, bidirectional=True),
-            "nothing for bidirectional, which is True",
+            "no layers with bidirectional",
         ),
-        (stacked(jaxrnn.lstm(4), 4, residual=True), "nothing for residual"),
-        (stacked(jaxrnn.lstm(4), 1, zoneout=0.1), "nothing for zoneout"),
-        (stacked(jaxrnn.lstm(4), 1, learned_state=True), "nothing for learned_state"),
-        (stacked(jaxrnn.lstm(4), 1, blocks=2), "block-diagonal weights: blocks is 2"),
+        (stacked(jaxrnn.lstm(4), 4, residual=True), "no layers with residual"),
+        (stacked(jaxrnn.lstm(4), 1, zoneout=0.1), "no layers with zoneout"),
+        (stacked(jaxrnn.lstm(4), 1, learned_state=True), "no layers with learned_state"),
+        (stacked(jaxrnn.lstm(4), 1, blocks=2), "no layers with blocks=2"),
     ],
     ids=str,
 )
