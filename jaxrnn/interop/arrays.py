@@ -37,8 +37,8 @@ class Reader:
 
     def size(self, name: str, axis: int) -> int:
         """Return the length of an axis of an array, or 0 where there is none, which `take` reports."""
-        shape = np.shape(self._weights.get(name, ()))
-        return shape[axis] if len(shape) > 1 else 0
+        array = as_numpy(self._weights[name], name) if name in self else np.zeros(0)
+        return array.shape[axis] if array.ndim > 1 else 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return an array as numpy's.

@@ -160,6 +160,17 @@ def test_what_is_no_char_rnn_of_pytorch(unchecked: None) -> None:
     for given, message in wrong:
         with pytest.raises(ValueError, match=message):
             torch_model.from_torch(given, VOCABULARY)
+    with pytest.raises(ValueError, match=r"^decoder\.bias must have shape \(8,\), not \(8, 1\)$"):
+        bias = state_dict["decoder.bias"][:, None]
+        torch_model.from_torch(state_dict | {"decoder.bias": bias}, VOCABULARY)
+    for vocabulary in (None, list("abc")):
+        with pytest.raises(ValueError, match=r"vocabulary must be a jaxrnn.Vocabulary, or a str"):
+            torch_model.from_torch(state_dict, vocabulary)
+    one = torch_model.to_torch(model(hidden_size=V, embedding_size=V))
+    with pytest.raises(
+        ValueError, match=r"encoder.weight may be the embedding or the output layer"
+    ):
+        torch_model.from_torch({n: a for n, a in one.items() if "decoder" not in n}, VOCABULARY)
     square = torch_model.to_torch(model(embedding_size=H))
     del square["decoder.bias"]
     with pytest.raises(ValueError, match=r"may be any of encoder, decoder: .* one of zeros"):

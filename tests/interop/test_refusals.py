@@ -103,7 +103,14 @@ class TestTorch:
             with pytest.raises(ValueError, match=rf"has no layers with {named}"):
                 convert(net, net.init(jax.random.key(0)))
 
-    def test_cells_have_one_layer(self) -> None:
+    def test_parametrized_modules(self) -> None:
+        names = {f"parametrizations.{name}.original0": a for name, a in self.weights.items()}
+        with pytest.raises(ValueError, match=r"is parametrized, as by weight_norm; call torch\.nn"):
+            torch.stacked_from_torch(names)
+
+    def test_cells_have_one_layer(self, unchecked: None) -> None:
+        with pytest.raises(ValueError, match=r"^kind must be 'layer' or 'cell', not 'cells'$"):
+            torch.to_torch(LSTM, params_of(LSTM), kind="cells")
         with pytest.raises(ValueError, match=r"one layer, one direction"):
             torch.to_torch(STACK, params_of(STACK), kind="cell")
 
@@ -186,6 +193,15 @@ class TestKeras:
         ):
             keras.stacked_from_keras(path)
 
+    @pytest.mark.parametrize("given", [None, {"kernel": 1}, 3], ids=str)
+    def test_what_is_no_list_of_arrays(self, given: Any, unchecked: None) -> None:
+        with pytest.raises(
+            ValueError, match=r"a list of arrays, such as layer\.get_weights\(\), not"
+        ):
+            keras.from_keras(LSTM, given)
+        with pytest.raises(ValueError, match=r"kernel must be an array; its rows differ in length"):
+            keras.from_keras(LSTM, [[[1.0, 2.0], [3.0]], *self.weights[1:3]])
+
     def test_no_file_and_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot read .*: No such file"):
             keras.stacked_from_keras(tmp_path / "nothing.keras")
@@ -204,6 +220,21 @@ class TestKeras:
 
 
 class TestInJax:
+    @pytest.mark.parametrize(
+        "given", [None, {"ii": np.zeros(3)}, object()], ids=["None", "flat", "?"]
+    )
+    def test_what_is_no_dict_of_dicts(self, given: Any, unchecked: None) -> None:
+        for convert in (flax.from_linen, flax.from_nnx, haiku.from_haiku):
+            with pytest.raises(
+                ValueError, match=r"the weights must be a dict of layers, each a dict"
+            ):
+                convert(LSTM, given)
+
+    def test_parameters_of_another_cell(self) -> None:
+        for convert in (flax.to_nnx, flax.to_linen, equinox.to_equinox):
+            with pytest.raises(ValueError, match=r"^w_x must have shape \(3, 12\) for GRU"):
+                convert(GRU, params_of(LSTM))
+
     def test_haiku(self) -> None:
         weights = haiku.to_haiku(LSTM, params_of(LSTM))
         with pytest.raises(ValueError, match=r"^lstm_1/linear/w is missing.*lstm/linear/b"):

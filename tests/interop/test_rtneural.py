@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
+from jaxrnn.interop.onnx import to_onnx
 from jaxrnn.interop.rtneural import from_rtneural, read_rtneural, to_rtneural, write_rtneural
 from tests.support.oracle import assert_close, sigmoid
 
@@ -168,6 +169,20 @@ stacked = jaxrnn.layers.stacked
 def test_what_rtneural_lacks_is_refused_with_the_reason(net: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         to_rtneural(net, net.init(jax.random.key(0)))
+
+
+def test_skip_connections_are_refused() -> None:
+    content = to_rtneural(NETS["lstm"], drawn(NETS["lstm"])) | {"in_skip": 1}
+    with pytest.raises(ValueError, match="in_skip must be 0"):
+        from_rtneural(content)
+
+
+def test_a_cell_is_no_network(unchecked: None) -> None:
+    for convert in (to_rtneural, to_onnx):
+        with pytest.raises(
+            ValueError, match=r"jaxrnn\.network or jaxrnn\.layers\.stacked, not LSTM"
+        ):
+            convert(jaxrnn.lstm(2), None)
 
 
 def test_parameters_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
