@@ -192,7 +192,7 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press a key that writes no character, such as "ArrowLeft", "Enter" or "Tab"."""
-        codes = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36}
         codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
         key_event = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         if key == "Enter":

@@ -3,10 +3,12 @@
 import base64
 import html
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -86,6 +88,30 @@ def test_the_dtype_of_the_products_does_not_change_the_page(tmp_path: Path) -> N
     for dtype in ("float32", "bfloat16"):
         page.write(pages.model(dtype=dtype, **sizes), tmp_path / dtype, weights="int8")
     assert (tmp_path / "float32").read_bytes() == (tmp_path / "bfloat16").read_bytes()
+
+
+class Named(os.PathLike[str]):
+    """A path that is neither a str nor a Path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __fspath__(self) -> str:
+        return self.name
+
+
+@pytest.mark.parametrize("kind", [str, Named])
+def test_a_path_is_a_str_or_path_like(kind: Any, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    written = page.write(pages.model(**LSTM), kind(str(file)), weights="float32")
+    assert file.stat().st_size == written.size
+
+
+def test_a_title_may_hold_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    title = "n\udcff.txt \ud834\U0001d11e"
+    page.write(pages.model(**LSTM), tmp_path / "page.html", weights="float32", title=title)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<title>n\ufffd.txt \ufffd\U0001d11e</title>" in text
 
 
 # --- rounding ---
@@ -205,6 +231,23 @@ def test_other_cells_are_refused_before_a_file_is_written(tmp_path: Path) -> Non
 def test_the_lecture_s_cells_are_supported(cell: Any) -> None:
     config = jaxrnn.ModelConfig(cell=cell, activation="relu", peephole=True, reset="after")
     assert page.unsupported_reason(config) is None
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_parameters_that_are_not_finite_are_refused(
+    kind: page.Weights, number: float, tmp_path: Path
+) -> None:
+    params = pages.model(**LSTM)
+    layer = params.layers[0]
+    for changed in (
+        {"layers": (layer._replace(w_h=layer.w_h.at[1, 2].set(number)),)},
+        {"b_out": jnp.full_like(params.b_out, number)},
+    ):
+        diverged = params.replace(**changed)  # type: ignore[attr-defined]
+        with pytest.raises(InputError, match="infinite or not a number"):
+            page.write(diverged, tmp_path / "page.html", weights=kind)
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:

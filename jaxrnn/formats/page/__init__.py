@@ -1,6 +1,6 @@
 """One HTML page that writes text with a char-RNN, without a network connection and without a server.
 
-    page.write(jaxrnn.load("runs/shakespeare"), Path("page.html"))
+    page.write(jaxrnn.load("runs/shakespeare"), "page.html")
 
 README.md describes how the files fit together.
 """
@@ -10,10 +10,14 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import os
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
 
 from jaxrnn import charlm
 from jaxrnn.charlm.sampling import default_prime
@@ -34,9 +38,7 @@ class Written(NamedTuple):
     """A page that was written.
 
     size: of the file, in bytes.
-    divergence: the mean Kullback-Leibler divergence of the page's predictions from those of the
-      original, in nats per token; 0 for float32.
-    same: the share of tokens before which the most likely one is the same; 1 for float32.
+    divergence, same: the loss of quality by rounding, as in `quality.Loss`; 0 and 1 for float32.
     """
 
     size: int
@@ -53,7 +55,7 @@ def unsupported_reason(config: charlm.ModelConfig) -> str | None:
 
 def write(
     params: charlm.Params,
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     weights: Weights = "float16",
     title: str = "A network that writes",
@@ -63,25 +65,22 @@ def write(
     The page computes with the weights as they are stored in it and rounds nothing else, so with float32
     a seed gives the same text as `jaxrnn.sample`, as long as sums of another order do not change a
     choice; after some thousands of characters they may. A model whose dtype is bfloat16 is run in
-    float32.
-
-    The loss of quality by rounding is measured: the original draws about 2,000 tokens at temperature 1,
-    both read them, and their predictions are compared at each (`quality`). The divergence is what the
-    page adds to the cross-entropy of the original on such a text: at 0.001 nats per character, a text of
-    1,000 characters is on average e times less likely.
+    float32. The loss of quality by rounding is measured by `quality.measured`.
 
     Args:
       params: the model.
-      path: the file, which is replaced if it exists.
+      path: the file. It is replaced as a whole or not at all.
       weights: how the page stores matrices: "float32" (exact), "float16" (half the size), or "int8" (a
         quarter), which `weights.rounded` describes.
-      title: title of the page.
+      title: title of the page. Halves of surrogate pairs, which stand for the bytes of a file name that
+        is not UTF-8, become U+FFFD.
 
     Returns:
       The size of the file and the loss of quality, which the page shows as well.
 
     Raises:
-      InputError: for a cell that the page cannot run, and an unknown format of the weights.
+      InputError: for a cell that the page cannot run, parameters that are not finite, and an unknown
+        format of the weights.
       OSError: if the file cannot be written.
     """
     reason = unsupported_reason(params.config)
@@ -91,14 +90,23 @@ def write(
         raise InputError(
             f"`weights` must be one of {', '.join(get_args(Weights))}, not {weights!r}"
         )
+    _check_finite(params)
     original = _in_float32(params)
     stored = rounded(original, weights)
     loss = quality.NONE
     if weights != "float32":
         loss = quality.measured(original, values(stored))
     page = _page(stored, charlm.count(params), weights, loss, title).encode()
-    atomic_write(path, page)
+    atomic_write(Path(path), page)
     return Written(len(page), *loss)
+
+
+def _check_finite(params: charlm.Params) -> None:
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params)):
+        raise InputError(
+            "the model has parameters that are infinite or not a number, with which a page cannot "
+            "write; give one whose training has not diverged"
+        )
 
 
 def _in_float32(params: charlm.Params) -> charlm.Params:
@@ -113,7 +121,8 @@ def _page(
     # "<" would end the script that holds the model.
     data = json.dumps(_content(model), separators=(",", ":")).replace("<", "\\u003c")
     parts = {
-        "title": html.escape(title),
+        # UTF-8 has no halves of surrogate pairs.
+        "title": html.escape(re.sub("[\ud800-\udfff]", "\ufffd", title)),
         "model": _described(model, parameters),
         "quality": _quality(model, weights, loss),
         "style": _file("page.css"),

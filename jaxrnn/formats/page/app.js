@@ -3,8 +3,13 @@
 
 // Milliseconds of writing between two frames: long enough to write fast, short enough to react.
 const SLICE = 28;
+// Of the milliseconds between two slices at most these count for the speed: a browser that shows
+// another tab draws no frames, and the page waits.
+const LONGEST_PAUSE = 100;
 
 const HINT = "Select a character of the text to see what else was likely there.";
+// What the probabilities are that the page shows, whatever the options of a text.
+const JUDGE = "as the model sees it: at temperature 1, without top-k and top-p";
 const NAMES = {"\n": "line end", " ": "space", "\t": "tab", "\r": "return"};
 
 function byId(id) {
@@ -24,30 +29,43 @@ byId("model").remove();
 const vocabulary = new Vocabulary(model);
 const network = new Network(model);
 const view = new TextView(byId("text"), {onMove: sayWhere, onChoose: showLikely});
-// The text that is being written, or was last; `count` is the number of drawn tokens.
-let run = {stopped: true, text: "", count: 0};
+// The text that is being written, or was last: its drawn tokens are `count`, and took `milliseconds`.
+let run = {stopped: true, text: "", count: 0, milliseconds: 0};
 
 // --- writing ---
 
-function nextFrame() {
-  return new Promise((resolve) => requestAnimationFrame(resolve));
+// Wait for the next frame. Returns the milliseconds until it came.
+async function nextFrame() {
+  const start = performance.now();
+  await new Promise((resolve) => requestAnimationFrame(resolve));
+  return performance.now() - start;
 }
 
 function numberOr(id, otherwise) {
   return byId(id).value === "" ? otherwise : Number(byId(id).value);
 }
 
+// Return the text of a control with the line ends of the model. A textarea has "\n" for each of them.
+function withLineEnds(text) {
+  const onlyReturns = vocabulary.tokens.has("\r") && !vocabulary.tokens.has("\n");
+  return onlyReturns ? text.replaceAll("\n", "\r") : text;
+}
+
+function givenPrime() {
+  return withLineEnds(byId("prime").value);
+}
+
 function chosenOptions() {
   const topP = numberOr("top-p", 1);
   return {
-    prime: byId("prime").value,
+    prime: givenPrime(),
     length: byId("endless").checked ? Infinity : numberOr("length", 0),
     temperature: numberOr("temperature", 1),
     topK: numberOr("top-k", null),
     topP: topP === 1 ? null : topP,
     mode: byId("mode").value,
     seed: numberOr("seed", 0),
-    stopAt: byId("stop-at").value.replaceAll("\\n", "\n"),
+    stopAt: withLineEnds(byId("stop-at").value.replaceAll("\\n", "\n")),
   };
 }
 
@@ -80,38 +98,46 @@ function takeSlice(tokens, own, isEnd) {
 async function write() {
   if (!checkPrime()) return;
   const options = chosenOptions();
-  const own = {stopped: false, text: "", count: 0};
+  const own = {stopped: false, text: "", count: 0, milliseconds: 0};
   run.stopped = true;
   run = own;
   begin();
   const tokens = written(network, vocabulary, options);
   const isEnd = stopper(options.stopAt);
-  const start = performance.now();
   while (!own.stopped) {
+    const start = performance.now();
     const {taken, done} = takeSlice(tokens, own, isEnd);
     view.append(taken);
+    showDropped();
+    own.milliseconds += performance.now() - start;
     if (done) break;
-    await nextFrame();
+    const pause = await nextFrame();
+    own.milliseconds += Math.min(pause, LONGEST_PAUSE);
   }
-  if (run === own) finish(own, performance.now() - start);
+  if (run === own) finish(own);
 }
 
 function begin() {
   view.clear();
+  showDropped();
   hideLikely();
   byId("here").textContent = "";
   byId("status").textContent = "Writing …";
   byId("speed").textContent = "";
+  byId("copied").textContent = "";
   byId("stop").setAttribute("aria-disabled", "false");
 }
 
-function finish(own, milliseconds) {
+function finish(own) {
   own.stopped = true;
-  const speed = Math.round(1000 * own.count / milliseconds);
+  const speed = Math.round(1000 * own.count / own.milliseconds);
   const unit = vocabulary.byBytes ? "bytes" : "characters";
   byId("status").textContent = `${own.count.toLocaleString("en")} ${unit} written.`;
   byId("speed").textContent = `${speed.toLocaleString("en")} ${unit} per second.`;
   byId("stop").setAttribute("aria-disabled", "true");
+}
+
+function showDropped() {
   byId("dropped").hidden = !view.dropped;
   byId("dropped").textContent =
     `The first ${view.dropped.toLocaleString("en")} characters are no longer shown; Copy text has them.`;
@@ -119,24 +145,27 @@ function finish(own, milliseconds) {
 
 // Say which characters of the prime the model does not know. Returns whether the prime can be read.
 function checkPrime() {
-  const unknown = vocabulary.unknown(byId("prime").value);
+  const prime = givenPrime();
+  const unknown = vocabulary.unknown(prime);
   let problem = "";
   if (unknown.length)
     problem = `Characters that the model has never seen: ${unknown.map(named).join(" ")}`;
-  else if (!byId("prime").value) problem = "The text must begin with at least one character.";
+  else if (!prime) problem = "The text must begin with at least one character.";
   byId("unknown").textContent = problem;
   byId("prime").setAttribute("aria-invalid", String(problem !== ""));
   return problem === "";
 }
 
 async function copy() {
-  let says = "Text copied.";
+  const {text} = run;
+  // The number says how much of a text was copied that is still being written.
+  let says = `${[...text].length.toLocaleString("en")} characters copied.`;
   try {
-    await navigator.clipboard.writeText(run.text);
+    await navigator.clipboard.writeText(text);
   } catch {
     says = "The browser does not allow this page to copy.";
   }
-  byId("status").textContent = says;
+  byId("copied").textContent = says;
 }
 
 // --- what was likely ---
@@ -185,7 +214,7 @@ function likelyList({token, given, bits, rank, likely, chances}) {
   const title = made("h2", "", `${[...name].length > 1 ? name : `“${name}”`} was ${verb}`);
   if (!likely) return [title, made("p", "faint", "Nothing comes before it, so nothing was predicted.")];
   const place = rank === 1 ? "the most likely" : `number ${rank} by probability`;
-  const says = `${bits.toFixed(2)} bits of surprisal, ${place}`;
+  const says = `${bits.toFixed(2)} bits of surprisal, ${place}, ${JUDGE}`;
   const bars = likely.map((other, index) => bar(other, chances[index], other === token));
   if (!likely.includes(token)) bars.push(bar(token, 2 ** -bits, true));
   return [title, made("p", "faint", says), made("ol", "", ...bars)];
@@ -202,11 +231,24 @@ function hideLikely() {
   view.unchoose();
 }
 
+function closeLikely() {
+  hideLikely();
+  byId("text").focus();
+}
+
 // --- colours ---
+
+// Return the number of the shown unit, from 1. A number that no unit has is replaced in the box.
+function shownUnit() {
+  const typed = numberOr("unit", 1);
+  const unit = Math.min(Math.max(Math.round(typed), 1), network.size);
+  if (unit !== typed) byId("unit").value = unit;
+  return unit;
+}
 
 function showColours() {
   const byUnit = document.querySelector("input[name=view]:checked").value === "unit";
-  const unit = Math.min(Math.max(Math.round(numberOr("unit", 1)), 1), network.size) - 1;
+  const unit = shownUnit() - 1;
   byId("unit-fields").hidden = !byUnit;
   view.showUnit(byUnit ? Number(byId("layer").value) * network.size + unit : null);
   drawScale(byUnit);
@@ -253,6 +295,10 @@ function connect() {
     event.preventDefault();
     write();
   });
+  // The browser reports an invalid option at the option itself, which must be visible.
+  byId("controls").addEventListener("invalid", ({target}) => {
+    target.closest("details")?.setAttribute("open", "");
+  }, {capture: true});
   byId("prime").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("controls").requestSubmit();
   });
@@ -266,10 +312,16 @@ function connect() {
   });
   byId("stop").addEventListener("click", () => { run.stopped = true; });
   byId("copy").addEventListener("click", copy);
-  byId("close").addEventListener("click", () => { hideLikely(); byId("text").focus(); });
+  byId("close").addEventListener("click", closeLikely);
+  document.addEventListener("keydown", ({key, target}) => {
+    const isOpen = byId("detail").classList.contains("open");
+    if (key === "Escape" && isOpen && !byId("controls").contains(target)) closeLikely();
+  });
   byId("random-unit").addEventListener("click", pickUnit);
   for (const element of [...document.getElementsByName("view"), byId("layer"), byId("unit")])
     element.addEventListener("input", showColours);
+  // An empty box is left empty until the reader has finished typing.
+  byId("unit").addEventListener("change", () => { byId("unit").value = shownUnit(); });
 }
 
 network.cells.forEach((_, layer) => byId("layer").add(new Option(layer + 1, layer)));

@@ -22,7 +22,8 @@ class Loss(NamedTuple):
 
     divergence: the Kullback-Leibler divergence of its predictions from those of the original, in nats
       per token, mean over the text: sum over v of p(v) (log p(v) - log q(v)), where p is the prediction
-      of the original. It is what rounding adds to the cross-entropy on text that follows the original.
+      of the original. It is what rounding adds to the cross-entropy on text that follows the original:
+      at 0.001, a text of 1,000 tokens is on average e times less likely.
     same: the share of tokens of the text before which both have the same most likely one.
     """
 

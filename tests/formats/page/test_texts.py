@@ -180,6 +180,119 @@ def test_unknown_characters_are_reported_and_nothing_is_written(
     assert len(browser.value("run.text")) == 14
 
 
+def test_an_invalid_option_is_shown(show: Callable[..., chromium.Browser]) -> None:
+    browser = show(model(**MODELS["lstm"]))
+    browser.value("byId('top-k').value = 0")
+    browser.click("#write")
+    # The browser puts the focus on the option, beside its message.
+    assert browser.value("[byId('top-k').checkVisibility(), document.activeElement.id]") == [
+        True, "top-k"
+    ]  # fmt: skip
+    assert browser.value("run.text") == ""
+    browser.value("byId('top-k').value = 1")
+    write(browser, PRIME, 9)
+    assert len(browser.value("run.text")) == len(PRIME) + 9
+
+
+@pytest.mark.parametrize("ends", ["\r", "\n"])
+def test_line_ends_of_a_prime_are_those_of_the_model(
+    ends: str, show: Callable[..., chromium.Browser]
+) -> None:
+    vocabulary = jaxrnn.Vocabulary(f"{ends}abc")
+    params = model(vocabulary, cell="gru", hidden_size=24, embedding_size=8)
+    browser = show(params)
+    # The first text begins with the default prime.
+    for typed, prime in ((None, ends), ("ab\n\nc", f"ab{ends}{ends}c")):
+        if typed is not None:
+            browser.value(f"byId('prime').value = {json.dumps(typed)}")
+        browser.value("byId('length').value = 60")
+        browser.click("#write")
+        wait(browser)
+        assert browser.value("byId('unknown').textContent") == ""
+        assert browser.value("run.text") == jaxrnn.sample(params, prime, 60)
+    browser.value("byId('stop-at').value = '\\\\n'")
+    browser.click("#write")
+    wait(browser)
+    drawn = browser.value("run.text").removeprefix(prime)
+    assert drawn.endswith(ends) and drawn.count(ends) == 1
+
+
+@pytest.mark.parametrize(("delay", "count"), [(1500, 1), (40, 5)])
+def test_the_speed_does_not_count_a_long_wait_for_a_frame(
+    delay: int, count: int, show: Callable[..., chromium.Browser]
+) -> None:
+    browser = show(model(**MODELS["rnn"]))
+    # As in a background tab, some frames come late.
+    number, wall, pauses, speed = browser.value(
+        f"""(async () => {{
+          const frame = window.requestAnimationFrame, pauses = [];
+          window.requestAnimationFrame = (callback) => {{
+            const start = performance.now();
+            const wait = pauses.length < {count} ? {delay} : 0;
+            setTimeout(() => frame(() => {{
+              pauses.push(performance.now() - start);
+              callback();
+            }}), wait);
+          }};
+          byId("length").value = 15000;
+          const start = performance.now();
+          await write();
+          const wall = performance.now() - start;
+          window.requestAnimationFrame = frame;
+          return [run.count, wall, pauses, byId("speed").textContent];
+        }})()"""
+    )
+    shown = 1000 * number / float(speed.split()[0].replace(",", ""))
+    assert number == 15000 and len(pauses) >= count
+    # At most 100 ms of a pause count. The rest of the difference is the beginning of the text.
+    counted = wall - sum(max(pause - 100, 0) for pause in pauses)
+    assert counted - 100 < shown < counted + 1
+
+
+def test_copying_leaves_the_status(show: Callable[..., chromium.Browser]) -> None:
+    browser = show(model(**MODELS["lstm"]))
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser.call("Browser.grantPermissions", permissions=permissions)
+    browser.value(f"byId('prime').value = {PRIME!r}")
+    browser.click("#endless")
+    browser.click("#write")
+    while browser.value("run.count") < 100:
+        time.sleep(0.02)
+    browser.click("#copy")
+    while not (says := browser.value("byId('copied').textContent")):
+        time.sleep(0.02)
+    assert browser.value("byId('status').textContent") == "Writing …"
+    copied = browser.value("navigator.clipboard.readText()")
+    assert says == f"{len(copied):,} characters copied." and len(copied) >= 100
+    browser.click("#stop")
+    wait(browser)
+    assert browser.value("run.text").startswith(copied)
+    browser.click("#endless")
+    write(browser)
+    assert browser.value("byId('copied').textContent") == ""
+
+
+def test_the_note_about_dropped_characters_is_true(show: Callable[..., chromium.Browser]) -> None:
+    browser = show(model(**MODELS["rnn"]))
+    browser.click("#endless")
+    browser.click("#write")
+    until = time.monotonic() + 60
+    while browser.value("byId('dropped').hidden"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    stopped, dropped, says = browser.value(
+        "[run.stopped, view.dropped, byId('dropped').textContent]"
+    )
+    assert not stopped and says.startswith(f"The first {dropped:,} characters are no longer shown")
+    browser.click("#stop")
+    wait(browser)
+    browser.click("#endless")
+    write(browser)
+    assert browser.value("[byId('dropped').hidden, view.characters.length]") == [
+        True, len(PRIME) + LENGTH
+    ]  # fmt: skip
+
+
 def test_the_beginning_of_a_very_long_text_is_dropped(
     show: Callable[..., chromium.Browser],
 ) -> None:

@@ -67,6 +67,22 @@ def test_units_are_the_activations_of_the_model(
     assert browser.value("byId('text').className") == "surprisal"
 
 
+def test_the_box_has_the_number_of_the_shown_unit(show: Callable[..., chromium.Browser]) -> None:
+    browser = show(model(**MODELS["lstm"]))
+    write(browser)
+    browser.click("[name=view][value=unit]")
+    box = "const box = byId('unit'); box.value = '{}'; box.dispatchEvent(new Event('{}'));"
+    for typed, event, held in (
+        (99, "input", 30), (30, "input", 30), (0, "input", 1), (2.7, "input", 3), (-4, "input", 1),
+        (7, "change", 7), ("", "change", 1),
+    ):  # fmt: skip
+        got = browser.value(f"(() => {{ {box.format(typed, 'input')} return view.unit; }})()")
+        assert got == held - 1
+        if event == "change":
+            browser.value(f"(() => {{ {box.format(typed, event)} }})()")
+        assert browser.value("byId('unit').value") == str(held)
+
+
 def test_characters_are_coloured_by_their_surprisal(show: Callable[..., chromium.Browser]) -> None:
     browser = show(model(**MODELS["lstm"]))
     write(browser)
@@ -110,6 +126,56 @@ def test_a_click_shows_what_was_likely(show: Callable[..., chromium.Browser]) ->
         assert name in title and title.endswith(" was drawn") and marked == [name]
         names = browser.value(f"{drawn[index]['likely']}.map(nameOf)")
         assert rows == names + ([name] if index == other else [])
+
+
+def test_the_detail_says_what_its_probabilities_are(
+    show: Callable[..., chromium.Browser],
+) -> None:
+    browser = show(model(**MODELS["lstm"]))
+    browser.value("byId('temperature').value = 0.05; byId('top-k').value = 1")
+    write(browser)
+    browser.value("view.clicked({target: view.characters[20].element})")
+    says = browser.value("byId('likely').innerText")
+    assert "as the model sees it: at temperature 1, without top-k and top-p" in says
+    assert browser.value("view.characters[20].tokens[0].chances[0]") < 1
+
+
+def test_screen_readers_can_read_the_text(show: Callable[..., chromium.Browser]) -> None:
+    browser = show(model(**MODELS["lstm"]))
+    write(browser, "ROMEO", 30)
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {node["role"]["value"] for node in nodes}
+    # In an application they leave the arrow keys to the page and read no lines.
+    assert "application" not in roles
+    label = browser.value("byId('text').ariaLabel")
+    (text,) = [node for node in nodes if node.get("name", {}).get("value") == label]
+    assert text["role"]["value"] == "group"
+    by_id = {node["nodeId"]: node for node in nodes}
+
+    def words(node: Any) -> str:
+        if node["role"]["value"] == "StaticText":
+            return str(node["name"]["value"])
+        return "".join(words(by_id[child]) for child in node["childIds"] if child in by_id)
+
+    spoken = words(text).replace("↵", "")
+    assert spoken.replace("\n", "") == browser.value("run.text").replace("\n", "")
+
+
+def test_escape_closes_the_detail(show: Callable[..., chromium.Browser]) -> None:
+    browser = show(model(**MODELS["lstm"]), width=360)
+    write(browser)
+    for focused in ("text", "close"):
+        browser.click("#text .given")
+        browser.value(f"byId('{focused}').focus()")
+        assert browser.value("byId('detail').checkVisibility()")
+        browser.press("Escape")
+        assert not browser.value("byId('detail').checkVisibility()")
+        assert browser.value("[document.activeElement.id, view.chosen]") == ["text", None]
+    # In a control the key belongs to the control.
+    browser.click("#text .given")
+    browser.value("byId('prime').focus()")
+    browser.press("Escape")
+    assert browser.value("document.activeElement.id") == "prime"
 
 
 def test_the_keyboard_moves_through_the_text(show: Callable[..., chromium.Browser]) -> None:
