@@ -52,8 +52,8 @@ class TrainOptions:
         None, may_change=True, per_process=True
     )
     """Run directory or safetensors file of a trained model to start from, with a new optimizer. The run
-    keeps its vocabulary, its architecture and its output bias, and the other settings of the model
-    unless flags change them."""
+    keeps its vocabulary and its architecture, and the other settings of the model unless flags change
+    them. --output-bias frequencies is refused, because the output bias is the model's."""
     overwrite: bool = setting(False, may_change=True)
     """Delete the run that is in the run directory and start a new one."""
     accelerator: accelerator.Accelerator = setting("auto", may_change=True)
