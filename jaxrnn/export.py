@@ -5,8 +5,10 @@ jaxrnn/formats/README.md describes the files. `--help` lists every setting.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import os
 import signal
 import sys
 import tempfile
@@ -23,7 +25,8 @@ from jaxrnn.devices import accelerator, locks, memory
 from jaxrnn.errors import InputError
 from jaxrnn.formats import safetensors_file, stablehlo
 from jaxrnn.formats.safetensors_file import Card
-from jaxrnn.training import orbax_errors, run_directory
+from jaxrnn.interop import onnx_graph
+from jaxrnn.training import orbax_errors, run_directory, signals
 from jaxrnn.training.checkpoint import Which
 from jaxrnn.training.run_description import load_with_card
 
@@ -60,13 +63,13 @@ class ExportOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    The status is 0 for success, 1 for a failure, 2 for bad input, 130 for Ctrl-C and 141 if standard
-    output was a pipe that lost its reader.
+    The status is 0 for success, 1 for a failure, 2 for bad input, 128 + n after signal n, and 141 if
+    standard output was a pipe that lost its reader.
     """
     console.open_streams()
     try:
         options = arguments.parse(ExportOptions, "python -m jaxrnn.export", argv)
-        with console.lasting_output():
+        with console.lasting_output(), signals.catching(signals.stop):
             run(options)
             return console.PIPE_CLOSED if console.pipe_closed() else 0
     except InputError as error:
@@ -75,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         console.error(error)
         return 1
+    except signals.Stopped as stopped:
+        return int(stopped.args[0])
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
@@ -125,19 +130,23 @@ def _check_options(options: ExportOptions, outputs: dict[Format, Path]) -> None:
     if not outputs:
         flags = ", ".join(f"--{name} PATH" for name in FORMATS)
         raise InputError(f"give at least one file to write: {flags}")
-    places: dict[Path, Format] = {}
+    places: dict[str, Format] = {}
     for name, path in outputs.items():
-        other = places.setdefault(path.resolve(), name)
+        other = places.setdefault(os.path.realpath(path), name)
         if other != name:
             raise InputError(f"--{other} and --{name} have the same path {path}; choose another")
-    for flag, needs in (("licence", "safetensors"), ("title", "html")):
-        if getattr(options, flag) is not None and needs not in outputs:
+    for flag, needs in (("licence", "safetensors"), ("title", "html"), ("html_weights", "html")):
+        given = getattr(options, flag) != getattr(ExportOptions, flag)
+        if given and needs not in outputs:
             raise InputError(f"`{flag}` is for --{needs} PATH; give that too, or leave it out")
 
 
 def _check_output(path: Path, name: Format, model: Path) -> None:
     """Raise InputError if a file cannot be written, or is part of the model that is exported."""
     try:
+        # Links in a circle are an error here, and do not count as existing below.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
         if path.is_dir():
             raise InputError(f"--{name} {path} is a folder; give the name of a file")
         if path.exists() and not path.is_file():
@@ -160,10 +169,7 @@ def _check_package(name: Format) -> None:
     if name == "stablehlo":
         stablehlo.require_flatbuffers()
     if name == "onnx":
-        try:
-            import onnx  # noqa: F401
-        except ImportError:
-            raise InputError('`onnx` needs: pip install "jaxrnn[onnx]"') from None
+        onnx_graph.package()
 
 
 def _check_model(name: Format, config: charlm.ModelConfig) -> None:

@@ -168,7 +168,7 @@ def _read(
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
     if start is not None:
-        start.check(options.training.model)
+        start.check(options.training)
     dtype_chosen = options.training.model.dtype == "auto" and not kept
     training = _kept_settings(options, workdir)
     mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
@@ -289,7 +289,7 @@ def _introduce(work: _Work) -> None:
             f"{characters / corpus.train_size:.2g} passes, dropout {model.dropout:g}, weight dropout "
             f"{model.weight_dropout:g} {why}"
         )
-    if work.start is not None:
+    if work.start is not None and work.start.read is not None:
         print(f"the initial parameters are those of {console.quoted(work.start.path)}")
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:

@@ -53,7 +53,7 @@ class TrainOptions:
     )
     """Run directory or safetensors file of a trained model to start from, with a new optimizer. The run
     keeps its vocabulary and its architecture, and the other settings of the model unless flags change
-    them; --output-bias has no effect."""
+    them. --output-bias frequencies is refused, because the output bias is the model's."""
     overwrite: bool = setting(False, may_change=True)
     """Delete the run that is in the run directory and start a new one."""
     accelerator: accelerator.Accelerator = setting("auto", may_change=True)
@@ -92,7 +92,8 @@ def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
         cell = given.cell or ("lstm" if model is None else model.cell)
         training = settings.for_length(characters or SHAKESPEARE_LENGTH, cell)
         if model is not None:
-            training = dataclasses.replace(training, model=model)
+            # The output bias is the model's, whatever the preset would begin with.
+            training = dataclasses.replace(training, model=model, output_bias="zero")
         default = TrainOptions(preset=given.preset, data=settings.data, training=training)
     markers = (tyro.conf.OmitArgPrefixes,)
     return arguments.parse(TrainOptions, "python -m jaxrnn.train", argv, default, markers)

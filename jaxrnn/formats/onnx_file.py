@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ def unsupported_reason(config: charlm.ModelConfig) -> str | None:
     return unsupported_cell(config.make_cell())
 
 
-def write(params: charlm.Params, path: Path) -> None:
+def write(params: charlm.Params, path: str | os.PathLike[str]) -> None:
     """Write a char-RNN as an ONNX file. It computes in float32, also where `dtype` is bfloat16.
 
     Args:
       params: the model, from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training.
-      path: the file, which is replaced.
+      path: the file. It is replaced as a whole or not at all.
 
     Raises:
       InputError: where `onnx` is not installed, for a cell that ONNX does not have, and for parameters
@@ -80,7 +81,7 @@ def write(params: charlm.Params, path: Path) -> None:
         content = _model(params).SerializeToString()
     except ValueError as error:
         raise InputError(str(error)) from None
-    atomic_write(path, content)
+    atomic_write(Path(path), content)
 
 
 def _model(params: charlm.Params) -> Any:

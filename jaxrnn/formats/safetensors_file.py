@@ -91,22 +91,28 @@ def save(
 
     Raises:
       InputError: for parameters that do not fit their configuration or are not floating-point numbers
-        of at most 32 bits, and for a loss that is not finite.
+        of at most 32 bits, for a loss that is not finite, for other facts that are no text, and for the
+        path of a folder.
       OSError: if the file cannot be written.
     """
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give the name of a file")
+    if not isinstance(params, charlm.Params):
+        raise InputError(f"params must be a jaxrnn.Params, not {type(params).__name__}")
     try:
-        number = None if loss is None else finite_number("loss", loss)
+        card = _facts({"loss": loss, "licence": licence, "text": text, "sha256": sha256})
     except ValueError as error:
         raise InputError(str(error)) from None
-    card = Card(number, licence, text, sha256)
-    atomic_write(Path(path), _content(_tensors(params), _metadata(params, card)))
+    atomic_write(file, _content(_tensors(params), _metadata(params, card)))
 
 
 def _tensors(params: charlm.Params) -> dict[str, np.ndarray]:
     """Return the parameters by name as little-endian float32, checked against the configuration."""
     expected = named(_shapes(params.config, params.vocabulary))
     given = named(params)
-    for name in expected.keys() | given.keys():
+    # The expected names come first, so that the first that differs is always the same one.
+    for name in expected | given:
         shapes = [tuple(tree[name].shape) if name in tree else None for tree in (given, expected)]
         if shapes[0] != shapes[1]:
             raise InputError(
@@ -183,6 +189,7 @@ def read_config(path: str | os.PathLike[str]) -> charlm.ModelConfig:
     """
     file = Path(path)
     try:
+        _check_kind(file)
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             # safetensors reads no longer headers.
@@ -197,15 +204,20 @@ def read_config(path: str | os.PathLike[str]) -> charlm.ModelConfig:
 def _bytes(file: Path) -> bytes:
     """Return the content of a file that fits into memory."""
     try:
-        if file.is_dir():
-            raise InputError(f"{file} is a folder, not a safetensors file")
-        if file.exists() and not file.is_file():
-            raise InputError(f"{file} is not a regular file; give a safetensors file")
+        _check_kind(file)
         size = file.stat().st_size
         memory.check(size, f"the model in {file}", "use a machine with more")
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _check_kind(file: Path) -> None:
+    """Raise InputError for a folder, and for a pipe or a device, from which reading may never end."""
+    if file.is_dir():
+        raise InputError(f"{file} is a folder, not a safetensors file")
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file} is not a regular file; give a safetensors file")
 
 
 def _parsed(file: Path, content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -268,7 +280,7 @@ def _described(file: Path, metadata: dict[str, str]) -> tuple[charlm.ModelConfig
         if not isinstance(card, dict):
             raise ValueError("it is no JSON object")
         version = card.get("version")
-        if type(version) is not int:
+        if type(version) is not int or version < 1:
             raise ValueError(f"its version is {version!r}")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} has a damaged card: {error}") from None
@@ -314,6 +326,9 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _vocabulary(values: Any) -> Vocabulary:
     if not isinstance(values, dict):
         raise ValueError("there is none")
+    for name in values:
+        if name not in ("characters", "by_bytes"):
+            raise ValueError(f"this version of jaxrnn has no entry {name!r}")
     vocabulary = Vocabulary(**values)
     if type(vocabulary.by_bytes) is not bool:
         raise ValueError(f"by_bytes is {vocabulary.by_bytes!r}")
@@ -323,7 +338,7 @@ def _vocabulary(values: Any) -> Vocabulary:
 
 
 def _facts(card: dict[str, Any]) -> Card:
-    """Return the facts in a card; unknown entries are of no use here and are left out."""
+    """Return the known facts in a card. Raises ValueError for those of other types."""
     facts = {field.name: card.get(field.name) for field in dataclasses.fields(Card)}
     for name, value in facts.items():
         if value is None:
@@ -359,11 +374,12 @@ def _checked_shapes(
     for name in sorted(expected.keys() - tensors.keys()):
         raise InputError(f"{file} has no tensor {name}")
     for name in sorted(tensors.keys() - expected.keys()):
-        raise InputError(f"{file} has a tensor {name}, which a model of its configuration has not")
-    for name, tensor in tensors.items():
-        if tensor["shape"] != list(expected[name].shape):
+        raise InputError(f"{file} has a tensor {name}, which its configuration does not have")
+    for name, described in expected.items():
+        tensor = tensors[name]
+        if tensor["shape"] != list(described.shape):
             raise InputError(
-                f"{file}: {name} has shape {tensor['shape']}, and {list(expected[name].shape)} by the "
+                f"{file}: {name} has shape {tensor['shape']}, and {list(described.shape)} by the "
                 "configuration"
             )
         if tensor["dtype"] not in _DTYPES:

@@ -20,7 +20,7 @@ from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import memory, modes
 from jaxrnn.devices.storage import atomic_write
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, one_of
 from jaxrnn.formats import safetensors_file
 from jaxrnn.formats.safetensors_file import Card
 from jaxrnn.settings import Rules, rules_of, setting
@@ -99,7 +99,7 @@ def load(
     Args:
       run: the folder that `python -m jaxrnn.train` wrote, or the file that `jaxrnn.save` or
         `python -m jaxrnn.export --safetensors` wrote.
-      which: "best" (lowest validation loss) or "latest"; without effect for a file.
+      which: "best" (lowest validation loss) or "latest" checkpoint of a run; a file holds one model.
       warn: called with one line for every damaged checkpoint that is skipped for the next best (or
         latest) one; None issues a RuntimeWarning.
 
@@ -108,8 +108,8 @@ def load(
 
     Raises:
       InputError: if there is no such folder or file, if the folder is not a run, holds no good
-        checkpoint or cannot be read, if the file is damaged or of another kind, or if the model is
-        larger than the memory of this machine.
+        checkpoint or cannot be read, if the file is damaged or of another kind, if the model is larger
+        than the memory of this machine, for another `which`, and for "latest" with a file.
     """
     return load_with_card(run, which, _issue if warn is None else warn)[0]
 
@@ -124,7 +124,13 @@ def load_with_card(
       (params, card): the model, and what is known about it. A run does not know its licence.
     """
     path = Path(run)
+    try:
+        one_of(Which)("which", which)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not os.path.isdir(path) and os.path.exists(path):
+        if which != "best":
+            raise InputError(f"{path} is a file, which holds one model: leave `which` out")
         return safetensors_file.read(path)
     config, vocabulary = read(path)
     model = model_of(path, config)

@@ -222,7 +222,8 @@ def check_output(output: Path, run: Path, setting: str = "output") -> None:
     if output.exists() and run.is_file() and output.samefile(run):
         raise InputError(f"`{setting}` {output} is the file of the model; choose another")
     try:
-        inside = output.resolve().relative_to(run.resolve())
+        # `Path.resolve` raises RuntimeError for links in a circle, before Python 3.13.
+        inside = Path(os.path.realpath(output)).relative_to(os.path.realpath(run))
     except ValueError:
         return
     if inside.parts and inside.parts[0] in (*OWNED, locks.LOCK):

@@ -50,6 +50,15 @@ def catching(react: Callable[[int], None], leave: tuple[str, ...] = ()) -> Itera
             signal.signal(number, handler)
 
 
+class Stopped(BaseException):
+    """The user asked a command to stop; the argument is the exit status."""
+
+
+def stop(status: int) -> None:
+    """Raise Stopped, so that a command ends where it is and cleans up; `catching` takes it."""
+    raise Stopped(status)
+
+
 class Stop:
     """Whether the training was asked to stop.
 

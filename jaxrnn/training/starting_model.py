@@ -2,7 +2,8 @@
 
 The training keeps the vocabulary of the model and its architecture; the optimizer is new. The run
 directory records a digest of the parameters, so that a run is resumed with the model that it began from.
-Once a checkpoint is there, the model itself is not needed any more.
+Once a checkpoint is there, the model itself is not needed any more: what cannot be read at the recorded
+path is then ignored, but another model is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxrnn.errors import InputError
 from jaxrnn.formats import safetensors_file
 from jaxrnn.settings import rules_of
 from jaxrnn.training import checkpoint, run_description
+from jaxrnn.training.config import TrainingConfig
 
 # Settings of the model that a training may choose although a resumed run keeps them.
 FREE = ("dtype",)
@@ -34,7 +36,7 @@ class Start(NamedTuple):
     config: its architecture.
     vocabulary: the meaning of its tokens.
     sha256: digest of its parameters.
-    read: the model with numpy arrays, or None in a resumed run, which may not need it.
+    read: the model with numpy arrays, or None in a run with a checkpoint, which may not need it.
     """
 
     path: Path
@@ -59,8 +61,9 @@ class Start(NamedTuple):
             )
         return params
 
-    def check(self, config: charlm.ModelConfig) -> None:
-        """Raise InputError if a configuration is not one with which the parameters can be trained."""
+    def check(self, training: TrainingConfig) -> None:
+        """Raise InputError for settings that the model contradicts, or that have no effect with it."""
+        config = training.model
         rules = rules_of(config)
         differing = [
             f"`{name}` is {own} in the model of {self.path} and {getattr(config, name)} here"
@@ -69,6 +72,11 @@ class Start(NamedTuple):
         ]
         if differing:
             raise InputError(f"{'; '.join(differing)}; leave it out to keep what the model has")
+        if training.output_bias != "zero":
+            raise InputError(
+                f"`output_bias={training.output_bias}` is for initial weights, and this training starts "
+                f"from the model in {self.path}; leave it out"
+            )
 
 
 def config_of(init_from: str, workdir: Path, overwrite: bool) -> charlm.ModelConfig:
@@ -78,7 +86,7 @@ def config_of(init_from: str, workdir: Path, overwrite: bool) -> charlm.ModelCon
     """
     kept = not overwrite and run_description.is_run(workdir)
     path = workdir if kept else Path(init_from)
-    if kept or path.is_dir():
+    if kept or os.path.isdir(path):
         return run_description.model_of(path, run_description.read(path)[0])
     return safetensors_file.read_config(path)
 
@@ -127,18 +135,48 @@ def _kept(init_from: str | None, workdir: Path) -> Start | None:
         )
     config = run_description.model_of(workdir, described)
     start = Start(Path(init_from), config, vocabulary, sha256, None)
-    if checkpoint.exists(workdir):
+    if not checkpoint.exists(workdir):
+        return start._replace(read=start.parameters())
+    recorded = described.get("init_from")
+    if start.path == Path(str(recorded)):
+        _check_recorded(start, workdir)
         return start
-    return start._replace(read=start.parameters())
+    resume = f"the run in {workdir} began from the model in {recorded}: give that as `init_from`"
+    if not os.path.exists(start.path):
+        raise InputError(f"there is no model in {start.path}, and {resume} to resume it, {choose}")
+    if _read(start.path)[1] != sha256:
+        raise InputError(
+            f"the model in {start.path} is another, and {resume} to resume it, {choose}"
+        )
+    return start
+
+
+def _check_recorded(start: Start, workdir: Path) -> None:
+    """Raise InputError if another model is now at the path that a run with a checkpoint recorded.
+
+    The run can be resumed without its model, so one that is missing, damaged or unreadable is no error.
+    """
+    damaged: list[str] = []
+    try:
+        _, sha256 = _read(start.path, damaged.append)
+    except InputError:
+        return
+    # If checkpoints of the model's run are damaged, this is perhaps the digest of its second best.
+    if sha256 != start.sha256 and not damaged:
+        raise InputError(
+            f"the model in {start.path} is not the one that the run in {workdir} began from: bring that "
+            "one back or move this one away to resume the run, choose another `workdir`, or `overwrite` "
+            "it"
+        )
 
 
 def _check_path(path: Path, workdir: Path) -> None:
     """Raise InputError for a place from which this training cannot read a model."""
-    if path.is_dir() and os.path.isdir(workdir) and path.samefile(workdir):
+    if os.path.isdir(path) and os.path.isdir(workdir) and path.samefile(workdir):
         raise InputError(
             f"`init_from` {path} is the run directory itself; choose another `workdir`"
         )
-    if path.is_dir() and jax.process_count() > 1:
+    if os.path.isdir(path) and jax.process_count() > 1:
         raise InputError(
             f"`init_from` {path} is a run directory, and several processes need a safetensors file: "
             f"python -m jaxrnn.export {path} --safetensors PATH writes one"

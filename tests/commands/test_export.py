@@ -1,6 +1,5 @@
 """The export command: the files that it writes, what it says of them, and its one-line errors."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import safetensors.numpy
 from jax import export as jax_export
 
-from jaxrnn import charlm, export, generate, load, sample, sample_bytes, save
+from jaxrnn import InputError, charlm, export, generate, load, sample, sample_bytes, save
 from jaxrnn.formats import safetensors_file
 from jaxrnn.formats.safetensors_file import read
 from jaxrnn.training import run_description
@@ -147,6 +146,9 @@ def test_an_output_is_replaced_as_a_whole(file: Path, tmp_path: Path) -> None:
         (["--stablehlo", "link"], "--stablehlo link is the file of the model; choose another"),
         (["--stablehlo", "a", "--licence", "MIT"], "--licence is for --safetensors PATH"),
         (["--stablehlo", "a", "--title", "Songs"], "--title is for --html PATH"),
+        (["--stablehlo", "a", "--html-weights", "int8"], "--html-weights is for --html PATH"),
+        (["--safetensors", "circle"], "cannot write to circle: Too many levels of symbolic links"),
+        (["--safetensors", "circle", "--stablehlo", "circle"], "have the same path circle"),
         (["--safetensors", "-x"], "--safetensors needs a value"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -161,6 +163,7 @@ def test_bad_input_to_export(
     """Nothing is read or written."""
     monkeypatch.chdir(file.parent.parent)
     Path("link").symlink_to(file)
+    Path("circle").symlink_to("circle")
     before = contents(Path())
 
     def read_too_early(*arguments: Any) -> None:
@@ -187,8 +190,41 @@ def test_generate_does_not_overwrite_its_model(file: Path, refusal: Callable[...
     assert file.read_bytes() == before
 
 
+def test_a_file_has_no_latest_checkpoint(
+    file: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    for command, flag in ((export.main, "--safetensors"), (generate.main, "--output")):
+        message = refusal(command, [str(file), flag, str(out), "--which", "latest"])
+        assert message == f"{file} is a file, which holds one model: leave --which out"
+        assert not out.exists()
+        assert command([str(file), flag, str(out), "--which", "best"]) == 0
+        out.unlink()
+
+
+def test_other_checkpoints_than_best_and_latest(file: Path, run: Path, unchecked: None) -> None:
+    for model in file, run:
+        with pytest.raises(InputError, match=r"^which must be one of best, latest, not 'foo'$"):
+            load(model, which="foo")  # type: ignore[arg-type]
+
+
+def test_generate_to_links_in_a_circle(
+    file: Path, run: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for model in file, run:
+        message = refusal(generate.main, [str(model), "--output", str(circle)])
+        assert message.startswith(f"cannot write to {circle}: Too many levels of symbolic links")
+    assert "is not a folder" in refusal(
+        generate.main, [str(circle), "--output", str(tmp_path / "out")]
+    )
+
+
 def test_models_that_cannot_be_read(tmp_path: Path, refusal: Callable[..., str]) -> None:
     out = ["--safetensors", str(tmp_path / "out")]
+    (tmp_path / "circle").symlink_to("circle")
+    assert "is not a folder; train first" in refusal(export.main, [str(tmp_path / "circle"), *out])
     assert "is not a folder; train first" in refusal(export.main, [str(tmp_path / "no"), *out])
     assert "is not a run of jaxrnn" in refusal(export.main, [str(tmp_path), *out])
     (tmp_path / "text").write_text("To be")
@@ -199,13 +235,16 @@ def test_models_that_cannot_be_read(tmp_path: Path, refusal: Callable[..., str])
     assert not (tmp_path / "out").exists()
 
 
-def test_without_flatbuffers_nothing_is_written(
+def test_without_a_package_nothing_is_written(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     out, program = str(tmp_path / "out"), str(tmp_path / "program")
     message = refusal(export.main, [str(file), "--safetensors", out, "--stablehlo", program])
     assert message == 'writing StableHLO needs: pip install "jaxrnn[stablehlo]"'
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    message = refusal(export.main, [str(file), "--safetensors", out, "--onnx", program])
+    assert message == 'ONNX needs another package: pip install "jaxrnn[onnx]"'
     assert not Path(out).exists()
 
 
@@ -238,17 +277,30 @@ sys.exit(export.main(sys.argv[1:]))
     assert {path.name for path in tmp_path.iterdir()} == {"models", "out"}
 
 
-def test_ctrl_c_leaves_no_partial_file(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_no_partial_file(name: str, file: Path, tmp_path: Path) -> None:
     """It comes when the file has been written and before it has its name."""
+    code = f"""
+import os, signal, sys
+from jaxrnn import export
 
-    def interrupted(descriptor: int) -> None:
-        assert (tmp_path / ".out.partial").exists()
-        raise KeyboardInterrupt
+def interrupted(descriptor):
+    assert os.path.exists(sys.argv[1])
+    signal.raise_signal(signal.{name})
 
-    monkeypatch.setattr(os, "fsync", interrupted)
-    assert export.main([str(file), "--safetensors", str(tmp_path / "out")]) == 130
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.fsync = interrupted
+sys.exit(export.main(sys.argv[2:]))
+"""
+    arguments = [tmp_path / ".out.partial", file, "--safetensors", tmp_path / "out"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment(), capture_output=True
+    )
+    assert result.returncode == 128 + getattr(signal, name)
+    assert (result.stdout, result.stderr) == (b"", b"")
     assert {path.name for path in tmp_path.iterdir()} == {"models"}
 
 

@@ -1,7 +1,9 @@
 """Training that starts from a trained model: from which parameters, resumed, and what is refused."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,7 +52,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text and models, none to be changed: run, file, damaged, tied and bytes."""
+    """A folder with a text and models, none to be changed: run, file, damaged, pipe, tied and bytes."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "old.txt").write_text(TEXT)
     (folder / "new.txt").write_text(NEW)
@@ -60,6 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         more = [*model.split(), "--weight-dropout", "0"]
         assert train.main(arguments(folder / "old.txt", folder / "run", None, *more)) == 0
     save(load(folder / "run"), folder / "file")
+    os.mkfifo(folder / "pipe")
     (folder / "damaged").write_bytes((folder / "file").read_bytes()[:-3])
     save(lively(CORPUS.vocabulary, tie=True, embedding_size=16), folder / "tied")
     save(lively(Vocabulary.of_bytes(), layers=1, dropout=0.25), folder / "bytes")
@@ -121,6 +124,7 @@ def test_the_settings_of_the_model_are_kept_and_the_others_are_the_presets(
     assert training["model"]["dropout"] == 0.25
     assert training["model"]["weight_dropout"] == 0.5
     assert (training["weight_decay"], training["schedule"]) == (0.1, "linear")  # of `small`
+    assert training["output_bias"] == "zero"
     assert described(run)["bytes"] is True
 
 
@@ -223,6 +227,78 @@ def test_a_run_stays_what_it_began_as(
     assert train.main([*made, "--overwrite"]) == 0
 
 
+def test_a_run_is_resumed_with_no_other_model(
+    models: Path, tmp_path: Path, refusal: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """config.json keeps the path and the digest of the model that the run began from."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    file, nowhere = models / "file", tmp_path / "nowhere"
+    save(load(file).replace(b_out=-load(file).b_out), other)
+    assert train.main(arguments(models / "new.txt", run, file, steps=4)) == 0
+    before, origin = everything(run), described(run)["origin"]
+
+    def refused(start: Path) -> str:
+        return refusal(train.main, arguments(models / "new.txt", run, start, steps=6))
+
+    resume = (
+        f"and the run in {run} began from the model in {file}: give that as --init-from to resume it, "
+        "choose another --workdir, or --overwrite it"
+    )
+    assert refused(other) == f"the model in {other} is another, {resume}"
+    assert refused(nowhere) == f"there is no model in {nowhere}, {resume}"
+    assert "damaged is damaged: it has" in refused(models / "damaged")
+    assert "pipe is not a regular file" in refused(models / "pipe")
+    assert everything(run) == before
+    # The same parameters elsewhere are the same model.
+    capsys.readouterr()
+    assert train.main(arguments(models / "new.txt", run, models / "run", steps=6)) == 0
+    assert "initial parameters" not in capsys.readouterr().out
+    assert described(run)["init_from"] == str(models / "run")
+    assert described(run)["origin"] == origin
+
+
+def test_what_is_at_the_recorded_path_when_a_run_is_resumed(
+    models: Path, tmp_path: Path, refusal: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another model is refused; what is no model does not matter, because there is a checkpoint."""
+    run, file = tmp_path / "run", tmp_path / "file"
+    file.write_bytes((models / "file").read_bytes())
+    assert train.main(arguments(models / "new.txt", run, file, steps=2, eval_every=2)) == 0
+    assert f"the initial parameters are those of {file}\n" in capsys.readouterr().out
+    recorded = {name: described(run)[name] for name in ("init_from", "origin")}
+    save(load(file).replace(b_out=-load(file).b_out), file)
+    before = everything(run)
+    message = refusal(train.main, arguments(models / "new.txt", run, file, steps=4))
+    assert message == (
+        f"the model in {file} is not the one that the run in {run} began from: bring that one back or "
+        "move this one away to resume the run, choose another --workdir, or --overwrite it"
+    )
+    assert everything(run) == before
+    file.write_bytes((models / "damaged").read_bytes())
+    for steps in (4, 6):
+        assert train.main(arguments(models / "new.txt", run, file, steps=steps)) == 0
+        assert "initial parameters" not in capsys.readouterr().out
+        assert {name: described(run)[name] for name in recorded} == recorded
+        file.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_of_the_model_does_not_prevent_resuming(
+    models: Path, tmp_path: Path
+) -> None:
+    """The second best checkpoint that is read instead is not taken for another model."""
+    run, old = tmp_path / "run", tmp_path / "old"
+    shutil.copytree(models / "run", old)
+    assert train.main(arguments(models / "new.txt", run, old, steps=4)) == 0
+    best = min(metrics_of(old), key=lambda line: line.get("val_loss") or math.inf)["step"]
+    assert len(list((old / "checkpoints").iterdir())) > 1
+    for file in (old / "checkpoints" / str(best) / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert train.main(arguments(models / "new.txt", run, old, steps=6)) == 0
+    assert [line["step"] for line in metrics_of(run) if "loss" in line] == [2, 4, 6]
+
+
 # --- refused ---
 
 
@@ -237,7 +313,13 @@ def test_a_run_stays_what_it_began_as(
         ),
         ("tied", ["--embedding-size", "8"], "needs --embedding-size equal to --hidden-size"),
         ("file", ["--bytes"], "the tokens of the model to start from are characters"),
+        (
+            "file",
+            ["--output-bias", "frequencies"],
+            "--output-bias frequencies is for initial weights, and this training starts from the model",
+        ),
         ("damaged", [], "damaged is damaged: it has"),
+        ("pipe", [], "pipe is not a regular file; give a safetensors file"),
         ("old.txt", [], "old.txt is not a safetensors file: it is another kind of file"),
         ("nowhere", [], "nowhere is not a folder; train first, or give the run directory"),
         ("", [], "is not a run of jaxrnn: it has no config.json"),

@@ -52,7 +52,8 @@ def random_tokens(params: charlm.Params, steps: int, batch: int) -> np.ndarray:
 
 def written(params: charlm.Params, folder: Path) -> Path:
     path = folder / "model.onnx"
-    onnx_file.write(params, path)
+    # A path may be a text, as in `jaxrnn.save`.
+    onnx_file.write(params, str(path))
     return path
 
 

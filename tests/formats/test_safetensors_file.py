@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import safetensors.numpy
 import jaxrnn
 from jaxrnn import InputError, ModelConfig, Vocabulary, charlm
 from jaxrnn.charlm.registry import CellName
-from jaxrnn.formats.safetensors_file import Card, read, save
+from jaxrnn.formats.safetensors_file import Card, read, read_config, save
 from tests.support.readme import lively, program
 from tests.support.runs import CORPUS, assert_same_bits, environment
 
@@ -133,9 +134,48 @@ def test_what_is_not_saved(tmp_path: Path, file: Path) -> None:
             save(model().replace(**changes), file)
     with pytest.raises(InputError, match="loss must be a finite number, not nan"):
         save(model(), file, loss=float("nan"))
+    with pytest.raises(InputError, match=r" is a folder; give the name of a file$"):
+        save(model(), file.parent)
+    with pytest.raises(InputError, match=r"^\. is a folder; give"):
+        save(model(), ".")
     assert file.read_bytes() == before
     with pytest.raises(FileNotFoundError):
         save(model(), tmp_path / "missing" / "m")
+
+
+def test_arguments_of_other_types(file: Path, unchecked: None) -> None:
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"^params must be a jaxrnn\.Params, not dict$"):
+        save({}, file)  # type: ignore[arg-type]
+    for name in ("licence", "text", "sha256"):
+        with pytest.raises(InputError, match=f"^{name} must be a text, not 3$"):
+            save(model(), file, **{name: 3})  # type: ignore[arg-type]
+    assert file.read_bytes() == before
+
+
+@pytest.mark.process
+def test_the_first_tensor_that_differs_is_named(file: Path) -> None:
+    """In the order of the model, whatever random order a process hashes texts in."""
+    code = """
+import sys, jaxrnn
+params = jaxrnn.load(sys.argv[1])
+half = lambda a: a[: len(a) // 2]
+embedding, w_out = half(params.embedding), half(params.w_out)
+fewer = params.replace(embedding=embedding, w_out=w_out, b_out=half(params.b_out))
+try:
+    jaxrnn.save(fewer, sys.argv[2])
+except jaxrnn.InputError as error:
+    print(error)
+"""
+    for seed in "123":
+        result = subprocess.run(
+            [sys.executable, "-c", code, file, file.parent / "other"],
+            env=environment() | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        message = "params.embedding has shape (2, 3), and (5, 3) by its config and vocabulary\n"
+        assert (result.stdout, result.stderr) == (message, "")
 
 
 # --- files of others ---
@@ -226,9 +266,12 @@ def test_a_zip_and_places_that_are_no_file(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("data.pkl", pickle.dumps({"a": 1}))
     assert "it is a zip archive, as torch.save and Keras write" in refused(tmp_path / "zip")
-    assert "is a folder, not a safetensors file" in refused(tmp_path)
     assert "cannot read " in refused(tmp_path / "nowhere")
-    assert "is not a regular file" in refused(Path("/dev/null"))
+    os.mkfifo(tmp_path / "pipe")
+    for reader in read, read_config:
+        assert "is a folder, not a safetensors file" in refused(tmp_path, reader)
+        assert "is not a regular file" in refused(Path("/dev/null"), reader)
+        assert "is not a regular file" in refused(tmp_path / "pipe", reader)
 
 
 def test_every_cut_is_told(file: Path) -> None:
@@ -247,7 +290,7 @@ def test_every_cut_is_told(file: Path) -> None:
     [
         (lambda t: t.pop("w_out"), "has no tensor w_out"),
         (lambda t: t.pop("layers.1.b"), "has no tensor layers.1.b"),
-        (lambda t: t.update(extra=np.zeros(1, np.float32)), "has a tensor extra, which"),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), "has a tensor extra, which its"),
         (
             lambda t: t.update(w_out=np.zeros((5, 6), np.float32)),
             "w_out has shape [5, 6], and [6, 5] by the configuration",
@@ -269,6 +312,8 @@ def test_tensors_that_do_not_fit(change: Any, message: str, file: Path) -> None:
     [
         (dict(version=2), "was written by a newer jaxrnn: its card has version 2"),
         (dict(version="1"), "has a damaged card: its version is '1'"),
+        (dict(version=0), "has a damaged card: its version is 0"),
+        (dict(version=-5), "has a damaged card: its version is -5"),
         (dict(config=None), "has an invalid configuration: there is none"),
         (dict(config=dict(hidden_size=7.5)), "invalid configuration: hidden_size is 7.5"),
         (dict(config=dict(hidden_size=True)), "hidden_size is True"),
@@ -285,7 +330,10 @@ def test_tensors_that_do_not_fit(change: Any, message: str, file: Path) -> None:
         (dict(vocabulary=None), "has an invalid vocabulary: there is none"),
         (dict(vocabulary=dict(characters="aabc ")), "invalid vocabulary: characters must contain"),
         (dict(vocabulary=dict(characters="")), "invalid vocabulary: it is empty"),
-        (dict(vocabulary=dict(letters="ab")), "invalid vocabulary: "),
+        (
+            dict(vocabulary=dict(letters="ab")),
+            "invalid vocabulary: this version of jaxrnn has no entry 'letters'",
+        ),
         (dict(vocabulary=dict(characters="abcd")), "a vocabulary of 4 tokens"),
         (dict(vocabulary=dict(by_bytes=1)), "by_bytes is 1"),
         (dict(loss="low"), "invalid card: loss must be a finite number"),

@@ -22,7 +22,8 @@ PRIME = "9 green"
 
 def loaded(params: charlm.Params, folder: Path) -> export.Exported:
     """The program, after a way through a file."""
-    stablehlo.write(params, folder / "m")
+    # A path may be a text, as in `jaxrnn.save`.
+    stablehlo.write(params, str(folder / "m"))
     return export.deserialize(bytearray((folder / "m").read_bytes()))
 
 
