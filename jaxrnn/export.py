@@ -24,7 +24,7 @@ from jaxrnn.arguments import shown_default
 from jaxrnn.devices import accelerator, locks, memory
 from jaxrnn.errors import InputError
 from jaxrnn.formats import safetensors_file, stablehlo
-from jaxrnn.formats.safetensors_file import Card
+from jaxrnn.formats.card import Card
 from jaxrnn.interop import onnx_graph
 from jaxrnn.training import orbax_errors, run_directory, signals
 from jaxrnn.training.checkpoint import Which

@@ -47,10 +47,6 @@ class PrepareOptions:
     """Replace the token files that are in the folder."""
 
 
-class Stopped(BaseException):
-    """The user asked to stop; the argument is the exit status."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
@@ -60,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.open_streams()
     try:
         options = arguments.parse(PrepareOptions, "python -m jaxrnn.prepare", argv)
-        with console.lasting_output(), signals.catching(_stop):
+        with console.lasting_output(), signals.catching(signals.stop):
             run(options)
             return console.PIPE_CLOSED if console.pipe_closed() else 0
     except InputError as error:
@@ -69,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _print_error(error)
         return 1
-    except Stopped as stopped:
+    except signals.Stopped as stopped:
         return int(stopped.args[0])
     except KeyboardInterrupt:
         # There is nothing to resume yet.
@@ -78,10 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_error(error: object) -> None:
     console.error(arguments.in_flags(error, PrepareOptions))
-
-
-def _stop(status: int) -> None:
-    raise Stopped(status)
 
 
 def run(options: PrepareOptions) -> None:
@@ -104,7 +96,7 @@ def run(options: PrepareOptions) -> None:
 def _run(work: Preparation, output: Path) -> None:
     try:
         meta = work.run()
-    except Stopped:
+    except signals.Stopped:
         print(_how_to_resume(work))
         raise
     except OSError as error:
@@ -163,7 +155,7 @@ class _Lines(progress.Lines):
         """Print a line if one is due."""
         super().reach(done, text, important)
         if console.pipe_closed():
-            raise Stopped(console.PIPE_CLOSED)
+            raise signals.Stopped(console.PIPE_CLOSED)
 
 
 def _display() -> progress.Display:

@@ -9,12 +9,10 @@ numbers.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import typing
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -23,10 +21,8 @@ from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory, mesh, modes
 from jaxrnn.devices.storage import atomic_write
-from jaxrnn.errors import InputError, finite_number
-
-# Name of the format and of the card in the metadata, and version of the card.
-NAME, VERSION = "jaxrnn", 1
+from jaxrnn.errors import InputError
+from jaxrnn.formats.card import Card, facts_of, metadata_of, read_card
 
 # The dtypes of tensors that are read. All become float32, which holds every float16 and bfloat16.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -39,23 +35,6 @@ _OTHERS = (
     (b"<", "it begins as a web page does"),
     (b"version https://git-lfs", "it is a pointer of Git LFS; fetch the file itself"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """Facts about a model besides its parameters; None where a fact is not known.
-
-    Attributes:
-      loss: validation loss, in nats per character.
-      licence: licence of the model, an SPDX identifier or free text.
-      text: name of the text that the model was trained on.
-      sha256: SHA-256 of that text, in hexadecimal digits.
-    """
-
-    loss: float | None = None
-    licence: str | None = None
-    text: str | None = None
-    sha256: str | None = None
 
 
 # --- writing ---
@@ -101,10 +80,10 @@ def save(
     if not isinstance(params, charlm.Params):
         raise InputError(f"params must be a jaxrnn.Params, not {type(params).__name__}")
     try:
-        card = _facts({"loss": loss, "licence": licence, "text": text, "sha256": sha256})
+        card = facts_of({"loss": loss, "licence": licence, "text": text, "sha256": sha256})
     except ValueError as error:
         raise InputError(str(error)) from None
-    atomic_write(file, _content(_tensors(params), _metadata(params, card)))
+    atomic_write(file, _content(_tensors(params), metadata_of(params, card)))
 
 
 def _tensors(params: charlm.Params) -> dict[str, np.ndarray]:
@@ -121,16 +100,6 @@ def _tensors(params: charlm.Params) -> dict[str, np.ndarray]:
         if given[name].dtype.name not in _DTYPES.values():
             raise InputError(f"params.{name} is {given[name].dtype}, and must be float32")
     return {name: np.asarray(mesh.gather_full(given[name])).astype("<f4") for name in sorted(given)}
-
-
-def _metadata(params: charlm.Params, card: Card) -> dict[str, str]:
-    content = {
-        "version": VERSION,
-        "config": dataclasses.asdict(params.config),
-        "vocabulary": dataclasses.asdict(params.vocabulary),
-        **dataclasses.asdict(card),
-    }
-    return {"format": NAME, NAME: json.dumps(content)}
 
 
 def _content(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
@@ -168,7 +137,7 @@ def read(path: str | os.PathLike[str]) -> tuple[charlm.Params, Card]:
     """
     file = Path(path)
     tensors, metadata = _parsed(file, _bytes(file))
-    config, vocabulary, card = _described(file, metadata)
+    config, vocabulary, card = read_card(file, metadata)
     shapes = _checked_shapes(file, config, vocabulary, tensors)
     arrays = {
         name: np.frombuffer(tensor["data"], np.dtype(_DTYPES[tensor["dtype"]]))
@@ -194,7 +163,7 @@ def read_config(path: str | os.PathLike[str]) -> charlm.ModelConfig:
             size = int.from_bytes(opened.read(8), "little")
             # safetensors reads no longer headers.
             header = json.loads(opened.read(min(size, 100_000_000)))
-        return _described(file, header.get("__metadata__") or {})[0]
+        return read_card(file, header.get("__metadata__") or {})[0]
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
     except (ValueError, RecursionError, AttributeError, TypeError):
@@ -266,88 +235,6 @@ def _declared_end(content: bytes) -> int | None:
         return begin + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
-
-
-def _described(file: Path, metadata: dict[str, str]) -> tuple[charlm.ModelConfig, Vocabulary, Card]:
-    """Return what the card of a file says."""
-    if NAME not in metadata:
-        by = f"format {metadata['format']!r}" if "format" in metadata else "no format"
-        raise InputError(
-            f"{file} holds no model of jaxrnn: its metadata name {by} and have no card {NAME!r}"
-        )
-    try:
-        card = json.loads(metadata[NAME])
-        if not isinstance(card, dict):
-            raise ValueError("it is no JSON object")
-        version = card.get("version")
-        if type(version) is not int or version < 1:
-            raise ValueError(f"its version is {version!r}")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} has a damaged card: {error}") from None
-    if version > VERSION:
-        raise InputError(
-            f"{file} was written by a newer jaxrnn: its card has version {version}, and this jaxrnn "
-            f"reads versions up to {VERSION}; update jaxrnn"
-        )
-    try:
-        part = "configuration"
-        config = _config(card.get("config"))
-        part = "vocabulary"
-        vocabulary = _vocabulary(card.get("vocabulary"))
-        part = "card"
-        facts = _facts(card)
-    except (InputError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{file} has an invalid {part}: {error}") from None
-    return config, vocabulary, facts
-
-
-def _config(values: Any) -> charlm.ModelConfig:
-    """Return the configuration in a card. Settings that it does not have get their defaults."""
-    if not isinstance(values, dict):
-        raise ValueError("there is none")
-    kinds = typing.get_type_hints(charlm.ModelConfig)
-    for name, value in values.items():
-        if name not in kinds:
-            raise ValueError(f"this version of jaxrnn has no setting {name!r}")
-        if not _is_of(value, str if name == "cell" else kinds[name]):
-            raise ValueError(f"{name} is {value!r}")
-    config = charlm.ModelConfig(**values).resolved()
-    config.make_cell()
-    return config
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Return whether a value from JSON is of the type of a setting."""
-    if typing.get_origin(kind) is Literal:
-        return isinstance(value, str) and value in typing.get_args(kind)
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _vocabulary(values: Any) -> Vocabulary:
-    if not isinstance(values, dict):
-        raise ValueError("there is none")
-    for name in values:
-        if name not in ("characters", "by_bytes"):
-            raise ValueError(f"this version of jaxrnn has no entry {name!r}")
-    vocabulary = Vocabulary(**values)
-    if type(vocabulary.by_bytes) is not bool:
-        raise ValueError(f"by_bytes is {vocabulary.by_bytes!r}")
-    if not len(vocabulary):
-        raise ValueError("it is empty")
-    return vocabulary
-
-
-def _facts(card: dict[str, Any]) -> Card:
-    """Return the known facts in a card. Raises ValueError for those of other types."""
-    facts = {field.name: card.get(field.name) for field in dataclasses.fields(Card)}
-    for name, value in facts.items():
-        if value is None:
-            continue
-        if name == "loss":
-            facts[name] = finite_number(name, value)
-        elif not isinstance(value, str):
-            raise ValueError(f"{name} must be a text, not {value!r}")
-    return Card(**facts)
 
 
 def _checked_shapes(

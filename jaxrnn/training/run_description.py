@@ -22,7 +22,7 @@ from jaxrnn.devices import memory, modes
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError, one_of
 from jaxrnn.formats import safetensors_file
-from jaxrnn.formats.safetensors_file import Card
+from jaxrnn.formats.card import Card
 from jaxrnn.settings import Rules, rules_of, setting
 from jaxrnn.training import orbax_errors
 from jaxrnn.training.checkpoint import Checkpoints, Which

@@ -144,7 +144,7 @@ def test_signals_ask_to_stop(name: str, capsys: pytest.CaptureFixture[str]) -> N
         signal.raise_signal(getattr(signal, name))
         assert stop.asked() and stop.status == 128 + getattr(signal, name)
     assert "stopping after this device call" in capsys.readouterr().out
-    with pytest.raises(prepare.Stopped) as stopped, signals.catching(prepare._stop):
+    with pytest.raises(signals.Stopped) as stopped, signals.catching(signals.stop):
         signal.raise_signal(getattr(signal, name))
     assert stopped.value.args == (128 + getattr(signal, name),)
 

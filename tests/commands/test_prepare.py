@@ -322,11 +322,11 @@ def test_the_second_signal_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(prepare.Stopped), signals.catching(prepare._stop):
+    with pytest.raises(signals.Stopped), signals.catching(signals.stop):
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            with pytest.raises(prepare.Stopped):
+            with pytest.raises(signals.Stopped):
                 signal.raise_signal(signal.SIGINT)
             assert left == [128 + signal.SIGINT]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -20,7 +20,8 @@ import safetensors.numpy
 import jaxrnn
 from jaxrnn import InputError, ModelConfig, Vocabulary, charlm
 from jaxrnn.charlm.registry import CellName
-from jaxrnn.formats.safetensors_file import Card, read, read_config, save
+from jaxrnn.formats.card import Card
+from jaxrnn.formats.safetensors_file import read, read_config, save
 from tests.support.readme import lively, program
 from tests.support.runs import CORPUS, assert_same_bits, environment
 
