@@ -23,7 +23,7 @@ from jaxrnn import arguments, charlm, console
 from jaxrnn.arguments import shown_default
 from jaxrnn.devices import accelerator, locks, memory
 from jaxrnn.errors import InputError
-from jaxrnn.formats import safetensors_file, stablehlo
+from jaxrnn.formats import onnx_file, page, safetensors_file, stablehlo
 from jaxrnn.formats.card import Card
 from jaxrnn.interop import onnx_graph
 from jaxrnn.training import orbax_errors, run_directory, signals
@@ -42,17 +42,17 @@ class ExportOptions:
     run: tyro.conf.Positional[Path]
     """Run directory, as written by python -m jaxrnn.train, or safetensors file."""
     safetensors: Path | None = None
-    """Write the parameters and all that is known of the model to this safetensors file, which jaxrnn
-    reads again."""
+    """Write the parameters and a model card to this safetensors file, which jaxrnn can load."""
     stablehlo: Path | None = None
-    """Write the sampling function to this file, which JAX runs without jaxrnn."""
+    """Write the sampling function to this StableHLO file, which JAX can run without jaxrnn."""
     onnx: Path | None = None
     """Write the model to this ONNX file."""
     html: Path | None = None
-    """Write a page to this file, which writes text in a browser."""
+    """Write an HTML page to this file that generates text in a browser."""
     html_weights: Literal["float32", "float16", "int8"] = "float16"
-    """Type of the numbers in the page: float32 (exact), float16 (half the size) or int8 (a quarter)."""
-    licence: Annotated[str | None, shown_default("that of the file that is exported")] = None
+    """Number format of the weights in the page: float32 (exact), float16 (half the size) or int8 (a
+    quarter of the size)."""
+    licence: Annotated[str | None, shown_default("licence of the input file")] = None
     """Licence of the model, for the safetensors file: an SPDX identifier or any text."""
     title: Annotated[str | None, shown_default("from the name of the text")] = None
     """Title of the page."""
@@ -121,15 +121,15 @@ def run(options: ExportOptions) -> None:
 
 
 def _outputs(options: ExportOptions) -> dict[Format, Path]:
-    """Return the path of each format that is asked for."""
+    """Return the output path of each requested format."""
     return {name: path for name in FORMATS if (path := getattr(options, name)) is not None}
 
 
 def _check_options(options: ExportOptions, outputs: dict[Format, Path]) -> None:
-    """Raise InputError if no format is asked for, two have one path, or a setting has no effect."""
+    """Raise InputError if no format is requested, two share a path, or a setting has no effect."""
     if not outputs:
         flags = ", ".join(f"--{name} PATH" for name in FORMATS)
-        raise InputError(f"give at least one file to write: {flags}")
+        raise InputError(f"request at least one output file: {flags}")
     places: dict[str, Format] = {}
     for name, path in outputs.items():
         other = places.setdefault(os.path.realpath(path), name)
@@ -138,13 +138,13 @@ def _check_options(options: ExportOptions, outputs: dict[Format, Path]) -> None:
     for flag, needs in (("licence", "safetensors"), ("title", "html"), ("html_weights", "html")):
         given = getattr(options, flag) != getattr(ExportOptions, flag)
         if given and needs not in outputs:
-            raise InputError(f"`{flag}` is for --{needs} PATH; give that too, or leave it out")
+            raise InputError(f"`{flag}` needs --{needs} PATH; add that, or leave it out")
 
 
 def _check_output(path: Path, name: Format, model: Path) -> None:
     """Raise InputError if a file cannot be written, or is part of the model that is exported."""
     try:
-        # Links in a circle are an error here, and do not count as existing below.
+        # A loop of symbolic links raises an error here; `exists` below would report it as missing.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()
         if path.is_dir():
@@ -174,24 +174,23 @@ def _check_package(name: Format) -> None:
 
 def _check_model(name: Format, config: charlm.ModelConfig) -> None:
     """Raise InputError if a format cannot express a model."""
+    reason = None
     if name == "onnx":
-        from jaxrnn.formats.onnx_file import unsupported_reason
+        reason = onnx_file.unsupported_reason(config)
     elif name == "html":
-        from jaxrnn.formats.page import unsupported_reason
-    else:
-        return
-    if reason := unsupported_reason(config):
-        raise InputError(f"--{name} cannot express this model: {reason}")
+        reason = page.unsupported_reason(config)
+    if reason:
+        raise InputError(f"--{name} does not support this model: {reason}")
 
 
 # --- writing ---
 
 # What the reader of each file needs.
 _READERS: dict[Format, str] = {
-    "safetensors": "read by jaxrnn.load, python -m jaxrnn.generate and other programs",
-    "stablehlo": "run by JAX on cpu, cuda and tpu, with the package flatbuffers and without jaxrnn",
-    "onnx": "run by ONNX Runtime and others",
-    "html": "opened in a browser, which needs nothing else",
+    "safetensors": "read by jaxrnn.load, python -m jaxrnn.generate and any safetensors reader",
+    "stablehlo": "runs on cpu, cuda and tpu with the packages jax and flatbuffers",
+    "onnx": "runs in ONNX Runtime and other runtimes",
+    "html": "open it in a browser",
 }
 
 
@@ -208,27 +207,23 @@ def _write(
         stablehlo.write(params, path)
         return f"the sampling function with its parameters in {params.config.dtype}"
     if name == "onnx":
-        from jaxrnn.formats.onnx_file import write
-
-        write(params, path)
+        onnx_file.write(params, path)
         return "the model in float32"
     return _write_page(path, params, card, options)
 
 
 def _write_page(path: Path, params: charlm.Params, card: Card, options: ExportOptions) -> str:
     """Write a page, and return what it holds with its loss of quality."""
-    from jaxrnn.formats.page import write
-
     title = options.title
     if title is None:
         title = f"A network that has read “{card.text}”" if card.text else "A network that writes"
     weights = options.html_weights
-    written = write(params, path, weights=weights, title=title)
+    written = page.write(params, path, weights=weights, title=title)
     if weights == "float32":
-        return "a page with exact parameters"
+        return "a page with exact weights"
     return (
-        f"a page with parameters in {weights}, which add {written.divergence:.2g} nats per character "
-        f"and keep {written.same:.2%} of the most likely characters"
+        f"a page with weights in {weights}; rounding adds {written.divergence:.2g} nats per character, "
+        f"and {written.same:.2%} of the most likely characters stay the same"
     )
 
 

@@ -1,1 +1,1 @@
-"""Trained char-RNNs as files: for other programs, and from them."""
+"""Read and write trained char-RNNs as files that other programs use."""

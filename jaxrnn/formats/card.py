@@ -1,4 +1,4 @@
-"""The card of a safetensors file: what is known of the model in it, as JSON in the metadata.
+"""The model card of a safetensors file, JSON in its metadata.
 
 The README of this folder lists its fields.
 """
@@ -48,24 +48,24 @@ def metadata_of(params: charlm.Params, card: Card) -> dict[str, str]:
 
 
 def read_card(file: Path, metadata: dict[str, str]) -> tuple[charlm.ModelConfig, Vocabulary, Card]:
-    """Return what the card of a file says.
+    """Return (config, vocabulary, facts) from the card of a file.
 
     Args:
       file: the file, for messages.
       metadata: its metadata.
 
     Raises:
-      InputError: if there is no card, or it is damaged, of a newer version or invalid.
+      InputError: if the card is missing, damaged, invalid, or of a newer version.
     """
     if NAME not in metadata:
         by = f"format {metadata['format']!r}" if "format" in metadata else "no format"
         raise InputError(
-            f"{file} holds no model of jaxrnn: its metadata name {by} and have no card {NAME!r}"
+            f"{file} does not hold a model of jaxrnn: its metadata has {by} and no card {NAME!r}"
         )
     try:
         card = json.loads(metadata[NAME])
         if not isinstance(card, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         version = card.get("version")
         if type(version) is not int or version < 1:
             raise ValueError(f"its version is {version!r}")
@@ -91,7 +91,7 @@ def read_card(file: Path, metadata: dict[str, str]) -> tuple[charlm.ModelConfig,
 def _config(values: Any) -> charlm.ModelConfig:
     """Return the configuration in a card. Settings that it does not have get their defaults."""
     if not isinstance(values, dict):
-        raise ValueError("there is none")
+        raise ValueError("it is missing or not a JSON object")
     kinds = typing.get_type_hints(charlm.ModelConfig)
     for name, value in values.items():
         if name not in kinds:
@@ -112,7 +112,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 def _vocabulary(values: Any) -> Vocabulary:
     if not isinstance(values, dict):
-        raise ValueError("there is none")
+        raise ValueError("it is missing or not a JSON object")
     for name in values:
         if name not in ("characters", "by_bytes"):
             raise ValueError(f"this version of jaxrnn has no entry {name!r}")

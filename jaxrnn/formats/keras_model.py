@@ -1,4 +1,4 @@
-"""Char-RNNs written with Keras, such as the lecture's own program: an embedding, LSTMs, a dense layer.
+"""Convert char-RNNs from and to Keras models, such as the lecture's own program.
 
     params = from_keras("lecture.keras", vocabulary)
     jaxrnn.sample(params, "ROMEO:")
@@ -31,7 +31,7 @@ def from_keras(model: Any, vocabulary: Vocabulary | str) -> charlm.Params:
       vocabulary: the vocabulary, or its characters in the order of the model's tokens.
 
     Raises:
-      InputError: for a file of another kind or a damaged one.
+      InputError: for a file of the wrong type or a damaged one.
       ValueError: for the first layer, option or shape that a char-RNN cannot have, and for a vocabulary
         that does not fit.
     """
@@ -46,19 +46,19 @@ def from_keras(model: Any, vocabulary: Vocabulary | str) -> charlm.Params:
     recurrent, last = layers[first:-1], layers[-1:]
     if not last or last[0].kind != "Dense" or any(k not in RECURRENT for k in kinds[first:-1]):
         raise ValueError(
-            "a char-RNN is an Embedding, recurrent layers and a Dense layer, in this order, not "
+            "the layers must be an Embedding, recurrent layers and a Dense layer, in this order, not "
             f"{', '.join(kinds) or 'nothing'}"
         )
     net, params = keras.stack_of(recurrent)
     if net.bidirectional:
-        raise ValueError("a char-RNN reads forward only, and this model is bidirectional")
+        raise ValueError("the model is bidirectional, and a char-RNN must be unidirectional")
     vocabulary = models.vocabulary_of(vocabulary)
     size = len(vocabulary)
     embedding = None
     if first:
         if layers[0].options.get("mask_zero"):
             raise ValueError(
-                f"the layer {layers[0].name} has mask_zero=True, and a char-RNN has no padding token"
+                f"the layer {layers[0].name} has mask_zero=True, and char-RNNs do not support masking"
             )
         (embedding,) = _arrays(layers[0], {"embeddings": (size, net.inputs)})
     elif net.inputs != size:

@@ -1,4 +1,4 @@
-"""The weights of karpathy's min-char-rnn: a plain RNN with tanh over one-hot characters, in numpy.
+"""Convert weights from and to karpathy's min-char-rnn, a plain tanh RNN over one-hot characters.
 
     Wxh [H, V]    transposed w_x          bh [H, 1]    b
     Whh [H, H]    transposed w_h          by [V, 1]    b_out
@@ -30,8 +30,8 @@ def from_min_char_rnn(weights: Mapping[str, Any], vocabulary: Vocabulary | str) 
       vocabulary: the vocabulary, or its characters in the order of the program's `ix_to_char`.
 
     Raises:
-      ValueError: for the first array that is missing, left over or of another shape; V is the size of
-        the vocabulary.
+      ValueError: for the first array that is missing or unexpected, or has the wrong shape; V is the
+        size of the vocabulary.
     """
     reader = Reader(weights, "min-char-rnn")
     vocabulary = models.vocabulary_of(vocabulary)

@@ -1,4 +1,4 @@
-"""Parts of a char-RNN of another program, put together as `charlm.Params` and taken from it."""
+"""Helpers to build `charlm.Params` from the parts of another program's char-RNN, and the reverse."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config_of(cell: Any, layers: int, embedding_size: int) -> charlm.ModelConfig
         return charlm.ModelConfig(cell="lstm", peephole=cell.peephole, **sizes)
     if type(cell) is GRU:
         return charlm.ModelConfig(cell="gru", reset=cell.reset, **sizes)
-    raise ValueError(f"a char-RNN has no cell {cell}")
+    raise ValueError(f"a char-RNN cannot use the cell {cell}")
 
 
 def vocabulary_of(given: Vocabulary | str) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""Trained char-RNNs as safetensors files: the parameters, and a card that says what they are.
+"""Read and write char-RNNs as safetensors files, which hold the parameters and a model card.
 
     save(params, "model.safetensors", loss=1.37, licence="CC-BY-4.0")
     params, card = read("model.safetensors")
@@ -95,7 +95,8 @@ def _tensors(params: charlm.Params) -> dict[str, np.ndarray]:
         shapes = [tuple(tree[name].shape) if name in tree else None for tree in (given, expected)]
         if shapes[0] != shapes[1]:
             raise InputError(
-                f"params.{name} has shape {shapes[0]}, and {shapes[1]} by its config and vocabulary"
+                f"params.{name} must have shape {shapes[1]} for its config and vocabulary, not "
+                f"{shapes[0]}"
             )
         if given[name].dtype.name not in _DTYPES.values():
             raise InputError(f"params.{name} is {given[name].dtype}, and must be float32")
@@ -132,7 +133,7 @@ def read(path: str | os.PathLike[str]) -> tuple[charlm.Params, Card]:
       (params, card): the model, with float32 parameters, and what is known about it.
 
     Raises:
-      InputError: if the file cannot be read, is damaged, is of another kind or of a newer version, or
+      InputError: if the file cannot be read, is damaged, has the wrong format or a newer version, or
         does not describe a model that fits its tensors; the message names the first fault.
     """
     file = Path(path)
@@ -217,7 +218,7 @@ def _refuse(file: Path, content: bytes, error: Exception) -> NoReturn:
             )
         raise InputError(f"{file} is damaged: {error}")
     kinds = [kind for start, kind in _OTHERS if content.startswith(start)]
-    why = kinds[0] if kinds else "it is another kind of file" if content else "it is empty"
+    why = kinds[0] if kinds else "it has another file format" if content else "it is empty"
     raise InputError(
         f"{file} is not a safetensors file: {why}; give a run directory, or a file that jaxrnn.save or "
         "python -m jaxrnn.export wrote"
@@ -246,7 +247,7 @@ def _checked_shapes(
     absent = next((n for n in range(config.layers) if str(n) not in held), None)
     if absent is not None:
         raise InputError(
-            f"{file} has no tensor layers.{absent}.w_x; its card says {config.layers} layers"
+            f"{file} has no tensor layers.{absent}.w_x, and its card specifies {config.layers} layers"
         )
     if "b_out" in tensors and tensors["b_out"]["shape"] != [len(vocabulary)]:
         raise InputError(
@@ -266,8 +267,8 @@ def _checked_shapes(
         tensor = tensors[name]
         if tensor["shape"] != list(described.shape):
             raise InputError(
-                f"{file}: {name} has shape {tensor['shape']}, and {list(described.shape)} by the "
-                "configuration"
+                f"{file}: {name} has shape {tensor['shape']}, and its configuration requires "
+                f"{list(described.shape)}"
             )
         if tensor["dtype"] not in _DTYPES:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Char-RNNs written with PyTorch: an embedding, one recurrent module, a linear layer.
+"""Convert char-RNNs from and to PyTorch: an embedding, one recurrent module, a linear layer.
 
     params = from_torch(model.state_dict(), vocabulary)
     jaxrnn.sample(params, "ROMEO:")
@@ -41,9 +41,9 @@ def from_torch(
       nonlinearity: that of an `nn.RNN`, which its weights do not show.
 
     Raises:
-      ValueError: for the first part that is missing, left over or of another shape, for more than one
-        recurrent module, for one with two directions or `proj_size`, which a char-RNN cannot have, and
-        for a vocabulary that does not fit.
+      ValueError: for the first part that is missing or unexpected, or has the wrong shape, for several
+        recurrent modules, for a bidirectional module or one with `proj_size`, which a char-RNN cannot
+        have, and for a vocabulary that does not fit.
     """
     arrays.check_mapping(
         state_dict, "a state dict, such as torch.load(path, weights_only=True) returns"
@@ -51,7 +51,7 @@ def from_torch(
     prefix = _prefix(state_dict)
     net, params = torch.stacked_from_torch(state_dict, prefix=prefix, nonlinearity=nonlinearity)
     if net.bidirectional:
-        raise ValueError("a char-RNN reads forward only, and this module is bidirectional")
+        raise ValueError("the module is bidirectional, and a char-RNN must be unidirectional")
     others = {
         name: as_numpy(array, name)
         for name, array in state_dict.items()
@@ -69,8 +69,8 @@ def from_torch(
     embedding = None
     if not others and bias is None and net.inputs == hidden == size:
         raise ValueError(
-            f"{output}.weight may be the embedding or the output layer; the output layer is the one "
-            "with a bias, so give it one of zeros, NAME.bias [V]"
+            f"{output}.weight could be the embedding or the output layer; add a bias of zeros, "
+            "NAME.bias [V], to the output layer to identify it"
         )
     if others:
         embedding = _embedding(others, (size, net.inputs))
@@ -108,11 +108,14 @@ def to_torch(
 
 
 def _prefix(state_dict: Mapping[str, Any]) -> str:
-    """Return what the names of the one recurrent module begin with."""
+    """Return the prefix of the names of the only recurrent module."""
     ends = [name for name in state_dict if name.endswith("weight_ih_l0")]
     if len(ends) != 1:
-        there = ", ".join(ends) or "none of " + ", ".join(map(str, state_dict))
-        raise ValueError(f"the model must have one nn.RNN, nn.LSTM or nn.GRU; there is {there}")
+        found = ", ".join(ends) or "none among " + ", ".join(state_dict)
+        raise ValueError(
+            "the model must have exactly one nn.RNN, nn.LSTM or nn.GRU, which has a weight_ih_l0; "
+            f"found {found}"
+        )
     return ends[0].removesuffix("weight_ih_l0")
 
 
@@ -125,23 +128,25 @@ def _output(others: Mapping[str, np.ndarray], shape: tuple[int, int]) -> str:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in others.items()) or "nothing"
         raise ValueError(
             f"the output layer must have a weight [V, H] = {shape}, with V the size of the vocabulary; "
-            f"there is {shapes}"
+            f"found {shapes}"
         )
     found = with_bias or fitting
     first = others[f"{found[0]}.weight"]
     if not all(np.array_equal(first, others[f"{name}.weight"]) for name in found):
         raise ValueError(
-            f"the output layer may be any of {', '.join(found)}: it is the one with a bias, so give it "
-            "one of zeros, NAME.bias [V]"
+            f"the output layer could be any of {', '.join(found)}; add a bias of zeros, NAME.bias [V], "
+            "to the output layer to identify it"
         )
     return found[-1]
 
 
 def _embedding(others: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Return the embedding, the one array that is left."""
+    """Return the embedding, which must be the only array in `others`."""
     (name, array), *more = others.items()
     if array.shape != shape:
         raise ValueError(f"{name} must be the embedding [V, E] = {shape}, not {array.shape}")
     if more:
-        raise ValueError(f"a char-RNN has no place for {', '.join(name for name, _ in more)}")
+        raise ValueError(
+            f"unexpected weights for a char-RNN: {', '.join(name for name, _ in more)}"
+        )
     return array

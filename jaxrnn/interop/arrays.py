@@ -1,4 +1,4 @@
-"""Helpers that the converters share: reading named arrays, parameters from arrays, gate orders."""
+"""Helpers shared by the converters: reading named arrays, checking networks, reordering gates."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jaxrnn.recurrence.networks import Network, NetworkParams
 
 
 class Reader:
-    """The arrays of another library by name, of which each is taken once and checked.
+    """A reader of another library's arrays by name, which checks each array's shape.
 
     Args:
       weights: arrays by name: numpy's, JAX's, or PyTorch's tensors.
-      owner: what the arrays are for, for the messages.
+      owner: description of the network that the arrays belong to, for error messages.
 
     Raises:
-      ValueError: for what is no dict by names.
+      ValueError: for weights that are not a dict with text as keys.
     """
 
     def __init__(self, weights: Mapping[str, Any], owner: str) -> None:
@@ -44,11 +44,13 @@ class Reader:
         """Return an array as numpy's.
 
         Raises:
-          ValueError: if there is none of this name, or it has another shape or is no array of numbers.
+          ValueError: if the array is missing, has the wrong shape, or is not an array of numbers.
         """
         if name not in self._weights:
-            there = ", ".join(sorted(self._left)) or "nothing else"
-            raise ValueError(f"{name} is missing for {self._owner}; there is {there}")
+            there = ", ".join(sorted(self._left)) or "none"
+            raise ValueError(
+                f"{name} is missing for {self._owner}; the remaining names are {there}"
+            )
         self._left.pop(name, None)
         array = as_numpy(self._weights[name], name)
         if array.shape != shape:
@@ -56,13 +58,13 @@ class Reader:
         return array
 
     def finish(self) -> None:
-        """Raise ValueError if arrays are left that were not taken."""
+        """Raise ValueError if there are arrays that were never taken."""
         if self._left:
-            raise ValueError(f"{self._owner} has no place for {', '.join(self._left)}")
+            raise ValueError(f"unexpected weights for {self._owner}: {', '.join(self._left)}")
 
 
 def check_mapping(given: Any, wanted: str) -> None:
-    """Raise ValueError for what is no dict by names; `wanted` describes the one that is wanted."""
+    """Raise ValueError unless `given` is a dict with text as keys; `wanted` describes it."""
     if not isinstance(given, Mapping):
         hint = ""
         if hasattr(given, "state_dict"):
@@ -77,13 +79,13 @@ def flat(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the arrays of a dict of dicts by their paths, such as "dense_h/kernel".
 
     Raises:
-      ValueError: for what is no dict of dicts by names.
+      ValueError: for weights that are not a dict of dicts with text as keys.
     """
     wanted = "a dict of layers, each a dict of arrays by name"
     check_mapping(weights, wanted)
     found: dict[str, Any] = {}
     for layer, leaves in weights.items():
-        check_mapping(leaves, f"{wanted}; {layer} is none")
+        check_mapping(leaves, f"{wanted}; the entry {layer!r} must be a dict")
         found |= {f"{layer}/{name}": array for name, array in leaves.items()}
     return found
 
@@ -96,7 +98,8 @@ def as_numpy(given: Any, name: str) -> np.ndarray:
       name: its name, for the message.
 
     Raises:
-      ValueError: if it is no such array; quantized weights are integers without their scale.
+      ValueError: if it is not such an array. Integers are rejected because quantized weights are
+        meaningless without their scale.
     """
     if hasattr(given, "detach"):
         given = given.detach().cpu()
@@ -118,7 +121,7 @@ def short(value: Any) -> str:
 
 
 def cells_of(net: Any, params: Any) -> tuple[Any, ...]:
-    """Return the cell's parameters of each pseudo-layer of a network as numpy arrays, after checks.
+    """Check the parameters of a network, and return those of each pseudo-layer as numpy arrays.
 
     Args:
       net: a cell, which is one pseudo-layer, a `Network`, or a stack of layers.
@@ -157,7 +160,7 @@ def cells_of(net: Any, params: Any) -> tuple[Any, ...]:
 
 
 def _check_shapes(cell: Any, params: Any, inputs: int, place: str) -> None:
-    """Raise ValueError for the first array of a cell that is missing or of another shape."""
+    """Raise ValueError for the first array of a cell that is missing or has the wrong shape."""
     for name, shape in shapes(cell, inputs)._asdict().items():
         array = getattr(params, name, None)
         found = None if array is None else array.shape
@@ -166,7 +169,7 @@ def _check_shapes(cell: Any, params: Any, inputs: int, place: str) -> None:
 
 
 def joined(net: Any, cells: Sequence[Any]) -> Any:
-    """Return the parameters of a stack, or of the one cell, from those of each pseudo-layer."""
+    """Return the parameters of a stack or of a single cell, given those of each pseudo-layer."""
     return StackedParams(tuple(cells)) if isinstance(net, Architecture) else cells[0]
 
 
@@ -176,38 +179,38 @@ def cell_of(net: Any) -> Any:
 
 
 def shapes(cell: Any, inputs: int) -> Any:
-    """Return the parameters of a cell for D = `inputs` with shapes in place of arrays."""
+    """Return the shapes of a cell's parameters for D = `inputs`, in the cell's NamedTuple."""
     made = jax.eval_shape(lambda: cell.init(jax.random.key(0), inputs))
     return jax.tree.map(lambda array: tuple(array.shape), made)
 
 
-# Options of a stack that the layers of most other libraries lack, with the values that change nothing.
+# Options of a stack that most libraries do not support, with the values that have no effect.
 PLAIN: dict[str, Any] = {"residual": False, "learned_state": False, "zoneout": 0.0, "blocks": 1}
 
 
 def unsupported_option(net: Any, library: str, plain: Mapping[str, Any] = PLAIN) -> str | None:
-    """Return which option of a stack a library lacks; None where it has all, and for other networks.
+    """Return why a library does not support an option of a stack, or None if it supports all.
 
     Args:
       net: a cell, a `Network`, or a stack of layers.
       library: its name, for the message.
-      plain: the options that it lacks, with the values at which they change nothing.
+      plain: the unsupported options, with the values at which they have no effect.
     """
     if isinstance(net, Architecture):
         for name, value in plain.items():
             if getattr(net, name) != value:
-                return f"{library} has no layers with {name}={getattr(net, name)}"
+                return f"{library} does not support {name}={getattr(net, name)}"
     return None
 
 
 def require_supported(reason: str | None) -> None:
-    """Raise ValueError with the reason, if there is one, why a library cannot run a network."""
+    """Raise ValueError with `reason`, from an `unsupported_reason`, unless it is None."""
     if reason:
         raise ValueError(reason)
 
 
 def check_network(net: Any) -> None:
-    """Raise ValueError for what is neither a `Network` nor a stack of layers."""
+    """Raise ValueError unless `net` is a `Network` or a stack of layers."""
     if not isinstance(net, Network | Architecture):
         raise ValueError(
             f"net must be made by jaxrnn.network or jaxrnn.layers.stacked, not {type(net).__name__}"

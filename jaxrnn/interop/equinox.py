@@ -70,8 +70,8 @@ def from_equinox(cell: Any, weights: Any) -> Any:
         are zeros.
 
     Raises:
-      ValueError: for a cell that Equinox does not have, and for the first array that is missing, left
-        over, or of another shape.
+      ValueError: for a cell that Equinox does not have, and for the first array that is missing or
+        unexpected, or has the wrong shape.
     """
     arrays.require_supported(unsupported_reason(cell))
     if not isinstance(weights, Mapping):

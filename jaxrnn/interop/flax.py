@@ -112,7 +112,7 @@ def from_nnx(cell: Any, weights: Mapping[str, Mapping[str, Any]], kind: Kind | N
 
     Raises:
       ValueError: for a cell that nnx does not have, a kind that is not of this cell, and the first array
-        that is missing, left over, or of another shape.
+        that is missing or unexpected, or has the wrong shape.
     """
     return _from(cell, NNX[_kind(cell, kind)], weights)
 
@@ -138,8 +138,8 @@ def from_linen(cell: Any, weights: Mapping[str, Mapping[str, Any]]) -> Any:
       weights: the dict that `to_linen` returns, or the gradients of one.
 
     Raises:
-      ValueError: for a cell that linen does not have, and the first array that is missing, left over, or
-        of another shape.
+      ValueError: for a cell that linen does not have, and the first array that is missing or
+        unexpected, or has the wrong shape.
     """
     return _from(cell, LINEN[_kind(cell, None)], weights)
 

@@ -76,8 +76,8 @@ def from_haiku(cell: Any, weights: Mapping[str, Mapping[str, Any]], name: str | 
       name: the name of the module; None for "vanilla_rnn", "lstm" or "gru".
 
     Raises:
-      ValueError: for a cell that Haiku does not have, and for the first array that is missing, left
-        over, or of another shape.
+      ValueError: for a cell that Haiku does not have, and for the first array that is missing or
+        unexpected, or has the wrong shape.
     """
     params, second = _read(cell, weights, name)
     if isinstance(cell, RNN):

@@ -1,7 +1,7 @@
-"""Weights of Keras' `SimpleRNN`, `LSTM` and `GRU`, alone, in `Bidirectional` and one after another.
+"""Weights of Keras' `SimpleRNN`, `LSTM` and `GRU`: single layers, `Bidirectional`, and stacks.
 
     net, params = stacked_from_keras(model)          # a layer, a model of such layers, or its file
-    params = from_keras(net, model.get_weights())    # for a stack or cell that one has
+    params = from_keras(net, model.get_weights())    # for an existing stack or cell
     model.set_weights(to_keras(net, params))
 
 A layer has three arrays, in the order of `layer.get_weights()`, with G = H times the number of gates:
@@ -74,7 +74,7 @@ def from_keras(net: Any, weights: Sequence[Any]) -> Any:
 
     Raises:
       ValueError: for a cell or an option that Keras does not have, and for the first array that is
-        missing, left over, or of another shape.
+        missing or unexpected, or has the wrong shape.
     """
     return _read(net, weights, lambda first, second: first + second)
 
@@ -95,9 +95,9 @@ def stacked_from_keras(model: Any) -> tuple[Any, Any]:
 
     Args:
       model: a live `SimpleRNN`, `LSTM`, `GRU` or `Bidirectional` of one, or a Sequential or functional
-        model in which each such layer reads the one before it; or the path of a `.keras` or
+        model with such layers connected one after another; or the path of a `.keras` or
         `.weights.h5` file of such a model. A `.weights.h5` file says neither which options its layers
-        have nor how they are connected: they are taken to be a chain of layers with Keras' defaults.
+        have nor how they are connected: it is read as a Sequential model with Keras' default options.
         Dropout acts in training only and is not carried over, nor is the dtype policy: the parameters
         have the dtype of the weights.
 
@@ -105,7 +105,7 @@ def stacked_from_keras(model: Any) -> tuple[Any, Any]:
       A `jaxrnn.layers.Stacked` with `batch_first`, as Keras' layers are, and its parameters.
 
     Raises:
-      InputError: for a file of another kind or a damaged one.
+      InputError: for a file of the wrong type or a damaged one.
       ValueError: for the first layer or option that a stack cannot express, and for layers of
         different kinds or widths.
     """
@@ -117,7 +117,7 @@ def stacked_from_keras(model: Any) -> tuple[Any, Any]:
 def stack_of(layers: Sequence[KerasLayer]) -> tuple[Any, Any]:
     """Return (net, params) of recurrent layers. Raises ValueError as `stacked_from_keras` does."""
     if not layers:
-        raise ValueError("there is no recurrent layer of Keras here")
+        raise ValueError("the model has no recurrent layer")
     first = layers[0]
     cell = recurrent_cell(first)
     for layer in layers[1:]:

@@ -1,4 +1,4 @@
-"""The layers of a Keras model: from live layers, from `.keras` files and from `.weights.h5` files.
+"""Read the layers of a Keras model from live objects, `.keras` files and `.weights.h5` files.
 
 A model is a chain of layers: a Sequential model, or a functional one in which each layer reads the one
 before it. Other models are refused, because their layers could be put together in several ways.
@@ -95,9 +95,9 @@ def read(model: Any) -> list[KerasLayer]:
       model: a live layer or model, or the path of a `.keras` or `.weights.h5` file.
 
     Raises:
-      InputError: for a file of another kind, a damaged file, or one that cannot be read.
-      ValueError: for an object that is no layer or model of Keras, and for a model that is no chain of
-        layers.
+      InputError: for a file of the wrong type, a damaged file, or one that cannot be read.
+      ValueError: for an object that is not a layer or model of Keras, and for a model whose layers are
+        not connected one after another.
     """
     if isinstance(model, str | os.PathLike):
         return _read_file(Path(model))
@@ -126,7 +126,8 @@ def check_all_known(layers: Iterable[KerasLayer], kinds: Sequence[str]) -> None:
     for layer in layers:
         if layer.kind not in kinds:
             raise ValueError(
-                f"the layer {layer.name} is a {layer.kind}, and only {', '.join(kinds)} are converted"
+                f"the layer {layer.name} has the type {layer.kind}; supported types are "
+                f"{', '.join(kinds)}"
             )
 
 
@@ -176,7 +177,7 @@ class _Description(NamedTuple):
 
 
 def _layer(description: _Description, arrays: list[np.ndarray]) -> KerasLayer:
-    """Return a layer from its description and its arrays. Raise ValueError for unlike directions."""
+    """Return a layer from its description and arrays. Raise ValueError if its directions differ."""
     kind, name, options = description
     if kind != "Bidirectional":
         return KerasLayer(kind, name, options, arrays)
@@ -187,7 +188,7 @@ def _layer(description: _Description, arrays: list[np.ndarray]) -> KerasLayer:
         )
     forward, backward = options["layer"], options.get("backward_layer", options["layer"])
     if forward["class_name"] != backward["class_name"]:
-        raise ValueError(f"the directions of the layer {name} are layers of two classes")
+        raise ValueError(f"the two directions of the layer {name} have different layer types")
     for option in _SHARED:
         both = [direction["config"].get(option) for direction in (forward, backward)]
         if both[0] != both[1]:
@@ -202,17 +203,19 @@ def _descriptions(model: Any) -> list[_Description]:
 
     Raises:
       KeyError, TypeError, AttributeError: for a damaged configuration.
-      ValueError: for a model that is no chain of layers.
+      ValueError: for a model whose layers are not connected one after another.
     """
     if model["class_name"] not in ("Sequential", "Functional"):
         raise ValueError(
-            f"the model is a {short(model['class_name'])}, and only Sequential and functional models "
-            "say how their layers are connected"
+            f"the model has the type {short(model['class_name'])}; only Sequential and functional "
+            "models are supported, because their files describe how the layers are connected"
         )
     entries = list(model["config"]["layers"])
     for entry in entries:
         if not str(entry.get("module", "keras")).startswith("keras"):
-            raise ValueError(f"the layer {entry['config'].get('name')} is no layer of Keras itself")
+            raise ValueError(
+                f"the layer {entry['config'].get('name')} is a custom layer, which cannot be converted"
+            )
     if model["class_name"] == "Functional":
         _check_chain(model["config"], entries)
     described = [_Description(e["class_name"], e["config"]["name"], e["config"]) for e in entries]
@@ -220,7 +223,7 @@ def _descriptions(model: Any) -> list[_Description]:
 
 
 def _check_chain(config: Any, entries: Sequence[Any]) -> None:
-    """Raise ValueError for a functional model in which a layer does not read the one before it alone."""
+    """Raise ValueError for a functional model whose layers are not connected one after another."""
     for before, entry in zip([None, *entries], entries, strict=False):
         name, nodes = entry["config"]["name"], entry["inbound_nodes"]
         if entry["class_name"] == "InputLayer":
@@ -230,17 +233,17 @@ def _check_chain(config: Any, entries: Sequence[Any]) -> None:
             right = right and _sources(nodes[0]) == [[before["config"]["name"], 0, 0]]
         if not right:
             raise ValueError(
-                f"the layer {name} does not read the layer before it alone, and only chains of layers "
-                "are converted"
+                f"the layer {name} must have exactly one input, the output of the previous layer; other "
+                "models are not supported"
             )
     outputs = config["output_layers"]
     last = [entries[-1]["config"]["name"], 0, 0]
     if outputs not in (last, [last]):
-        raise ValueError("the model has other outputs than those of its last layer")
+        raise ValueError("the model must have exactly one output, that of its last layer")
 
 
 def _sources(tree: Any) -> list[Any]:
-    """Return which tensors a call of a layer reads, each as [layer, call, output]."""
+    """Return the input tensors of a layer's call, each as [layer, call, output]."""
     if isinstance(tree, Mapping):
         if tree.get("class_name") == "__keras_tensor__":
             return [list(tree["config"]["keras_history"])]
@@ -277,7 +280,7 @@ def _read_archive(path: Path, content: bytes) -> list[KerasLayer]:
             model = json.loads(archive.read("config.json"))
             weights = archive.read("model.weights.h5")
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RecursionError) as error:
-        raise InputError(f"{path} is no .keras file, or a damaged one: {error}") from None
+        raise InputError(f"{path} is not a .keras file, or it is damaged: {error}") from None
     arrays = _read_arrays(path, weights)
     counts: dict[str, int] = {}
     layers = []
@@ -309,7 +312,9 @@ def _read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
         if not isinstance(node, h5py.Dataset) or _OF_TRAINING.search(name):
             return
         if node.external or node.is_virtual:
-            raise InputError(f"{path}: {name} lies in another file, which is not read")
+            raise InputError(
+                f"{path}: {name} is stored in another file; files with external data are not supported"
+            )
         memory.check(node.nbytes, f"{name} in {path}", "use a machine with more")
         found[name] = as_numpy(node[()], name)
 
@@ -320,7 +325,7 @@ def _read_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is a damaged HDF5 file: {error}") from None
     if not any("/vars/" in f"/{name}" for name in found):
         raise InputError(
-            f"{path} holds no weights of Keras 3; save them with Keras 3 as .weights.h5"
+            f"{path} does not hold weights of Keras 3; save them with Keras 3 as .weights.h5"
         )
     return found
 
@@ -336,8 +341,8 @@ def _by_groups(path: Path, arrays: dict[str, np.ndarray]) -> list[KerasLayer]:
         place = re.fullmatch(r"layers/([a-z_]+?)(?:_\d+)?", group)
         if place is None or place[1] not in _GROUPS:
             raise ValueError(
-                f"{path} has weights of {group}, but does not say where they belong; save the model by "
-                "model.save('model.keras')"
+                f"{path} has weights of {group}, and how that layer is connected is unknown; save the "
+                "whole model with model.save('model.keras')"
             )
         ordered = _ordered(groups[group])
         kind, both = _GROUPS[place[1]], place[1] == "bidirectional"
@@ -354,7 +359,7 @@ def _inner_kind(arrays: list[np.ndarray]) -> str:
         for kind, gates in _GATES.items():
             if kernel.shape[1] == gates * kernel.shape[0]:
                 return kind
-    raise ValueError("Bidirectional holds neither a SimpleRNN nor an LSTM nor a GRU")
+    raise ValueError("the layer in Bidirectional must be a SimpleRNN, LSTM or GRU")
 
 
 def _ordered(arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

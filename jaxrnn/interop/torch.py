@@ -1,7 +1,7 @@
 """Weights of PyTorch's `nn.RNN`, `nn.LSTM`, `nn.GRU`, and of `nn.RNNCell`, `nn.LSTMCell`, `nn.GRUCell`.
 
-    net, params = stacked_from_torch(layer.state_dict())     # a stack, as the weights describe it
-    params = from_torch(net, layer.state_dict())             # for a stack or cell that one has
+    net, params = stacked_from_torch(layer.state_dict())     # make a stack from the weights
+    params = from_torch(net, layer.state_dict())             # for an existing stack or cell
     state_dict = to_torch(net, params)
 
 For each layer k and direction (`_reverse` is the backward one) PyTorch has, with G = H times the number
@@ -94,7 +94,9 @@ def to_torch(
         raise ValueError(f"kind must be 'layer' or 'cell', not {kind!r}")
     if kind == "cell":
         if len(suffixes) > 1 or isinstance(cell_of(net), ProjectedLSTM):
-            raise ValueError("nn.LSTMCell and the like have one layer, one direction, no proj_size")
+            raise ValueError(
+                "kind='cell' needs one layer in one direction without proj_size, as nn.LSTMCell has"
+            )
         suffixes = [""]
     found: dict[str, np.ndarray] = {}
     for suffix, each in zip(suffixes, arrays.cells_of(net, params), strict=True):
@@ -119,7 +121,7 @@ def from_torch(net: Any, weights: Mapping[str, Any], *, prefix: str = "") -> Any
 
     Raises:
       ValueError: for a cell or an option that PyTorch does not have, and for the first array that is
-        missing, left over, or of another shape.
+        missing or unexpected, or has the wrong shape.
     """
     return _read(net, _below(weights, prefix), lambda b_ih, b_hh: b_ih + b_hh)
 
@@ -219,7 +221,7 @@ def _no_module(name: str, weights: Mapping[str, Any]) -> str:
 
 
 def _suffixes(net: Any) -> list[str]:
-    """Return what the names of each pseudo-layer end with."""
+    """Return the suffix of the names of each pseudo-layer's arrays."""
     if not isinstance(net, Architecture):
         return ["_l0"]
     directions = ("", "_reverse")[: net.directions]

@@ -130,7 +130,7 @@ def _kept(init_from: str | None, workdir: Path) -> Start | None:
         return None
     if not sha256:
         raise InputError(
-            f"the run in {workdir} began from initial weights of its own: leave `init_from` out to "
+            f"the run in {workdir} was not started from another model: leave `init_from` out to "
             f"resume it, {choose}"
         )
     config = run_description.model_of(workdir, described)
@@ -143,10 +143,10 @@ def _kept(init_from: str | None, workdir: Path) -> Start | None:
         return start
     resume = f"the run in {workdir} began from the model in {recorded}: give that as `init_from`"
     if not os.path.exists(start.path):
-        raise InputError(f"there is no model in {start.path}, and {resume} to resume it, {choose}")
+        raise InputError(f"there is no model in {start.path}; {resume} to resume it, {choose}")
     if _read(start.path)[1] != sha256:
         raise InputError(
-            f"the model in {start.path} is another, and {resume} to resume it, {choose}"
+            f"the model in {start.path} is a different one; {resume} to resume it, {choose}"
         )
     return start
 

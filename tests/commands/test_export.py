@@ -1,4 +1,4 @@
-"""The export command: the files that it writes, what it says of them, and its one-line errors."""
+"""Test the export command: its files, its output and its one-line errors."""
 
 import signal
 import subprocess
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.once, pytest.mark.usefixtures("without_pictures")]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A safetensors file with all that a card can hold, alone in its folder."""
+    """A safetensors file with every field of a card, alone in its folder."""
     (tmp_path / "models").mkdir()
     path = tmp_path / "models" / "model.safetensors"
     save(
@@ -129,7 +129,7 @@ def test_an_output_is_replaced_as_a_whole(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give at least one file to write: --safetensors PATH, --stablehlo PATH, --onnx PATH"),
+        ([], "request at least one output file: --safetensors PATH, --stablehlo PATH, --onnx PATH"),
         (
             ["--safetensors", "a", "--stablehlo", "./a"],
             "--safetensors and --stablehlo have the same",
@@ -144,9 +144,9 @@ def test_an_output_is_replaced_as_a_whole(file: Path, tmp_path: Path) -> None:
         (["--safetensors", "a" * 300], "cannot write to aaaa"),
         (["--safetensors", "models/model.safetensors"], "is the file of the model; choose another"),
         (["--stablehlo", "link"], "--stablehlo link is the file of the model; choose another"),
-        (["--stablehlo", "a", "--licence", "MIT"], "--licence is for --safetensors PATH"),
-        (["--stablehlo", "a", "--title", "Songs"], "--title is for --html PATH"),
-        (["--stablehlo", "a", "--html-weights", "int8"], "--html-weights is for --html PATH"),
+        (["--stablehlo", "a", "--licence", "MIT"], "--licence needs --safetensors PATH"),
+        (["--stablehlo", "a", "--title", "Songs"], "--title needs --html PATH"),
+        (["--stablehlo", "a", "--html-weights", "int8"], "--html-weights needs --html PATH"),
         (["--safetensors", "circle"], "cannot write to circle: Too many levels of symbolic links"),
         (["--safetensors", "circle", "--stablehlo", "circle"], "have the same path circle"),
         (["--safetensors", "-x"], "--safetensors needs a value"),
@@ -208,7 +208,7 @@ def test_other_checkpoints_than_best_and_latest(file: Path, run: Path, unchecked
             load(model, which="foo")  # type: ignore[arg-type]
 
 
-def test_generate_to_links_in_a_circle(
+def test_generate_to_a_loop_of_links(
     file: Path, run: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     circle = tmp_path / "circle"
@@ -231,7 +231,7 @@ def test_models_that_cannot_be_read(tmp_path: Path, refusal: Callable[..., str])
     for command in export.main, generate.main:
         more = out if command == export.main else []
         message = refusal(command, [str(tmp_path / "text"), *more])
-        assert "is not a safetensors file: it is another kind of file" in message
+        assert "is not a safetensors file: it has another file format" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -253,7 +253,7 @@ def test_without_a_package_nothing_is_written(
 
 @pytest.mark.process
 def test_a_full_disk(file: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for it. The file keeps its old content."""
+    """A limit on file sizes simulates a full disk. The file keeps its old content."""
     out = tmp_path / "out"
     out.write_text("from before")
 
@@ -280,7 +280,7 @@ sys.exit(export.main(sys.argv[1:]))
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_leaves_no_partial_file(name: str, file: Path, tmp_path: Path) -> None:
-    """It comes when the file has been written and before it has its name."""
+    """The signal arrives after the content was written and before the file was renamed."""
     code = f"""
 import os, signal, sys
 from jaxrnn import export
@@ -311,7 +311,7 @@ def test_a_reader_that_has_gone(
     ends: Callable[..., None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The files are written all the same."""
+    """The files are still written."""
     lose_the_reader(monkeypatch, ends)
     out = tmp_path / "out"
     assert export.main([str(file), "--safetensors", str(out)]) == 128 + signal.SIGPIPE
@@ -345,7 +345,7 @@ def test_the_command_as_a_process(file: Path, tmp_path: Path) -> None:
     assert safetensors.numpy.load_file(out)["w_out"].shape == (16, len(CORPUS.vocabulary))
 
 
-def test_every_format_is_told_in_the_readme() -> None:
+def test_the_readme_lists_every_format() -> None:
     text = (Path(safetensors_file.__file__).parent / "README.md").read_text(encoding="utf-8")
     for name in export.FORMATS:
         assert f"`--{name}`" in text

@@ -1,4 +1,4 @@
-"""Training that starts from a trained model: from which parameters, resumed, and what is refused."""
+"""Test training that starts from a trained model: initial parameters, resuming and bad input."""
 
 import json
 import math
@@ -52,7 +52,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text and models, none to be changed: run, file, damaged, pipe, tied and bytes."""
+    """A read-only folder with a text and models: run, file, damaged, pipe, tied and bytes."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "old.txt").write_text(TEXT)
     (folder / "new.txt").write_text(NEW)
@@ -172,7 +172,7 @@ def test_a_resumed_run_is_bit_identical_and_needs_no_file(models: Path, tmp_path
 def test_a_run_that_was_killed_before_its_first_checkpoint(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
 ) -> None:
-    """The same command gives the same run. It needs the same model, or nothing is changed."""
+    """The same command gives the same run. With another model it changes nothing."""
     file = tmp_path / "file"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     file.write_bytes((models / "file").read_bytes())
@@ -222,7 +222,7 @@ def test_a_run_stays_what_it_began_as(
     message = refusal(
         train.main, arguments(models / "old.txt", models / "run", models / "file", steps=4)
     )
-    assert "began from initial weights of its own: leave --init-from out to resume it" in message
+    assert "was not started from another model: leave --init-from out to resume it" in message
     assert (everything(ours), everything(models / "run")) == (before, old)
     assert train.main([*made, "--overwrite"]) == 0
 
@@ -241,11 +241,11 @@ def test_a_run_is_resumed_with_no_other_model(
         return refusal(train.main, arguments(models / "new.txt", run, start, steps=6))
 
     resume = (
-        f"and the run in {run} began from the model in {file}: give that as --init-from to resume it, "
+        f"the run in {run} began from the model in {file}: give that as --init-from to resume it, "
         "choose another --workdir, or --overwrite it"
     )
-    assert refused(other) == f"the model in {other} is another, {resume}"
-    assert refused(nowhere) == f"there is no model in {nowhere}, {resume}"
+    assert refused(other) == f"the model in {other} is a different one; {resume}"
+    assert refused(nowhere) == f"there is no model in {nowhere}; {resume}"
     assert "damaged is damaged: it has" in refused(models / "damaged")
     assert "pipe is not a regular file" in refused(models / "pipe")
     assert everything(run) == before
@@ -260,7 +260,7 @@ def test_a_run_is_resumed_with_no_other_model(
 def test_what_is_at_the_recorded_path_when_a_run_is_resumed(
     models: Path, tmp_path: Path, refusal: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another model is refused; what is no model does not matter, because there is a checkpoint."""
+    """Another model is rejected; an unreadable one is ignored, because there is a checkpoint."""
     run, file = tmp_path / "run", tmp_path / "file"
     file.write_bytes((models / "file").read_bytes())
     assert train.main(arguments(models / "new.txt", run, file, steps=2, eval_every=2)) == 0
@@ -286,7 +286,7 @@ def test_what_is_at_the_recorded_path_when_a_run_is_resumed(
 def test_a_damaged_checkpoint_of_the_model_does_not_prevent_resuming(
     models: Path, tmp_path: Path
 ) -> None:
-    """The second best checkpoint that is read instead is not taken for another model."""
+    """Reading the second best checkpoint instead does not count as another model."""
     run, old = tmp_path / "run", tmp_path / "old"
     shutil.copytree(models / "run", old)
     assert train.main(arguments(models / "new.txt", run, old, steps=4)) == 0
@@ -320,7 +320,7 @@ def test_a_damaged_checkpoint_of_the_model_does_not_prevent_resuming(
         ),
         ("damaged", [], "damaged is damaged: it has"),
         ("pipe", [], "pipe is not a regular file; give a safetensors file"),
-        ("old.txt", [], "old.txt is not a safetensors file: it is another kind of file"),
+        ("old.txt", [], "old.txt is not a safetensors file: it has another file format"),
         ("nowhere", [], "nowhere is not a folder; train first, or give the run directory"),
         ("", [], "is not a run of jaxrnn: it has no config.json"),
     ],
@@ -422,6 +422,6 @@ def test_on_a_mesh(models: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_old_runs_began_from_weights_of_their_own() -> None:
+def test_runs_of_older_versions_have_no_starting_model() -> None:
     for config in {}, {"origin": None}, {"origin": {}}:
         assert run_description.origin_of(config) == ""

@@ -1,4 +1,4 @@
-"""Char-RNNs as ONNX files: the logits in onnxruntime, the metadata, and the documented program."""
+"""Test char-RNNs as ONNX files: logits in onnxruntime, metadata, and the documented program."""
 
 import dataclasses
 import inspect

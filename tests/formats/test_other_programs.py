@@ -1,4 +1,4 @@
-"""Char-RNNs of other programs: Keras (the lecture's program), PyTorch, min-char-rnn."""
+"""Test the conversion of char-RNNs of Keras (the lecture's program), PyTorch and min-char-rnn."""
 
 import importlib.util
 import os
@@ -57,7 +57,7 @@ def assert_same(got: charlm.Params, want: charlm.Params) -> None:
 
 
 def test_min_char_rnn_computes_what_the_program_does() -> None:
-    """The loop of the program, in numpy, with its column vectors."""
+    """Compare with the program's own loop in numpy, which uses column vectors."""
     rng = np.random.default_rng(1)
     shapes = {"Wxh": (H, V), "Whh": (H, H), "Why": (V, H), "bh": (H, 1), "by": (V, 1)}
     weights = {
@@ -78,8 +78,10 @@ def test_min_char_rnn_computes_what_the_program_does() -> None:
     assert jaxrnn.sample(params, "he", 9, mode="argmax").startswith("he")
 
 
-def test_what_is_no_min_char_rnn() -> None:
-    with pytest.raises(ValueError, match=r"^Why is missing for min-char-rnn; there is bh, by$"):
+def test_bad_weights_of_min_char_rnn() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Why is missing for min-char-rnn; the remaining names are bh, by$"
+    ):
         weights = {"Wxh": np.zeros((H, V)), "Whh": np.zeros((H, H)), "bh": np.zeros((H, 1))}
         min_char_rnn.from_min_char_rnn(weights | {"by": np.zeros((V, 1))}, VOCABULARY)
     with pytest.raises(ValueError, match=r"^Wxh must have shape \(6, 3\) .*, not \(6, 8\)$"):
@@ -136,19 +138,25 @@ def test_models_of_pytorch(kind: str, names: tuple[str, str, str], tmp_path: Pat
     module.load_state_dict({name: torch.tensor(array) for name, array in again.items()})
 
 
-def test_what_is_no_char_rnn_of_pytorch(unchecked: None) -> None:
+def test_bad_state_dicts(unchecked: None) -> None:
     state_dict = torch_model.to_torch(model())
     wrong = [
         (
             "model.pt",
             r"a state dict, such as torch.load\(path, weights_only=True\) returns, not str",
         ),
-        ({"fc.weight": np.zeros((V, H))}, r"one nn\.RNN, nn\.LSTM or nn\.GRU; there is none of fc"),
+        (
+            {"fc.weight": np.zeros((V, H))},
+            r"exactly one nn\.RNN, nn\.LSTM or nn\.GRU, .*found none among fc",
+        ),
         (
             state_dict | {f"second.{n[4:]}": a for n, a in state_dict.items() if "rnn." in n},
-            r"there is rnn\.weight_ih_l0, second\.weight_ih_l0",
+            r"found rnn\.weight_ih_l0, second\.weight_ih_l0",
         ),
-        (state_dict | {"norm.weight": np.zeros(H)}, r"a char-RNN has no place for norm\.weight"),
+        (
+            state_dict | {"norm.weight": np.zeros(H)},
+            r"unexpected weights for a char-RNN: norm\.weight",
+        ),
         (state_dict | {"encoder.weight": np.zeros((V, 9))}, r"\[V, E\] = \(8, 5\), not \(8, 9\)"),
         (state_dict | {"decoder.weight": np.zeros((9, H))}, r"\[V, H\] = \(8, 6\).*\(9, 6\)"),
         (
@@ -168,12 +176,12 @@ def test_what_is_no_char_rnn_of_pytorch(unchecked: None) -> None:
             torch_model.from_torch(state_dict, vocabulary)
     one = torch_model.to_torch(model(hidden_size=V, embedding_size=V))
     with pytest.raises(
-        ValueError, match=r"encoder.weight may be the embedding or the output layer"
+        ValueError, match=r"encoder.weight could be the embedding or the output layer"
     ):
         torch_model.from_torch({n: a for n, a in one.items() if "decoder" not in n}, VOCABULARY)
     square = torch_model.to_torch(model(embedding_size=H))
     del square["decoder.bias"]
-    with pytest.raises(ValueError, match=r"may be any of encoder, decoder: .* one of zeros"):
+    with pytest.raises(ValueError, match=r"could be any of encoder, decoder; add a bias of zeros"):
         torch_model.from_torch(square, VOCABULARY)
     tied = square | {"encoder.weight": square["decoder.weight"]}
     np.testing.assert_array_equal(
@@ -282,16 +290,18 @@ def test_training_continues_from_the_lectures_program(
 @peers
 @needs_keras
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_is_no_char_rnn_of_keras(tmp_path: Path) -> None:
+def test_bad_keras_models(tmp_path: Path) -> None:
+    net = keras_char_rnn("LSTM")
     import keras
 
-    net = keras_char_rnn("LSTM")
     with pytest.raises(
         ValueError, match=r"^embedding.*/embeddings must have shape \(3, 5\).*\(8, 5\)"
     ):
         keras_model.from_keras(net, "abc")
     masked = keras.layers.Embedding(V, E, mask_zero=True)
-    with pytest.raises(ValueError, match="has mask_zero=True, and a char-RNN has no padding"):
+    with pytest.raises(
+        ValueError, match="has mask_zero=True, and char-RNNs do not support masking"
+    ):
         keras_model.from_keras(
             keras.Sequential([keras.Input((None,)), masked, *net.layers[1:]]), VOCABULARY
         )
@@ -299,7 +309,10 @@ def test_what_is_no_char_rnn_of_keras(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"in this order, not Embedding$"):
         keras_model.from_keras(other, VOCABULARY)
     attention = keras.Sequential([*net.layers, keras.layers.LayerNormalization()])
-    with pytest.raises(ValueError, match="is a LayerNormalization, and only Embedding, SimpleRNN"):
+    with pytest.raises(
+        ValueError,
+        match="has the type LayerNormalization; supported types are Embedding, SimpleRNN",
+    ):
         keras_model.from_keras(attention, VOCABULARY)
     net.layers[-1].activation = keras.activations.relu
     with pytest.raises(ValueError, match="activation='relu', not 'linear' or 'softmax'"):

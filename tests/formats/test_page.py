@@ -200,7 +200,7 @@ def test_the_loss_is_the_divergence_on_a_text_of_the_model(tmp_path: Path) -> No
     )
     assert written.same == pytest.approx(float(np.mean(p.argmax(-1) == q.argmax(-1))), abs=0.002)
     assert 0 < written.divergence < 0.01 and 0.9 < written.same < 1
-    says = f"costs {written.divergence:.5f} nats per character (KL divergence)"
+    says = f"adds {written.divergence:.5f} nats per character (KL divergence)"
     assert says in (tmp_path / "page.html").read_text()
 
 

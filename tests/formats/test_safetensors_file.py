@@ -1,4 +1,4 @@
-"""safetensors files: what is written, what comes back, and one line for each fault."""
+"""Test safetensors files: their content, round trips, and one-line errors for bad files."""
 
 import dataclasses
 import json
@@ -126,8 +126,8 @@ def test_a_model_of_a_registered_cell(tmp_path: Path, unchecked: None) -> None:
 def test_what_is_not_saved(tmp_path: Path, file: Path) -> None:
     before = file.read_bytes()
     for changes, message in (
-        (dict(b_out=jnp.zeros(4)), r"params.b_out has shape \(4,\), and \(5,\)"),
-        (dict(w_out=None), r"params.w_out has shape None, and \(6, 5\)"),
+        (dict(b_out=jnp.zeros(4)), r"params.b_out must have shape \(5,\) .*, not \(4,\)"),
+        (dict(w_out=None), r"params.w_out must have shape \(6, 5\) .*, not None"),
         (dict(b_out=jnp.zeros(5, jnp.int32)), "params.b_out is int32, and must be float32"),
         (dict(b_out=np.zeros(5)), "params.b_out is float64"),
     ):
@@ -156,7 +156,7 @@ def test_arguments_of_other_types(file: Path, unchecked: None) -> None:
 
 @pytest.mark.process
 def test_the_first_tensor_that_differs_is_named(file: Path) -> None:
-    """In the order of the model, whatever random order a process hashes texts in."""
+    """The order is that of the model, independent of Python's hash seed."""
     code = """
 import sys, jaxrnn
 params = jaxrnn.load(sys.argv[1])
@@ -175,7 +175,9 @@ except jaxrnn.InputError as error:
             capture_output=True,
             text=True,
         )
-        message = "params.embedding has shape (2, 3), and (5, 3) by its config and vocabulary\n"
+        message = (
+            "params.embedding must have shape (5, 3) for its config and vocabulary, not (2, 3)\n"
+        )
         assert (result.stdout, result.stderr) == (message, "")
 
 
@@ -221,7 +223,7 @@ def test_bfloat16_becomes_float32(file: Path) -> None:
     np.testing.assert_array_equal(read(file)[0].b_out, [1, -2, 3, 0.5, 0])
 
 
-def test_settings_that_a_card_has_not_get_their_defaults(file: Path) -> None:
+def test_missing_settings_get_their_defaults(file: Path) -> None:
     """Files of an older version, and entries that a newer one adds."""
     before = read(file)[0]
 
@@ -236,18 +238,21 @@ def test_settings_that_a_card_has_not_get_their_defaults(file: Path) -> None:
     "content, message",
     [
         (b"", "is not a safetensors file: it is empty"),
-        (b"To be, or not to be", "it is another kind of file"),
+        (b"To be, or not to be", "it has another file format"),
         (pickle.dumps({"a": 1}), "it begins as a pickle does, which jaxrnn never reads"),
         (b"<!DOCTYPE html>\n<html>", "it begins as a web page does"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS; fetch the file itself"),
         (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
         ((10**15).to_bytes(8, "little") + b"{}", "is damaged: Error while"),
-        ((2).to_bytes(8, "little") + b"{}", "no model of jaxrnn: its metadata name no format"),
+        (
+            (2).to_bytes(8, "little") + b"{}",
+            "not hold a model of jaxrnn: its metadata has no format",
+        ),
         ((9).to_bytes(8, "little") + b'{"a":"b"}', "is damaged: "),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value[:30],
 )
-def test_files_of_other_kinds(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_of_other_formats(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
     for reader in read, jaxrnn.load:
@@ -255,7 +260,7 @@ def test_files_of_other_kinds(content: bytes, message: str, tmp_path: Path) -> N
 
 
 def refused(file: Path, reader: Callable[[Path], Any] = read) -> str:
-    """The one line that a file is refused with; it names the file."""
+    """Return the error message for a file, which must be one line that names the file."""
     with pytest.raises(InputError) as caught:
         reader(file)
     message = str(caught.value)
@@ -263,7 +268,7 @@ def refused(file: Path, reader: Callable[[Path], Any] = read) -> str:
     return message
 
 
-def test_a_zip_and_places_that_are_no_file(tmp_path: Path) -> None:
+def test_zip_archives_and_special_files(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("data.pkl", pickle.dumps({"a": 1}))
     assert "it is a zip archive, as torch.save and Keras write" in refused(tmp_path / "zip")
@@ -275,7 +280,7 @@ def test_a_zip_and_places_that_are_no_file(tmp_path: Path) -> None:
         assert "is not a regular file" in refused(tmp_path / "pipe", reader)
 
 
-def test_every_cut_is_told(file: Path) -> None:
+def test_every_truncation_is_reported(file: Path) -> None:
     content = file.read_bytes()
     for size in (1, 8, 9, 100, len(content) - 4, len(content) - 1):
         file.write_bytes(content[:size])
@@ -294,7 +299,7 @@ def test_every_cut_is_told(file: Path) -> None:
         (lambda t: t.update(extra=np.zeros(1, np.float32)), "has a tensor extra, which its"),
         (
             lambda t: t.update(w_out=np.zeros((5, 6), np.float32)),
-            "w_out has shape [5, 6], and [6, 5] by the configuration",
+            "w_out has shape [5, 6], and its configuration requires [6, 5]",
         ),
         (lambda t: t.update(w_out=np.zeros((6, 5))), "w_out is F64; convert it to F32, F16"),
         (lambda t: t.update(w_out=np.zeros((6, 5), np.int32)), "w_out is I32"),
@@ -315,20 +320,20 @@ def test_tensors_that_do_not_fit(change: Any, message: str, file: Path) -> None:
         (dict(version="1"), "has a damaged card: its version is '1'"),
         (dict(version=0), "has a damaged card: its version is 0"),
         (dict(version=-5), "has a damaged card: its version is -5"),
-        (dict(config=None), "has an invalid configuration: there is none"),
+        (dict(config=None), "has an invalid configuration: it is missing or not a JSON object"),
         (dict(config=dict(hidden_size=7.5)), "invalid configuration: hidden_size is 7.5"),
         (dict(config=dict(hidden_size=True)), "hidden_size is True"),
         (dict(config=dict(hidden_size=0)), "invalid configuration: hidden_size must be at least 1"),
         (dict(config=dict(hidden_size=10**30)), ""),
         (
             dict(config=dict(layers=10**12)),
-            "has no tensor layers.2.w_x; its card says 1000000000000",
+            "has no tensor layers.2.w_x, and its card specifies 1000000000000",
         ),
         (dict(config=dict(cell="os.system")), "invalid configuration: cell must be one of rnn"),
         (dict(config=dict(cell=["lstm"])), "cell is ['lstm']"),
         (dict(config=dict(reset="never")), "reset is 'never'"),
         (dict(config=dict(depth=3)), "this version of jaxrnn has no setting 'depth'"),
-        (dict(vocabulary=None), "has an invalid vocabulary: there is none"),
+        (dict(vocabulary=None), "has an invalid vocabulary: it is missing or not a JSON object"),
         (dict(vocabulary=dict(characters="aabc ")), "invalid vocabulary: characters must contain"),
         (dict(vocabulary=dict(characters="")), "invalid vocabulary: it is empty"),
         (
@@ -355,12 +360,12 @@ def test_cards_that_do_not_fit(
 
 
 @pytest.mark.parametrize("card", ["", "[]", "{", "[" * 100_000, '{"version": 1e999}'], ids=str)
-def test_a_card_that_is_no_card(card: str, file: Path) -> None:
+def test_damaged_cards(card: str, file: Path) -> None:
     tensors = safetensors.numpy.load_file(file)
     file.write_bytes(safetensors.numpy.save(tensors, {"jaxrnn": card}))
     assert "has a damaged card: " in refused(file)
     file.write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))
-    assert "holds no model of jaxrnn: its metadata name format 'pt'" in refused(file)
+    assert "does not hold a model of jaxrnn: its metadata has format 'pt'" in refused(file)
 
 
 # --- the program in the documentation ---

@@ -1,4 +1,4 @@
-"""StableHLO files: the text of `jaxrnn.sample`, without jaxrnn, and -1 for what cannot be sampled."""
+"""Test StableHLO files: they draw the text of `jaxrnn.sample`, and return -1 for bad arguments."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ PRIME = "9 green"
 
 
 def loaded(params: charlm.Params, folder: Path) -> export.Exported:
-    """The program, after a way through a file."""
+    """The program, written to a file and read again."""
     # A path may be a text, as in `jaxrnn.save`.
     stablehlo.write(params, str(folder / "m"))
     return export.deserialize(bytearray((folder / "m").read_bytes()))
@@ -47,7 +47,7 @@ def call(
     top_p: float = 1.0,
     top_k: int = 0,
 ) -> np.ndarray:
-    """The text [P + length] after a prime [P]; the places after the prime hold what is no character."""
+    """The text [P + length] after a prime [P]; its other places start as invalid characters."""
     text = np.full(len(prime) + length, -7, np.int32)
     text[: len(prime)] = prime
     scalars = np.uint32(seed), np.float32(temperature), np.float32(top_p), np.int32(top_k)

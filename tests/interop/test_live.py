@@ -1,6 +1,6 @@
-"""Converters against the libraries themselves, run live: values, states and gradients in float32.
+"""Compare converters with the installed libraries: values, states and gradients in float32.
 
-Sizes are drawn at random, with a seed that is the number of the case.
+Sizes are random; the seed is the number of the case.
 """
 
 import importlib.util

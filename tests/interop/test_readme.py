@@ -1,4 +1,4 @@
-"""The examples of the README, run one after another in an empty folder."""
+"""Run the examples of the README, one after another in an empty folder."""
 
 import importlib.util
 import re

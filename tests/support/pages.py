@@ -1,4 +1,4 @@
-"""Small models with numbers that make interesting texts, and how a browser writes texts with them."""
+"""Small models with varied output, and helpers that write texts with them in a browser."""
 
 import json
 import time
@@ -83,7 +83,7 @@ def write(browser: chromium.Browser, prime: str = PRIME, length: int = LENGTH) -
 
 
 def wait(browser: chromium.Browser) -> None:
-    """Wait until the page has stopped to write."""
+    """Wait until the page has stopped writing."""
     until = time.monotonic() + 60
     while not browser.value("run.stopped"):
         assert time.monotonic() < until

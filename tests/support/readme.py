@@ -1,4 +1,4 @@
-"""The programs in a README, and models whose texts show whether a program is right."""
+"""Programs in READMEs, and models with varied output to test them with."""
 
 import re
 from pathlib import Path

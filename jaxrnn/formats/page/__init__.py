@@ -175,8 +175,8 @@ def _quality(model: charlm.Params, weights: Weights, loss: quality.Loss) -> str:
     divergence = f"{loss.divergence:.5f}" if loss.divergence >= 1e-5 else "less than 0.00001"
     unit = "byte" if model.vocabulary.by_bytes else "character"
     return (
-        f"Rounding its weights to {weights} costs {divergence} nats per {unit} (KL divergence) and "
-        f"keeps the most likely {unit} at {100 * loss.same:.1f}% of places."
+        f"Rounding the weights to {weights} adds {divergence} nats per {unit} (KL divergence). The most "
+        f"likely {unit} stays the same at {100 * loss.same:.1f}% of positions."
     )
 
 

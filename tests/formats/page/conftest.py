@@ -1,4 +1,4 @@
-"""Pages of models in one Chromium for each file of tests."""
+"""Fixtures that open pages in Chromium, started once per test file."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Brows
 
 @pytest.fixture
 def show(browser: chromium.Browser, tmp_path: Path) -> Iterator[Callable[..., chromium.Browser]]:
-    """Open the page of a model. Afterwards nothing may have failed and nothing been asked for."""
+    """Open the page of a model, and check afterwards for errors and network requests."""
     file = tmp_path / "page.html"
 
     def show(
