@@ -197,7 +197,7 @@ _READERS: dict[Format, str] = {
 def _write(
     name: Format, path: Path, params: charlm.Params, card: Card, options: ExportOptions
 ) -> str:
-    """Write one file and return what it holds."""
+    """Write one file and return a description of its content."""
     if name == "safetensors":
         licence = card.licence if options.licence is None else options.licence
         card = dataclasses.replace(card, licence=licence)
@@ -213,7 +213,7 @@ def _write(
 
 
 def _write_page(path: Path, params: charlm.Params, card: Card, options: ExportOptions) -> str:
-    """Write a page, and return what it holds with its loss of quality."""
+    """Write the page, and return a description with the loss of quality."""
     title = options.title
     if title is None:
         title = f"A network that has read “{card.text}”" if card.text else "A network that writes"

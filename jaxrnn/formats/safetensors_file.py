@@ -70,7 +70,7 @@ def save(
 
     Raises:
       InputError: for parameters that do not fit their configuration or are not floating-point numbers
-        of at most 32 bits, for a loss that is not finite, for other facts that are no text, and for the
+        of at most 32 bits, for a loss that is not finite, for other facts that are not text, and for the
         path of a folder.
       OSError: if the file cannot be written.
     """

@@ -36,7 +36,7 @@ class Reader:
         return name in self._weights
 
     def size(self, name: str, axis: int) -> int:
-        """Return the length of an axis of an array, or 0 where there is none, which `take` reports."""
+        """Return the length of an axis of an array, or 0 if the array is missing (see `take`)."""
         array = as_numpy(self._weights[name], name) if name in self else np.zeros(0)
         return array.shape[axis] if array.ndim > 1 else 0
 

@@ -195,7 +195,7 @@ def _below(weights: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
     """Return the arrays whose names begin with a prefix, without it.
 
     Raises:
-      ValueError: for what is no state dict, and where no name begins so.
+      ValueError: for weights that are not a state dict, and if no name begins with the prefix.
     """
     arrays.check_mapping(weights, "a state dict, arrays by name")
     if not prefix:

@@ -154,7 +154,7 @@ def _kept(init_from: str | None, workdir: Path) -> Start | None:
 def _check_recorded(start: Start, workdir: Path) -> None:
     """Raise InputError if another model is now at the path that a run with a checkpoint recorded.
 
-    The run can be resumed without its model, so one that is missing, damaged or unreadable is no error.
+    The run can be resumed without its model, so a missing, damaged or unreadable one is ignored.
     """
     damaged: list[str] = []
     try:
