@@ -1,8 +1,8 @@
 """The char-RNN: its model, and text drawn from it."""
 
+from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.charlm.model import (
     Carry,
-    ModelConfig,
     Params,
     StepParams,
     count,

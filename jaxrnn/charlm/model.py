@@ -7,111 +7,27 @@ once over the V embeddings, and each step looks up its row of the table (`step_p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn.charlm import registry
+from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.devices import accelerator, mesh, modes
-from jaxrnn.errors import InputError, whole_number
+from jaxrnn.devices import mesh, modes
+from jaxrnn.errors import InputError
 from jaxrnn.layers import StackedParams, dropping, running
 from jaxrnn.layers.architecture import Architecture
-from jaxrnn.recurrence import cells, dispatch, linalg
+from jaxrnn.recurrence import cells, linalg
 from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.recurrence.problem import Lookup
-from jaxrnn.settings import setting
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 
 # The recurrent state of every layer, from the input upwards.
 Carry = tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The architecture of a char-RNN."""
-
-    cell: registry.CellName = "lstm"
-    """Recurrent cell of every layer. In Python, also a name given to `jaxrnn.register_cell`."""
-    layers: int = 1
-    """Number of layers."""
-    hidden_size: int = 256
-    """Width of the hidden state of each layer."""
-    embedding_size: int = 64
-    """Width of the character embedding; 0 feeds one-hot characters instead."""
-    dropout: float = setting(0.0, may_change=True)
-    """Fraction of each layer's outputs dropped in training, from 0 to 1."""
-    variational: bool = setting(False, may_change=True)
-    """Drop the same outputs at all characters of a row of the batch (Gal & Ghahramani 2016)."""
-    embedding_dropout: float = setting(0.0, may_change=True)
-    """Fraction of the numbers of the embedding dropped in each training step, from 0 to 1."""
-    weight_dropout: float = setting(0.0, may_change=True)
-    """Fraction of the recurrent weights dropped in each training step, from 0 to 1 (Merity et al.
-    2018)."""
-    tie: bool = False
-    """Also use the embedding as the output weights. Needs an embedding as wide as the hidden state."""
-    activation: cells.Activation = "tanh"
-    """Activation of the plain RNN."""
-    peephole: bool = False
-    """Peephole connections of the LSTM, from its cell to its gates."""
-    forget_bias: float = 1.0
-    """Initial forget-gate bias of the LSTM."""
-    reset: cells.Reset = "before"
-    """Position of the GRU's reset gate: before the recurrent product (the lecture) or after it
-    (cuDNN)."""
-    recurrent_init: cells.RecurrentInit = "orthogonal"
-    """Distribution of the initial recurrent weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
-    the hardware multiplies it faster."""
-
-    def __post_init__(self) -> None:
-        """Convert integers of any type to int. Raises InputError for an invalid value."""
-        try:
-            registry.check_name(self.cell)
-            for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
-                object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        for name in ("dropout", "embedding_dropout", "weight_dropout"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise InputError(f"{name} must be at least 0 and below 1, not {value}")
-        if self.embedding_dropout and not self.embedding_size:
-            raise InputError("`embedding_dropout` needs an embedding: set `embedding_size` above 0")
-        if self.tie and self.embedding_size != self.hidden_size:
-            raise InputError(
-                f"`tie` needs `embedding_size` equal to `hidden_size`, not {self.embedding_size} and "
-                f"{self.hidden_size}"
-            )
-
-    def resolved(self) -> ModelConfig:
-        """Return the same with dtype "auto" replaced by what is fast on the device in use."""
-        if self.dtype != "auto":
-            return self
-        compiled = False
-        if dispatch.platform() == "cpu":
-            shape = (64, 32, self.hidden_size)
-            chosen = dispatch.explain(self.make_cell(), shape, "bfloat16")
-            compiled = chosen.implementation == "native"
-        return dataclasses.replace(self, dtype=accelerator.fast_dtype(compiled))
-
-    def make_cell(self) -> Any:
-        """Return the cell of every layer."""
-        if self.cell == "rnn":
-            return cells.RNN(self.hidden_size, self.activation, self.recurrent_init)
-        if self.cell == "gru":
-            return cells.GRU(self.hidden_size, self.reset, self.recurrent_init)
-        if self.cell == "lstm":
-            return cells.LSTM(
-                self.hidden_size, self.peephole, self.forget_bias, self.recurrent_init
-            )
-        return registry.make_cell(self.cell, self.hidden_size)
 
 
 @flax.struct.dataclass
