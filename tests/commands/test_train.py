@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 import pytest
 
-from jaxrnn import ModelConfig, charlm, generate, load, sample, train
+from jaxrnn import ModelConfig, charlm, generate, load, presets, sample, train
 from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
@@ -158,11 +158,11 @@ def test_the_folder_without_workdir() -> None:
 # --- train: settings ---
 
 
-@pytest.mark.parametrize("preset", train.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_presets_parse_and_flags_change_them(preset: Any) -> None:
     plain = train.parse(["--preset", preset])
-    assert plain.training == train.PRESETS[preset].training
-    assert plain.data == train.PRESETS[preset].data and plain.preset == preset
+    assert plain.training == presets.PRESETS[preset].training
+    assert plain.data == presets.PRESETS[preset].data and plain.preset == preset
     for arguments in (
         ["--preset", preset, "--hidden-size", "77"],
         ["--hidden-size", "77", f"--preset={preset}"],
@@ -189,7 +189,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     for flag in FLAGS.split():
         assert re.search(rf"--{flag}\b(?!-)", out), flag
-    for word in [*train.PRESETS, "rnn", "lstm", "gru", "float32", "bfloat16", "auto"]:
+    for word in [*presets.PRESETS, "rnn", "lstm", "gru", "float32", "bfloat16", "auto"]:
         assert word in out, word
 
 
