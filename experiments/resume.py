@@ -31,7 +31,7 @@ from experiments import Outcome, _drawing
 from jaxrnn import charlm
 from jaxrnn.data import play
 from jaxrnn.data.corpus import Corpus, make_corpus
-from jaxrnn.training import checkpoint, optimizers, orbax_errors, run_description, stepping
+from jaxrnn.training import checkpoint, optimizers, orbax_messages, run_description, stepping
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.feed import device_corpus
 
@@ -92,7 +92,7 @@ def finish(config: TrainingConfig, workdir: Path, kills: list[int]) -> list[Any]
             time.sleep(0.005)
         process.kill()
         process.wait()
-        with orbax_errors.quiet():
+        with orbax_messages.quiet():
             saved = checkpoint.Checkpoints(workdir, read_only=True)
             left.append((lines(workdir), max(saved.steps(), default=0)))
             saved.close()
@@ -104,7 +104,7 @@ def digests(workdir: Path) -> dict[str, str]:
     """Return the digests of the last checkpoint: of its parameters and of the rest of the state."""
     described, vocabulary = run_description.read(workdir)
     model = charlm.ModelConfig(**described["training"]["model"])
-    with orbax_errors.quiet():
+    with orbax_messages.quiet():
         saved = checkpoint.Checkpoints(workdir, read_only=True)
         found = saved.restore(jax.eval_shape(lambda: charlm.init(model, vocabulary)))
         saved.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 import docstring_parser
 import tyro
@@ -78,6 +80,28 @@ def parse(
     _join_help(kind)
     with _registry:
         return tyro.cli(kind, prog=prog, args=argv, config=markers, **more)  # type: ignore[call-overload]
+
+
+def completion(prog: str, kinds: dict[str, type[Any]], shell: str) -> str:
+    """Return the script with which a shell completes a program with subcommands.
+
+    Args:
+      prog: the program.
+      kinds: the dataclass of each subcommand's options by its name.
+      shell: "bash", "zsh" or "tcsh".
+    """
+    for kind in kinds.values():
+        _join_help(kind)
+    subcommands = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()]
+    args = ["--tyro-print-completion", shell]
+    # tyro prints the script and exits.
+    with (
+        _registry,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.suppress(SystemExit),
+    ):
+        tyro.cli(Union[*subcommands], prog=prog, args=args, config=(tyro.conf.OmitArgPrefixes,))  # type: ignore[call-overload]
+    return printed.getvalue()
 
 
 def _join_help(kind: Any) -> None:

@@ -1,4 +1,4 @@
-"""The error for bad input, and checks of single values."""
+"""The errors that commands report in one line, and checks of single values."""
 
 from __future__ import annotations
 
@@ -17,6 +17,27 @@ class InputError(Exception):
     (`arguments.in_flags`) and exit with status 2. The class is not a ValueError, because tyro would
     reword a ValueError that is raised while it parses a command line.
     """
+
+
+class RemoteError(InputError):
+    """Bad input that another process reports to the user."""
+
+
+class Failure(RuntimeError):
+    """Work that failed although its input was good: the message says what to do about it, in one line.
+
+    The commands print it and exit with status 1.
+    """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out, on the host or on a device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, shortened, or the error's type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,22 +11,14 @@ from typing import Literal
 
 import tyro
 
-from jaxrnn import arguments, charlm, console
+from jaxrnn import arguments, charlm, commands, console
 from jaxrnn.charlm.options import SamplingOptions
-from jaxrnn.charlm.sampling import (
-    default_prime,
-    sample_bytes_many,
-    sample_many,
-    stream,
-    stream_bytes,
-)
 from jaxrnn.data import files
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.devices import accelerator, memory
-from jaxrnn.errors import InputError
-from jaxrnn.training import orbax_errors, run_directory
-from jaxrnn.training.checkpoint import Which
-from jaxrnn.training.run_description import load
+from jaxrnn.errors import InputError, first_line, is_out_of_memory
+from jaxrnn.literals import Accelerator, Which
+
+# The functions import what imports JAX, for which --help need not wait.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,46 +45,32 @@ class GenerateOptions:
     """Write to this file, in UTF-8. By default, or if -, to standard output."""
     which: Which = "best"
     """Checkpoint of a run to load: the one with the lowest validation loss (best) or the latest."""
-    accelerator: accelerator.Accelerator = "auto"
+    accelerator: Accelerator = "auto"
     """Device to use; auto takes the fastest that JAX finds."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingOptions] = dataclasses.field(
         default_factory=SamplingOptions
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
-
-    The status is 0 for success, 1 for a failure, 2 for bad input, 130 for Ctrl-C and 141 for a pipe
-    whose reader has gone.
-    """
+def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.generate") -> int:
+    """Run the command and return its exit status, as `commands.run` describes it."""
     # Standard output is None if the shell closed it, as `>&-` does.
     output_is_closed = sys.stdout is None
-    console.open_streams()
-    try:
-        options = arguments.parse(GenerateOptions, "python -m jaxrnn.generate", argv)
+
+    def work(options: GenerateOptions) -> int:
         if output_is_closed and _to_screen(options):
             return 1
         run(options)
-    except InputError as error:
-        console.error(arguments.in_flags(error, GenerateOptions))
-        return 2
-    except BrokenPipeError:
-        return console.PIPE_CLOSED
-    except OSError as error:
-        console.error(error)
-        return 1
-    except KeyboardInterrupt:
-        if sys.stdout.isatty():
-            print()
-        return 130
-    except Exception as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        console.error(f"the memory ran out ({line}); make --count smaller")
-        return 1
-    return 0
+        return 0
+
+    parse = functools.partial(arguments.parse, GenerateOptions, prog, argv)
+    return commands.run(GenerateOptions, parse, work, _explain)
+
+
+def _explain(error: Exception) -> str | None:
+    if not is_out_of_memory(error):
+        return None
+    return f"the memory ran out ({first_line(error)}); make --count smaller"
 
 
 def run(options: GenerateOptions) -> None:
@@ -101,6 +80,9 @@ def run(options: GenerateOptions) -> None:
       InputError: for options, a run or a prime that cannot be used.
       OSError: if the output cannot be written.
     """
+    from jaxrnn.devices import accelerator
+    from jaxrnn.training.run_description import load
+
     accelerator.use(options.accelerator)
     if options.prime is not None and options.prime_file is not None:
         raise InputError("give --prime or --prime-file, not both")
@@ -120,6 +102,8 @@ def _prime(options: GenerateOptions, vocabulary: Vocabulary) -> str | bytes:
         return arguments.prime("--prime", options.prime, vocabulary.by_bytes)
     if options.prime_file is not None:
         return files.read(options.prime_file, vocabulary.by_bytes)
+    from jaxrnn.charlm.sampling import default_prime
+
     return default_prime(vocabulary)
 
 
@@ -127,20 +111,21 @@ def _pieces(
     options: GenerateOptions, params: charlm.Params, prime: str | bytes
 ) -> Iterable[str | bytes]:
     """Return the output in pieces, each as soon as it is drawn."""
+    from jaxrnn.charlm import sampling
+
     length = None if options.length == "endless" or options.length == -1 else options.length
     by_bytes = params.vocabulary.by_bytes
     how = dataclasses.asdict(options.sampling)
     if options.count == 1:
         if by_bytes:
-            return stream_bytes(params, prime, length, **how)
-        return stream(params, prime, length, **how)
+            return sampling.stream_bytes(params, prime, length, **how)
+        return sampling.stream(params, prime, length, **how)
     if length is None:
         raise InputError(
             f"--length {options.length} is for one text, not for --count {options.count}"
         )
-    if by_bytes:
-        return _with_headings(sample_bytes_many(params, prime, length, count=options.count, **how))
-    return _with_headings(sample_many(params, prime, length, count=options.count, **how))
+    draw = sampling.sample_bytes_many if by_bytes else sampling.sample_many
+    return _with_headings(draw(params, prime, length, count=options.count, **how))
 
 
 def _with_headings(texts: Sequence[str | bytes]) -> Iterator[str | bytes]:
@@ -158,6 +143,8 @@ def _check_output(options: GenerateOptions) -> None:
     """Raise InputError if the output is a file of the run or the file of the prime."""
     if options.output is None or _to_screen(options):
         return
+    from jaxrnn.training import run_directory
+
     output = Path(options.output)
     run_directory.check_output(output, options.run)
     if options.prime_file in (None, "-"):
@@ -204,5 +191,4 @@ def _save(pieces: Iterable[str | bytes], output: str) -> None:
 
 
 if __name__ == "__main__":
-    orbax_errors.quieten()
-    sys.exit(main())
+    commands.start(main)

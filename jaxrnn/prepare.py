@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from rich import filesize
 
-from jaxrnn import arguments, console, progress
+from jaxrnn import arguments, commands, console, progress, stopping
 from jaxrnn.arguments import shown_default
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import entropy_floor
 from jaxrnn.data.preparation import Preparation
 from jaxrnn.devices import locks
 from jaxrnn.errors import InputError
-from jaxrnn.training import signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,33 +45,17 @@ class PrepareOptions:
     """Replace the token files that are in the folder."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
+def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.prepare") -> int:
+    """Run the command and return its exit status, as `commands.run` describes it."""
 
-    The status is 0 after success, 1 after a failure, 2 after bad input, 128 + n after signal n, and 141
-    if standard output was a pipe that lost its reader.
-    """
-    console.open_streams()
-    try:
-        options = arguments.parse(PrepareOptions, "python -m jaxrnn.prepare", argv)
-        with console.lasting_output(), signals.catching(signals.stop):
+    @commands.lasting
+    def work(options: PrepareOptions) -> int:
+        with stopping.catching(stopping.stop):
             run(options)
-            return console.PIPE_CLOSED if console.pipe_closed() else 0
-    except InputError as error:
-        _print_error(error)
-        return 2
-    except OSError as error:
-        _print_error(error)
-        return 1
-    except signals.Stopped as stopped:
-        return int(stopped.args[0])
-    except KeyboardInterrupt:
-        # There is nothing to resume yet.
-        return 128 + signal.SIGINT
+        return 0
 
-
-def _print_error(error: object) -> None:
-    console.error(arguments.in_flags(error, PrepareOptions))
+    parse = functools.partial(arguments.parse, PrepareOptions, prog, argv)
+    return commands.run(PrepareOptions, parse, work)
 
 
 def run(options: PrepareOptions) -> None:
@@ -96,7 +78,7 @@ def run(options: PrepareOptions) -> None:
 def _run(work: Preparation, output: Path) -> None:
     try:
         meta = work.run()
-    except signals.Stopped:
+    except stopping.Stopped:
         print(_how_to_resume(work))
         raise
     except OSError as error:
@@ -155,7 +137,7 @@ class _Lines(progress.Lines):
         """Print a line if one is due."""
         super().reach(done, text, important)
         if console.pipe_closed():
-            raise signals.Stopped(console.PIPE_CLOSED)
+            raise stopping.Stopped(console.PIPE_CLOSED)
 
 
 def _display() -> progress.Display:
@@ -166,4 +148,4 @@ def _display() -> progress.Display:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.start(main)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from jaxrnn.charlm import ModelConfig
+from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.training.config import TrainingConfig
 
 Preset = Literal["small", "shakespeare", "sprint", "lecture"]

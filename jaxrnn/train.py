@@ -5,74 +5,51 @@ Running the same command again resumes the run. `--help` lists every setting.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-import jax
-
-from jaxrnn import arguments, console, trainer
+from jaxrnn import commands, console
 from jaxrnn.data.corpus import Corpus
-from jaxrnn.devices import accelerator, memory, processes
-from jaxrnn.errors import InputError
+from jaxrnn.errors import first_line, is_out_of_memory
 from jaxrnn.train_options import TrainOptions, default_workdir, parse
-from jaxrnn.training import loop, orbax_errors, run_directory
-from jaxrnn.training.saved_states import Diverged
-from jaxrnn.training.signals import Stop
 
 # --- the command ---
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
+def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.train") -> int:
+    """Run the command and return its exit status, as `commands.run` describes it."""
+    argv = sys.argv[1:] if argv is None else argv
+    parse_for = functools.partial(parse, argv, prog=prog)
 
-    The status is 0 after success, 1 after a failure, 2 after bad input, 128 + n after signal n, and 141
-    if standard output was a pipe that lost its reader.
-    """
-    console.open_streams()
-    try:
-        argv = sys.argv[1:] if argv is None else argv
-        options = parse(argv)
-        with console.lasting_output():
-            status = run(options, functools.partial(parse, argv))
-            return console.PIPE_CLOSED if status == 0 and console.pipe_closed() else status
-    except processes.RemoteError:
-        # The process that met the error reports it.
-        return 2
-    except InputError as error:
-        _print_error(error)
-        return 2
-    except (OSError, Diverged) as error:
-        _print_error(error)
-        return 1
-    except KeyboardInterrupt:
-        # There is no state to save yet.
-        return 128 + signal.SIGINT
-    except Exception as error:
-        line = orbax_errors.first_line(error)
-        if processes.is_peer_failure(error):
-            _print_error(
-                f"process {jax.process_index()} of {jax.process_count()} lost the others ({line}); the "
-                "checkpoints are intact: restart all processes, and they resume from the newest one"
-            )
-        elif memory.is_out_of_memory(error):
-            _print_error(
-                f"out of memory ({line}); the checkpoints are intact: {loop.SMALLER}, or prepare a "
-                "large text with python -m jaxrnn.prepare"
-            )
-        else:
-            raise
-        return 1
+    @commands.lasting
+    def work(options: TrainOptions) -> int:
+        return run(options, parse_for)
+
+    return commands.run(TrainOptions, parse_for, work, _explain)
 
 
-def _print_error(error: object) -> None:
-    console.error(arguments.in_flags(error, TrainOptions))
+def _explain(error: Exception) -> str | None:
+    """Return a line about an error of JAX that the user can do something about, or None."""
+    import jax
+
+    from jaxrnn.devices import processes
+    from jaxrnn.training import loop
+
+    if processes.is_peer_failure(error):
+        return (
+            f"process {jax.process_index()} of {jax.process_count()} lost the others "
+            f"({first_line(error)}); the checkpoints are intact: restart all processes, and they resume "
+            "from the newest one"
+        )
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first_line(error)}); the checkpoints are intact: {loop.SMALLER}, or "
+            "prepare a large text with python -m jaxrnn.prepare"
+        )
+    return None
 
 
 def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None = None) -> int:
@@ -83,6 +60,12 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
       for_length: returns the options for a training part of so many characters; None takes `options` for
         any length.
     """
+    # Imported here because they import JAX, for which --help need not wait.
+    from jaxrnn import trainer
+    from jaxrnn.devices import accelerator, memory, processes
+    from jaxrnn.training import loop, run_directory
+    from jaxrnn.training.signals import Stop
+
     memory.limit_heap_growth()
     processes.start(options.processes)
     accelerator.use(options.accelerator)
@@ -106,22 +89,18 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
                 lambda: trainer.write_description(work),
                 None if work.start is None else work.start.parameters,
             )
-    if not result.complete:
+    if result.complete:
+        line, status = f"done. Now: {_example(workdir, work.corpus)}", 0
+    else:
         without = " without --overwrite" if options.overwrite else ""
-        _say(
-            f"stopped and saved at step {result.step}; the same command{without} resumes from there"
-        )
-        return stop.status
-    _say(f"done. Now: {_example(workdir, work.corpus)}")
-    return 0
+        again = f"the same command{without} resumes from there"
+        line, status = f"stopped and saved at step {result.step}; {again}", stop.status
+    if processes.is_primary():
+        print(line)
+    return status
 
 
 # --- the last line ---
-
-
-def _say(line: str) -> None:
-    if processes.is_primary():
-        print(line)
 
 
 def _example(workdir: Path, corpus: Corpus) -> str:
@@ -142,20 +121,5 @@ def _example_prime(corpus: Corpus) -> str | None:
     return next((word for word in words if word.isprintable() and "\ufffd" not in word), None)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process, at once if the status is 1.
-
-    After a failed write, threads of orbax may never end, and after the loss of a process, JAX would wait
-    for it.
-    """
-    if status == 1:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 if __name__ == "__main__":
-    orbax_errors.quieten()
-    leave(main())
+    commands.start(main)

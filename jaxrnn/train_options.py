@@ -14,13 +14,13 @@ import tyro
 
 from jaxrnn import arguments
 from jaxrnn.arguments import shown_default
-from jaxrnn.charlm import ModelConfig
+from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources
-from jaxrnn.devices import accelerator, processes
+from jaxrnn.devices.process_options import Processes
 from jaxrnn.errors import InputError
+from jaxrnn.literals import Accelerator
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
 from jaxrnn.settings import nested, setting
-from jaxrnn.training import starting_model
 from jaxrnn.training.config import TrainingConfig
 
 
@@ -56,14 +56,14 @@ class TrainOptions:
     them. --output-bias frequencies is refused, because the output bias is the model's."""
     overwrite: bool = setting(False, may_change=True)
     """Delete the run that is in the run directory and start a new one."""
-    accelerator: accelerator.Accelerator = setting("auto", may_change=True)
+    accelerator: Accelerator = setting("auto", may_change=True)
     """Device to train on; auto takes the fastest kind that JAX finds."""
     mesh: Annotated[str | None, shown_default("all devices on data")] = setting(
         None, may_change=True
     )
     """Mesh of several devices, for example data=8,model=2: the rows of each batch are divided over data,
     the units of each layer over model."""
-    processes: processes.Processes = nested(processes.Processes, may_change=True)
+    processes: Processes = nested(Processes, may_change=True)
     sample_prime: Annotated[str | None, shown_default("a line break")] = setting(
         None, may_change=True
     )
@@ -73,13 +73,16 @@ class TrainOptions:
     training: TrainingConfig = nested(TrainingConfig, may_change=False)
 
 
-def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
+def parse(
+    argv: Sequence[str], characters: int | None = None, prog: str = "python -m jaxrnn.train"
+) -> TrainOptions:
     """Return the options of a command line: those of the preset, overridden by the other flags.
 
     Args:
       argv: the arguments.
       characters: length of the training part of the text, which some presets depend on. None stands for
         Tiny Shakespeare's.
+      prog: the command, for the help text.
     """
     # A parser for what the defaults depend on comes first: the preset, the cell, and the model to start
     # from. tyro's own `overridable_config_cli` would make the preset a subcommand, which cannot stand
@@ -96,7 +99,7 @@ def parse(argv: Sequence[str], characters: int | None = None) -> TrainOptions:
             training = dataclasses.replace(training, model=model, output_bias="zero")
         default = TrainOptions(preset=given.preset, data=settings.data, training=training)
     markers = (tyro.conf.OmitArgPrefixes,)
-    return arguments.parse(TrainOptions, "python -m jaxrnn.train", argv, default, markers)
+    return arguments.parse(TrainOptions, prog, argv, default, markers)
 
 
 def _first_parser() -> argparse.ArgumentParser:
@@ -119,6 +122,9 @@ def _model_to_start_from(given: argparse.Namespace) -> ModelConfig | None:
     """
     if given.init_from is None:
         return None
+    # Imported here because it imports JAX, for which --help need not wait.
+    from jaxrnn.training import starting_model
+
     data = tuple(given.data or PRESETS[given.preset].data)
     with contextlib.suppress(InputError):
         workdir = given.workdir or default_workdir(TrainOptions(preset=given.preset, data=data))

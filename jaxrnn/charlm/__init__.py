@@ -1,35 +1,11 @@
 """The char-RNN: its model, and text drawn from it."""
 
-from jaxrnn.charlm.config import ModelConfig
-from jaxrnn.charlm.model import (
-    Carry,
-    Params,
-    StepParams,
-    count,
-    forward,
-    init,
-    initial_carry,
-    log_frequencies,
-    loss,
-    output,
-    record,
-    step,
-    step_params,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Carry",
-    "ModelConfig",
-    "Params",
-    "StepParams",
-    "count",
-    "forward",
-    "init",
-    "initial_carry",
-    "log_frequencies",
-    "loss",
-    "output",
-    "record",
-    "step",
-    "step_params",
-]
+from jaxrnn import lazy
+from jaxrnn.charlm.config import ModelConfig as ModelConfig
+
+if TYPE_CHECKING:
+    from jaxrnn.charlm.model import *  # noqa: F403
+else:
+    __getattr__, __dir__ = lazy.names(__name__, "jaxrnn.charlm.model")

@@ -1,14 +1,15 @@
-"""The architecture of a char-RNN, as its commands and its files describe it."""
+"""The architecture of a char-RNN, as its commands and its files describe it.
+
+What needs JAX is imported where it is used, so that the commands read configurations without JAX.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from jaxrnn.charlm import registry
-from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError, whole_number
-from jaxrnn.recurrence import cells, dispatch
+from jaxrnn.literals import Activation, CellName, RecurrentInit, Reset
 from jaxrnn.settings import setting
 
 
@@ -16,7 +17,7 @@ from jaxrnn.settings import setting
 class ModelConfig:
     """The architecture of a char-RNN."""
 
-    cell: registry.CellName = "lstm"
+    cell: CellName = "lstm"
     """Recurrent cell of every layer. In Python, also a name given to `jaxrnn.register_cell`."""
     layers: int = 1
     """Number of layers."""
@@ -35,16 +36,16 @@ class ModelConfig:
     2018)."""
     tie: bool = False
     """Also use the embedding as the output weights. Needs an embedding as wide as the hidden state."""
-    activation: cells.Activation = "tanh"
+    activation: Activation = "tanh"
     """Activation of the plain RNN."""
     peephole: bool = False
     """Peephole connections of the LSTM, from its cell to its gates."""
     forget_bias: float = 1.0
     """Initial forget-gate bias of the LSTM."""
-    reset: cells.Reset = "before"
+    reset: Reset = "before"
     """Position of the GRU's reset gate: before the recurrent product (the lecture) or after it
     (cuDNN)."""
-    recurrent_init: cells.RecurrentInit = "orthogonal"
+    recurrent_init: RecurrentInit = "orthogonal"
     """Distribution of the initial recurrent weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
@@ -53,7 +54,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Convert integers of any type to int. Raises InputError for an invalid value."""
         try:
-            registry.check_name(self.cell)
+            self._check_cell()
             for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         except ValueError as error:
@@ -70,10 +71,20 @@ class ModelConfig:
                 f"{self.hidden_size}"
             )
 
+    def _check_cell(self) -> None:
+        """Raise ValueError if no cell has this name."""
+        if self.cell not in get_args(CellName):
+            from jaxrnn.charlm import registry
+
+            registry.check_name(self.cell)
+
     def resolved(self) -> ModelConfig:
         """Return the same with dtype "auto" replaced by what is fast on the device in use."""
         if self.dtype != "auto":
             return self
+        from jaxrnn.devices import accelerator
+        from jaxrnn.recurrence import dispatch
+
         compiled = False
         if dispatch.platform() == "cpu":
             shape = (64, 32, self.hidden_size)
@@ -83,6 +94,9 @@ class ModelConfig:
 
     def make_cell(self) -> Any:
         """Return the cell of every layer."""
+        from jaxrnn.charlm import registry
+        from jaxrnn.recurrence import cells
+
         if self.cell == "rnn":
             return cells.RNN(self.hidden_size, self.activation, self.recurrent_init)
         if self.cell == "gru":

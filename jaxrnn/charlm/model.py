@@ -26,6 +26,23 @@ from jaxrnn.recurrence.dispatch import Implementation
 from jaxrnn.recurrence.problem import Lookup
 from jaxrnn.shapes import Array, Float, Int, Key, Scalar
 
+__all__ = [
+    "Carry",
+    "ModelConfig",
+    "Params",
+    "StepParams",
+    "count",
+    "forward",
+    "init",
+    "initial_carry",
+    "log_frequencies",
+    "loss",
+    "output",
+    "record",
+    "step",
+    "step_params",
+]
+
 # The recurrent state of every layer, from the input upwards.
 Carry = tuple[Any, ...]
 

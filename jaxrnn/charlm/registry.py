@@ -10,25 +10,11 @@ executes no code from it. `register_cell` gives a cell of one's own a name:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
+from jaxrnn.literals import CellName
 from jaxrnn.recurrence import variants
 from jaxrnn.recurrence.cells import Cell, check_cell
-
-# The names that the commands offer. `ModelConfig` has options for the first three.
-CellName = Literal[
-    "rnn",
-    "lstm",
-    "gru",
-    "mgu",
-    "coupled_lstm",
-    "indrnn",
-    "mingru",
-    "minlstm",
-    "layer_norm_lstm",
-    "layer_norm_gru",
-    "mogrifier_lstm",
-]
 
 # The functions that make a cell of a hidden size.
 _makers: dict[str, Callable[[int], Cell]] = {

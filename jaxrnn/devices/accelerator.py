@@ -9,8 +9,7 @@ from typing import Literal
 import jax
 
 from jaxrnn.errors import InputError
-
-Accelerator = Literal["auto", "cpu", "gpu", "tpu"]
+from jaxrnn.literals import Accelerator
 
 _INSTALL = {"gpu": 'pip install "jaxrnn[cuda]"', "tpu": 'pip install "jaxrnn[tpu]"'}
 

@@ -84,11 +84,6 @@ def check(need: int, what: str, remedy: str) -> None:
         )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out, on the host or on a device."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
 def available() -> int | None:
     """Return the bytes that new arrays may take on the device in use, or None if unknown."""
     device = accelerator.device()

@@ -22,14 +22,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, ClassVar, Protocol, SupportsIndex, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn.errors import finite_number, one_of, truth, whole_number
+from jaxrnn.literals import Activation, RecurrentInit, Reset
 from jaxrnn.recurrence import equations
-from jaxrnn.recurrence.equations import Activation, CellKind
+from jaxrnn.recurrence.equations import CellKind
 from jaxrnn.recurrence.initializers import orthogonal
 from jaxrnn.recurrence.linalg import add, product, split_gates, vectors, wide
 from jaxrnn.recurrence.parameters import (
@@ -42,9 +43,6 @@ from jaxrnn.recurrence.parameters import (
     check_params,
 )
 from jaxrnn.shapes import Array, Float, Key
-
-Reset = Literal["before", "after"]
-RecurrentInit = Literal["orthogonal", "glorot"]
 
 
 @runtime_checkable

@@ -30,14 +30,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.literals import Activation
 from jaxrnn.shapes import Array
 
-Activation = Literal["tanh", "relu", "sigmoid"]
 Peepholes = tuple[Array, Array, Array] | None
 
 

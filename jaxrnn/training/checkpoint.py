@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ import orbax.checkpoint as ocp
 
 from jaxrnn.devices import accelerator, mesh, processes
 from jaxrnn.errors import InputError
+from jaxrnn.literals import Which
 from jaxrnn.training.orbax_errors import Damaged, reading, writing
 
-Which = Literal["best", "latest"]
 # Arrays, or descriptions of arrays, in any nest of containers.
 PyTree = Any
 # JSON that is saved beside the arrays.

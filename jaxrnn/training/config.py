@@ -8,12 +8,12 @@ from typing import Literal
 
 from tyro.conf import Fixed, Suppress
 
-from jaxrnn import charlm
+from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data.corpus import Batches, Corpus
 from jaxrnn.errors import InputError
-from jaxrnn.recurrence.dispatch import Implementation
+from jaxrnn.literals import MemoryMap
+from jaxrnn.recurrence.kernels import Implementation
 from jaxrnn.settings import nested, setting
-from jaxrnn.training import feed
 
 Optimizer = Literal["adam", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -28,7 +28,7 @@ MOST_STEPS = 1000
 class TrainingConfig:
     """Settings of a training."""
 
-    model: charlm.ModelConfig = nested(charlm.ModelConfig)
+    model: ModelConfig = nested(ModelConfig)
     batch: int = 64
     """Rows per batch."""
     seq_len: int = 100
@@ -90,7 +90,7 @@ class TrainingConfig:
     """End the run once the validation loss is at or below this, in nats per character."""
     sample_every: int = setting(500, may_change=True)
     """Steps between samples; 0 for none."""
-    memory_map: feed.MemoryMap = setting("auto", may_change=True)
+    memory_map: MemoryMap = setting("auto", may_change=True)
     """Whether to keep the text in a file instead of in the memory of the device; auto does if it would
     take more than a quarter of that memory."""
     implementation: Implementation | None = setting(None, may_change=True)

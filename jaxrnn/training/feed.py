@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,8 @@ import numpy as np
 
 from jaxrnn.devices import accelerator, mesh
 from jaxrnn.errors import InputError
+from jaxrnn.literals import MemoryMap
 from jaxrnn.shapes import Array, Int, UInt
-
-MemoryMap = Literal["auto", "always", "never"]
 
 # Name of the file in a run directory that holds a memory-mapped text.
 FILE = "tokens.npy"

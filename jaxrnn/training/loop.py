@@ -19,9 +19,9 @@ import optax
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Batches, Corpus
 from jaxrnn.devices import accelerator, memory, mesh, modes, processes
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, is_out_of_memory
 from jaxrnn.shapes import Array
-from jaxrnn.training import checkpoint, evaluation, feed, orbax_errors
+from jaxrnn.training import checkpoint, evaluation, feed, orbax_messages
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.optimizers import make_optimizer
 from jaxrnn.training.report import Reporter
@@ -84,7 +84,7 @@ def fit(
     config = config.with_steps(batches)
     total = config.total_steps(batches)
     optimizer = make_optimizer(config, total)
-    with orbax_errors.quiet():
+    with orbax_messages.quiet():
         saved = SavedStates(config, optimizer, corpus, devices, run, report, start)
         found = saved.newest()
         saved.close()
@@ -274,7 +274,7 @@ def check(
         raise InputError(f"this model cannot be trained here: {error}") from None
     except jax.errors.JaxRuntimeError as error:
         # Some compilers know the device's memory.
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         line = str(error).splitlines()[0]
         raise InputError(f"this model cannot be trained here: {line}; {SMALLER}") from None

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from jaxrnn.devices import processes
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, first_line
 
 
 class Damaged(Exception):
@@ -96,58 +92,3 @@ def writing(directory: Path) -> Iterator[None]:
         raise OSError(
             f"could not save to {directory}: {first_line(error)}; the earlier checkpoints are intact"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep orbax's messages off the screen until the end of the block, as `quieten` does."""
-    restore = quieten()
-    try:
-        yield
-    finally:
-        restore()
-
-
-def quieten() -> Callable[[], None]:
-    """Keep orbax's messages off the screen.
-
-    orbax logs every step of its own. When one of its tasks meets a bad file, the other tasks end in
-    threads of their own, some after their event loop was closed, and Python reports each of them; the
-    error that matters was raised by `save`, `wait` or `restore` already.
-
-    Returns:
-      A function that restores what was changed: the level of absl's logger, a filter of asyncio's
-      logger, the warnings filters and `sys.unraisablehook`. A command need not call it.
-    """
-    absl = logging.getLogger("absl")
-    asyncio = logging.getLogger("asyncio")
-    level = absl.level
-    hook = sys.unraisablehook
-
-    def drop_abandoned_tasks(unraisable: sys.UnraisableHookArgs) -> None:
-        frames = traceback.extract_tb(unraisable.exc_traceback)
-        if not any("asyncio" in frame.filename or "orbax" in frame.filename for frame in frames):
-            hook(unraisable)
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return "exception was never retrieved" not in record.getMessage()
-
-    absl.setLevel(logging.CRITICAL)
-    asyncio.addFilter(is_news)
-    filters = warnings.catch_warnings()
-    filters.__enter__()
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.unraisablehook = drop_abandoned_tasks
-
-    def restore() -> None:
-        absl.setLevel(level)
-        asyncio.removeFilter(is_news)
-        filters.__exit__(None, None, None)
-        sys.unraisablehook = hook
-
-    return restore
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, shortened, or the error's type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

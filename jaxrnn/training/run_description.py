@@ -24,7 +24,7 @@ from jaxrnn.errors import InputError, one_of
 from jaxrnn.formats import safetensors_file
 from jaxrnn.formats.card import Card
 from jaxrnn.settings import Rules, rules_of, setting
-from jaxrnn.training import orbax_errors
+from jaxrnn.training import orbax_messages
 from jaxrnn.training.checkpoint import Checkpoints, Which
 
 DESCRIPTION, VOCABULARY = "config.json", "vocab.json"
@@ -136,7 +136,7 @@ def load_with_card(
     model = model_of(path, config)
     shapes = jax.eval_shape(lambda: charlm.init(model, vocabulary))
     memory.check(memory.bytes_per_device(shapes), f"the model of {run}", "use a machine with more")
-    with orbax_errors.quiet():
+    with orbax_messages.quiet():
         checkpoints = Checkpoints(path, warn, read_only=True)
         restored = checkpoints.restore(shapes, which=which)
         checkpoints.close()

@@ -19,7 +19,7 @@ import optax
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import mesh
-from jaxrnn.errors import InputError
+from jaxrnn.errors import Failure, InputError
 from jaxrnn.shapes import Array
 from jaxrnn.training import checkpoint
 from jaxrnn.training.config import TrainingConfig
@@ -31,7 +31,7 @@ from jaxrnn.training.stepping import TrainState, begin, create, dropout_key_of
 RECOVERIES = 3
 
 
-class Diverged(RuntimeError):
+class Diverged(Failure):
     """The loss stayed non-finite; the message says what was tried and what is left."""
 
 

@@ -283,8 +283,8 @@ PROGRAM = """
 import contextlib, io, json, sys
 from pathlib import Path
 from jaxrnn import generate, train
-from jaxrnn.training import orbax_errors
-orbax_errors.quieten()
+from jaxrnn.training import orbax_messages
+orbax_messages.quieten()
 def run(main, arguments):
     error = io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrnn import charlm
-
-Weights = Literal["float32", "float16", "int8"]
+from jaxrnn.literals import Weights
 
 # The arrays that are rounded.
 MATRICES = ("embedding", "w_x", "w_h", "w_out")
