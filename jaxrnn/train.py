@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ import jax
 
 from jaxrnn import arguments, console, trainer
 from jaxrnn.data.corpus import Corpus
+from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory, processes
 from jaxrnn.errors import InputError
 from jaxrnn.train_options import TrainOptions, default_workdir, parse
@@ -136,10 +138,21 @@ def _example(workdir: Path, corpus: Corpus) -> str:
 def _example_prime(corpus: Corpus) -> str | None:
     """Return an example prime: "ROMEO:" if the text has it, else its first printable word, or None."""
     begin = corpus.vocabulary.decode(corpus.tokens[:1_000_000])
-    if "ROMEO:" in begin:
+    if "ROMEO:" in begin and _is_known("ROMEO:", corpus.vocabulary):
         return "ROMEO:"
     words = (found[0][:20] for found in re.finditer(r"\S+", begin))
-    return next((word for word in words if word.isprintable() and "\ufffd" not in word), None)
+    printable = (word for word in words if word.isprintable() and "\ufffd" not in word)
+    few = itertools.islice(printable, 100)
+    return next((word for word in few if _is_known(word, corpus.vocabulary)), None)
+
+
+def _is_known(text: str, vocabulary: Vocabulary) -> bool:
+    """Return whether a vocabulary has the tokens of a part of its text, which may cut a token."""
+    try:
+        vocabulary.encode(text)
+    except InputError:
+        return False
+    return True
 
 
 def leave(status: int) -> NoReturn:
