@@ -104,8 +104,8 @@ def _run(work: Preparation, output: Path) -> None:
         raise OSError(f"could not write to {output}: {why}; {_how_to_resume(work)}") from error
     different = "" if meta.different is None else f", {meta.different} different"
     print(
-        f"{console.shown(meta.name)}: {meta.count:,} {meta.vocabulary.unit}s{different}, in {console.quoted(output)} "
-        f"as {meta.dtype.name}; sha256 of the text {meta.sha256}"
+        f"{console.shown(meta.name)}: {meta.count:,} {meta.vocabulary.unit}s{different}, "
+        f"in {console.quoted(output)} as {meta.dtype.name}; sha256 of the text {meta.sha256}"
     )
     print(f"done. Now: python -m jaxrnn.train --data {console.quoted_path(output)}")
 

@@ -146,8 +146,8 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
         )
     if options.tokens is not None:
         raise InputError(
-            f"--tokens: {prepared[0]} is a prepared text, whose tokens are characters or bytes; give the "
-            "text itself as --data"
+            f"--tokens: {prepared[0]} is a prepared text, whose tokens are characters or bytes; give "
+            "the text itself as --data"
         )
     if options.glob is not None or options.bytes:
         flag = "--bytes" if options.glob is None else "--glob"
@@ -175,12 +175,13 @@ def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
     if vocabulary is None:
         return
     if options.bytes and not vocabulary.by_bytes:
-        kind = "of a regular expression" if vocabulary.pattern else "characters"
+        kind = "matches of a regular expression" if vocabulary.pattern else "characters"
         raise InputError(f"--bytes: the tokens of the model to start from are {kind}")
     if options.tokens not in (None, vocabulary.pattern):
         kind = f"those of {vocabulary.pattern!r}" if vocabulary.pattern else f"{vocabulary.unit}s"
         raise InputError(
-            f"--tokens {options.tokens!r}: the tokens of the model to start from are {kind}; leave it out"
+            f"--tokens {options.tokens!r}: the tokens of the model to start from are {kind}; "
+            "leave it out"
         )
 
 

@@ -25,9 +25,10 @@ MOST_UNKNOWN, MOST_KNOWN = 10, 20
 class Vocabulary:
     """A mapping between the symbols of a text and tokens, the numbers 0 to V - 1.
 
-    Make one with `Vocabulary.of(text)` (the characters of a text, sorted), `Vocabulary.of(text, pattern)`
-    (the strings that a regular expression matches, sorted) or `Vocabulary.of_bytes()` (the 256 bytes,
-    which can encode any text). Vocabularies compare by value and are hashable.
+    Make one with `Vocabulary.of(text)` (the characters of a text, sorted), with
+    `Vocabulary.of(text, pattern)` (the strings that a regular expression matches, sorted) or with
+    `Vocabulary.of_bytes()` (the 256 bytes, which can encode any text). Vocabularies compare by value and
+    are hashable.
 
     With a pattern, a text is split at "\n", which is a token of its own, and each line from the left to
     the right: where the pattern matches, what it matches is a token, and any other character is a token
