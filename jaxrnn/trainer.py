@@ -190,9 +190,12 @@ def _refuse_vocabulary(folder: str, found: Vocabulary, vocabulary: Vocabulary) -
     if found.unit == vocabulary.unit == "character":
         # This names the characters that the model does not have, if there are any.
         vocabulary.encode(found.characters)
-    of = ["bytes" if v.by_bytes else f"{len(v)} {v.unit}s" for v in (found, vocabulary)]
+    of = [
+        "bytes" if v.by_bytes else f"{len(v)} {'strings' if v.pattern else 'characters'}"
+        for v in (found, vocabulary)
+    ]
     raise InputError(
-        f"{folder} was prepared as {of[0]}, and the model to start from has a vocabulary of "
+        f"{folder} was prepared with tokens for {of[0]}, and the model to start from has tokens for "
         f"{of[1]}: give the text itself as `data`, not prepared"
     )
 
