@@ -37,8 +37,8 @@ class Vocabulary:
     Attributes:
       characters: the character of each token, in the order of the tokens, each character once.
       by_bytes: whether tokens are bytes; `characters` is then empty.
-      tokens: with a pattern, the string of each token, each string once; `characters` is then empty.
-        A list, as JSON has it, becomes a tuple.
+      tokens: with a pattern, a tuple of the string of each token, each string once; `characters` is then
+        empty. A list, as JSON has it, becomes a tuple.
       pattern: the regular expression, in the syntax of Python's `re`; empty without one.
 
     Raises:
@@ -49,7 +49,7 @@ class Vocabulary:
 
     characters: str = ""
     by_bytes: bool = False
-    tokens: tuple[str, ...] = ()
+    tokens: Sequence[str] = ()
     pattern: str = ""
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class Vocabulary:
         """
         if self.by_bytes:
             raise ValueError("a vocabulary of bytes has no strings for its tokens")
-        return self.tokens if self.pattern else tuple(self.characters)
+        return tuple(self.tokens if self.pattern else self.characters)
 
     @property
     def newline(self) -> int | None:
