@@ -27,7 +27,7 @@ T = TypeVar("T")
 TEXTS = (str, Path, str | None, Path | None, tuple[str, ...])
 
 # Arguments of the library that the options call something else.
-_SYNONYMS = {"as_bytes": "bytes"}
+_SYNONYMS = {"as_bytes": "bytes", "pattern": "tokens"}
 
 _registry = ConstructorRegistry()
 

@@ -45,7 +45,7 @@ def run(options: ExportOptions) -> None:
         _check_package(name)
     params, card = load_with_card(options.run, options.which, console.note)
     for name in outputs:
-        _check_model(name, params.config)
+        _check_model(name, params)
     for name, path in outputs.items():
         try:
             what = _write(name, path, params, card, options)
@@ -110,13 +110,13 @@ def _check_package(name: Format) -> None:
         onnx_graph.package()
 
 
-def _check_model(name: Format, config: charlm.ModelConfig) -> None:
+def _check_model(name: Format, params: charlm.Params) -> None:
     """Raise InputError if a format cannot express a model."""
     reason = None
     if name == "onnx":
-        reason = onnx_file.unsupported_reason(config)
+        reason = onnx_file.unsupported_reason(params.config)
     elif name == "html":
-        reason = page.unsupported_reason(config)
+        reason = page.unsupported_reason(params.config, params.vocabulary)
     if reason:
         raise InputError(f"--{name} does not support this model: {reason}")
 

@@ -37,7 +37,8 @@ class GenerateOptions:
     """Read the prime from this file, or from standard input if -. The file is UTF-8; for a model of
     bytes it may be any file."""
     length: int | Literal["endless"] = 500
-    """Number of characters to add (of bytes for a model of bytes). endless or -1 continues until it is
+    """Number of characters to add (of bytes for a model of bytes, of tokens for one that was trained
+    with --tokens). endless or -1 continues until it is
     interrupted."""
     count: int = 1
     """Number of texts. If there are several, each gets a heading."""

@@ -84,11 +84,10 @@ def _run(work: Preparation, output: Path) -> None:
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise OSError(f"could not write to {output}: {why}; {_how_to_resume(work)}") from error
-    kind = "bytes" if meta.vocabulary.by_bytes else "characters"
     different = "" if meta.different is None else f", {meta.different} different"
     print(
-        f"{console.shown(meta.name)}: {meta.count:,} {kind}{different}, in {console.quoted(output)} "
-        f"as {meta.dtype.name}; sha256 of the text {meta.sha256}"
+        f"{console.shown(meta.name)}: {meta.count:,} {meta.vocabulary.unit}s{different}, "
+        f"in {console.quoted(output)} as {meta.dtype.name}; sha256 of the text {meta.sha256}"
     )
     print(f"done. Now: python -m jaxrnn.train --data {console.quoted_path(output)}")
 

@@ -6,6 +6,7 @@ Running the same command again resumes the run. `--help` lists every setting.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from jaxrnn import commands, console
 from jaxrnn.data.corpus import Corpus
-from jaxrnn.errors import first_line, is_out_of_memory
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.errors import InputError, first_line, is_out_of_memory
 from jaxrnn.train_options import TrainOptions, default_workdir, parse
 
 # --- the command ---
@@ -115,10 +117,21 @@ def _example(workdir: Path, corpus: Corpus) -> str:
 def _example_prime(corpus: Corpus) -> str | None:
     """Return an example prime: "ROMEO:" if the text has it, else its first printable word, or None."""
     begin = corpus.vocabulary.decode(corpus.tokens[:1_000_000])
-    if "ROMEO:" in begin:
+    if "ROMEO:" in begin and _is_known("ROMEO:", corpus.vocabulary):
         return "ROMEO:"
     words = (found[0][:20] for found in re.finditer(r"\S+", begin))
-    return next((word for word in words if word.isprintable() and "\ufffd" not in word), None)
+    printable = (word for word in words if word.isprintable() and "\ufffd" not in word)
+    few = itertools.islice(printable, 100)
+    return next((word for word in few if _is_known(word, corpus.vocabulary)), None)
+
+
+def _is_known(text: str, vocabulary: Vocabulary) -> bool:
+    """Return whether a vocabulary has the tokens of a part of its text, which may cut a token."""
+    try:
+        vocabulary.encode(text)
+    except InputError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

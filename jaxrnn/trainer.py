@@ -32,7 +32,7 @@ from jaxrnn.training.report import NullReport, Report, Reporter, require_tensorb
 class Work(NamedTuple):
     """A training that has been read and checked.
 
-    options: the options; `bytes` as it is in the text.
+    options: the options; `bytes` and `tokens` as they are in the text.
     training: the settings, with those that a resumed run keeps.
     workdir: the run directory.
     devices: the mesh.
@@ -75,14 +75,20 @@ def read(
     dtype_chosen = options.training.model.dtype == "auto" and not kept
     training = _kept_settings(options, workdir)
     mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
-    options = dataclasses.replace(options, training=training, bytes=corpus.vocabulary.by_bytes)
+    vocabulary = corpus.vocabulary
+    options = dataclasses.replace(
+        options,
+        training=training,
+        bytes=vocabulary.by_bytes,
+        tokens=vocabulary.pattern or None,
+    )
     steps = training.total_steps(training.batches(corpus))
     prime = _sample_prime(options, corpus)
     text = run_description.Text(name, corpus.sha256)
     origin = run_description.Origin("" if start is None else start.sha256)
     description = run_description.describe(options, text, origin)
     run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
-    run_directory.check(workdir, description, corpus.vocabulary, options.overwrite)
+    run_directory.check(workdir, description, vocabulary, options.overwrite)
     sized = for_length is not None and PRESETS[options.preset].size is not None
     return Work(
         options,
@@ -127,15 +133,21 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
     words = [word for word in options.data if word not in sources.NAMED]
     prepared = [word for word in words if token_files.is_prepared(word)]
     if not prepared:
+        _check_tokens(options, vocabulary)
         by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
-        if vocabulary is not None and by_bytes != vocabulary.by_bytes:
-            raise InputError("--bytes: the tokens of the model to start from are characters")
         source = sources.read(options.data, options.glob, by_bytes)
-        return source.name, make_corpus(source.content, source.nats, vocabulary)
+        return source.name, make_corpus(
+            source.content, source.nats, vocabulary, options.tokens or ""
+        )
     if len(options.data) > 1:
         raise InputError(
             f"{prepared[0]} is a prepared text and cannot be combined with others; prepare all texts "
             "together"
+        )
+    if options.tokens is not None:
+        raise InputError(
+            f"--tokens: {prepared[0]} is a prepared text, whose tokens are characters or bytes; give "
+            "the text itself as --data"
         )
     if options.glob is not None or options.bytes:
         flag = "--bytes" if options.glob is None else "--glob"
@@ -146,12 +158,42 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
     return token_files.read_meta(prepared[0]).name, corpus
 
 
+def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
+    """Raise InputError for tokens that contradict each other or the model to start from.
+
+    Args:
+      options: the options.
+      vocabulary: that of the model to start from; None for that of the text.
+    """
+    if options.tokens is not None:
+        if options.bytes:
+            raise InputError("give --bytes or --tokens, not both")
+        if not options.tokens:
+            raise InputError("--tokens is empty; give a regular expression, or leave it out")
+        # The text may take long to read.
+        Vocabulary(pattern=options.tokens)
+    if vocabulary is None:
+        return
+    if options.bytes and not vocabulary.by_bytes:
+        kind = "matches of a regular expression" if vocabulary.pattern else "characters"
+        raise InputError(f"--bytes: the tokens of the model to start from are {kind}")
+    if options.tokens not in (None, vocabulary.pattern):
+        kind = f"those of {vocabulary.pattern!r}" if vocabulary.pattern else f"{vocabulary.unit}s"
+        raise InputError(
+            f"--tokens {options.tokens!r}: the tokens of the model to start from are {kind}; "
+            "leave it out"
+        )
+
+
 def _refuse_vocabulary(folder: str, found: Vocabulary, vocabulary: Vocabulary) -> NoReturn:
     """Raise InputError for a prepared text whose tokens are not those of the model to start from."""
-    if not found.by_bytes and not vocabulary.by_bytes:
+    if found.unit == vocabulary.unit == "character":
         # This names the characters that the model does not have, if there are any.
         vocabulary.encode(found.characters)
-    of = ["bytes" if v.by_bytes else f"{len(v)} characters" for v in (found, vocabulary)]
+    of = [
+        "bytes" if v.by_bytes else f"{len(v)} {'strings' if v.pattern else 'characters'}"
+        for v in (found, vocabulary)
+    ]
     raise InputError(
         f"{folder} was prepared with tokens for {of[0]}, and the model to start from has tokens for "
         f"{of[1]}: give the text itself as `data`, not prepared"
@@ -174,22 +216,22 @@ def introduce(work: Work) -> None:
     """Print what is about to be trained."""
     model, corpus = work.training.model, work.corpus
     params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
-    kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
+    unit = corpus.vocabulary.unit
     different = "" if corpus.different is None else f", {corpus.different} different"
     print(
-        f"{console.shown(work.name)}: {len(corpus.tokens):,} {kind}{different}; "
+        f"{console.shown(work.name)}: {len(corpus.tokens):,} {unit}s{different}; "
         f"the last {corpus.validation_size:,} are for validation"
     )
     if corpus.floor is not None:
-        print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
+        print(f"no model can do better on them than {corpus.floor:.4f} nats per {unit}")
     if work.sized:
-        characters = work.steps * work.training.batch * work.training.seq_len
+        passes = work.steps * work.training.batch * work.training.seq_len / corpus.train_size
         why = "(the more often a text is read, the more is dropped)"
         if work.start is not None:
             why = "(as in the model to start from, unless flags change them)"
         print(
-            f"preset {work.options.preset} for {corpus.train_size:,} characters: "
-            f"{characters / corpus.train_size:.2g} passes, dropout {model.dropout:g}, weight dropout "
+            f"preset {work.options.preset} for {corpus.train_size:,} {unit}s: "
+            f"{passes:.2g} passes, dropout {model.dropout:g}, weight dropout "
             f"{model.weight_dropout:g} {why}"
         )
     if work.start is not None and work.start.read is not None:
@@ -231,9 +273,14 @@ def take_over(work: Work) -> Reporter:
     run_directory.check(work.workdir, work.description, vocabulary, overwrite)
     if overwrite:
         run_directory.clear(work.workdir)
-    characters = work.training.batch * work.training.seq_len
-    tensorboard = work.options.tensorboard
-    return Report(work.workdir, characters, work.corpus.floor, work.prime, tensorboard)
+    return Report(
+        work.workdir,
+        work.training.batch * work.training.seq_len,
+        work.corpus.floor,
+        work.prime,
+        work.options.tensorboard,
+        unit=vocabulary.unit,
+    )
 
 
 def write_description(work: Work) -> None:

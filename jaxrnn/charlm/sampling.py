@@ -56,16 +56,16 @@ def sample(
         temperature (default 1.0) divides the logits; below 1 more conservative, above 1 more random.
         mode (default "categorical"): "categorical" draws every character, "argmax" always takes the
         most likely one, "after-space" draws the first character of each word only.
-        top_k (default None): draw from the k most likely characters only.
-        top_p (default None): draw from the fewest characters whose probabilities add up to at least p.
+        top_k (default None): draw from the k most likely tokens only.
+        top_p (default None): draw from the fewest tokens whose probabilities add up to at least p.
         seed (default 0): from 0 to 2^32 - 1; a seed gives the same text each time on the same machine.
 
     Returns:
       The text, which begins with the prime.
 
     Raises:
-      InputError: for a value out of its range, or a prime with characters that the model has never
-        seen.
+      InputError: for a value out of its range, or a prime with characters or strings that the model has
+        never seen.
     """
     decoder = Decoder(params, prime, SamplingOptions.of(options))
     return _decoded(params.vocabulary, decoder.texts(length)[0])
@@ -163,10 +163,8 @@ def stream_bytes(
 
 
 def default_prime(vocabulary: Vocabulary) -> str:
-    """Return the default prime: a new line, or the first character of a vocabulary without one."""
-    if vocabulary.by_bytes or "\n" in vocabulary.characters:
-        return "\n"
-    return vocabulary.characters[0]
+    """Return the default prime: a new line, or the first token of a vocabulary without one."""
+    return vocabulary.symbols[0] if vocabulary.newline is None else "\n"
 
 
 class Decoder:
@@ -277,7 +275,8 @@ def _as_bytes(tokens: Int[np.ndarray, "N"]) -> bytes:
 
 def _check_by_bytes(params: charlm.Params) -> None:
     if not params.vocabulary.by_bytes:
-        raise InputError("this model's tokens are characters, not bytes; use sample or stream")
+        what = "strings" if params.vocabulary.pattern else "characters"
+        raise InputError(f"this model's tokens are {what}, not bytes; use sample or stream")
 
 
 def _check_room(count: int, bytes_each: int) -> None:

@@ -32,8 +32,8 @@ class Corpus(NamedTuple):
       split: where validation begins; tokens[:split] are for training.
       vocabulary: the meaning of the tokens.
       sha256: SHA-256 of the text in hexadecimal digits, by which a resumed run recognises its text.
-      floor: the loss on the validation part that no model can beat on average, in nats per
-        character; None unless the source of the text knows it.
+      floor: the loss on the validation part that no model can beat on average, in nats per token;
+        None unless the source of the text knows it.
       different: number of different tokens in the text; None if not counted.
     """
 
@@ -68,7 +68,10 @@ class Corpus(NamedTuple):
 
 
 def make_corpus(
-    content: str | bytes, nats: np.ndarray | None = None, vocabulary: Vocabulary | None = None
+    content: str | bytes,
+    nats: np.ndarray | None = None,
+    vocabulary: Vocabulary | None = None,
+    pattern: str = "",
 ) -> Corpus:
     """Return a text as a `Corpus` whose last tenth is for validation.
 
@@ -76,20 +79,32 @@ def make_corpus(
       content: N characters, or N bytes for a vocabulary of bytes.
       nats: [N], -ln P(character | all characters before it), if the source knows it.
       vocabulary: the vocabulary; None for that of the text.
+      pattern: the regular expression of the tokens, as for `Vocabulary.of`; ignored for bytes and with
+        a vocabulary, which has its own.
 
     Raises:
-      InputError: for fewer than 20 characters, and for characters that the vocabulary does not have.
+      InputError: for fewer than 20 tokens, for tokens that the vocabulary does not have, and for a
+        pattern that `Vocabulary.of` refuses.
     """
-    split = validation_start(len(content))
     by_bytes = isinstance(content, bytes)
     raw = content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
-    own = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content))
+    pattern = pattern if vocabulary is None else vocabulary.pattern
+    own = Vocabulary.of_bytes() if by_bytes else Vocabulary.of(str(content), pattern)
     vocabulary = own if vocabulary is None else vocabulary
     tokens = vocabulary.encode(content)
+    split = validation_start(len(tokens), vocabulary.unit)
+    if nats is not None and vocabulary.pattern:
+        nats = _per_token(nats, tokens, vocabulary)
     sha256 = hashlib.sha256(raw).hexdigest()
     blocks = (raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK))
     different = count_different_bytes(blocks) if by_bytes else len(own)
     return Corpus(tokens, split, vocabulary, sha256, entropy_floor(nats), different)
+
+
+def _per_token(nats: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Return the information of each token [M], the sum over its characters, from that of each [N]."""
+    lengths = np.array([len(symbol) for symbol in vocabulary.symbols])[tokens]
+    return np.add.reduceat(nats, np.cumsum(lengths) - lengths)
 
 
 def count_different_bytes(blocks: Iterable[bytes]) -> int:
@@ -101,14 +116,14 @@ def count_different_bytes(blocks: Iterable[bytes]) -> int:
     return len(known)
 
 
-def validation_start(size: int) -> int:
-    """Return where the last tenth of a text of `size` tokens begins.
+def validation_start(size: int, unit: str = "character") -> int:
+    """Return where the last tenth of a text of `size` tokens, each of them a `unit`, begins.
 
     Raises:
       InputError: for a size below 20.
     """
     if size < 20:
-        raise InputError(f"the text has only {size} characters; give at least 20")
+        raise InputError(f"the text has only {size} {unit}s; give at least 20")
     return size * 9 // 10
 
 

@@ -1,34 +1,56 @@
-"""Vocabularies: the token of each character."""
+"""Vocabularies: the token of each character, or of each string that a regular expression matches."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import re
+import reprlib
 import sys
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from jaxrnn.errors import InputError
 
+# Most unknown and most known tokens that an error message lists.
+MOST_UNKNOWN, MOST_KNOWN = 10, 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """A mapping between characters and tokens, the numbers 0 to V - 1.
+    """A mapping between the symbols of a text and tokens, the numbers 0 to V - 1.
 
-    Make one with `Vocabulary.of(text)` (the characters of a text, sorted) or `Vocabulary.of_bytes()`
-    (the 256 bytes, which can encode any text). Vocabularies compare by value and are hashable.
+    Make one with `Vocabulary.of(text)` (the characters of a text, sorted), with
+    `Vocabulary.of(text, pattern)` (the strings that a regular expression matches, sorted) or with
+    `Vocabulary.of_bytes()` (the 256 bytes, which can encode any text). Vocabularies compare by value and
+    are hashable.
+
+    With a pattern, a text is split at "\n", which is a token of its own, and each line from the left to
+    the right: where the pattern matches, what it matches is a token, and any other character is a token
+    of its own. So a token never spans two lines, and the tokens joined are the text.
 
     Attributes:
       characters: the character of each token, in the order of the tokens, each character once.
       by_bytes: whether tokens are bytes; `characters` is then empty.
+      tokens: with a pattern, a tuple of the string of each token, each string once; `characters` is then
+        empty. A list, as JSON has it, becomes a tuple.
+      pattern: the regular expression, in the syntax of Python's `re`; empty without one.
 
     Raises:
-      ValueError: for a character that occurs twice, and for characters together with `by_bytes`.
+      ValueError: for a character or a string that occurs twice, for arguments that exclude each other,
+        and for arguments of the wrong type.
+      InputError: for a pattern that is not a regular expression or that matches the empty string.
     """
 
     characters: str = ""
     by_bytes: bool = False
+    tokens: Sequence[str] = ()
+    pattern: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.characters, str):
@@ -40,11 +62,46 @@ class Vocabulary:
             )
         if self.by_bytes and self.characters:
             raise ValueError("a vocabulary of bytes has no characters; use Vocabulary.of_bytes()")
+        if isinstance(self.tokens, list):
+            object.__setattr__(self, "tokens", tuple(self.tokens))
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Check `tokens` and `pattern`."""
+        if not isinstance(self.pattern, str):
+            raise ValueError(f"pattern must be a str, not {type(self.pattern).__name__}")
+        if not isinstance(self.tokens, tuple) or not all(
+            isinstance(token, str) and token for token in self.tokens
+        ):
+            raise ValueError("tokens must be a tuple of strings that are not empty")
+        if len(set(self.tokens)) < len(self.tokens):
+            raise ValueError(
+                "tokens must contain each string once; "
+                "make the vocabulary of a text with Vocabulary.of(text, pattern)"
+            )
+        if self.tokens and not self.pattern:
+            raise ValueError("tokens need the pattern that splits a text into them")
+        if self.pattern and (self.characters or self.by_bytes):
+            raise ValueError("a vocabulary with a pattern has neither characters nor bytes")
+        if self.pattern:
+            _compiled(self.pattern)
 
     @classmethod
-    def of(cls, text: str) -> Vocabulary:
-        """Return the vocabulary of a text: each of its characters once, in the order of Unicode."""
-        return cls("".join(map(chr, np.unique(code_points(text)))))
+    def of(cls, text: str, pattern: str = "") -> Vocabulary:
+        """Return the vocabulary of a text: each of its characters once, in the order of Unicode.
+
+        Args:
+          text: the text.
+          pattern: a regular expression; the vocabulary then has each token of the text once, sorted.
+
+        Raises:
+          InputError: for a pattern that is not a regular expression or that matches the empty string.
+        """
+        if not pattern:
+            return cls("".join(map(chr, np.unique(code_points(text)))))
+        tokens = set(cls(pattern=pattern)._split(text))
+        _refuse_empty_matches(pattern, tokens)
+        return cls(tokens=tuple(sorted(tokens)), pattern=pattern)
 
     @classmethod
     def of_bytes(cls) -> Vocabulary:
@@ -53,7 +110,32 @@ class Vocabulary:
 
     def __len__(self) -> int:
         """Return the number of tokens, V."""
-        return 256 if self.by_bytes else len(self.characters)
+        return 256 if self.by_bytes else len(self.characters) + len(self.tokens)
+
+    @property
+    def unit(self) -> str:
+        """What a text of this vocabulary is counted in: "character", "byte" or "token"."""
+        if self.by_bytes:
+            return "byte"
+        return "token" if self.pattern else "character"
+
+    @functools.cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """The string of each token.
+
+        Raises:
+          ValueError: for a vocabulary of bytes, whose tokens are not strings.
+        """
+        if self.by_bytes:
+            raise ValueError("a vocabulary of bytes has no strings for its tokens")
+        return tuple(self.tokens if self.pattern else self.characters)
+
+    @property
+    def newline(self) -> int | None:
+        """The token of a line break, or None if the vocabulary does not have it."""
+        if self.by_bytes:
+            return ord("\n")
+        return self.symbols.index("\n") if "\n" in self.symbols else None
 
     @property
     def dtype(self) -> np.dtype:
@@ -69,7 +151,8 @@ class Vocabulary:
             bytes again.
 
         Raises:
-          InputError: for characters that the vocabulary does not have; the message lists them.
+          InputError: for characters or strings that the vocabulary does not have; the message lists
+            them.
         """
         if self.by_bytes:
             return np.frombuffer(_raw(text), np.uint8)
@@ -80,6 +163,9 @@ class Vocabulary:
                 raise InputError(
                     f"not UTF-8: byte 0x{text[error.start]:02x} at offset {error.start}"
                 ) from None
+        return self._encode_strings(text) if self.pattern else self._encode_characters(text)
+
+    def _encode_characters(self, text: str) -> np.ndarray:
         points = code_points(text)
         known, ranks = self._sorted_points
         places = np.searchsorted(known, points)
@@ -87,25 +173,58 @@ class Vocabulary:
         inside = places < len(known)
         found[inside] = known[places[inside]] == points[inside]
         if not found.all():
-            unknown = " ".join(repr(chr(p)) for p in np.unique(points[~found])[:10])
-            raise InputError(
-                f"characters that the model has never seen: {unknown}; it knows "
-                f"{len(self)} characters: {self.characters[:200]!r}"
-            )
+            self._refuse_unknown(list(map(chr, np.unique(points[~found]))))
         return ranks[places]
+
+    def _encode_strings(self, text: str) -> np.ndarray:
+        found = map(self._numbers.get, self._split(text), itertools.repeat(-1))
+        numbers = np.fromiter(found, np.int32)
+        if (numbers < 0).any():
+            unknown = set(self._split(text)) - self._numbers.keys()
+            _refuse_empty_matches(self.pattern, unknown)
+            self._refuse_unknown(sorted(unknown))
+        return numbers.astype(self.dtype)
+
+    def _split(self, text: str) -> Iterator[str]:
+        """Return an iterator over the tokens of a text as strings."""
+        matches = _compiled(self.pattern).finditer
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                yield "\n"
+            for match in matches(line):
+                yield match[0]
+
+    def _refuse_unknown(self, unknown: Sequence[str]) -> NoReturn:
+        """Raise InputError for symbols that the vocabulary does not have."""
+        known = repr(self.characters[:200])
+        if self.pattern:
+            known = " ".join(map(reprlib.repr, self.tokens[:MOST_KNOWN]))
+            known += " ..." if len(self) > MOST_KNOWN else ""
+        raise InputError(
+            f"{self.unit}s that the model has never seen: "
+            f"{' '.join(map(reprlib.repr, unknown[:MOST_UNKNOWN]))}; it knows {len(self)} "
+            f"{self.unit}s: {known}"
+        )
 
     def decode(self, tokens: npt.ArrayLike) -> str:
         """Return the text of integer tokens [N]. Bytes that are not UTF-8 become U+FFFD."""
         tokens = np.asarray(tokens, np.int64)
         if self.by_bytes:
             return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+        if self.pattern:
+            return "".join(map(self.tokens.__getitem__, tokens.tolist()))
         return self._points[tokens].tobytes().decode("utf-32-le", "surrogatepass")
 
     def whitespace(self) -> np.ndarray:
-        """Return whether each token is white space, [V] bool."""
+        """Return whether each token is white space, all characters of it, [V] bool."""
         if self.by_bytes:
             return np.array([chr(b).isspace() and b < 128 for b in range(256)])
-        return np.array([c.isspace() for c in self.characters])
+        return np.array([symbol.isspace() for symbol in self.symbols])
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Token of each string."""
+        return {token: number for number, token in enumerate(self.tokens)}
 
     @functools.cached_property
     def _points(self) -> np.ndarray:
@@ -117,6 +236,36 @@ class Vocabulary:
         """Code points [V] in ascending order, and the token of each."""
         order = np.argsort(self._points)
         return self._points[order], order.astype(self.dtype)
+
+
+@functools.lru_cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Return a regular expression that splits a line: the pattern, or else any single character.
+
+    Raises:
+      InputError: for a pattern that is not a regular expression or that matches the empty string.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            alone = re.compile(pattern)
+            # A comment of a verbose pattern ends with the line.
+            end = "\n" if alone.flags & re.VERBOSE else ""
+            either = re.compile(f"{pattern}{end}|(?s:.)")
+    except (re.error, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"`pattern` {pattern!r} is not a regular expression: {reason}") from None
+    _refuse_empty_matches(pattern, [found[0] for found in [alone.match("")] if found])
+    return either
+
+
+def _refuse_empty_matches(pattern: str, matches: Collection[str]) -> None:
+    """Raise InputError if the empty string is among what a pattern has matched."""
+    if "" in matches:
+        raise InputError(
+            f"`pattern` {pattern!r} matches the empty string, and a token has at least one character: "
+            "write + instead of *, or leave the empty alternative out"
+        )
 
 
 def _raw(text: str | bytes) -> bytes:

@@ -113,8 +113,9 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _vocabulary(values: Any) -> Vocabulary:
     if not isinstance(values, dict):
         raise ValueError("it is missing or not a JSON object")
+    known = {field.name for field in dataclasses.fields(Vocabulary)}
     for name in values:
-        if name not in ("characters", "by_bytes"):
+        if name not in known:
             raise ValueError(f"this version of jaxrnn has no entry {name!r}")
     vocabulary = Vocabulary(**values)
     if type(vocabulary.by_bytes) is not bool:

@@ -8,8 +8,9 @@
     outputs    logits            [T, B, V], of the token after each token
                final_hidden_k    the state after the last token
                final_cell_k
-    metadata   vocabulary        JSON: {"characters": "\\n !...", "by_bytes": false}; token i stands for
-                                 the character at index i (code points, not UTF-16), or for byte i
+    metadata   vocabulary        JSON: {"characters": "\\n !...", "by_bytes": false, "tokens": [],
+                                 "pattern": ""}; token i stands for the character at index i (code
+                                 points, not UTF-16), for byte i, or, with a pattern, for tokens[i]
                config            JSON: the fields of `jaxrnn.ModelConfig`
 
 T and B are free in every call. A text begins with states of zeros, and the final states of each call are

@@ -75,7 +75,8 @@ def sampler(params: charlm.Params) -> Sampler:
 
     It has these arguments, and returns the text [N] int32 with all places filled:
 
-      text: [N] int32, the Unicode code points of the prime, then anything; bytes for a model of bytes.
+      text: [N] int32, the Unicode code points of the prime, then anything; bytes for a model of bytes,
+        and tokens, the numbers 0 to V - 1, for a vocabulary with a pattern.
       given: int32, the length of the prime, from 1 to N.
       seed: uint32.
       temperature: float32, at least 0; 0 takes the most likely character.
@@ -132,9 +133,12 @@ def sampler(params: charlm.Params) -> Sampler:
 
 
 def _points(vocabulary: Vocabulary) -> np.ndarray:
-    """Return the number that stands for each token in a text, [V] int32: its code point or byte."""
-    if vocabulary.by_bytes:
-        return np.arange(256, dtype=np.int32)
+    """Return the number that stands for each token in a text, [V] int32.
+
+    It is the code point of its character, and the token itself where it is a byte or a string.
+    """
+    if vocabulary.by_bytes or vocabulary.pattern:
+        return np.arange(len(vocabulary), dtype=np.int32)
     return code_points(vocabulary.characters).astype(np.int32)
 
 

@@ -29,7 +29,8 @@ class Metric(NamedTuple):
     loss: mean training loss since the line before, in nats per character.
     val_loss: loss on the validation text, in nats per character; None if it was not computed here.
     grad_norm: mean global norm of the gradient before clipping, since the line before.
-    chars_per_second: training speed since the line before, evaluations and samples included.
+    chars_per_second: training speed in tokens, which are characters, bytes or the strings of a pattern,
+      since the line before, evaluations and samples included.
     seconds: time that the run has taken so far, in all processes that it was resumed in.
     training_seconds: the part of it that the training steps took, without compilation, evaluations,
       samples and checkpoints.
@@ -117,14 +118,21 @@ def _mean(points: Points) -> tuple[float, float]:
     return sum(xs) / len(xs), sum(ys) / len(ys)
 
 
-def draw_losses(losses: Points, val_losses: Points, floor: float | None, path: Path) -> None:
+def draw_losses(
+    losses: Points,
+    val_losses: Points,
+    floor: float | None,
+    path: Path,
+    unit: str = "character",
+) -> None:
     """Draw training and validation loss against the step as a PNG.
 
     Args:
-      losses: training losses (step, nats per character), at least one.
+      losses: training losses (step, nats per token), at least one.
       val_losses: validation losses, perhaps none.
       floor: the validation loss that no model can beat, if it is known.
       path: path of the picture.
+      unit: what a token is, as `Vocabulary.unit` says it.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -160,9 +168,9 @@ def draw_losses(losses: Points, val_losses: Points, floor: float | None, path: P
             color=color,
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per character")
+    axes.set_ylabel(f"loss, nats per {unit}")
     conversions: Any = (bits, nats)
-    axes.secondary_yaxis("right", conversions).set_ylabel("bits per character")
+    axes.secondary_yaxis("right", conversions).set_ylabel(f"bits per {unit}")
     axes.spines["top"].set_visible(False)
     figure.savefig(path, dpi=120)
 

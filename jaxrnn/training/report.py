@@ -27,7 +27,7 @@ from jaxrnn.training.metrics import (
     draw_losses,
 )
 
-# Length in characters of the samples that are written while training.
+# Length in tokens of the samples that are written while training.
 SAMPLE_LENGTH = 300
 SAMPLES, BOARD = "samples.txt", "tensorboard"
 
@@ -116,11 +116,12 @@ class Report:
 
     Args:
       run: the run directory.
-      characters: characters per training step, for the speed.
-      floor: the validation loss that no model can beat, if it is known; in nats per character.
+      characters: characters (or whatever the tokens are) per training step, for the speed.
+      floor: the validation loss that no model can beat, if it is known; in nats per token.
       prime: the beginning of the samples.
       tensorboard: also write event files for TensorBoard into the run directory.
       quiet: show nothing on the screen.
+      unit: what a token is, as `Vocabulary.unit` says it.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Report:
         prime: str | bytes = "\n",
         tensorboard: bool = False,
         quiet: bool = False,
+        unit: str = "character",
     ) -> None:
         self._metrics = run / METRICS
         self._samples = run / SAMPLES
@@ -138,6 +140,7 @@ class Report:
         self._characters = characters
         self._floor = floor
         self._prime = prime
+        self._unit = unit
         # Time that the run has taken so far, earlier processes included.
         self._seconds = 0.0
         self._training_seconds = 0.0
@@ -282,7 +285,9 @@ class Report:
         if not self._losses.points:
             return
         try:
-            draw_losses(self._losses.points, self._val_losses.points, self._floor, self._picture)
+            draw_losses(
+                self._losses.points, self._val_losses.points, self._floor, self._picture, self._unit
+            )
         except ImportError:
             self._miss_picture('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
         except Exception as error:
@@ -299,7 +304,8 @@ class Report:
             parts.append(f"val {_both(self._val_loss)}")
         if self._floor is not None:
             parts.append(f"floor {self._floor:.3f}")
-        return "  ".join([*parts, f"{metric.chars_per_second:,.0f} chars/s"])
+        unit = "tokens" if self._unit == "token" else "chars"
+        return "  ".join([*parts, f"{metric.chars_per_second:,.0f} {unit}/s"])
 
 
 def _draw_sample(params: charlm.Params, prime: str | bytes) -> bytes:

@@ -191,7 +191,7 @@ def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
         vocabulary = Vocabulary(**_read_json(run, VOCABULARY))
         if not len(vocabulary):
             raise ValueError("it is empty")
-    except (ValueError, TypeError) as error:
+    except (InputError, ValueError, TypeError) as error:
         raise InputError(f"{run} has a damaged description: {VOCABULARY}: {error}") from None
     return config, vocabulary
 

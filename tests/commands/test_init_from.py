@@ -52,7 +52,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A read-only folder with a text and models: run, file, damaged, pipe, tied and bytes."""
+    """A read-only folder with a text and models: run, file, damaged, pipe, tied, bytes and words."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "old.txt").write_text(TEXT)
     (folder / "new.txt").write_text(NEW)
@@ -66,6 +66,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged").write_bytes((folder / "file").read_bytes()[:-3])
     save(lively(CORPUS.vocabulary, tie=True, embedding_size=16), folder / "tied")
     save(lively(Vocabulary.of_bytes(), layers=1, dropout=0.25), folder / "bytes")
+    save(lively(Vocabulary.of(TEXT, r"\w+"), layers=1, dropout=0.25), folder / "words")
     return folder
 
 
@@ -299,6 +300,18 @@ def test_a_damaged_checkpoint_of_the_model_does_not_prevent_resuming(
     assert [line["step"] for line in metrics_of(run) if "loss" in line] == [2, 4, 6]
 
 
+@pytest.mark.slow
+def test_a_model_of_tokens_splits_the_text_with_its_own_pattern(
+    models: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train.main(arguments(models / "old.txt", run, models / "words", steps=1)) == 0
+    assert load(run).vocabulary == Vocabulary.of(TEXT, r"\w+")
+    # The flag may repeat what the model has, also where the run is resumed.
+    more = arguments(models / "old.txt", run, models / "words", "--tokens", r"\w+", steps=2)
+    assert train.main(more) == 0
+
+
 # --- refused ---
 
 
@@ -313,6 +326,23 @@ def test_a_damaged_checkpoint_of_the_model_does_not_prevent_resuming(
         ),
         ("tied", ["--embedding-size", "8"], "needs --embedding-size equal to --hidden-size"),
         ("file", ["--bytes"], "the tokens of the model to start from are characters"),
+        (
+            "file",
+            ["--tokens", "b+"],
+            "--tokens 'b+': the tokens of the model to start from are characters",
+        ),
+        (
+            "bytes",
+            ["--tokens", "b+"],
+            "the tokens of the model to start from are bytes; leave it out",
+        ),
+        ("words", ["--tokens", "b+"], r"the tokens of the model to start from are those of '\\w+'"),
+        (
+            "words",
+            ["--bytes"],
+            "the tokens of the model to start from are matches of a regular expr",
+        ),
+        ("words", [], "tokens that the model has never seen: 'hills'; it knows"),
         (
             "file",
             ["--output-bias", "frequencies"],
@@ -390,6 +420,9 @@ def test_prepared_texts(
         f"prepared with tokens for {of[0]} characters, and the model to start from has" in message
     )
     assert f"tokens for {of[1]} characters: give the text itself as --data" in message
+    assert "the model to start from has tokens for 122 strings: give" in refusal(
+        train.main, arguments(same, tmp_path / "no", models / "words")
+    )
     raw = prepared(models / "new.txt", "raw", "--bytes")
     assert "prepared with tokens for bytes" in refusal(
         train.main, arguments(raw, tmp_path / "no", models / "file")

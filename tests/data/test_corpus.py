@@ -46,10 +46,40 @@ def test_entropy_floor_is_the_mean_of_the_validation_part() -> None:
     assert make_corpus("ab" * 25, nats).floor == np.mean(nats[45:])
 
 
-@pytest.mark.parametrize("content", ["x" * 19, b"x" * 19, ""])
-def test_corpus_needs_twenty_characters(content: str | bytes) -> None:
-    with pytest.raises(InputError, match=f"only {len(content)} characters.*at least 20"):
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [("x" * 19, "19 characters"), (b"x" * 19, "19 bytes"), ("", "0 characters")],
+)
+def test_corpus_needs_twenty_characters(content: str | bytes, count: str) -> None:
+    with pytest.raises(InputError, match=f"only {count}.*at least 20"):
         make_corpus(content)
+
+
+def test_corpus_needs_twenty_tokens() -> None:
+    assert make_corpus("word " * 10, pattern=r"\w+").train_size == 18
+    with pytest.raises(InputError, match=r"only 19 tokens.*at least 20"):
+        make_corpus("word " * 9 + "end", pattern=r"\w+")
+
+
+def test_a_corpus_of_tokens() -> None:
+    text = "three words here\n" * 10
+    made = make_corpus(text, pattern=r"\w+")
+    assert made.vocabulary == Vocabulary.of(text, r"\w+")
+    assert made.vocabulary.decode(made.tokens) == text
+    assert (len(made.tokens), made.split, made.different) == (60, 54, 5)
+    assert made.sha256 == make_corpus(text).sha256
+    again = make_corpus("here words " * 7, vocabulary=made.vocabulary, pattern="ignored")
+    assert again.vocabulary == made.vocabulary
+    assert again.different == 3, "here, the space and words"
+
+
+def test_the_entropy_floor_of_tokens_is_that_of_their_characters() -> None:
+    """The information of the validation part is the same, divided over fewer tokens."""
+    nats = np.random.default_rng(0).uniform(size=75)
+    made = make_corpus("ab c\n" * 15, nats, pattern=r"\w+")
+    # The last 6 of 60 tokens: the last two of 14th line, "c" and the line break, and a line of four.
+    assert len(made.tokens) == 60
+    np.testing.assert_allclose(made.floor, nats[-7:].sum() / 6, rtol=1e-12)
 
 
 def test_twenty_characters_are_enough() -> None:

@@ -1,6 +1,9 @@
-"""Tests of vocabularies: they encode any text and bytes, and name unknown characters."""
+"""Test vocabularies: they encode any text and bytes, and name unknown characters and strings."""
 
+import dataclasses
+import json
 import re
+import time
 from typing import Any
 
 import hypothesis
@@ -23,6 +26,21 @@ SCRIPTS = {
     "arabic": "السلام عليكم",
     "controls": "\x00\t\r\n\x85\u2028",
 }
+SMILES = r"(\[[^\]]+]|Br|Cl|@@|%\d\d)"
+PATTERNS = (
+    SMILES,
+    r"\w+",
+    r"\w+|\s+",
+    r".+",
+    r"(?s).+",
+    r"(?i)the|[a-c]{2,3}",
+    r"(?x) a+  # a comment",
+    r"(a)(b)|(?P<double>[cd])(?P=double)",
+    r"(?<=a)b+|^a|c$|\bd",
+    r"a+?b|[^a]b",
+    "\n|\na",
+)
+patterns = pytest.mark.parametrize("pattern", PATTERNS)
 MANY = hypothesis.settings(max_examples=60)
 any_text = st.text(st.characters(exclude_categories=[]))  # lone surrogates too
 utf8_text = st.text()
@@ -125,6 +143,15 @@ def test_characters_in_any_order() -> None:
         ({"characters": ["a", "b"]}, "must be a str, not list"),
         ({"characters": b"ab"}, "must be a str, not bytes"),
         ({"characters": "ab", "by_bytes": True}, "has no characters"),
+        ({"tokens": ("a", "ab", "a"), "pattern": "ab"}, r"each string once; .* Vocabulary\.of\("),
+        ({"tokens": ("a", ""), "pattern": "ab"}, "tuple of strings that are not empty"),
+        ({"tokens": ("a", 1), "pattern": "ab"}, "tuple of strings that are not empty"),
+        ({"tokens": "ab", "pattern": "ab"}, "tuple of strings that are not empty"),
+        ({"tokens": ("a", "ab")}, "tokens need the pattern"),
+        ({"characters": "ab", "pattern": "ab"}, "neither characters nor bytes"),
+        ({"by_bytes": True, "pattern": "ab"}, "neither characters nor bytes"),
+        ({"pattern": b"ab"}, "pattern must be a str, not bytes"),
+        ({"pattern": re.compile("ab")}, "pattern must be a str, not Pattern"),
     ],
 )
 def test_invalid_vocabularies_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -164,3 +191,170 @@ def test_whitespace_of_bytes() -> None:
     """Only ASCII white space counts, because 0x85 and 0xa0 are parts of other characters."""
     white = np.flatnonzero(Vocabulary.of_bytes().whitespace())
     assert bytes(white.tolist()).decode() == "\t\n\v\f\r\x1c\x1d\x1e\x1f "
+
+
+# --- tokens of several characters ---
+
+
+def split_by_hand(pattern: str, text: str) -> list[str]:
+    """The tokens of a text: `re.match` at every position of every line."""
+    alone, found = re.compile(pattern), list[str]()
+    for number, line in enumerate(text.split("\n")):
+        found += ["\n"] * (number > 0)
+        at = 0
+        while at < len(line):
+            match = alone.match(line, at)
+            found.append(match[0] if match else line[at])
+            at += len(found[-1])
+    return found
+
+
+def assert_splits(pattern: str, text: str) -> None:
+    pieces = split_by_hand(pattern, text)
+    vocabulary = Vocabulary.of(text, pattern)
+    assert vocabulary.tokens == vocabulary.symbols == tuple(sorted(set(pieces)))
+    assert (vocabulary.characters, vocabulary.by_bytes) == ("", False)
+    assert len(vocabulary) == len(vocabulary.tokens)
+    tokens = vocabulary.encode(text)
+    assert tokens.dtype == vocabulary.dtype
+    assert [vocabulary.tokens[token] for token in tokens] == pieces
+    assert vocabulary.decode(tokens) == text
+
+
+@patterns
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(text=st.text("abcdBrl[]%7 \n") | any_text)
+def test_any_text_is_split_and_decoded_to_itself(pattern: str, text: str) -> None:
+    assert_splits(pattern, text)
+
+
+@scripts
+def test_every_script_is_split_into_words(text: str) -> None:
+    assert_splits(r"\w+", text)
+
+
+def test_tokens_of_smiles() -> None:
+    vocabulary = Vocabulary.of("C[C@@H](Br)Cl\nC%12\n", SMILES)
+    assert vocabulary.tokens == ("\n", "%12", "(", ")", "Br", "C", "Cl", "[C@@H]")
+    assert vocabulary.encode("CClC\n").tolist() == [5, 6, 5, 0]
+    np.testing.assert_array_equal(vocabulary.encode(b"CClC\n"), [5, 6, 5, 0])
+    assert vocabulary.decode([7, 4, 0]) == "[C@@H]Br\n"
+
+
+def test_a_token_never_spans_lines() -> None:
+    """Even where the pattern matches line breaks, each of them is a token of its own."""
+    vocabulary = Vocabulary.of("a  \n\n  b", r"\s+")
+    assert vocabulary.tokens == ("\n", "  ", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "newline"),
+    [
+        (Vocabulary.of("b\na"), 0),
+        (Vocabulary("ab\n"), 2),
+        (Vocabulary.of("ab"), None),
+        (Vocabulary.of("\t1\n12", r"\d+"), 1),
+        (Vocabulary.of("12", r"\d+"), None),
+        (Vocabulary.of_bytes(), 10),
+    ],
+)
+def test_the_token_of_a_line_break(vocabulary: Vocabulary, newline: int | None) -> None:
+    assert vocabulary.newline == newline
+    if newline is not None:
+        assert vocabulary.encode("\n").tolist() == [newline]
+
+
+def test_symbols_and_units() -> None:
+    assert Vocabulary.of("ba").symbols == ("a", "b")
+    units = [v.unit for v in (Vocabulary(), Vocabulary(pattern="a"), Vocabulary.of_bytes())]
+    assert units == ["character", "token", "byte"]
+    with pytest.raises(ValueError, match="no strings"):
+        Vocabulary.of_bytes().symbols  # noqa: B018
+
+
+def test_whitespace_of_tokens() -> None:
+    """A token is white space if all of it is."""
+    vocabulary = Vocabulary.of("a b\t \n  \u3000c,", r"[ab] |\s+")
+    assert [
+        t
+        for t, is_white in zip(vocabulary.tokens, vocabulary.whitespace(), strict=True)
+        if is_white
+    ] == [
+        "\t ",
+        "\n",
+        "  \u3000",
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["a*", "|a", "(?=x)", r"\b", "x??", "^", "(?x)# all of it"])
+def test_patterns_of_the_empty_string_are_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match=r"`pattern` .* matches the empty string") as error:
+        Vocabulary.of("ax", pattern)
+    assert "\n" not in str(error.value) and repr(pattern) in str(error.value)
+
+
+def test_an_empty_match_in_a_later_text_is_refused() -> None:
+    vocabulary = Vocabulary.of("ab", "(?=x)|b")
+    with pytest.raises(InputError, match="matches the empty string"):
+        vocabulary.encode("axb")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("a(b", "missing ), unterminated subpattern at position 1"),
+        ("ab[", "unterminated character set at position 2"),
+        ("a**", "multiple repeat at position 2"),
+        ("\\", "bad escape (end of pattern) at position 0"),
+        ("a\n(", "missing ), unterminated subpattern at position 2"),
+        ("a{99999999999}", "the repetition number is too large"),
+    ],
+)
+def test_invalid_patterns_are_refused_with_the_reason(pattern: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"not a regular expression: {re.escape(reason)}") as error:
+        Vocabulary.of("ab", pattern)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_tokens_are_listed() -> None:
+    known, unknown = range(10, 40), range(40, 80)
+    vocabulary = Vocabulary.of(" ".join(map(str, known)), r"\d+")
+    with pytest.raises(InputError) as error:
+        vocabulary.encode("11 " + " ".join(map(str, unknown)) + " 12")
+    accused, knows = str(error.value).split("; it knows ")
+    assert accused.startswith("tokens that the model has never seen: ")
+    assert re.findall(r"'(\d+)'", accused) == [str(number) for number in unknown][:10]
+    assert knows.startswith("31 tokens: ' ' '10' '11' ") and knows.endswith(" '28' ...")
+
+
+def test_long_unknown_tokens_are_shortened() -> None:
+    with pytest.raises(InputError) as error:
+        Vocabulary.of("a" * 500, r"\w+").encode("b" * 1000)
+    assert len(str(error.value)) < 200
+
+
+@patterns
+def test_a_vocabulary_of_tokens_is_hashable_and_json(pattern: str) -> None:
+    one = Vocabulary.of("ab Cl\n", pattern)
+    one.encode("ab Cl")
+    same = Vocabulary(**json.loads(json.dumps(dataclasses.asdict(one))))
+    assert one == same and hash(one) == hash(same) and isinstance(same.tokens, tuple)
+    assert one != dataclasses.replace(one, pattern="Q")
+    assert one != Vocabulary.of("ab Cl\n")
+
+
+def test_a_description_without_tokens_is_one_of_characters() -> None:
+    """Files of older versions have only these entries."""
+    assert Vocabulary(**{"characters": "ab", "by_bytes": False}) == Vocabulary.of("ab")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [r"\w+", "[a-z]"])
+def test_a_million_characters_take_a_second(pattern: str, unchecked: None) -> None:
+    """It takes 0.3 seconds on an idle core; the bound leaves room for a busy one."""
+    text = "To be, or not to be: that is the question.\n" * 25_000
+    vocabulary = Vocabulary.of(text, pattern)
+    begin = time.process_time()
+    tokens = vocabulary.encode(text)
+    assert time.process_time() - begin < 2
+    assert vocabulary.decode(tokens) == text

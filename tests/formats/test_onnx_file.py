@@ -106,7 +106,11 @@ def test_tokens_one_by_one_equal_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("vocabulary", [VOCABULARY, jaxrnn.Vocabulary.of_bytes()], ids=len)
+@pytest.mark.parametrize(
+    "vocabulary",
+    [VOCABULARY, jaxrnn.Vocabulary.of_bytes(), jaxrnn.Vocabulary.of("CCl\n", "Cl|Br")],
+    ids=len,
+)
 def test_the_metadata_describes_the_model(vocabulary: Any, tmp_path: Path) -> None:
     import onnx
 

@@ -227,6 +227,14 @@ def test_other_cells_are_refused_before_a_file_is_written(tmp_path: Path) -> Non
     assert "mingru" in str(page.unsupported_reason(jaxrnn.ModelConfig(cell="mingru")))
 
 
+def test_tokens_of_a_pattern_are_refused_before_a_file_is_written(tmp_path: Path) -> None:
+    vocabulary = jaxrnn.Vocabulary.of("CCl\n", "Cl")
+    params = jaxrnn.init(jaxrnn.ModelConfig(hidden_size=4), vocabulary)
+    with pytest.raises(InputError, match="not the tokens of a regular expression; give a model"):
+        page.write(params, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_the_lecture_s_cells_are_supported(cell: Any) -> None:
     config = jaxrnn.ModelConfig(cell=cell, activation="relu", peephole=True, reset="after")

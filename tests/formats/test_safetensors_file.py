@@ -80,8 +80,13 @@ def test_a_model_comes_back_bit_identical(changes: dict[str, Any], tmp_path: Pat
 
 @pytest.mark.parametrize(
     "vocabulary",
-    [Vocabulary.of_bytes(), Vocabulary.of('\ud800\0"\\ä\U0010ffff\n'), Vocabulary("ba")],
-    ids=["bytes", "odd", "unsorted"],
+    [
+        Vocabulary.of_bytes(),
+        Vocabulary.of('\ud800\0"\\ä\U0010ffff\n'),
+        Vocabulary("ba"),
+        Vocabulary.of('Cl"\\ä\U0010ffff\n', r'Cl|["\\]+'),
+    ],
+    ids=["bytes", "odd", "unsorted", "tokens"],
 )
 def test_every_vocabulary_comes_back(vocabulary: Vocabulary, tmp_path: Path) -> None:
     params, path = model(vocabulary, layers=1), tmp_path / "m"
@@ -100,7 +105,8 @@ def test_names_and_metadata(file: Path) -> None:
     card = json.loads(metadata["jaxrnn"])
     assert card["version"] == 1 and card["loss"] == 1.5 and card["licence"] is None
     assert card["config"] == dataclasses.asdict(TINY)
-    assert card["vocabulary"] == {"characters": LETTERS.characters, "by_bytes": False}
+    vocabulary = {"characters": LETTERS.characters, "by_bytes": False, "tokens": [], "pattern": ""}
+    assert card["vocabulary"] == vocabulary
 
 
 def test_equal_models_make_equal_files(file: Path) -> None:
@@ -342,6 +348,14 @@ def test_tensors_that_do_not_fit(change: Any, message: str, file: Path) -> None:
         ),
         (dict(vocabulary=dict(characters="abcd")), "a vocabulary of 4 tokens"),
         (dict(vocabulary=dict(by_bytes=1)), "by_bytes is 1"),
+        (
+            dict(vocabulary=dict(tokens=["ab", 1], pattern="ab")),
+            "invalid vocabulary: tokens must be",
+        ),
+        (
+            dict(vocabulary=dict(tokens=["ab"], pattern="(")),
+            "invalid vocabulary: `pattern` '(' is not",
+        ),
         (dict(loss="low"), "invalid card: loss must be a finite number"),
         (dict(licence=3), "invalid card: licence must be a text, not 3"),
     ],

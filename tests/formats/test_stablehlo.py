@@ -136,6 +136,15 @@ def test_a_model_of_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_of_tokens(tmp_path: Path) -> None:
+    """The texts of its file are tokens."""
+    params = lively(Vocabulary.of("CCl Br\n[Na+] c1ccccc1 N", r"\[.*?\]|Br|Cl"))
+    prime = params.vocabulary.encode("[Na+]Cl").astype(np.int32)
+    found = call(loaded(params, tmp_path), prime, 40, seed=2)
+    assert params.vocabulary.decode(found) == jaxrnn.sample(params, "[Na+]Cl", 40, seed=2)
+
+
+@pytest.mark.slow
 def test_characters_in_any_order_and_of_any_plane(tmp_path: Path) -> None:
     params = lively(Vocabulary("z\U0010ffffa\n\ud800é"))
     sampler = loaded(params, tmp_path)

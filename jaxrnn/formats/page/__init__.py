@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxrnn import charlm
 from jaxrnn.charlm.sampling import default_prime
-from jaxrnn.data.vocabulary import code_points
+from jaxrnn.data.vocabulary import Vocabulary, code_points
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
 from jaxrnn.formats.page import quality
@@ -46,11 +46,21 @@ class Written(NamedTuple):
     same: float
 
 
-def unsupported_reason(config: charlm.ModelConfig) -> str | None:
-    """Return why a page cannot run a model, or None if it can."""
-    if config.cell in CELLS:
-        return None
-    return f"a page runs the cells {', '.join(CELLS)}, not {config.cell!r}"
+def unsupported_reason(
+    config: charlm.ModelConfig, vocabulary: Vocabulary | None = None
+) -> str | None:
+    """Return why a page cannot run a model, or None if it can.
+
+    Args:
+      config: the architecture of the model.
+      vocabulary: its vocabulary; None for one of characters or bytes.
+    """
+    if config.cell not in CELLS:
+        return f"a page runs the cells {', '.join(CELLS)}, not {config.cell!r}"
+    if vocabulary is not None and vocabulary.pattern:
+        # JavaScript has another syntax for regular expressions, and for example another \w.
+        return "a page reads characters or bytes, not the tokens of a regular expression"
+    return None
 
 
 def write(
@@ -79,13 +89,13 @@ def write(
       The size of the file and the loss of quality, which the page shows as well.
 
     Raises:
-      InputError: for a cell that the page cannot run, parameters that are not finite, and an unknown
-        format of the weights.
+      InputError: for a cell or a vocabulary that the page cannot run, parameters that are not finite,
+        and an unknown format of the weights.
       OSError: if the file cannot be written.
     """
-    reason = unsupported_reason(params.config)
+    reason = unsupported_reason(params.config, params.vocabulary)
     if reason:
-        raise InputError(f"{reason}; give a model with one of those cells")
+        raise InputError(f"{reason}; give a model that a page can run")
     if weights not in get_args(Weights):
         raise InputError(
             f"`weights` must be one of {', '.join(get_args(Weights))}, not {weights!r}"
@@ -173,7 +183,7 @@ def _quality(model: charlm.Params, weights: Weights, loss: quality.Loss) -> str:
     if weights == "float32":
         return "Its weights are exactly those of the model (float32)."
     divergence = f"{loss.divergence:.5f}" if loss.divergence >= 1e-5 else "less than 0.00001"
-    unit = "byte" if model.vocabulary.by_bytes else "character"
+    unit = model.vocabulary.unit
     return (
         f"Rounding the weights to {weights} adds {divergence} nats per {unit} (KL divergence). The most "
         f"likely {unit} stays the same at {100 * loss.same:.1f}% of positions."
