@@ -64,6 +64,42 @@ print("done")
     assert result.stdout == "done\n", result.stderr
 
 
+LAZY = """
+import sys
+import jaxrnn, jaxrnn.charlm, jaxrnn.train_options
+assert jaxrnn.__version__ and "jax" not in sys.modules
+try:
+    jaxrnn.__wrapped__
+except AttributeError as error:
+    assert str(error) == "module 'jaxrnn' has no attribute '__wrapped__'"
+from jaxrnn import data, presets
+assert "jax" not in sys.modules
+from jaxrnn import *
+assert "jax" in sys.modules and lstm is jaxrnn.lstm is jaxrnn.recurrence.cells.lstm
+assert set(jaxrnn.__all__) < set(dir(jaxrnn)) and set(jaxrnn.__all__) < set(globals())
+assert jaxrnn.charlm.Params is Params and "forward" in dir(jaxrnn.charlm)
+for name in "lsmt", "numpy":
+    try:
+        getattr(jaxrnn, name)
+    except AttributeError as error:
+        assert str(error) == f"module 'jaxrnn' has no attribute {name!r}"
+    else:
+        raise AssertionError(name)
+print("done")
+"""
+
+
+@pytest.mark.process
+def test_jax_is_imported_with_the_first_name_that_is_used() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LAZY],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
 def modules() -> dict[str, Path]:
     """Return the modules of the library by their dotted names."""
     found = {}
