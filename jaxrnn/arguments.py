@@ -88,7 +88,7 @@ def completion(prog: str, kinds: dict[str, type[Any]], shell: str) -> str:
     Args:
       prog: the program.
       kinds: the dataclass of each subcommand's options by its name.
-      shell: "bash", "zsh" or "tcsh".
+      shell: "bash" or "zsh".
     """
     for kind in kinds.values():
         _join_help(kind)

@@ -21,7 +21,7 @@ class CompletionOptions:
     _jaxrnn in a folder of its fpath.
     """
 
-    shell: tyro.conf.Positional[Literal["bash", "zsh", "tcsh"]]
+    shell: tyro.conf.Positional[Literal["bash", "zsh"]]
     """Shell that runs the script."""
 
 

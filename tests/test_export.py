@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxrnn import unroll, unroll_projected
+from jaxrnn import ModelConfig, Vocabulary, init, unroll, unroll_projected
 from jaxrnn.recurrence.problem import Lookup
 from tests.support.oracle import unchecked
 from tests.support.problems import CELLS, USUAL, problem
@@ -156,3 +156,23 @@ def test_what_is_serialized_runs_in_another_process() -> None:
         return result.stdout
 
     run("read", run("make"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "imports",
+    ["import jax, jaxrnn", "import jaxrnn, jax; jaxrnn.Params", "import jax, jaxrnn.train"],
+)
+def test_an_import_of_the_library_lets_jax_read_its_parameters(imports: str) -> None:
+    """JAX was imported before, or a name of the library was used."""
+    params = init(ModelConfig(hidden_size=5, embedding_size=3), Vocabulary.of("ab"))
+    exported = export.export(jax.jit(lambda params: params.embedding))(params)
+    program = f"{imports}; from jax import export; import sys; "
+    program += "print(export.deserialize(bytearray(sys.stdin.buffer.read())).out_avals)"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        input=bytes(exported.serialize()),
+        capture_output=True,
+    )
+    assert result.stdout.decode() == f"{exported.out_avals}\n", result.stderr.decode()

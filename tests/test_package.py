@@ -20,9 +20,10 @@ README = ROOT / "README.md"
 
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
-    ("train", "generate", "prepare", "export"),
-    ("trainer",),
-    ("train_options",),
+    ("__main__",),
+    ("train", "generate", "prepare", "export", "completion"),
+    ("commands", "trainer", "exporter", "api"),
+    ("train_options", "export_options"),
     ("presets",),
     ("training", "serialization", "arguments"),
     ("formats",),
@@ -31,7 +32,7 @@ FLOORS = (
     ("recurrence",),
     ("data",),
     ("devices",),
-    ("console", "errors", "progress", "settings", "shapes"),
+    ("console", "errors", "lazy", "literals", "progress", "settings", "shapes", "stopping"),
 )
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
 OPTIONAL += ["docstring_parser", "tensorboardX", "torch", "keras", "tensorflow", "safetensors"]
@@ -56,6 +57,42 @@ print("done")
 """
     result = subprocess.run(
         [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "done\n", result.stderr
+
+
+LAZY = """
+import sys
+import jaxrnn, jaxrnn.charlm, jaxrnn.train_options
+assert jaxrnn.__version__ and "jax" not in sys.modules
+try:
+    jaxrnn.__wrapped__
+except AttributeError as error:
+    assert str(error) == "module 'jaxrnn' has no attribute '__wrapped__'"
+from jaxrnn import data, presets
+assert "jax" not in sys.modules
+from jaxrnn import *
+assert "jax" in sys.modules and lstm is jaxrnn.lstm is jaxrnn.recurrence.cells.lstm
+assert set(jaxrnn.__all__) < set(dir(jaxrnn)) and set(jaxrnn.__all__) < set(globals())
+assert jaxrnn.charlm.Params is Params and "forward" in dir(jaxrnn.charlm)
+for name in "lsmt", "numpy":
+    try:
+        getattr(jaxrnn, name)
+    except AttributeError as error:
+        assert str(error) == f"module 'jaxrnn' has no attribute {name!r}"
+    else:
+        raise AssertionError(name)
+print("done")
+"""
+
+
+@pytest.mark.process
+def test_jax_is_imported_with_the_first_name_that_is_used() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LAZY],
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -97,7 +134,8 @@ def test_imports_run_downwards() -> None:
     graph = {name: imports_of(path, known) for name, path in known.items() if name != "jaxrnn"}
     for name, imported in graph.items():
         package = name.split(".")[1]
-        for other in imported:
+        # Of the package itself, the program reads the version alone.
+        for other in imported - ({"jaxrnn"} if name == "jaxrnn.__main__" else set()):
             below = other.split(".")[1]
             assert package == below or floor[package] < floor[below], f"{name} imports {other}"
     graphlib.TopologicalSorter(graph).prepare()  # raises where there is a cycle

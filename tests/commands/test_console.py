@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tyro
 
-from jaxrnn import arguments, console, export, generate, prepare, train
+from jaxrnn import arguments, console, export, generate, prepare, stopping, train
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.training import signals
 
@@ -120,31 +120,31 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 # --- signals ---
 
 
-@pytest.mark.parametrize("name", signals.NAMES)
+@pytest.mark.parametrize("name", stopping.NAMES)
 def test_a_signal_that_came_ignored_stays_ignored(name: str) -> None:
     """SIGHUP is ignored under nohup, and SIGINT in background jobs of a script."""
     number, heard = getattr(signal, name), []
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        with signals.catching(heard.append):
+        with stopping.catching(heard.append):
             signal.raise_signal(number)
         assert heard == [] and signal.getsignal(number) is signal.SIG_IGN
-        for other in {*signals.NAMES} - {name}:
-            with signals.catching(heard.append):
+        for other in {*stopping.NAMES} - {name}:
+            with stopping.catching(heard.append):
                 signal.raise_signal(getattr(signal, other))
             assert heard.pop() == 128 + getattr(signal, other)
     finally:
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("name", signals.NAMES)
+@pytest.mark.parametrize("name", stopping.NAMES)
 def test_signals_ask_to_stop(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with signals.Stop() as stop:
         assert not stop.asked()
         signal.raise_signal(getattr(signal, name))
         assert stop.asked() and stop.status == 128 + getattr(signal, name)
     assert "stopping after this device call" in capsys.readouterr().out
-    with pytest.raises(signals.Stopped) as stopped, signals.catching(signals.stop):
+    with pytest.raises(stopping.Stopped) as stopped, stopping.catching(stopping.stop):
         signal.raise_signal(getattr(signal, name))
     assert stopped.value.args == (128 + getattr(signal, name),)
 

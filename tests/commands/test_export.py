@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from jax import export as jax_export
 
-from jaxrnn import InputError, charlm, export, generate, load, sample, sample_bytes, save
+from jaxrnn import InputError, charlm, export, exporter, generate, load, sample, sample_bytes, save
 from jaxrnn.formats import safetensors_file
 from jaxrnn.formats.safetensors_file import read
 from jaxrnn.training import run_description
@@ -169,7 +169,7 @@ def test_bad_input_to_export(
     def read_too_early(*arguments: Any) -> None:
         pytest.fail("the model was read")
 
-    monkeypatch.setattr(export, "load_with_card", read_too_early)
+    monkeypatch.setattr(exporter, "load_with_card", read_too_early)
     assert message in refusal(export.main, ["models/model.safetensors", *arguments])
     assert contents(Path()) == before
 
@@ -347,5 +347,5 @@ def test_the_command_as_a_process(file: Path, tmp_path: Path) -> None:
 
 def test_the_readme_lists_every_format() -> None:
     text = (Path(safetensors_file.__file__).parent / "README.md").read_text(encoding="utf-8")
-    for name in export.FORMATS:
+    for name in exporter.FORMATS:
         assert f"`--{name}`" in text

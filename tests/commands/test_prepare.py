@@ -23,12 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich import filesize
 
-from jaxrnn import prepare, progress, train
+from jaxrnn import prepare, progress, stopping, train
 from jaxrnn.data import files, preparation, sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.vocabulary import Numbering, Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.training import signals
 from tests.support.runs import TEXT, contents, flags, lose_the_reader, quicken
 
 pytestmark = pytest.mark.once
@@ -322,11 +321,11 @@ def test_the_second_signal_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(signals.Stopped), signals.catching(signals.stop):
+    with pytest.raises(stopping.Stopped), stopping.catching(stopping.stop):
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            with pytest.raises(signals.Stopped):
+            with pytest.raises(stopping.Stopped):
                 signal.raise_signal(signal.SIGINT)
             assert left == [128 + signal.SIGINT]
     assert signal.getsignal(signal.SIGTERM) is before

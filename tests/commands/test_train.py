@@ -19,12 +19,12 @@ from typing import Any
 import filelock
 import pytest
 
-from jaxrnn import ModelConfig, charlm, generate, load, prepare, presets, sample, train
+from jaxrnn import ModelConfig, charlm, generate, load, prepare, presets, sample, stopping, train
 from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.errors import InputError
-from jaxrnn.training import checkpoint, loop, saved_states, signals
+from jaxrnn.training import checkpoint, loop, saved_states
 from jaxrnn.training.report import Report
 from tests.support.runs import (
     KNOWN,
@@ -579,7 +579,7 @@ def test_the_second_signal_is_final(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(signals, "os", SimpleNamespace(_exit=left.append))
+    monkeypatch.setattr(stopping, "os", SimpleNamespace(_exit=left.append))
     before = signal.getsignal(signal.SIGINT)
 
     def fit(config: Any, corpus: Any, workdir: Any, report: Any, should_stop: Any, *_: Any) -> Any:
@@ -699,7 +699,7 @@ def test_a_full_disk_behind_the_screen(
 
 
 @pytest.mark.first_case
-@pytest.mark.parametrize("name", signals.NAMES)
+@pytest.mark.parametrize("name", stopping.NAMES)
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
 def test_signals_while_it_trains(
     name: str, ignored: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -814,4 +814,4 @@ def test_errors_of_a_process(tmp_path: Path) -> None:
 
 def test_input_error_is_the_only_one() -> None:
     """The commands print exactly the errors that are the user's to mend."""
-    assert checkpoint.InputError is train.InputError is generate.InputError is InputError
+    assert checkpoint.InputError is generate.InputError is InputError

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import train
+from jaxrnn import commands, train
 from jaxrnn.training import loop
 
 STEP = 20  # from which on it may happen
@@ -37,4 +37,4 @@ class SpoilOnce:
 
 
 loop.run_steps = SpoilOnce()  # type: ignore[assignment]
-train.leave(train.main())
+commands.leave(train.main())
