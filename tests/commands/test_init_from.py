@@ -329,14 +329,14 @@ def test_a_model_of_tokens_splits_the_text_with_its_own_pattern(
         (
             "file",
             ["--tokens", "b+"],
-            "--tokens 'b+': the tokens of the model to start from are characters",
+            "--tokens b+: the tokens of the model to start from are characters",
         ),
         (
             "bytes",
             ["--tokens", "b+"],
             "the tokens of the model to start from are bytes; leave it out",
         ),
-        ("words", ["--tokens", "b+"], r"the tokens of the model to start from are those of '\\w+'"),
+        ("words", ["--tokens", "b+"], r"the tokens of the model to start from are those of '\w+'"),
         (
             "words",
             ["--bytes"],
