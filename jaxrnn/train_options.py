@@ -46,7 +46,7 @@ class TrainOptions:
     """Read the text as bytes instead of UTF-8 characters."""
     tokens: Annotated[str | None, shown_default("characters")] = setting(None, may_change=False)
     """Regular expression of tokens of several characters, in Python's syntax: "\\w+" for words, or
-    "\\[[^]]+\\]|Br|Cl|@@" for atoms of SMILES. Each line is split from the left to the right: what the
+    "\\[[^]]+\\]|Br|Cl" for atoms of SMILES. Each line is split from the left to the right: what the
     expression matches is a token, and so is any other character."""
     workdir: Annotated[Path | None, shown_default("runs/DATA-PRESET")] = setting(
         None, may_change=True, per_process=True

@@ -170,6 +170,8 @@ def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
             raise InputError("give --bytes or --tokens, not both")
         if not options.tokens:
             raise InputError("--tokens is empty; give a regular expression, or leave it out")
+        if any("\ud800" <= character <= "\udfff" for character in options.tokens):
+            raise InputError("--tokens is not UTF-8; give a regular expression in UTF-8")
         # The text may take long to read.
         Vocabulary(pattern=options.tokens)
     if vocabulary is None:
@@ -178,10 +180,12 @@ def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
         kind = "matches of a regular expression" if vocabulary.pattern else "characters"
         raise InputError(f"--bytes: the tokens of the model to start from are {kind}")
     if options.tokens not in (None, vocabulary.pattern):
-        kind = f"those of {vocabulary.pattern!r}" if vocabulary.pattern else f"{vocabulary.unit}s"
+        kind = f"{vocabulary.unit}s"
+        if vocabulary.pattern:
+            kind = f"those of {console.quoted(vocabulary.pattern)}"
         raise InputError(
-            f"--tokens {options.tokens!r}: the tokens of the model to start from are {kind}; "
-            "leave it out"
+            f"--tokens {console.quoted(options.tokens)}: the tokens of the model to start from are "
+            f"{kind}; leave it out"
         )
 
 

@@ -274,6 +274,41 @@ def test_after_space_draws_after_white_space_only() -> None:
 
 
 @pytest.mark.slow
+def test_texts_of_tokens() -> None:
+    """The length counts tokens, and after-space draws after tokens that are white space."""
+    vocabulary = Vocabulary.of("Cl Br  [Na+]\t \nC1 c", r"\[.*?\]|Br|Cl|\s+")
+    params, prime = model(vocabulary), "C[Na+]  Cl"
+    text = sample(params, prime, 40)
+    assert text.startswith(prime) and "".join(stream(params, prime, 40)) == text
+    assert len(sampling.Decoder(params, prime, SamplingOptions()).texts(40)[0]) == 4 + 40
+    with pytest.raises(InputError, match=r"tokens are strings, not bytes"):
+        sample_bytes(params, prime)
+    decoder = sampling.Decoder(params, prime, SamplingOptions(mode="after-space"), 30)
+    for tokens in decoder.texts(20):
+        _, logits = forward(
+            params, jnp.asarray(tokens[:, None]), charlm.initial_carry(params.config, 1)
+        )
+        best = np.asarray(logits[:, 0]).argmax(axis=-1)
+        for place in range(4, len(tokens)):
+            before = vocabulary.tokens[tokens[place - 1]]
+            assert before.isspace() or tokens[place] == best[place - 1]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "prime"),
+    [
+        (VOCABULARY, "\n"),
+        (Vocabulary("ba"), "b"),
+        (Vocabulary.of_bytes(), "\n"),
+        (Vocabulary.of("Cl\nC", "Cl"), "\n"),
+        (Vocabulary.of("ClCBr", "Br|Cl"), "Br"),
+    ],
+)
+def test_the_default_prime(vocabulary: Vocabulary, prime: str) -> None:
+    assert sampling.default_prime(vocabulary) == prime
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [" ", "\n"])
 def test_after_space_draws_from_the_softmax(space: str) -> None:
     prime = PRIME + space
