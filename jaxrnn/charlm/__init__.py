@@ -1,6 +1,7 @@
 """The char-RNN: its model, and text drawn from it."""
 
 from jaxrnn.charlm.config import ModelConfig
+from jaxrnn.charlm.extension import extended
 from jaxrnn.charlm.model import (
     Carry,
     Params,
@@ -23,6 +24,7 @@ __all__ = [
     "Params",
     "StepParams",
     "count",
+    "extended",
     "forward",
     "init",
     "initial_carry",

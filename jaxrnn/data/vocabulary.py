@@ -56,6 +56,22 @@ class Vocabulary:
         return 256 if self.by_bytes else len(self.characters)
 
     @property
+    def symbols(self) -> tuple[str, ...]:
+        """The string of each token; empty for bytes."""
+        return tuple(self.characters)
+
+    def extended(self, text: str) -> Vocabulary:
+        """Return the vocabulary with tokens for what else a text has, after its own tokens.
+
+        The new tokens are in the order of Unicode. A vocabulary of bytes has a token for everything.
+        """
+        if self.by_bytes:
+            return self
+        known = set(self.symbols)
+        new = [symbol for symbol in Vocabulary.of(text).symbols if symbol not in known]
+        return dataclasses.replace(self, characters=self.characters + "".join(new))
+
+    @property
     def dtype(self) -> np.dtype:
         """Smallest unsigned integer type that holds every token."""
         return np.min_scalar_type(max(len(self) - 1, 0))
