@@ -164,3 +164,17 @@ def test_whitespace_of_bytes() -> None:
     """Only ASCII white space counts, because 0x85 and 0xa0 are parts of other characters."""
     white = np.flatnonzero(Vocabulary.of_bytes().whitespace())
     assert bytes(white.tolist()).decode() == "\t\n\v\f\r\x1c\x1d\x1e\x1f "
+
+
+# --- extended ---
+
+
+def test_an_extended_vocabulary_keeps_its_tokens() -> None:
+    """What is new comes after the old tokens, in the order of Unicode."""
+    vocabulary = Vocabulary("dba")
+    wider = vocabulary.extended("zebra, é𝕬a")
+    assert wider.characters == "dba" + " ,erzé𝕬"
+    assert wider.encode("abd").tolist() == vocabulary.encode("abd").tolist()
+    assert wider.symbols == tuple(wider.characters)
+    assert vocabulary.extended("abba") == vocabulary
+    assert Vocabulary.of_bytes().extended("é") == Vocabulary.of_bytes()
