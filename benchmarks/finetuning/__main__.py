@@ -34,10 +34,10 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 LENGTH = 50_000
 
 MODEL = ["--hidden-size", "256", "--sample-every", "0"]
-PRETRAINING = [*MODEL, "--steps", "800", "--eval-every", "200"]
-# Both kinds of training have the dropout of the preset for a text of this length, and its schedule.
-TARGET = [*MODEL, "--batch", "16", "--seq-len", "64", "--steps", "400", "--eval-every", "25"]
-TARGET += ["--learning-rate", "4e-3", "--dropout", "0.5", "--weight-dropout", "0.15"]
+PRETRAINING = [*MODEL, "--steps", "600", "--eval-every", "300"]
+# Seven passes over the text, with the learning rate of the preset for these batches.
+TARGET = [*MODEL, "--batch", "16", "--seq-len", "64", "--steps", "300", "--eval-every", "25"]
+TARGET += ["--learning-rate", "8e-3", "--dropout", "0.3", "--weight-dropout", "0"]
 FROM_MODEL = ["--extend-vocabulary", "--init-from"]
 # The flags of each way of training on the text. {run} is the run directory of the first training.
 WAYS = {
@@ -76,6 +76,7 @@ def measure_seed(seed: int, source: str | Path, target: Path, more: list[str]) -
         _write("pretrained", seed, log, source)
     for name in names:
         workdir = RUNS / "target"
+        # Everything but the initial parameters and what is frozen is the same.
         shutil.rmtree(workdir, ignore_errors=True)
         flags = [flag.format(run=first) for flag in WAYS[name]]
         log = training.train([*flags, *more], workdir, seed, target)
@@ -112,7 +113,6 @@ def table(logs: list[Log]) -> str:
     for log in logs:
         losses.setdefault(log["name"], {})[log["seed"]] = best(log)
     scratch = losses["from scratch"]
-    # The training steps after which the fine-tuned model is as good as the best one from scratch.
     rows = []
     for name in WAYS:
         differences = [loss - scratch[seed] for seed, loss in losses[name].items()]
