@@ -266,7 +266,7 @@ def _introduce_symbols(added: Sequence[str]) -> None:
     if added:
         shown = " ".join(map(repr, added[:10]))
         more = ", ..." if len(added) > 10 else ""
-        print(f"{len(added)} added to its vocabulary: {shown}{more}")
+        print(f"new tokens in its vocabulary: {len(added)}, for {shown}{more}")
 
 
 # --- run directory ---

@@ -50,7 +50,7 @@ def extended(
     shift = jax.nn.logsumexp(jnp.asarray(params.b_out)) - jax.nn.logsumexp(logs[:old])
     fresh = fresh.replace(b_out=logs + shift)  # type: ignore[attr-defined]
 
-    def joined(new: Array, trained: Array) -> np.ndarray:
+    def joined(new: Array, trained: Array | np.ndarray) -> np.ndarray:
         # An array is larger along the axis of the tokens, if it has one.
         array = np.array(new)
         array[tuple(slice(size) for size in trained.shape)] = trained

@@ -1,4 +1,4 @@
-"""Test models whose vocabulary grows: old parameters and logits are kept, new ones begin as in `init`."""
+"""Test models whose vocabulary grows: old parameters and logits are kept, new ones are initial."""
 
 import math
 from typing import Any
