@@ -2,10 +2,10 @@
 
     python -m benchmarks.finetuning --seeds 0 1 2
 
-For each seed: train on Tiny Shakespeare, then on a text of 50,000 characters from initial weights, from
-the trained model, and from the trained model with its layer frozen. The text is the beginning of the
-reference of the Python language, which comes with Python; the model gets tokens for the characters that
-Shakespeare does not use. The last three trainings have the same settings and steps.
+Train on Tiny Shakespeare once. Then, for each seed, train on a text of 50,000 characters from initial
+weights, from the trained model, and from the trained model with its layer frozen, with the same settings
+and steps. The text is the beginning of the reference of the Python language, which comes with Python; the
+model gets tokens for the characters that Shakespeare does not use.
 
 Each training writes a log to results/finetuning/; trainings that have a log are not repeated. The table
 in benchmarks/finetuning/README.md is then made from the logs.
@@ -57,32 +57,43 @@ def python_reference(folder: Path) -> Path:
     return path
 
 
-def measure_seed(seed: int, source: str | Path, target: Path, more: list[str]) -> None:
-    """Train in every way from one seed and write the logs.
+def pretrained(source: str | Path, more: list[str]) -> Path:
+    """Return the run directory of the model to start from, which is trained if it is not there yet.
 
     Args:
-      seed: the random seed.
-      source: the text of the first training, as the train command takes it.
-      target: the text to fine-tune on.
-      more: flags that override those of all trainings.
+      source: the text, as the train command takes it.
+      more: flags that override the others.
     """
-    first = RUNS / f"pretrained-seed-{seed}"
-    names = [name for name in WAYS if not _log_file(name, seed).exists()]
-    if names and not _log_file("pretrained", seed).exists():
-        shutil.rmtree(first, ignore_errors=True)
-    if names:
-        # A run directory that is there already is resumed, and so is complete at once.
-        log = training.train([*PRETRAINING, *more], first, seed, source)
-        _write("pretrained", seed, log, source)
-    for name in names:
-        workdir = RUNS / "target"
-        # Everything but the initial parameters and what is frozen is the same.
+    workdir = RUNS / "pretrained"
+    if not _log_file("pretrained", 0).exists() or not workdir.exists():
         shutil.rmtree(workdir, ignore_errors=True)
-        flags = [flag.format(run=first) for flag in WAYS[name]]
-        log = training.train([*flags, *more], workdir, seed, target)
-        # Without the path of the run directory, which differs between machines.
-        log["flags"] = [*WAYS[name], *more]
-        _write(name, seed, log, target)
+        log = training.train([*PRETRAINING, *more], workdir, 0, source)
+        _write("pretrained", 0, log, source)
+    return workdir
+
+
+def measure_way(name: str, seed: int, first: Path, target: Path, more: list[str]) -> None:
+    """Train in one way and write the log, unless it is there already.
+
+    Args:
+      name: the way of training, one of WAYS.
+      seed: the random seed of the batches, the dropout and the initial parameters.
+      first: the run directory of the model to start from.
+      target: the text.
+      more: flags that override the others.
+    """
+    output = _log_file(name, seed)
+    if output.exists():
+        print(f"{output.name} is there already")
+        return
+    workdir = RUNS / output.stem
+    shutil.rmtree(workdir, ignore_errors=True)
+    flags = [flag.format(run=first) for flag in WAYS[name]]
+    log = training.train([*flags, *more], workdir, seed, target)
+    # Without the path of the run directory, which differs between machines.
+    log["flags"] = [*WAYS[name], *more]
+    _write(name, seed, log, target)
+    shutil.rmtree(workdir)
 
 
 def _write(name: str, seed: int, log: Log, data: str | Path) -> None:
@@ -160,10 +171,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     flags = parser.parse_args()
     target = python_reference(RUNS)
     for seed in flags.seeds:
-        measure_seed(seed, "shakespeare", target, [])
+        for name in flags.ways:
+            measure_way(name, seed, pretrained("shakespeare", []), target, [])
     write_table()
 
 
