@@ -4,8 +4,8 @@
 
 Train on Tiny Shakespeare once. Then, for each seed, train on a text of 50,000 characters from initial
 weights, from the trained model, and from the trained model with its layer frozen, with the same settings
-and steps. The text is the beginning of the reference of the Python language, which comes with Python; the
-model gets tokens for the characters that Shakespeare does not use.
+and steps. The text is the beginning of the reference of the Python language, which comes with Python;
+the model gets tokens for the characters that Shakespeare does not use.
 
 Each training writes a log to results/finetuning/; trainings that have a log are not repeated. The table
 in benchmarks/finetuning/README.md is then made from the logs.
@@ -118,23 +118,23 @@ def table(logs: list[Log]) -> str:
     """Return the table of the logs in Markdown.
 
     Differences are from the training from scratch with the same seed, and ± is the standard deviation
-    over the seeds.
+    over the seeds. Logs of seeds without a training from scratch are left out.
     """
-    losses: dict[str, dict[int, float]] = {}
-    for log in logs:
-        losses.setdefault(log["name"], {})[log["seed"]] = best(log)
-    scratch = losses["from scratch"]
+    scratch = {log["seed"]: best(log) for log in logs if log["name"] == "from scratch"}
     rows = []
     for name in WAYS:
-        differences = [loss - scratch[seed] for seed, loss in losses[name].items()]
-        reached = [_steps_to(log, scratch[log["seed"]]) for log in logs if log["name"] == name]
+        own = [log for log in logs if log["name"] == name and log["seed"] in scratch]
+        if not own:
+            continue
+        reached = [_steps_to(log, scratch[log["seed"]]) for log in own]
+        differences = [best(log) - scratch[log["seed"]] for log in own]
         rows.append(
             (
                 name,
-                _mean(list(losses[name].values())),
+                _mean([best(log) for log in own]),
                 "" if name == "from scratch" else _mean(differences, "+"),
                 ", ".join("never" if steps is None else str(steps) for steps in reached),
-                str(len(differences)),
+                str(len(own)),
             )
         )
     headings = (

@@ -38,7 +38,7 @@ def arguments(text: Any, workdir: Any, *more: Any, **changes: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A read-only folder with texts and models: file, bytes, and run, whose best model is not the latest."""
+    """A read-only folder with texts and models; the best model of run is not its latest."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "old.txt").write_text(TEXT)
     (folder / "new.txt").write_text(NEW)
