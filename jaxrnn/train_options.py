@@ -18,7 +18,7 @@ from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources
 from jaxrnn.devices.process_options import Processes
 from jaxrnn.errors import InputError
-from jaxrnn.literals import Accelerator
+from jaxrnn.literals import Accelerator, Which
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
 from jaxrnn.settings import nested, setting
 from jaxrnn.training.config import TrainingConfig
@@ -58,6 +58,11 @@ class TrainOptions:
     """Run directory or safetensors file of a trained model to start from, with a new optimizer. The run
     keeps its vocabulary and its architecture, and the other settings of the model unless flags change
     them. --output-bias frequencies is refused, because the output bias is the model's."""
+    init_which: Which = setting("best", may_change=True)
+    """Checkpoint of the run directory --init-from: best (lowest validation loss) or latest."""
+    extend_vocabulary: bool = setting(False, may_change=True)
+    """Add the characters of the text that the model of --init-from does not have to its vocabulary. They
+    get initial weights; without this flag they are refused."""
     overwrite: bool = setting(False, may_change=True)
     """Delete the run that is in the run directory and start a new one."""
     accelerator: Accelerator = setting("auto", may_change=True)

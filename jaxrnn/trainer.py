@@ -9,7 +9,7 @@ report = take_over(work)                    # in the locked run directory
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -24,7 +24,7 @@ from jaxrnn.devices import accelerator, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
 from jaxrnn.train_options import TrainOptions
-from jaxrnn.training import loop, run_description, run_directory, starting_model
+from jaxrnn.training import freezing, loop, run_description, run_directory, starting_model
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import NullReport, Report, Reporter, require_tensorboard
 
@@ -40,6 +40,7 @@ class Work(NamedTuple):
     corpus: the text.
     prime: the beginning of the samples.
     steps: length of the run in steps.
+    trained: number of parameters that are trained.
     description: the content of config.json.
     sized: whether the preset depends on the length of the text.
     dtype_chosen: whether the dtype is the one that "auto" chose here.
@@ -54,6 +55,7 @@ class Work(NamedTuple):
     corpus: Corpus
     prime: str | bytes
     steps: int
+    trained: int
     description: run_description.Description
     sized: bool
     dtype_chosen: bool
@@ -65,7 +67,7 @@ def read(
 ) -> Work:
     """Read the text and check all settings. Changes nothing."""
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
-    start = starting_model.find(options.init_from, workdir, options.overwrite, console.note)
+    start = _find_start(options, workdir)
     name, corpus = _corpus(options, None if start is None else start.vocabulary)
     if for_length is not None:
         options = for_length(corpus.train_size)
@@ -76,6 +78,7 @@ def read(
     training = _kept_settings(options, workdir)
     mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
     vocabulary = corpus.vocabulary
+    trained = freezing.count_trained(_shapes(training, corpus), training.freeze)
     options = dataclasses.replace(
         options,
         training=training,
@@ -99,11 +102,29 @@ def read(
         corpus,
         prime,
         steps,
+        trained,
         description,
         sized,
         dtype_chosen,
         start,
     )
+
+
+def _find_start(options: TrainOptions, workdir: Path) -> starting_model.Start | None:
+    """Return the model to start from, if there is one."""
+    start = starting_model.find(
+        options.init_from, options.init_which, workdir, options.overwrite, console.note
+    )
+    if start is None:
+        for name in ("init_which", "extend_vocabulary"):
+            if getattr(options, name) != getattr(TrainOptions, name):
+                raise InputError(f"`{name}` needs a model to start from: give `init_from`")
+    elif options.extend_vocabulary and start.vocabulary.by_bytes:
+        raise InputError(
+            "leave `extend_vocabulary` out: the tokens of the model to start from are bytes, which can "
+            "encode any text"
+        )
+    return start
 
 
 def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
@@ -136,6 +157,8 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
         _check_tokens(options, vocabulary)
         by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
         source = sources.read(options.data, options.glob, by_bytes)
+        if vocabulary is not None and isinstance(source.content, str):
+            vocabulary = _covering(vocabulary, source.content, options.extend_vocabulary)
         return source.name, make_corpus(
             source.content, source.nats, vocabulary, options.tokens or ""
         )
@@ -189,11 +212,31 @@ def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
         )
 
 
+def _covering(vocabulary: Vocabulary, text: str, extend: bool) -> Vocabulary:
+    """Return the vocabulary of the model to start from, extended by what the text has besides.
+
+    Raises:
+      InputError: if the text has characters besides, unless `extend`.
+    """
+    wider = vocabulary.extended(text)
+    if wider != vocabulary and not extend:
+        _refuse_unknown(vocabulary, text, "`extend_vocabulary` gives them tokens")
+    return wider
+
+
+def _refuse_unknown(vocabulary: Vocabulary, text: str, advice: str) -> None:
+    """Raise InputError, with advice, if the text has characters that the vocabulary does not have."""
+    try:
+        vocabulary.encode(text)
+    except InputError as error:
+        raise InputError(f"{error}; {advice}") from None
+
+
 def _refuse_vocabulary(folder: str, found: Vocabulary, vocabulary: Vocabulary) -> NoReturn:
     """Raise InputError for a prepared text whose tokens are not those of the model to start from."""
-    if found.unit == vocabulary.unit == "character":
-        # This names the characters that the model does not have, if there are any.
-        vocabulary.encode(found.characters)
+    if not found.by_bytes and not vocabulary.by_bytes and not vocabulary.pattern:
+        text = f"give the text itself as `data`, not {folder}, and `extend_vocabulary`"
+        _refuse_unknown(vocabulary, found.characters, f"{text} to give them tokens")
     of = [
         "bytes" if v.by_bytes else f"{len(v)} {'strings' if v.pattern else 'characters'}"
         for v in (found, vocabulary)
@@ -216,10 +259,15 @@ def _sample_prime(options: TrainOptions, corpus: Corpus) -> str | bytes:
     return prime
 
 
+def _shapes(training: TrainingConfig, corpus: Corpus) -> charlm.Params:
+    """Return the model of a training with abstract arrays."""
+    return jax.eval_shape(lambda: charlm.init(training.model, corpus.vocabulary))
+
+
 def introduce(work: Work) -> None:
     """Print what is about to be trained."""
     model, corpus = work.training.model, work.corpus
-    params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
+    params = charlm.count(_shapes(work.training, corpus))
     unit = corpus.vocabulary.unit
     different = "" if corpus.different is None else f", {corpus.different} different"
     print(
@@ -240,21 +288,31 @@ def introduce(work: Work) -> None:
         )
     if work.start is not None and work.start.read is not None:
         print(f"the initial parameters are those of {console.quoted(work.start.path)}")
+        _introduce_symbols(corpus.vocabulary.symbols[len(work.start.read.vocabulary) :])
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:
         print(
             f"each epoch reads {read:.0%} of the training text, because an incomplete batch is left "
             "out; other epochs read other parts. Lower --batch or --seq-len to read more"
         )
+    trained = "" if work.trained == params else f" ({work.trained:,} of them trained)"
     dtype: str = model.dtype
     if work.dtype_chosen:
         dtype += ", the fastest here"
     print(
-        f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {dtype}; "
-        f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
+        f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters{trained}, "
+        f"{dtype}; {work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
         f"run directory {console.quoted(work.workdir)}",
         flush=True,
     )
+
+
+def _introduce_symbols(added: Sequence[str]) -> None:
+    """Print which symbols are new to the model that the training starts from."""
+    if added:
+        shown = " ".join(map(repr, added[:10]))
+        more = ", ..." if len(added) > 10 else ""
+        print(f"new tokens in its vocabulary: {len(added)}, for {shown}{more}")
 
 
 # --- run directory ---

@@ -137,6 +137,20 @@ class Vocabulary:
             return ord("\n")
         return self.symbols.index("\n") if "\n" in self.symbols else None
 
+    def extended(self, text: str) -> Vocabulary:
+        """Return the vocabulary with tokens for what else a text has, after its own tokens.
+
+        The new tokens are in the order of Unicode. A vocabulary of bytes has a token for everything.
+        """
+        if self.by_bytes:
+            return self
+        known = set(self.symbols)
+        own = Vocabulary.of(text, self.pattern).symbols
+        new = tuple(symbol for symbol in own if symbol not in known)
+        if self.pattern:
+            return dataclasses.replace(self, tokens=(*self.tokens, *new))
+        return dataclasses.replace(self, characters=self.characters + "".join(new))
+
     @property
     def dtype(self) -> np.dtype:
         """Smallest unsigned integer type that holds every token."""

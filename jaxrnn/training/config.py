@@ -64,6 +64,9 @@ class TrainingConfig:
     """Decay rate of the exponential moving average, per step."""
     average_tail: float = setting(0.2, may_change=True)
     """Fraction of the run's steps, at its end, over which tail takes the mean."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained, by the beginnings of their paths, separated by commas or spaces:
+    embedding, layers.0, layers.0.w_h, w_out, b_out. They do not count in the norm for clipping."""
     label_smoothing: float = setting(0.0, may_change=True)
     """Probability that the targets give to all characters alike, from 0 to 1 (Szegedy et al. 2016). The
     training loss includes it, the validation loss does not."""
@@ -97,6 +100,9 @@ class TrainingConfig:
     """Implementation of the recurrence; None takes the fastest that is known for this machine."""
 
     def __post_init__(self) -> None:
+        # In one order and as a tuple, so that equal settings are equal; JSON has lists.
+        words = {word.strip() for text in self.freeze for word in text.split(",")} - {""}
+        object.__setattr__(self, "freeze", tuple(sorted(words)))
         least = {"batch": 1, "seq_len": 1, "accumulate": 1, "log_every": 1, "eval_every": 1}
         least |= {
             "steps": 1,

@@ -71,8 +71,8 @@ def fit(
       should_stop: called after every device call; on True the state is saved and `fit` returns.
       devices: the mesh to train on, the same in all processes; None for one device.
       accepted: called once the state to start from has been read, before the directory is changed.
-      start: returns the model that a new run starts from, with the vocabulary of the text; None for
-        initial weights.
+      start: returns the model that a new run starts from; None for initial weights. Its vocabulary is
+        that of the text or the beginning of it: the model is then extended (`extension.extended`).
 
     Raises:
       Diverged: if the loss stays non-finite after RECOVERIES returns to a good state.

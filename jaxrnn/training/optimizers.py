@@ -2,6 +2,9 @@
 
     gradient → clipping by its global norm → Adam or Muon → weight decay → times the learning rate
 
+Frozen parameters take no part in any of it: neither in the global norm, so that freezing some does not
+shorten the steps of the others, nor in weight decay, and the optimizer keeps no moments of them.
+
 Adam: Kingma and Ba 2015, arXiv 1412.6980. Decoupled weight decay: Loshchilov and Hutter 2019, arXiv
 1711.05101. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Averages: Polyak and
 Juditsky 1992; Merity et al. 2018, arXiv 1708.02182.
@@ -19,6 +22,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxrnn.shapes import Array, Float, Int
+from jaxrnn.training import freezing
 from jaxrnn.training.config import TrainingConfig
 
 # The root mean square of Muon's updates for a learning rate of 1, about that of Adam's updates (Liu et
@@ -37,6 +41,19 @@ def make_optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransfor
       config: the settings.
       steps: length of the run, at whose end the learning rate is 0 unless it is constant.
     """
+    optimizer = _for_trained(config, steps)
+    if not config.freeze:
+        return optimizer
+
+    def labels(params: Any) -> Any:
+        mask = freezing.frozen(params, config.freeze)
+        return jax.tree.map(lambda fixed: "frozen" if fixed else "trained", mask)
+
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def _for_trained(config: TrainingConfig, steps: int) -> optax.GradientTransformation:
+    """Return the optimizer of the parameters that are not frozen."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = _with_rate(config, optax.scale_by_adam(config.beta1, config.beta2), steps)
     if config.optimizer == "adam":

@@ -157,7 +157,7 @@ def _is_occupied(path: Path) -> bool:
 
 def _check_same(workdir: Path, new: Description) -> None:
     """Raise InputError if the folder holds a run of another model or another text."""
-    absent = {name: rules.absent for name, rules in new.rules.items()}
+    absent = flatten({name: rules.absent for name, rules in new.rules.items()})
     before = absent | flatten(run_description.read(workdir)[0])
     after = flatten(new.values)
     fixed = (
@@ -231,9 +231,13 @@ def check_output(output: Path, run: Path, setting: str = "output") -> None:
 
 
 def flatten(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a description by name, without the groups that they are in."""
-    found = {}
+    """Return the settings of a description by name, without the groups that they are in.
+
+    A tuple becomes a list, as in JSON.
+    """
+    found: dict[str, Any] = {}
     for name, value in description.items():
+        value = list(value) if isinstance(value, tuple) else value
         found.update(flatten(value) if isinstance(value, dict) else {name: value})
     return found
 

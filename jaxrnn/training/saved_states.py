@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jaxrnn import charlm
+from jaxrnn.charlm import extension
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import mesh
 from jaxrnn.errors import Failure, InputError
@@ -188,9 +189,13 @@ class SavedStates:
     def _first(self) -> TrainState:
         """Return the state before the first step."""
         if self._start is not None:
-            params = self._start().replace(config=self._config.model)  # type: ignore[attr-defined]
-            placed = jax.device_put(params, mesh.shardings(self._devices, params))
             vocabulary = self._corpus.vocabulary
+            params = self._start()
+            if params.vocabulary != vocabulary:
+                occurring = self._corpus.token_counts()
+                params = extension.extended(params, vocabulary, occurring, self._config.seed)
+            params = params.replace(config=self._config.model)  # type: ignore[attr-defined]
+            placed = jax.device_put(params, mesh.shardings(self._devices, params))
             return begin(self._config, self._optimizer, vocabulary, self._devices, None, placed)
         counts = None
         if self._config.output_bias == "frequencies":

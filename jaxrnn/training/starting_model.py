@@ -1,7 +1,8 @@
 """The trained model that another training starts from: `python -m jaxrnn.train --init-from`.
 
-The training keeps the vocabulary of the model and its architecture; the optimizer is new. The run
-directory records a digest of the parameters, so that a run is resumed with the model that it began from.
+The training keeps the vocabulary of the model, or extends it, and keeps its architecture; the optimizer
+is new. The run directory records a digest of the parameters as they were read, so that a run is resumed
+with the model that it began from.
 Once a checkpoint is there, the model itself is not needed any more: what cannot be read at the recorded
 path is then ignored, but another model is refused.
 """
@@ -23,23 +24,26 @@ from jaxrnn.errors import InputError
 from jaxrnn.formats import safetensors_file
 from jaxrnn.settings import rules_of
 from jaxrnn.training import checkpoint, run_description
+from jaxrnn.training.checkpoint import Which
 from jaxrnn.training.config import TrainingConfig
 
 # Settings of the model that a training may choose although a resumed run keeps them.
-FREE = ("dtype",)
+FREE = ("dtype", "lines")
 
 
 class Start(NamedTuple):
     """The model that a training starts from.
 
     path: its run directory or safetensors file.
+    which: the checkpoint of a run directory.
     config: its architecture.
-    vocabulary: the meaning of its tokens.
+    vocabulary: the meaning of its tokens, or the extended vocabulary of the run that is resumed.
     sha256: digest of its parameters.
     read: the model with numpy arrays, or None in a run with a checkpoint, which may not need it.
     """
 
     path: Path
+    which: Which
     config: charlm.ModelConfig
     vocabulary: Vocabulary
     sha256: str
@@ -53,7 +57,7 @@ class Start(NamedTuple):
         """
         if self.read is not None:
             return self.read
-        params, sha256 = _read(self.path)
+        params, sha256 = _read(self.path, self.which)
         if sha256 != self.sha256:
             raise InputError(
                 f"the model in {self.path} is not the one that the run began from; bring that one back, "
@@ -92,12 +96,17 @@ def config_of(init_from: str, workdir: Path, overwrite: bool) -> charlm.ModelCon
 
 
 def find(
-    init_from: str | None, workdir: Path, overwrite: bool, warn: Callable[[str], None]
+    init_from: str | None,
+    which: Which,
+    workdir: Path,
+    overwrite: bool,
+    warn: Callable[[str], None],
 ) -> Start | None:
     """Return the model that a training starts from; None for one with initial weights of its own.
 
     Args:
       init_from: the run directory or safetensors file, as `init_from` gives it.
+      which: the checkpoint of a run directory.
       workdir: the run directory of the training. A run in there is resumed, unless `overwrite`.
       overwrite: whether a run in the run directory is to be replaced.
       warn: called with one line for every damaged checkpoint that is skipped.
@@ -106,17 +115,17 @@ def find(
       InputError: if the model cannot be read, and if the run in the run directory began otherwise.
     """
     if init_from is not None:
-        _check_path(Path(init_from), workdir)
+        _check_path(Path(init_from), which, workdir)
     if not overwrite and run_description.is_run(workdir):
-        return _kept(init_from, workdir)
+        return _kept(init_from, which, workdir)
     if init_from is None:
         return None
     path = Path(init_from)
-    params, sha256 = _read(path, warn)
-    return Start(path, params.config, params.vocabulary, sha256, params)
+    params, sha256 = _read(path, which, warn)
+    return Start(path, which, params.config, params.vocabulary, sha256, params)
 
 
-def _kept(init_from: str | None, workdir: Path) -> Start | None:
+def _kept(init_from: str | None, which: Which, workdir: Path) -> Start | None:
     """Return the model that the run in the run directory began from."""
     described, vocabulary = run_description.read(workdir)
     sha256 = run_description.origin_of(described)
@@ -134,17 +143,22 @@ def _kept(init_from: str | None, workdir: Path) -> Start | None:
             f"resume it, {choose}"
         )
     config = run_description.model_of(workdir, described)
-    start = Start(Path(init_from), config, vocabulary, sha256, None)
+    start = Start(Path(init_from), which, config, vocabulary, sha256, None)
+    recorded, before = described.get("init_from"), described.get("init_which", "best")
+    if start.path == Path(str(recorded)) and which != before and _is_another(start):
+        raise InputError(
+            f"the run in {workdir} began from the {before} checkpoint of {recorded}: give "
+            f"`init_which={before}` to resume it, {choose}"
+        )
     if not checkpoint.exists(workdir):
         return start._replace(read=start.parameters())
-    recorded = described.get("init_from")
     if start.path == Path(str(recorded)):
         _check_recorded(start, workdir)
         return start
     resume = f"the run in {workdir} began from the model in {recorded}: give that as `init_from`"
     if not os.path.exists(start.path):
         raise InputError(f"there is no model in {start.path}; {resume} to resume it, {choose}")
-    if _read(start.path)[1] != sha256:
+    if _read(start.path, which)[1] != sha256:
         raise InputError(
             f"the model in {start.path} is a different one; {resume} to resume it, {choose}"
         )
@@ -156,13 +170,7 @@ def _check_recorded(start: Start, workdir: Path) -> None:
 
     The run can be resumed without its model, so a missing, damaged or unreadable one is ignored.
     """
-    damaged: list[str] = []
-    try:
-        _, sha256 = _read(start.path, damaged.append)
-    except InputError:
-        return
-    # If checkpoints of the model's run are damaged, this is perhaps the digest of its second best.
-    if sha256 != start.sha256 and not damaged:
+    if _is_another(start):
         raise InputError(
             f"the model in {start.path} is not the one that the run in {workdir} began from: bring that "
             "one back or move this one away to resume the run, choose another `workdir`, or `overwrite` "
@@ -170,7 +178,18 @@ def _check_recorded(start: Start, workdir: Path) -> None:
         )
 
 
-def _check_path(path: Path, workdir: Path) -> None:
+def _is_another(start: Start) -> bool:
+    """Return whether the model at the path can be read and is not the one that the run began from."""
+    damaged: list[str] = []
+    try:
+        _, sha256 = _read(start.path, start.which, damaged.append)
+    except InputError:
+        return False
+    # If checkpoints of the model's run are damaged, this is perhaps the digest of its second best.
+    return sha256 != start.sha256 and not damaged
+
+
+def _check_path(path: Path, which: Which, workdir: Path) -> None:
     """Raise InputError for a place from which this training cannot read a model."""
     if os.path.isdir(path) and os.path.isdir(workdir) and path.samefile(workdir):
         raise InputError(
@@ -181,10 +200,14 @@ def _check_path(path: Path, workdir: Path) -> None:
             f"`init_from` {path} is a run directory, and several processes need a safetensors file: "
             f"python -m jaxrnn.export {path} --safetensors PATH writes one"
         )
+    if which != "best" and os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a file, which holds one model: leave `init_which` out")
 
 
-def _read(path: Path, warn: Callable[[str], None] = lambda line: None) -> tuple[charlm.Params, str]:
+def _read(
+    path: Path, which: Which, warn: Callable[[str], None] = lambda line: None
+) -> tuple[charlm.Params, str]:
     """Return a model with numpy arrays, and the digest of its parameters."""
-    params, _ = run_description.load_with_card(path, "best", warn)
+    params, _ = run_description.load_with_card(path, which, warn)
     params = jax.tree.map(np.asarray, params)
     return params, checkpoint.digest(params)

@@ -19,8 +19,8 @@ from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import mesh, modes
 from jaxrnn.recurrence.dispatch import Implementation
-from jaxrnn.shapes import Array, Bool, Int, Scalar
-from jaxrnn.training import feed
+from jaxrnn.shapes import Array, Bool, Int, Key, Scalar
+from jaxrnn.training import feed, freezing
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.optimizers import average_weight
 
@@ -57,7 +57,7 @@ class Metrics(NamedTuple):
     """The metrics of one step, or arrays of those of many.
 
     loss: mean loss in nats per character.
-    grad_norm: global norm of the gradient before clipping.
+    grad_norm: global norm of the gradient before clipping, without frozen parameters.
     """
 
     loss: Scalar
@@ -125,6 +125,7 @@ def train_step(
     accumulate: int = 1,
     *,
     label_smoothing: float = 0.0,
+    freeze: tuple[str, ...] = (),
     implementation: Implementation | None = None,
     devices: mesh.Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -137,18 +138,24 @@ def train_step(
       reset: start from the zero state instead of the carry.
       accumulate: number of parts of the batch, which are computed one after another.
       label_smoothing: as in `charlm.loss`.
+      freeze: names of frozen parameters, those of the optimizer. Their gradient is not computed.
       implementation: what runs the recurrence; None takes the fastest that is known here.
       devices: the mesh that rows and units are divided over; None for one device.
     """
     params = state.params
     carry = jax.tree.map(lambda s: jnp.where(reset, 0, s), state.carry)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=modes.KEYS), state.step)
-    loss_of = functools.partial(
-        charlm.loss,
-        label_smoothing=label_smoothing,
-        implementation=implementation,
-        devices=devices,
-    )
+
+    def loss_of(params: charlm.Params, *batch: Any, dropout_key: Key) -> Any:
+        return charlm.loss(
+            freezing.stop_gradients(params, freeze),
+            *batch,
+            dropout_key=dropout_key,
+            label_smoothing=label_smoothing,
+            implementation=implementation,
+            devices=devices,
+        )
+
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
     def part(total: Any, slices: Any) -> tuple[Any, charlm.Carry]:
@@ -244,6 +251,7 @@ def run_steps(
             resets[i],
             config.accumulate,
             label_smoothing=config.label_smoothing,
+            freeze=config.freeze,
             implementation=config.implementation,
             devices=devices,
         )

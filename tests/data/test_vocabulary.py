@@ -358,3 +358,24 @@ def test_a_million_characters_take_a_second(pattern: str, unchecked: None) -> No
     tokens = vocabulary.encode(text)
     assert time.process_time() - begin < 2
     assert vocabulary.decode(tokens) == text
+
+
+# --- extended ---
+
+
+def test_an_extended_vocabulary_keeps_its_tokens() -> None:
+    """What is new comes after the old tokens, in the order of Unicode."""
+    vocabulary = Vocabulary("dba")
+    wider = vocabulary.extended("zebra, é𝕬a")
+    assert wider.characters == "dba" + " ,erzé𝕬"
+    assert wider.encode("abd").tolist() == vocabulary.encode("abd").tolist()
+    assert wider.symbols == tuple(wider.characters)
+    assert vocabulary.extended("abba") == vocabulary
+    assert Vocabulary.of_bytes().extended("é") == Vocabulary.of_bytes()
+
+
+def test_an_extended_vocabulary_of_strings_keeps_its_tokens() -> None:
+    vocabulary = Vocabulary.of("CCl", "Cl|Br")
+    wider = vocabulary.extended("BrCCl\n")
+    assert wider.tokens == ("C", "Cl", "\n", "Br")
+    assert wider.pattern == vocabulary.pattern
