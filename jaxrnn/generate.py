@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from jaxrnn import arguments, charlm, console
+from jaxrnn import arguments, charlm, console, interactive
 from jaxrnn.charlm.options import SamplingOptions
 from jaxrnn.charlm.sampling import (
     default_prime,
@@ -48,6 +48,14 @@ class GenerateOptions:
     interrupted."""
     count: int = 1
     """Number of texts. If there are several, each gets a heading."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End the text with the first occurrence of this string in what was added; the string is included.
+    Several strings are given as --stop A --stop B."""
+    stop_at_line: bool = False
+    """End the text with the first line break that was added."""
+    interactive: bool = False
+    """Write a text together: the model continues each line that is typed, or read from standard input.
+    --length, --stop and --stop-at-line then end a turn. /help at the prompt lists the commands."""
     output: str | None = None
     """Write to this file, in UTF-8. By default, or if -, to standard output."""
     which: Which = "best"
@@ -104,9 +112,15 @@ def run(options: GenerateOptions) -> None:
     accelerator.use(options.accelerator)
     if options.prime is not None and options.prime_file is not None:
         raise InputError("give --prime or --prime-file, not both")
+    _check_interactive(options)
     _check_output(options)
     params = load(options.run, options.which, warn=console.note)
     prime = _prime(options, params.vocabulary)
+    if options.interactive:
+        given = None if options.prime is None and options.prime_file is None else prime
+        length, stop = _length(options), _stop(options, params.vocabulary)
+        interactive.run(params, options.sampling, given, length, stop)
+        return
     pieces = _pieces(options, params, prime)
     if _to_screen(options):
         _show(pieces)
@@ -127,9 +141,9 @@ def _pieces(
     options: GenerateOptions, params: charlm.Params, prime: str | bytes
 ) -> Iterable[str | bytes]:
     """Return the output in pieces, each as soon as it is drawn."""
-    length = None if options.length == "endless" or options.length == -1 else options.length
+    length = _length(options)
     by_bytes = params.vocabulary.by_bytes
-    how = dataclasses.asdict(options.sampling)
+    how = dataclasses.asdict(options.sampling) | {"stop": _stop(options, params.vocabulary)}
     if options.count == 1:
         if by_bytes:
             return stream_bytes(params, prime, length, **how)
@@ -143,6 +157,17 @@ def _pieces(
     return _with_headings(sample_many(params, prime, length, count=options.count, **how))
 
 
+def _length(options: GenerateOptions) -> int | None:
+    """Return the number of tokens to add, None for endless."""
+    return None if options.length == "endless" or options.length == -1 else options.length
+
+
+def _stop(options: GenerateOptions, vocabulary: Vocabulary) -> list[str | bytes]:
+    """Return the stop strings."""
+    strings = [arguments.prime("--stop", typed, vocabulary.by_bytes) for typed in options.stop]
+    return [*strings, "\n"] if options.stop_at_line else strings
+
+
 def _with_headings(texts: Sequence[str | bytes]) -> Iterator[str | bytes]:
     for number, text in enumerate(texts, 1):
         yield f"--- {number} ---\n"
@@ -152,6 +177,18 @@ def _with_headings(texts: Sequence[str | bytes]) -> Iterator[str | bytes]:
 
 def _to_screen(options: GenerateOptions) -> bool:
     return options.output in (None, "-")
+
+
+def _check_interactive(options: GenerateOptions) -> None:
+    """Raise InputError for options that --interactive excludes."""
+    if not options.interactive:
+        return
+    if options.count != 1:
+        raise InputError(f"--interactive writes one text, not --count {options.count}")
+    if options.prime_file == "-":
+        raise InputError("--interactive reads lines from standard input; give --prime-file a file")
+    if not _to_screen(options):
+        raise InputError("--interactive writes to standard output; use /save instead of --output")
 
 
 def _check_output(options: GenerateOptions) -> None:
@@ -171,15 +208,7 @@ def _show(pieces: Iterable[str | bytes]) -> None:
     """Write each piece to standard output at once."""
     last: str | bytes = ""
     for piece in pieces:
-        try:
-            if isinstance(piece, bytes):
-                sys.stdout.buffer.write(piece)
-            else:
-                sys.stdout.write(piece)
-            sys.stdout.flush()
-        except OSError:
-            console.abandon_output()
-            raise
+        console.write(piece)
         last = piece or last
     if sys.stdout.isatty() and last[-1:] not in ("\n", b"\n"):
         print()

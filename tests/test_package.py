@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
     ("train", "generate", "prepare", "export"),
-    ("trainer",),
+    ("trainer", "interactive"),
     ("train_options",),
     ("presets",),
     ("training", "serialization", "arguments"),
