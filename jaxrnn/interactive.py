@@ -229,7 +229,7 @@ class _Session:
             raise InputError("there is no turn to undo")
         tail = self._dialogue.text[-TAIL:]
         shown = tail.decode(errors="replace") if isinstance(tail, bytes) else tail
-        console.note(f"the text now ends in: {shown}" if shown else "the text is empty again")
+        console.note(f'the text now ends in "{shown}"' if shown else "the text is empty again")
 
     def _save(self, name: str) -> None:
         if not name:

@@ -1,9 +1,11 @@
 """The drawing of texts in steps, with the state between the device calls.
 
 decoder = Decoder(params, "ROMEO:", SamplingOptions(seed=1))
-decoder.draw(100)      # [100, 1]: the prime is read, then 100 tokens are drawn
+decoder.draw(100)        # [100, 1]: the prime is read, then 100 tokens are drawn
 decoder.read("JULIET:")  # the next draw reads it first
-place = decoder.place  # `decoder.restore(place)` returns to it
+place = decoder.place    # `decoder.restore(place)` returns to it
+
+`sampling` has the functions that return whole texts, `dialogue` the text that grows in turns.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """A text that a person and a model write together, in turns.
 
-dialogue = Dialogue(params, SamplingOptions(temperature=0.8))
-dialogue.read("ROMEO:")              # a turn: what the person wrote,
-for piece in dialogue.write(200):    # then what the model adds, as it is drawn
-    print(piece, end="", flush=True)
-dialogue.undo()                      # the text and the state are those from before the turn
+    dialogue = Dialogue(params, SamplingOptions(temperature=0.8))
+    dialogue.read("ROMEO:")            # a turn: what the person wrote,
+    for piece in dialogue.write(200):  # then what the model adds, as it is drawn
+        print(piece, end="", flush=True)
+    dialogue.undo()                    # the text and the state are those from before the turn
+
+`jaxrnn.interactive` is the prompt at which a person does this.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     jaxrnn.sample_many(params, prime="ROMEO:", count=8)    # eight of them, drawn side by side
     for piece in jaxrnn.stream(params, "ROMEO:"):          # the text of `sample`, piece by piece
         print(piece, end="", flush=True)
-    jaxrnn.sample(params, "ROMEO:", stop="\n\n")           # the text ends with the first blank line
+    jaxrnn.sample(params, "ROMEO:", stop="JULIET:")        # the text ends after "JULIET:"
 
 The functions whose names contain `bytes` return the bytes of a model that was trained on bytes.
 `charlm.options` describes the options. They and the length are arguments of the compiled program and

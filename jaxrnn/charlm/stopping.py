@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.shapes import Int
+from jaxrnn.shapes import Integer
 
 # What `sample` and the other functions take as `stop`.
 Stop = str | bytes | Sequence[str | bytes] | None
@@ -36,7 +36,7 @@ def _stop_string(vocabulary: Vocabulary, string: str | bytes) -> str:
         raise InputError(f"`stop` {string!r}: {error}") from None
 
 
-def _searchable(vocabulary: Vocabulary, tokens: Int[np.ndarray, "N"]) -> str:
+def _searchable(vocabulary: Vocabulary, tokens: Integer[np.ndarray, "N"]) -> str:
     """Return the text of tokens; for a model of bytes, the character with the number of each byte."""
     if vocabulary.by_bytes:
         return tokens.astype(np.uint8).tobytes().decode("latin-1")
@@ -61,7 +61,7 @@ class Search:
         self._overlap = max(map(len, strings), default=1) - 1
         self._tail = ""
 
-    def feed(self, tokens: Int[np.ndarray, "N"]) -> None:
+    def feed(self, tokens: Integer[np.ndarray, "N"]) -> None:
         """Search the next tokens together with the end of those before."""
         if not self._strings:
             return
@@ -73,7 +73,7 @@ class Search:
         self.fed += len(tokens)
         self._tail = text[max(len(text) - self._overlap, 0) :]
 
-    def _tokens_until(self, end: int, tokens: Int[np.ndarray, "N"]) -> int:
+    def _tokens_until(self, end: int, tokens: Integer[np.ndarray, "N"]) -> int:
         """Return how many of the tokens cover their first `end` characters."""
         lengths = [len(_searchable(self._vocabulary, token)) for token in tokens[:, None]]
         return int(np.searchsorted(np.cumsum(lengths), end)) + 1
