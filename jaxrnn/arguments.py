@@ -152,7 +152,7 @@ def prime(flag: str, typed: str, by_bytes: bool) -> str | bytes:
         ) from None
 
 
-def in_flags(message: object, kind: type[Any]) -> str:
+def in_flags(message: object, kind: type[Any], mark: str = "--") -> str:
     """Return an error message of the library with the names of settings replaced by flags.
 
     The library does not know the command line, so its messages name settings as Python does. These
@@ -166,20 +166,21 @@ def in_flags(message: object, kind: type[Any]) -> str:
     Args:
       message: the message, or the error that has it.
       kind: the dataclass of the command's options.
+      mark: what a flag begins with.
     """
     names = "|".join(sorted({*_fields_of(kind), *_SYNONYMS}, key=len, reverse=True))
 
     def flag(found: re.Match[str]) -> str:
         name, *value = found.groups()
-        return " ".join([_flag(_SYNONYMS.get(name, name)), *filter(None, value)])
+        return " ".join([_flag(_SYNONYMS.get(name, name), mark), *filter(None, value)])
 
     text = re.sub(rf"^({names})(?= must )", flag, str(message))
     text = re.sub(rf"`({names})(?:=([^`]*))?`", flag, text)
     return re.sub(rf'\b({names})="([\w-]+)"', flag, text)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _flag(name: str, mark: str = "--") -> str:
+    return mark + name.replace("_", "-")
 
 
 def _fields_of(kind: Any) -> dict[str, Any]:

@@ -113,6 +113,23 @@ def _raw(stream: Any) -> Any:
     return getattr(buffer, "raw", buffer)
 
 
+def write(piece: str | bytes) -> None:
+    """Write text or bytes to standard output at once.
+
+    Raises:
+      OSError: if the output fails. What is left of it is dropped.
+    """
+    try:
+        if isinstance(piece, bytes):
+            sys.stdout.buffer.write(piece)
+        else:
+            sys.stdout.write(piece)
+        sys.stdout.flush()
+    except OSError:
+        abandon_output()
+        raise
+
+
 def abandon_output() -> None:
     """Drop what standard output has buffered, so that the interpreter does not fail to write it."""
     with contextlib.suppress(OSError, ValueError):
@@ -129,6 +146,11 @@ def error(message: object) -> None:
 def note(message: str) -> None:
     """Print a note for the user as one line to standard error."""
     _to_stderr(f"note: {shown(message)}")
+
+
+def message(lines: str) -> None:
+    """Print lines to standard error as they are."""
+    _to_stderr(lines)
 
 
 def _to_stderr(line: str) -> None:

@@ -22,8 +22,9 @@ README = ROOT / "README.md"
 FLOORS = (
     ("__main__",),
     ("train", "generate", "prepare", "export", "completion"),
-    ("commands", "trainer", "exporter", "api"),
-    ("train_options", "export_options"),
+    ("commands", "trainer", "generator", "exporter", "api"),
+    ("interactive",),
+    ("train_options", "generate_options", "export_options"),
     ("presets",),
     ("training", "serialization", "arguments"),
     ("formats",),

@@ -19,8 +19,8 @@ import numpy as np
 from jax import export
 
 from jaxrnn import charlm
+from jaxrnn.charlm.decoder import TEMPERATURE_RANGE
 from jaxrnn.charlm.decoding import TracedOptions, advance, initial_state
-from jaxrnn.charlm.sampling import TEMPERATURE_RANGE
 from jaxrnn.data.vocabulary import Vocabulary, code_points
 from jaxrnn.devices import modes
 from jaxrnn.devices.storage import atomic_write

@@ -28,7 +28,8 @@ from jaxrnn import (
     stream,
     stream_bytes,
 )
-from jaxrnn.charlm import decoding, sampling
+from jaxrnn.charlm import decoding
+from jaxrnn.charlm.decoder import STREAM_CHUNK, Decoder
 from tests.support.oracle import TOLERANCES as ORACLE
 from tests.support.oracle import assert_close, unchecked
 from tests.support.problems import USUAL
@@ -94,7 +95,7 @@ def nexts(params: Params, prime: str, count: int, **how: Any) -> np.ndarray:
 )
 def test_the_loop_is_the_forward_pass(params: Params, mode: Any) -> None:
     """The logits from which each character is drawn, and the state, are those of `forward`."""
-    decoder = sampling.Decoder(params, PRIME, SamplingOptions(mode=mode))
+    decoder = Decoder(params, PRIME, SamplingOptions(mode=mode))
     text, seen = PRIME, []
     for _ in range(8):
         text += VOCABULARY.decode(decoder.draw(1)[:, 0])
@@ -164,14 +165,14 @@ def test_length_zero_returns_the_prime() -> None:
 def test_streams_are_samples(length: int, how: dict[str, Any]) -> None:
     pieces = list(stream(MODEL, PRIME, length, **how))
     assert pieces[0] == PRIME
-    assert len(pieces) == 1 + math.ceil(length / sampling.STREAM_CHUNK)
+    assert len(pieces) == 1 + math.ceil(length / STREAM_CHUNK)
     assert "".join(pieces) == sample(MODEL, PRIME, length, **how)
 
 
 @pytest.mark.slow
 def test_streams_without_a_length_do_not_end() -> None:
     pieces = list(itertools.islice(stream(MODEL, PRIME), 5))
-    assert "".join(pieces) == sample(MODEL, PRIME, 4 * sampling.STREAM_CHUNK)
+    assert "".join(pieces) == sample(MODEL, PRIME, 4 * STREAM_CHUNK)
 
 
 def parrot(cycle: bytes) -> Params:
@@ -481,7 +482,7 @@ def test_values_out_of_range_are_reported(write: Any, wrong: dict[str, Any], mes
 def test_steps_on_a_cpu_are_those_of_the_compiled_recurrence(dtype: Any) -> None:
     """The weights are packed once for a text, and the text does not depend on how many are drawn."""
     params = init(ModelConfig("gru", layers=2, hidden_size=40, dtype=dtype), VOCABULARY, seed=1)
-    decoder = sampling.Decoder(params, PRIME, SamplingOptions(), 2)
+    decoder = Decoder(params, PRIME, SamplingOptions(), 2)
     arguments = decoder._config, decoder._weights, decoder.state, decoder.prime
     advance = partial(decoding.advance, mode="categorical", truncate=False, size=16)
     lengths = np.int32(len(PRIME)), np.int32(16)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import charlm
+from jaxrnn.charlm.decoder import Decoder
 from jaxrnn.charlm.options import SamplingOptions
-from jaxrnn.charlm.sampling import Decoder, default_prime
+from jaxrnn.charlm.sampling import default_prime
 from jaxrnn.devices import modes
 
 # Number of tokens on which the models are compared.
