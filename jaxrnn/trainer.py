@@ -19,6 +19,7 @@ from jaxrnn import arguments, charlm, console
 from jaxrnn.charlm import sampling
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.data.encodings import Reading
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, processes
 from jaxrnn.errors import InputError
@@ -130,16 +131,17 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
         by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
         if vocabulary is not None and by_bytes != vocabulary.by_bytes:
             raise InputError("--bytes: the tokens of the model to start from are characters")
-        source = sources.read(options.data, options.glob, by_bytes)
+        reading = Reading(options.encoding, options.newlines)
+        source = sources.read(options.data, options.glob, by_bytes, reading)
         return source.name, make_corpus(source.content, source.nats, vocabulary)
     if len(options.data) > 1:
         raise InputError(
             f"{prepared[0]} is a prepared text and cannot be combined with others; prepare all texts "
             "together"
         )
-    if options.glob is not None or options.bytes:
-        flag = "--bytes" if options.glob is None else "--glob"
-        raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
+    for name in ("glob", "bytes", "encoding", "newlines"):
+        if getattr(options, name) != getattr(TrainOptions, name):
+            raise InputError(f"`{name}` was decided when {prepared[0]} was prepared; leave it out")
     corpus = token_files.load_corpus(prepared[0])
     if vocabulary is not None and corpus.vocabulary != vocabulary:
         _refuse_vocabulary(prepared[0], corpus.vocabulary, vocabulary)
