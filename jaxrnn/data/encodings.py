@@ -1,35 +1,22 @@
-"""The encoding of a text: guessed from its bytes or given by name, and its line ends.
-
-A text that is not UTF-8 is guessed to be UTF-16, UTF-32, Windows-1252 or Latin-1. All of ASCII is the
-same in UTF-8, Windows-1252 and Latin-1, so between these the first megabyte with another character
-decides.
-"""
+"""The encoding of a text: guessed from its bytes or given by name, and its line ends."""
 
 from __future__ import annotations
 
 import codecs
 import dataclasses
 import io
-import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 from jaxrnn import console
+from jaxrnn.data import encoding_guess
 from jaxrnn.data.compression import Peekable
+from jaxrnn.data.encoding_guess import Guess
 from jaxrnn.errors import InputError
 
 Newlines = Literal["keep", "lf"]
-# Bytes from which the encoding is guessed.
-BLOCK = 1 << 20
 # The byte order mark as a character.
 MARK = "\ufeff"
-# The marks that show an encoding. UTF-32's first, because UTF-16's are their beginning.
-MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 # Codecs of Python that leave out the mark themselves.
 MARK_REMOVED = ("utf-8-sig", "utf-16", "utf-32")
 # Codecs of Python that are no encodings of texts, or cannot decode a text in parts.
@@ -44,16 +31,6 @@ SHOWN = {
     "windows-1252": "Windows-1252",
     "latin-1": "Latin-1",
 }
-# The first bytes of formats that are not text, their description, and a command that converts them.
-OTHER_FORMATS = (
-    (b"\x1f\x9d", "is compressed by compress", "zcat {}"),
-    (b"\x04\x22\x4d\x18", "is compressed by lz4", "lz4cat {}"),
-    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "7z x -so {}"),
-    (b"PK\x03\x04", "is a zip archive (as .docx, .odt and .epub files are)", "unzip -p {}"),
-    (b"%PDF-", "is a PDF", "pdftotext {} -"),
-)
-# The place of the letters "ustar" in the header of a tar archive.
-TAR = slice(257, 262)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +133,10 @@ class Notes:
                 console.note(f"{count} more {files} {SHOWN[name]} and read as such")
 
 
-def texts(
+def decoded(
     source: Peekable, reading: Reading, origin: Origin, size: int, notes: Notes
-) -> Iterator[str]:
-    """Yield the characters of a file in parts that are not empty. A mark at its start is left out.
+) -> Iterator[tuple[bytes, str]]:
+    """Yield a file in parts that are not empty, as UTF-8 and as characters, without a mark at its start.
 
     Args:
       source: the bytes of the file, not compressed.
@@ -182,10 +159,18 @@ def texts(
             at_start = False
         # A CR at the end is kept back, as LF may follow.
         text = newlines.decode(text, final)
-        if reading.newlines == "keep" and "\r\n" in text:
+        # The second search is slow, the first one is not.
+        if reading.newlines == "keep" and "\r" in text and "\r\n" in text:
             notes.crlf(origin)
-        if text:
-            yield text
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            # A few codecs let surrogates pass, which are not characters.
+            raise InputError(
+                f"{origin.label} is not a text in {reading.encoding}: {error}"
+            ) from None
+        if raw:
+            yield raw, text
 
 
 class _Decoding:
@@ -218,29 +203,28 @@ class _Decoding:
         state = self._decoder.getstate()
         try:
             text = self._decoder.decode(raw, not raw)
-            # A few codecs let surrogates pass, which are not characters.
-            if not text.isascii():
-                text.encode()
         except UnicodeDecodeError as error:
             raise self._error(error, state, raw) from None
-        except UnicodeError as error:
-            raise InputError(
-                f"{self._origin.label} is not a text in {self._guess.encoding}: {error}"
-            ) from None
         self._read += len(raw)
         self._line += text.count("\n")
         return text, not raw
 
     def _examine(self) -> None:
         """Guess the encoding from the next bytes, which follow ASCII."""
-        block = self._source.peek(BLOCK)
-        guess, examined = _guess(block, self._examined, len(block) < BLOCK, self._origin)
+        most = encoding_guess.BLOCK
+        block = self._source.peek(most)
+        found, examined = encoding_guess.guess(block, self._examined, len(block) < most)
         self._examined += examined
-        if guess is not None:
-            self._decided = True
-            self._guess = guess
-            self._decoder = codecs.getincrementaldecoder(guess.encoding)()
-            self._notes.encoding(self._origin, guess.encoding)
+        if found is None:
+            return
+        if not found.encoding:
+            raise _not_text(self._origin, found, "")
+        self._decided = True
+        self._guess = found
+        self._decoder = codecs.getincrementaldecoder(found.encoding)()
+        # A file of nothing but a mark counts as empty.
+        if block not in encoding_guess.MARKS:
+            self._notes.encoding(self._origin, found.encoding)
 
     def _error(self, error: UnicodeDecodeError, state: Any, raw: bytes) -> InputError:
         """Return the error for bytes that are not text.
@@ -272,105 +256,8 @@ class _Decoding:
         )
 
 
-# --- guessing ---
-
-
-class Guess(NamedTuple):
-    """The encoding that a file seems to have.
-
-    Attributes:
-      encoding: its name in Python.
-      what: what to say about the file if it cannot be decoded.
-      command: the command that converts it; "" if there is none.
-      is_text: whether the file is a text that could be read as bytes.
-    """
-
-    encoding: str
-    what: str = "is UTF-8 except for some bytes, which can be left out"
-    command: str = "iconv -c -f utf-8 -t utf-8 {}"
-    is_text: bool = True
-
-
 def _not_text(origin: Origin, guess: Guess, found: str) -> InputError:
     """Return the error for a file that is not UTF-8 and not in an encoding that can be guessed."""
     convert = f": {origin.conversion(guess.command)}" if guess.command else ""
     instead = "; `as_bytes` reads it as it is" if origin.has_options and guess.is_text else ""
     return InputError(f"{origin.label} is not UTF-8{found}; it {guess.what}{convert}{instead}")
-
-
-def _guess(block: bytes, before: int, at_end: bool, origin: Origin) -> tuple[Guess | None, int]:
-    """Return the encoding of a file, or None if the bytes are ASCII, and the number of bytes examined.
-
-    Args:
-      block: a part of the file.
-      before: number of bytes before it, which are ASCII.
-      at_end: whether the file ends with it.
-      origin: the file, for messages.
-
-    Raises:
-      InputError: if the file is a tar archive.
-    """
-    if before == 0:
-        if block[TAR] == b"ustar":
-            archive = Guess("utf-8", "is a tar archive; extract it with tar", "", False)
-            raise _not_text(origin, archive, "")
-        for mark, name in MARKS:
-            if block.startswith(mark):
-                return Guess(name), len(block)
-        if wide := _unmarked(block):
-            return Guess(wide), len(block)
-    try:
-        text, used = codecs.utf_8_decode(block, "strict", at_end)
-    except UnicodeDecodeError:
-        return _guess_invalid(block, min(before, BLOCK)), len(block)
-    if text.isascii():
-        return None, used
-    return Guess("utf-8"), len(block)
-
-
-def _guess_invalid(block: bytes, before: int) -> Guess:
-    """Return the encoding of a file that is not UTF-8; if unknown, "utf-8" and what to do.
-
-    Args:
-      block: a part of the file that is not valid UTF-8.
-      before: number of bytes before it that count as evidence; they are ASCII.
-    """
-    for start, what, command in OTHER_FORMATS:
-        if block.startswith(start):
-            return Guess("utf-8", what, command, False)
-    if b"\0" in block:
-        return Guess("utf-8", "has NUL bytes and is not text", "")
-    high = len(block.translate(None, bytes(range(0x80))))
-    decoded = block.decode(errors="surrogateescape")
-    invalid = len(re.findall("[\udc80-\udcff]", decoded))
-    valid = len(decoded) - (len(block) - high) - invalid
-    if valid >= invalid:
-        return Guess("utf-8")
-    if 3 * high >= before + len(block):
-        what = "has another encoding, written ENCODING here"
-        return Guess("utf-8", what, "iconv -f ENCODING -t utf-8 {}")
-    try:
-        block.decode("windows-1252")
-        return Guess("windows-1252")
-    except UnicodeDecodeError:
-        return Guess("latin-1")
-
-
-def _unmarked(block: bytes) -> str | None:
-    """Return the variant of UTF-16 or UTF-32 that a file without a mark seems to be."""
-    # Long enough to be sure, and a whole number of characters.
-    sample = block[: min(len(block), 1 << 12) // 4 * 4]
-    if len(sample) < 32 or b"\0" not in sample:
-        return None
-    for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
-        # A pair of surrogates may be cut at the end.
-        decoder = codecs.getincrementaldecoder(name)()
-        try:
-            text = decoder.decode(sample)
-        except UnicodeDecodeError:
-            continue
-        printable = sum(map(str.isprintable, text)) + len(re.findall(r"[\t\n\f\r]", text))
-        common = len(re.findall(r"[\t\n\r -~]", text))
-        if printable >= 0.95 * len(text) and common >= 0.05 * len(text):
-            return name
-    return None

@@ -180,7 +180,8 @@ def read(path: str, as_bytes: bool = False) -> str | bytes:
             source, origin = _decompressed(Peekable(opened), Origin(label, argument, False))
             if as_bytes:
                 return source.read()
-            return "".join(encodings.texts(source, Reading(), origin, -1, Notes()))
+            parts = encodings.decoded(source, Reading(), origin, -1, Notes())
+            return "".join(text for _, text in parts)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
@@ -204,8 +205,8 @@ def _parts(
             while raw := source.read(size):
                 yield _Part(raw, "", on_disk.count)
         else:
-            for text in encodings.texts(source, reading, origin, size, notes):
-                yield _Part(text.encode(), text, on_disk.count)
+            for raw, text in encodings.decoded(source, reading, origin, size, notes):
+                yield _Part(raw, text, on_disk.count)
 
 
 def _decompressed(source: Peekable, origin: Origin) -> tuple[Peekable, Origin]:
