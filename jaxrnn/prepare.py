@@ -20,6 +20,7 @@ from jaxrnn import arguments, commands, console, progress, stopping
 from jaxrnn.arguments import shown_default
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import entropy_floor
+from jaxrnn.data.encodings import Newlines, Reading
 from jaxrnn.data.preparation import Preparation
 from jaxrnn.devices import locks
 from jaxrnn.errors import InputError
@@ -40,7 +41,11 @@ class PrepareOptions:
     glob: Annotated[str | None, shown_default("*.txt")] = None
     """Pattern of the files to read from folders, for example "*.c"."""
     bytes: bool = False
-    """Read the text as bytes instead of UTF-8 characters."""
+    """Read the text as bytes instead of characters."""
+    encoding: str = "auto"
+    """Encoding of the text, for example utf-16 or windows-1252; auto guesses it for each file."""
+    newlines: Newlines = "keep"
+    """Line ends: lf reads each CR and CRLF, as Windows writes them, as LF."""
     overwrite: bool = False
     """Replace the token files that are in the folder."""
 
@@ -62,10 +67,13 @@ def run(options: PrepareOptions) -> None:
     """Prepare as the options say, on the screen and in the folder."""
     name = sources.name(options.data)
     output = options.output or Path("tokens", name)
+    reading = Reading(options.encoding, options.newlines)
     parts = sources.find(options.data, options.glob)
     _check_data(options, output)
     floor = entropy_floor(sources.nats(options.data))
-    work = Preparation(parts, options.bytes, name, output, floor, _display(), options.overwrite)
+    work = Preparation(
+        parts, options.bytes, name, output, floor, _display(), options.overwrite, reading
+    )
     _check_folder(output)
     locks.make_folder(output, "output")
     busy = f"another preparation is running in {output}; wait for it or choose another --output"

@@ -16,6 +16,7 @@ from jaxrnn import arguments
 from jaxrnn.arguments import shown_default
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources
+from jaxrnn.data.encodings import Newlines
 from jaxrnn.devices.process_options import Processes
 from jaxrnn.errors import InputError
 from jaxrnn.literals import Accelerator, Which
@@ -43,7 +44,11 @@ class TrainOptions:
     glob: Annotated[str | None, shown_default("*.txt")] = setting(None, may_change=True)
     """Pattern of the files to read from folders, for example "*.c"."""
     bytes: bool = setting(False, may_change=False)
-    """Read the text as bytes instead of UTF-8 characters."""
+    """Read the text as bytes instead of characters."""
+    encoding: str = setting("auto", may_change=True)
+    """Encoding of the text, for example utf-16 or windows-1252; auto guesses it for each file."""
+    newlines: Newlines = setting("keep", may_change=True)
+    """Line ends: lf reads each CR and CRLF, as Windows writes them, as LF."""
     tokens: Annotated[str | None, shown_default("characters")] = setting(None, may_change=False)
     """Regular expression of tokens of several characters, in Python's syntax: "\\w+" for words, or
     "\\[[^]]+\\]|Br|Cl" for atoms of SMILES. Each line is split from the left to the right: what the

@@ -19,6 +19,7 @@ from jaxrnn import arguments, charlm, console
 from jaxrnn.charlm import sampling
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.data.encodings import Reading
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, processes
 from jaxrnn.errors import InputError
@@ -156,7 +157,8 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
     if not prepared:
         _check_tokens(options, vocabulary)
         by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
-        source = sources.read(options.data, options.glob, by_bytes)
+        reading = Reading(options.encoding, options.newlines)
+        source = sources.read(options.data, options.glob, by_bytes, reading)
         if vocabulary is not None and isinstance(source.content, str):
             vocabulary = _covering(vocabulary, source.content, options.extend_vocabulary)
         return source.name, make_corpus(
@@ -172,9 +174,9 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
             f"--tokens: {prepared[0]} is a prepared text, whose tokens are characters or bytes; give "
             "the text itself as --data"
         )
-    if options.glob is not None or options.bytes:
-        flag = "--bytes" if options.glob is None else "--glob"
-        raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
+    for name in ("glob", "bytes", "encoding", "newlines"):
+        if getattr(options, name) != getattr(TrainOptions, name):
+            raise InputError(f"`{name}` was decided when {prepared[0]} was prepared; leave it out")
     corpus = token_files.load_corpus(prepared[0])
     if vocabulary is not None and corpus.vocabulary != vocabulary:
         _refuse_vocabulary(prepared[0], corpus.vocabulary, vocabulary)

@@ -37,7 +37,7 @@ FLOORS = (
 )
 OPTIONAL = ["tyro", "rich", "pooch", "filelock", "jaxtyping", "beartype", "matplotlib"]
 OPTIONAL += ["docstring_parser", "tensorboardX", "torch", "keras", "tensorflow", "safetensors"]
-OPTIONAL += ["onnx", "h5py"]
+OPTIONAL += ["onnx", "h5py", "zstandard"]
 
 
 @pytest.mark.process

@@ -8,42 +8,24 @@ The chunks joined are what `sources.read` returns, but the text may be larger th
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import io
 import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jaxrnn import console
+from jaxrnn.data import compression, encodings
+from jaxrnn.data.compression import Peekable
+from jaxrnn.data.encodings import Notes, Origin, Reading
 from jaxrnn.errors import InputError
 
 # Bytes that `stream` reads at a time.
 CHUNK = 1 << 20
-# The byte order mark.
-MARK = "\ufeff"
-NEWLINE = b"\n"
-# Bytes at the start of a file from which its format is guessed.
-HEAD = 1 << 15
-# The first bytes of formats other than UTF-8 text, their description, and a command that converts them.
-FORMATS = (
-    (b"\xff\xfe\0\0", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
-    (b"\0\0\xfe\xff", "looks like UTF-32", "iconv -f utf-32 -t utf-8 {}"),
-    (b"\xff\xfe", "looks like UTF-16", "iconv -f utf-16 -t utf-8 {}"),
-    (b"\xfe\xff", "looks like UTF-16", "iconv -f utf-16 -t utf-8 {}"),
-    (b"\x1f\x8b", "is compressed by gzip", "zcat {}"),
-    (b"\x1f\x9d", "is compressed by compress", "zcat {}"),
-    (b"BZh", "is compressed by bzip2", "bzcat {}"),
-    (b"\xfd7zXZ\0", "is compressed by xz", "xzcat {}"),
-    (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "zstdcat {}"),
-    (b"\x04\x22\x4d\x18", "is compressed by lz4", "lz4cat {}"),
-    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "7z x -so {}"),
-    (b"PK\x03\x04", "is a zip archive (as .docx, .odt and .epub files are)", "unzip -p {}"),
-    (b"%PDF-", "is a PDF", "pdftotext {} -"),
-)
+# Bytes at the start of a file that show whether it is compressed.
+HEAD = 16
 
 
 class File(NamedTuple):
@@ -67,7 +49,8 @@ class Place(NamedTuple):
 
     Attributes:
       file: the number of the file that the last character came from.
-      offset: the number of bytes of that file that have been read.
+      offset: the number of bytes of text that came from that file: of UTF-8, whatever the encoding and
+        compression of the file, or of its content if the text is read as bytes.
       ended: whether that character was a newline; True if nothing has been read.
     """
 
@@ -80,21 +63,31 @@ class Chunk(NamedTuple):
     """A part of a text, made of whole characters, as `stream` yields it.
 
     Attributes:
-      raw: the bytes.
+      raw: the bytes, in UTF-8 unless the text is read as bytes.
       text: the same as characters; "" if the text is read as bytes.
       place: how far the text has been read after this part.
+      taken: number of bytes that have been taken from the files, as they are on the disk.
     """
 
     raw: bytes
     text: str
     place: Place
+    taken: int
+
+
+class _Part(NamedTuple):
+    """A part of a file: its bytes and characters as in `Chunk`, and the bytes taken from the file."""
+
+    raw: bytes
+    text: str
+    taken: int
 
 
 def stream(
     files: Sequence[File],
     as_bytes: bool = False,
-    start: Place | None = None,
-    stop: Place | None = None,
+    reading: Reading | None = None,
+    cut: Place | None = None,
     size: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield a text in chunks that, joined, are what `sources.read` returns.
@@ -102,38 +95,49 @@ def stream(
     Args:
       files: the files, from `sources.find`.
       as_bytes: see `sources.read`.
-      start: resume at the place of an earlier chunk.
-      stop: end at the place of an earlier chunk.
-      size: bytes read at a time; None for CHUNK, -1 for each file in one piece.
+      reading: see `sources.read`.
+      cut: the place of a chunk of an earlier call; a chunk ends there again.
+      size: bytes read at a time; None for CHUNK, -1 for each file in as few parts as possible.
 
     Raises:
       InputError: as in `sources.read`, at the file concerned.
     """
-    start = start or Place()
-    last = len(files) - 1 if stop is None else stop.file
-    # Only a file that is not empty can be a place, so an offset means that there was text.
-    found_text = start.offset > 0
-    ended = start.ended
-    for number in range(start.file, last + 1):
-        file = files[number]
-        offset = start.offset if number == start.file else 0
-        end = stop.offset if stop is not None and number == stop.file else None
-        at_start = offset == 0
-        is_empty = at_start
-        pieces = _pieces(file, as_bytes, offset, end, CHUNK if size is None else size)
-        for raw, text, offset in pieces:
-            if at_start and not ended:
-                raw = b"\n" + raw
-                text = text and "\n" + text
-            found_text = True
-            at_start = is_empty = False
-            ended = raw.endswith(b"\n")
-            yield Chunk(raw, text, Place(number, offset, ended))
+    reading = reading or Reading()
+    if as_bytes:
+        reading.check_bytes()
+    notes = Notes()
+    place = Place()
+    found_text = False
+    taken_before = 0
+    for number, file in enumerate(files):
+        taken = offset = 0
+        end = cut.offset if cut is not None and cut.file == number else None
+        for part in _parts(file, as_bytes, reading, CHUNK if size is None else size, notes):
+            taken = part.taken
+            for raw, text in _cut(part.raw, part.text, None if end is None else end - offset):
+                separator = "\n" if offset == 0 and not place.ended else ""
+                offset += len(raw)
+                place = Place(number, offset, raw.endswith(b"\n"))
+                yield Chunk(
+                    separator.encode() + raw, text and separator + text, place, taken_before + taken
+                )
+        found_text = found_text or offset > 0
+        taken_before += taken
         # The program on the other side of a pipe may have failed, so an empty pipe is an error.
-        if is_empty and file.path is None:
+        if offset == 0 and file.path is None:
             raise _empty([file])
     if not found_text:
         raise _empty(files)
+    notes.end()
+
+
+def _cut(raw: bytes, text: str, end: int | None) -> list[tuple[bytes, str]]:
+    """Return a part of a text, cut in two after `end` bytes if it is longer."""
+    if end is None or not 0 < end < len(raw):
+        return [(raw, text)]
+    # A place of another text may be inside of a character.
+    characters = len(raw[:end].decode(errors="ignore")) if text else 0
+    return [(raw[:end], text[:characters]), (raw[end:], text[characters:])]
 
 
 def stamps(files: Sequence[File]) -> list[tuple[int, int] | None]:
@@ -158,88 +162,60 @@ def stamps(files: Sequence[File]) -> list[tuple[int, int] | None]:
 
 
 def read(path: str, as_bytes: bool = False) -> str | bytes:
-    """Return the content of one file, or of standard input for "-".
+    """Return the content of one file, or of standard input for "-", decompressed if necessary.
 
     Args:
       path: the path of the file, or "-".
       as_bytes: see `sources.read`.
 
     Raises:
-      InputError: if the file cannot be read or, unless `as_bytes`, is not UTF-8.
+      InputError: if the file cannot be read, is damaged or, unless `as_bytes`, is in an encoding that
+        cannot be guessed.
     """
+    label = "standard input" if path == "-" else path
+    argument = path if path == "-" else console.quoted_path(path)
     try:
-        raw = _stdin().read() if path == "-" else Path(path).read_bytes()
+        with contextlib.ExitStack() as stack:
+            opened = _stdin() if path == "-" else stack.enter_context(open(path, "rb"))
+            source, origin = _decompressed(Peekable(opened), Origin(label, argument, False))
+            if as_bytes:
+                return source.read()
+            parts = encodings.decoded(source, Reading(), origin, -1, Notes())
+            return "".join(text for _, text in parts)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if as_bytes:
-        return raw
-    label = "standard input" if path == "-" else path
-    where = path if path == "-" else console.quoted_path(path)
-    head = raw[:HEAD]
-    if _unmarked(head):
-        raise _not_utf8(label, where, head, bytes_too=False)
-    try:
-        return raw.decode().removeprefix(MARK)
-    except UnicodeDecodeError as error:
-        found = _place(raw, error)
-        raise _not_utf8(label, where, head, found, error.start, bytes_too=False) from None
 
 
-def _pieces(
-    file: File, as_bytes: bool, offset: int, end: int | None, size: int
-) -> Iterator[tuple[bytes, str, int]]:
-    """Yield the bytes, the characters and the offset after them, for each piece of a file.
+def _parts(
+    file: File, as_bytes: bool, reading: Reading, size: int, notes: Notes
+) -> Iterator[_Part]:
+    """Yield the content of a file in parts.
 
     Args:
       file: the file.
       as_bytes: whether to leave the characters empty and cut anywhere.
-      offset: the offset in bytes to start from.
-      end: the offset to stop at; None for the end of the file.
+      reading: how the bytes are read as text.
       size: bytes read at a time; -1 for the whole file.
+      notes: what is printed about the file.
     """
-    rest = b""
-    line = 1 if offset == 0 else None
     with _open(file) as opened:
-        head = _head(file, opened, offset)
-        while True:
-            raw = opened.read(size if end is None else min(size, end - offset - len(rest)))
-            final = not raw or size < 0
-            raw = rest + raw
-            head = head or raw[:HEAD]
-            if offset == 0 and not as_bytes and _unmarked(head):
-                raise _not_utf8(file.label, _where(file), head)
-            if as_bytes:
-                text, used = "", len(raw)
-            else:
-                try:
-                    text, used = codecs.utf_8_decode(raw, "strict", final)
-                except UnicodeDecodeError as error:
-                    found = _place(raw, error, offset, line)
-                    good = offset + error.start
-                    raise _not_utf8(file.label, _where(file), head, found, good) from None
-            piece = raw[:used]
-            rest = raw[used:]
-            if offset == 0 and text.startswith(MARK):
-                text = text[1:]
-                piece = piece[len(MARK.encode()) :]
-            offset += used
-            line = line and line + piece.count(b"\n")
-            if piece:
-                yield piece, text, offset
-            if final:
-                return
+        on_disk = Peekable(opened)
+        source, origin = _decompressed(on_disk, Origin(file.label, _argument(file)))
+        if as_bytes:
+            while raw := source.read(size):
+                yield _Part(raw, "", on_disk.count)
+        else:
+            for raw, text in encodings.decoded(source, reading, origin, size, notes):
+                yield _Part(raw, text, on_disk.count)
 
 
-def _head(file: File, opened: Any, offset: int) -> bytes:
-    """Return the first bytes of an open file, and continue at `offset`.
-
-    The result is empty if the file can be read only once.
-    """
-    if file.path is None or not opened.seekable():
-        return b""
-    head = opened.read(HEAD)
-    opened.seek(offset)
-    return head
+def _decompressed(source: Peekable, origin: Origin) -> tuple[Peekable, Origin]:
+    """Return the decompressed content of a file that may be compressed, and how messages name it."""
+    known = compression.recognise(source.peek(HEAD))
+    if known is None:
+        return source, origin
+    content = compression.decompressed(source, known, origin.label)
+    return Peekable(content), origin._replace(command=known.command)
 
 
 @contextlib.contextmanager
@@ -299,79 +275,6 @@ def _stdin() -> Any:
     return sys.stdin.buffer
 
 
-# --- files that are not UTF-8 ---
-
-
-def _where(file: File) -> str:
+def _argument(file: File) -> str:
     """Return the path of a file as an argument of a shell command."""
     return "-" if file.path is None else console.quoted_path(file.path)
-
-
-def _not_utf8(
-    label: str,
-    where: str,
-    head: bytes,
-    found: str = "",
-    good: int | None = None,
-    bytes_too: bool = True,
-) -> InputError:
-    """Return the error for a file that is not UTF-8; it names the command that converts the file.
-
-    Args:
-      label: the file, as error messages name it.
-      where: the file, as commands name it.
-      head: its first bytes.
-      found: the wrong byte and its place, if any.
-      good: number of bytes before the wrong one; None if no byte is wrong.
-      bytes_too: whether the caller can read it as bytes instead.
-    """
-    what, command, is_text = _kind(head, good)
-    convert = f": convert it with {command.format(where)} > NEW.txt" if command else ""
-    instead = "; `as_bytes` reads it as it is" if bytes_too and is_text else ""
-    return InputError(f"{label} is not UTF-8{found and ': ' + found}; it {what}{convert}{instead}")
-
-
-def _kind(head: bytes, good: int | None) -> tuple[str, str, bool]:
-    """Return the likely format of a file, the command that makes it UTF-8, and whether it is text."""
-    for start, what, command in FORMATS:
-        if head.startswith(start):
-            return what, command, False
-    if unmarked := _unmarked(head):
-        return f"looks like {unmarked.upper()}", f"iconv -f {unmarked} -t utf-8 {{}}", False
-    if b"\0" in head:
-        return "has NUL bytes and is not text", "", True
-    if not head[:good].isascii():
-        what = "is UTF-8 except for some bytes, which can be left out"
-        return what, "iconv -c -f utf-8 -t utf-8 {}", True
-    if 3 * sum(byte >= 0x80 for byte in head) < len(head):
-        what = "may be Windows-1252, as Western European text often is"
-        return what, "iconv -f windows-1252 -t utf-8 {}", True
-    return "has another encoding, written ENCODING here", "iconv -f ENCODING -t utf-8 {}", True
-
-
-def _unmarked(head: bytes) -> str | None:
-    """Return the variant of UTF-16 or UTF-32 that a file without a byte order mark seems to be."""
-    columns = [head[at : len(head) // 4 * 4 : 4] for at in range(4)]
-    zeros = [8 * column.count(0) > 7 * len(column) for column in columns]
-    forms = {
-        (False, True, True, True): "utf-32le",
-        (True, True, True, False): "utf-32be",
-        (False, True, False, True): "utf-16le",
-        (True, False, True, False): "utf-16be",
-    }
-    return forms.get(tuple(zeros)) if len(head) >= 32 else None  # type: ignore[arg-type]
-
-
-def _place(raw: bytes, error: UnicodeDecodeError, offset: int = 0, line: int | None = 1) -> str:
-    """Return a description of the invalid byte and its place in the file.
-
-    Args:
-      raw: a part of the file.
-      error: the error, whose `start` counts from the start of that part.
-      offset: the offset of that part in the file.
-      line: the line that the part begins in; None if unknown.
-    """
-    found = f"byte 0x{raw[error.start]:02x} at offset {offset + error.start}"
-    if line is not None:
-        found += f" (line {line + raw.count(NEWLINE, 0, error.start)})"
-    return found

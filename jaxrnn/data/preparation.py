@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrnn.data import files, token_files
 from jaxrnn.data.corpus import count_different_bytes, validation_start
+from jaxrnn.data.encodings import Reading
 from jaxrnn.data.token_files import Progress
 from jaxrnn.data.vocabulary import Numbering, Vocabulary, code_points
 from jaxrnn.errors import InputError
@@ -30,8 +31,6 @@ from jaxrnn.progress import Display, Silent
 SAVE_EVERY = 10.0
 # Bytes of tokens rewritten at a time.
 BLOCK = 1 << 20
-
-_REMEDY = "choose another `output`, or `overwrite` it"
 
 
 class Preparation:
@@ -46,9 +45,10 @@ class Preparation:
       display: a display of the progress, in bytes; None shows nothing.
       overwrite: prepare the text even if the folder holds one. Finished tokens stay until the new text
         has been read to its end. Unfinished work is discarded, unless it was itself to overwrite.
+      reading: how the bytes are read as text, as in `sources.read`.
 
     Attributes:
-      total: bytes of the text, or None if unknown.
+      total: bytes of the files on the disk, or None if unknown.
       resumable: whether the text can be read again, which standard input cannot.
       state: how far the preparation is.
       saved: how far progress.json says that it is.
@@ -66,9 +66,13 @@ class Preparation:
         floor: float | None = None,
         display: Display | None = None,
         overwrite: bool = False,
+        reading: Reading | None = None,
     ) -> None:
         self._files = parts
         self._as_bytes = as_bytes
+        self._reading = reading or Reading()
+        if as_bytes:
+            self._reading.check_bytes()
         self._name = name
         self._output = output
         self._floor = floor
@@ -77,10 +81,11 @@ class Preparation:
         # Whether the folder still has finished tokens, which are to be overwritten.
         self._keeps_finished = False
         stamps = files.stamps(parts)
-        self._sources: list[token_files.Stamp] = [
+        sources: list[token_files.Stamp] = [
             [os.path.abspath(file.path) if file.path else file.label, *(stamp or (None, None))]
             for file, stamp in zip(parts, stamps, strict=True)
         ]
+        self._input = token_files.Input(sources, as_bytes, dataclasses.asdict(self._reading))
         known = [stamp[0] for stamp in stamps if stamp is not None]
         self.total = sum(known) if len(known) == len(parts) else None
         self.resumable = all(
@@ -135,9 +140,10 @@ class Preparation:
     def _finished(self) -> token_files.Meta:
         """Return the content of meta.json, after a check that it is of this text."""
         meta = token_files.read_meta(self._output)
-        self._check_same(meta.sources, meta.vocabulary.by_bytes)
+        made_from = token_files.Input(meta.sources, meta.vocabulary.by_bytes, meta.reading)
+        token_files.check_same(self._output, made_from, self._input)
         if not self.resumable:
-            raise InputError(f"{self._output} was prepared from a stream; {_REMEDY}")
+            raise InputError(f"{self._output} was prepared from a stream; {token_files.REMEDY}")
         # This raises an error if the tokens are damaged.
         token_files.load_corpus(self._output)
         return meta
@@ -164,8 +170,9 @@ class Preparation:
             return
         content = token_files.read_json(path)
         try:
-            sources = content["sources"]
-            as_bytes = bool(content["bytes"])
+            # An older version did not write how it was read.
+            reading = dict(content.get("reading", {}))
+            made_from = token_files.Input(content["sources"], bool(content["bytes"]), reading)
             fields = {
                 field.name: content["state"][field.name] for field in dataclasses.fields(Progress)
             }
@@ -175,7 +182,7 @@ class Preparation:
                 raise ValueError("negative")
         except (KeyError, TypeError, ValueError) as error:
             raise token_files.damaged_error(path, error) from None
-        self._check_same(sources, as_bytes)
+        token_files.check_same(self._output, made_from, self._input)
         if not self.resumable:
             self._display.line("a stream cannot be read again, so this starts over")
             self.state = Progress()
@@ -197,38 +204,18 @@ class Preparation:
             raise token_files.damaged_error(self._partial(), ValueError("shorter than saved"))
         self.saved = self._previous = self.state
 
-    def _check_same(self, stamps: list[token_files.Stamp], as_bytes: bool) -> None:
-        """Check that the folder was made from the same files, and that they have not changed.
-
-        Args:
-          stamps: the files that the folder was made from.
-          as_bytes: whether its tokens are bytes.
-
-        Raises:
-          InputError: if they are not the same.
-        """
-        if as_bytes != self._as_bytes:
-            kind = "bytes" if as_bytes else "characters"
-            raise InputError(f"{self._output} was prepared as {kind}; {_REMEDY}")
-        if [stamp[0] for stamp in stamps] != [stamp[0] for stamp in self._sources]:
-            raise InputError(f"{self._output} was prepared from other files; {_REMEDY}")
-        for before, now in zip(stamps, self._sources, strict=True):
-            if before != now:
-                raise InputError(
-                    f"{now[0]} has changed since {self._output} was prepared from it; {_REMEDY}"
-                )
-
     def _read(self) -> None:
         """Write the text, from the current state on, to the partial file."""
         if self.state.complete:
             return
-        digest = self._digest()
         numbering = Numbering(self.state.characters, self._as_bytes)
+        chunks = files.stream(self._files, self._as_bytes, self._reading, self.state.place)
+        digest, taken = self._read_again(chunks)
         with contextlib.ExitStack() as stack:
             stack.callback(self._display.end)
-            self._display.begin("reading", self.state.size, self.total)
+            self._display.begin("reading", taken, self.total)
             file = stack.enter_context(self._open_partial())
-            for chunk in files.stream(self._files, self._as_bytes, self.state.place):
+            for chunk in chunks:
                 new = numbering.encode(chunk.raw, chunk.text)
                 if new.dtype.itemsize > self._dtype().itemsize:
                     self._widen(numbering.vocabulary)
@@ -244,35 +231,44 @@ class Preparation:
                     self.state.size + len(chunk.raw),
                     digest.hexdigest(),
                 )
-                self._display.reach(self.state.size)
+                self._display.reach(chunk.taken)
                 self._save_if_due()
         # This raises an error if the text is too short.
         validation_start(self.state.count)
         self.state = dataclasses.replace(self.state, complete=True)
         self._save()
 
-    def _digest(self) -> Any:
-        """Return an object of hashlib with the hash of the text read so far.
+    def _read_again(self, chunks: Iterator[files.Chunk]) -> tuple[Any, int]:
+        """Take the chunks up to the current state, and check that the text has not changed.
 
-        Objects of hashlib cannot be stored on disk, so that part of the text is read again.
+        Objects of hashlib cannot be stored on disk, and a compressed file has to be read from its
+        beginning.
+
+        Returns:
+          (digest, taken): an object of hashlib with the hash of these chunks, and the number of bytes
+          taken from the files.
         """
         digest = hashlib.sha256()
-        size = 0
-        if self.state.count:
-            self._display.begin("checking the text read so far", 0, self.state.size)
-            try:
-                for chunk in files.stream(self._files, self._as_bytes, stop=self.state.place):
-                    digest.update(chunk.raw)
-                    size += len(chunk.raw)
-                    self._display.reach(size)
-            finally:
-                self._display.end()
-            if digest.hexdigest() != self.state.sha256:
-                raise InputError(
-                    f"the text has changed since {self._output} was prepared from its beginning; "
-                    "the same command now starts over"
-                )
-        return digest
+        size = taken = 0
+        if not self.state.count:
+            return digest, taken
+        self._display.begin("checking the text read so far", 0, self.state.size)
+        try:
+            for chunk in chunks:
+                digest.update(chunk.raw)
+                size += len(chunk.raw)
+                taken = chunk.taken
+                self._display.reach(size)
+                if chunk.place[:2] >= self.state.place[:2]:
+                    break
+        finally:
+            self._display.end()
+        if digest.hexdigest() != self.state.sha256:
+            raise InputError(
+                f"the text has changed since {self._output} was prepared from its beginning; "
+                "the same command now starts over"
+            )
+        return digest, taken
 
     def _widen(self, vocabulary: Vocabulary) -> None:
         """Rewrite the partial file in the wider type that a vocabulary needs."""
@@ -342,8 +338,9 @@ class Preparation:
             vocabulary,
             state.sha256,
             self._floor,
-            self._sources,
+            self._input.sources,
             different,
+            self._input.reading,
         )
         token_files.write_meta(self._output, meta)
         (self._output / token_files.PROGRESS).unlink(missing_ok=True)
@@ -372,7 +369,8 @@ class Preparation:
                     os.fsync(file.fileno())
         content = {
             "bytes": self._as_bytes,
-            "sources": self._sources,
+            "sources": self._input.sources,
+            "reading": self._input.reading,
             "replaces": self._overwrite,
             "state": dataclasses.asdict(self.state),
         }

@@ -4,9 +4,10 @@
     source = read(["shakespeare"])                     # downloaded once
     source = read(["notes.txt", "linux"], glob="*.c")  # a file, then every C file in a folder
 
-Text is UTF-8 and is not changed: newlines are not translated and nothing is normalised; only a byte
-order mark at the start of a file is dropped. Empty files, and broken links in a folder, are left out
-with a note on standard error.
+Compressed files are decompressed, and the encoding of each file is guessed, see `encodings`. The text is
+not changed: newlines are not translated unless asked for, and nothing is normalised; only a byte order
+mark at the start of a file is dropped. Empty files, and broken links in a folder, are left out with a
+note on standard error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from jaxrnn import console
 from jaxrnn.data import files
+from jaxrnn.data.encodings import Reading
 from jaxrnn.devices import storage
 from jaxrnn.errors import InputError
 
@@ -33,6 +35,8 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 # The words of `data` that are not paths, and their short names.
 NAMED = {"play": "play", "shakespeare": "shakespeare", "-": "stdin"}
+# The suffixes of compressed files, which do not count for the name of a text.
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Source(NamedTuple):
@@ -51,7 +55,10 @@ class Source(NamedTuple):
 
 
 def read(
-    data: Sequence[str] = ("play",), glob: str | None = None, as_bytes: bool = False
+    data: Sequence[str] = ("play",),
+    glob: str | None = None,
+    as_bytes: bool = False,
+    reading: Reading | None = None,
 ) -> Source:
     """Return a training text.
 
@@ -68,21 +75,26 @@ def read(
         of each path, at every depth: "*.c" matches a/b/x.c, "src/*.c" matches a/src/x.c. The files of
         a folder are sorted by their paths inside of it. Hidden files and folders are left out, and
         links to folders are not followed.
-      as_bytes: return the bytes as they are, not decoded and with nothing dropped.
+      as_bytes: return the bytes of the decompressed content as they are, not decoded and with nothing
+        dropped.
+      reading: how the bytes are read as text; None to guess the encoding and to keep the newlines.
 
     Raises:
-      InputError: if something named in `data` does not exist, cannot be read or downloaded, or is not
-        UTF-8; if all of it or standard input is empty; if a folder has no file that matches; or if
-        `glob` is given without a folder.
+      InputError: if something named in `data` does not exist, cannot be read or downloaded, is damaged,
+        or is not text in the encoding; if all of it or standard input is empty; if a folder has no
+        file that matches; or if `glob` is given without a folder.
     """
     words = _words(data)
+    reading = reading or Reading()
+    if as_bytes:
+        reading.check_bytes()
     found = find(words, glob)
     if words == ["play"]:
         from jaxrnn.data import play
 
         text, information = play.write()
         return Source(name(words), text.encode("ascii") if as_bytes else text, information)
-    chunks = files.stream(found, as_bytes, size=-1)
+    chunks = files.stream(found, as_bytes, reading, size=-1)
     if as_bytes:
         return Source(name(words), b"".join(chunk.raw for chunk in chunks), None)
     return Source(name(words), "".join(chunk.text for chunk in chunks), None)
@@ -131,15 +143,19 @@ def find(data: Sequence[str], glob: str | None = None) -> list[files.File]:
 def name(data: Sequence[str]) -> str:
     """Return a short name of a text, without reading it.
 
-    It is "play", "shakespeare", "stdin", or the name of the file or folder without its suffix. For
-    several words it is the name of the first and the number of others, as in "notes+2".
+    It is "play", "shakespeare", "stdin", or the name of the file or folder without its suffix, such as
+    "notes" for notes.txt and notes.txt.gz. For several words it is the name of the first and the number
+    of others, as in "notes+2".
 
     Args:
       data: as for `read`.
     """
     first, *more = _words(data)
     # "." and ".." get their names from the absolute path; "/" has none.
-    short = NAMED.get(first) or Path(os.path.abspath(first)).stem or "root"
+    path = Path(os.path.abspath(first))
+    if path.suffix in COMPRESSED:
+        path = path.with_suffix("")
+    short = NAMED.get(first) or path.stem or "root"
     return f"{short}+{len(more)}" if more else short
 
 

@@ -19,12 +19,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxrnn.data import files
 from jaxrnn.data.corpus import Corpus, validation_start
+from jaxrnn.data.encodings import Reading
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import storage
 from jaxrnn.errors import InputError
@@ -35,6 +36,21 @@ TOKENS, META, PROGRESS, PARTIAL = "tokens.bin", "meta.json", "progress.json", "t
 
 # The path, size and modification time of a file, as JSON holds them.
 Stamp = list[str | int | None]
+REMEDY = "choose another `output`, or `overwrite` it"
+
+
+class Input(NamedTuple):
+    """What a folder is made from.
+
+    Attributes:
+      sources: the files, as in `Meta`.
+      as_bytes: whether the tokens are bytes.
+      reading: the fields of the `encodings.Reading`; those that are missing have their defaults.
+    """
+
+    sources: list[Stamp]
+    as_bytes: bool
+    reading: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Meta:
       sources: for each file of the text its path, its size in bytes and its modification time in ns;
         size and time are None for anything that is not a file.
       different: number of different tokens in the text; None in a folder of an older version.
+      reading: the fields of the `encodings.Reading` of the text; empty in a folder of an older version.
     """
 
     name: str
@@ -59,6 +76,7 @@ class Meta:
     floor: float | None
     sources: list[Stamp]
     different: int | None = None
+    reading: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def dtype(self) -> np.dtype:
@@ -74,7 +92,7 @@ class Progress:
       place: how far the text has been read.
       characters: the characters found in it, in the order of their provisional tokens.
       count: number of tokens in the partial file.
-      size: number of bytes of the text that they stand for.
+      size: number of bytes of the text that they stand for, in UTF-8 unless they are bytes.
       sha256: SHA-256 of those bytes in hexadecimal digits.
       complete: whether that is the whole text.
       ordered: number of tokens in tokens.bin.
@@ -153,6 +171,7 @@ def read_meta(path: str | os.PathLike[str]) -> Meta:
             floor=floor,
             sources=list(content["sources"]),
             different=content.get("different", counted),
+            reading=dict(content.get("reading", {})),
         )
         if content["dtype"] != found.dtype.name or len(vocabulary) == 0:
             raise ValueError(f"dtype {content['dtype']} for {len(vocabulary)} characters")
@@ -187,6 +206,26 @@ def write_meta(folder: Path, meta: Meta) -> None:
     """Write meta.json in a folder, atomically."""
     content = {"format": FORMAT, **dataclasses.asdict(meta), "dtype": meta.dtype.name}
     write_json(folder / META, content)
+
+
+def check_same(folder: Path, made_from: Input, now: Input) -> None:
+    """Check that a folder was made from the same files, and that they have not changed.
+
+    Raises:
+      InputError: if the files, or the ways in which they are read, are not the same.
+    """
+    if made_from.as_bytes != now.as_bytes:
+        kind = "bytes" if made_from.as_bytes else "characters"
+        raise InputError(f"{folder} was prepared as {kind}; {REMEDY}")
+    for name, value in now.reading.items():
+        before = made_from.reading.get(name, getattr(Reading, name))
+        if before != value:
+            raise InputError(f"{folder} was prepared with `{name}={before}`; keep it, or {REMEDY}")
+    if [stamp[0] for stamp in made_from.sources] != [stamp[0] for stamp in now.sources]:
+        raise InputError(f"{folder} was prepared from other files; {REMEDY}")
+    for old, new in zip(made_from.sources, now.sources, strict=True):
+        if old != new:
+            raise InputError(f"{new[0]} has changed since {folder} was prepared from it; {REMEDY}")
 
 
 # --- JSON files ---

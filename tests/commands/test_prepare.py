@@ -436,10 +436,10 @@ def test_a_refused_overwrite_loses_nothing(here: Path, refusal: Callable[..., st
     Path("text.txt").write_text(TEXT)
     Path("empty.txt").touch()
     Path("short.txt").write_text("short")
-    Path("latin.txt").write_bytes(TEXT.encode() + b"\xe9")
+    Path("bad.txt").write_bytes(TEXT.encode() + "é".encode() + b"\xe9")
     assert command("--data", "text.txt", "--output", "out") == 0
     before = contents(here / "out")
-    for data in "missing.txt", "empty.txt", "short.txt", "latin.txt", "-":
+    for data in "missing.txt", "empty.txt", "short.txt", "bad.txt", "-":
         refusal(prepare.main, ["--data", data, "--output", "out", "--overwrite"])
         assert contents(here / "out") == before
 
@@ -467,18 +467,18 @@ def test_an_interrupted_overwrite_resumes(
         patch.setattr(files, "stream", cut)
         refusal(prepare.main, again, status=1)
     assert contents(here / "out").items() > before.items()
-    starts: list[files.Place] = []
+    cuts: list[files.Place] = []
 
-    def watched(parts: Any, as_bytes: bool, start: Any = None, **how: Any) -> Any:
-        starts.append(start)
-        return read(parts, as_bytes, start, **how)
+    def watched(parts: Any, as_bytes: bool, reading: Any, cut: files.Place) -> Any:
+        cuts.append(cut)
+        return read(parts, as_bytes, reading, cut)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "stream", watched)
         patch.setattr(preparation.Preparation, "_order", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command(*again)
-    assert starts[-1].offset == 300
+    assert cuts[-1].offset == 300
     assert contents(here / "out").items() > before.items()
     Path("new.txt").write_bytes(b"\xff" * len(TEXT))
     refusal(prepare.main, again)
@@ -578,8 +578,8 @@ def test_a_text_changed_during_preparation_is_refused(
         (b"", "text.txt is empty"),
         (b"\xef\xbb\xbf", "text.txt is empty"),
         (
-            TEXT.encode() + b"\xff",
-            f"text.txt is not UTF-8: byte 0xff at offset {len(TEXT)} (line 81); it may be Windows",
+            TEXT.encode() + "é".encode() + b"\xff",
+            f"text.txt is not UTF-8: byte 0xff at offset {len(TEXT) + 2} (line 81); it is UTF-8",
         ),
         (None, 'no file or folder "text.txt"'),
     ],

@@ -276,7 +276,7 @@ def short(data: Path) -> None:
 
 
 def not_utf8(data: Path) -> None:
-    data.write_bytes(TEXT.encode() + b"\xff and on")
+    data.write_bytes(TEXT.encode() + "é".encode() + b"\xff and on")
 
 
 def folder(data: Path) -> None:
@@ -292,7 +292,7 @@ def folder(data: Path) -> None:
         (empty, "{data} is empty"),
         (tiny, "only 5 characters"),
         (short, "must have at least 40 characters"),
-        (not_utf8, f"{{data}} is not UTF-8: byte 0xff at offset {len(TEXT)} (line 81); "),
+        (not_utf8, f"{{data}} is not UTF-8: byte 0xff at offset {len(TEXT) + 2} (line 81); "),
         (not_utf8, "--bytes"),
         (folder, 'no file in {data} matches "*.txt"'),
     ],
