@@ -19,12 +19,11 @@ import jax
 
 from jaxrnn import arguments, console, trainer
 from jaxrnn.data.corpus import Corpus
-from jaxrnn.devices import accelerator, memory, processes
+from jaxrnn.devices import memory, processes
 from jaxrnn.errors import InputError
-from jaxrnn.train_options import TrainOptions, default_workdir, parse
-from jaxrnn.training import loop, orbax_errors, run_directory
+from jaxrnn.train_options import TrainOptions, parse
+from jaxrnn.training import loop, orbax_errors
 from jaxrnn.training.saved_states import Diverged
-from jaxrnn.training.signals import Stop
 
 # --- the command ---
 
@@ -83,45 +82,23 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
       for_length: returns the options for a training part of so many characters; None takes `options` for
         any length.
     """
-    memory.limit_heap_growth()
-    processes.start(options.processes)
-    accelerator.use(options.accelerator)
-    workdir = options.workdir or default_workdir(options)
-    work = processes.run_on_all(lambda: trainer.read(options, workdir, for_length))
-    run_directory.require_equal_settings(work.description)
-    if processes.is_primary():
-        trainer.introduce(work)
-    # Everything that can be refused is refused before anything is made, changed or deleted.
-    processes.run_on_all(lambda: trainer.check_machine(work))
-    with run_directory.lock(workdir):
-        report = processes.run_on_all(lambda: trainer.take_over(work))
-        with Stop() as stop:
-            result = loop.fit(
-                work.training,
-                work.corpus,
-                workdir,
-                report,
-                stop.asked,
-                work.devices,
-                lambda: trainer.write_description(work),
-                None if work.start is None else work.start.parameters,
-            )
+    work, result, stop = trainer.run(options, for_length, say=_say)
     if not result.complete:
         without = " without --overwrite" if options.overwrite else ""
         _say(
             f"stopped and saved at step {result.step}; the same command{without} resumes from there"
         )
         return stop.status
-    _say(f"done. Now: {_example(workdir, work.corpus)}")
+    _say(f"done. Now: {_example(work.workdir, work.corpus)}")
     return 0
 
 
-# --- the last line ---
+# --- what is printed ---
 
 
 def _say(line: str) -> None:
     if processes.is_primary():
-        print(line)
+        print(line, flush=True)
 
 
 def _example(workdir: Path, corpus: Corpus) -> str:

@@ -1,9 +1,14 @@
-"""A training, from the options of the command to the arguments of `loop.fit`.
+"""A training from its options to its result, for the command and for `jaxrnn.fit`.
 
-work = read(options, workdir, for_length)   # reads the text and checks all settings; changes nothing
-introduce(work)
-check_machine(work)                         # refuses what this machine cannot run
-report = take_over(work)                    # in the locked run directory
+    outcome = run(options, for_length)
+
+Its steps, in this order:
+
+    work = read(options, workdir, for_length)   # reads the text and checks all settings; changes nothing
+    introduce(work, say)
+    check_machine(work)                         # refuses what this machine cannot run
+    report = take_over(work)                    # in the locked run directory
+    loop.fit(...)
 """
 
 from __future__ import annotations
@@ -20,13 +25,14 @@ from jaxrnn.charlm import sampling
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.devices import accelerator, mesh, processes
+from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
-from jaxrnn.train_options import TrainOptions
+from jaxrnn.train_options import TrainOptions, default_workdir
 from jaxrnn.training import loop, run_description, run_directory, starting_model
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import NullReport, Report, Reporter, require_tensorboard
+from jaxrnn.training.signals import Stop
 
 
 class Work(NamedTuple):
@@ -60,13 +66,76 @@ class Work(NamedTuple):
     start: starting_model.Start | None
 
 
+class Outcome(NamedTuple):
+    """The outcome of a training.
+
+    work: the training.
+    result: what `loop.fit` returned.
+    stop: the requests to stop that were noticed while it ran.
+    """
+
+    work: Work
+    result: loop.Result
+    stop: Stop
+
+
+def run(
+    options: TrainOptions,
+    for_length: Callable[[int], TrainOptions] | None = None,
+    *,
+    text: str | bytes | None = None,
+    say: Callable[[str], None] | None = print,
+    stop: Callable[[], Stop] = Stop,
+) -> Outcome:
+    """Train as the options say, on the screen and in the run directory.
+
+    Args:
+      options: the options.
+      for_length: returns the options for a training part of so many characters; None takes `options` for
+        any length.
+      text: the text itself, instead of the one that `options.data` names.
+      say: prints the lines before the training; None shows nothing at all on the screen.
+      stop: makes the object that notices requests to stop while the training runs.
+    """
+    memory.limit_heap_growth()
+    processes.start(options.processes)
+    accelerator.use(options.accelerator)
+    workdir = options.workdir or default_workdir(options)
+    work = processes.run_on_all(lambda: read(options, workdir, for_length, text))
+    run_directory.require_equal_settings(work.description)
+    if say is not None and processes.is_primary():
+        introduce(work, say)
+    # Everything that can be refused is refused before anything is made, changed or deleted.
+    processes.run_on_all(lambda: check_machine(work))
+    with run_directory.lock(workdir):
+        report = processes.run_on_all(lambda: take_over(work, quiet=say is None))
+        with stop() as asked_to_stop:
+            result = loop.fit(
+                work.training,
+                work.corpus,
+                workdir,
+                report,
+                asked_to_stop.asked,
+                work.devices,
+                lambda: write_description(work),
+                None if work.start is None else work.start.parameters,
+            )
+    return Outcome(work, result, asked_to_stop)
+
+
+# --- settings and text ---
+
+
 def read(
-    options: TrainOptions, workdir: Path, for_length: Callable[[int], TrainOptions] | None
+    options: TrainOptions,
+    workdir: Path,
+    for_length: Callable[[int], TrainOptions] | None,
+    text: str | bytes | None = None,
 ) -> Work:
-    """Read the text and check all settings. Changes nothing."""
+    """Read the text and check all settings. Changes nothing. Arguments are those of `run`."""
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
     start = starting_model.find(options.init_from, workdir, options.overwrite, console.note)
-    name, corpus = _corpus(options, None if start is None else start.vocabulary)
+    name, corpus = _corpus(options, None if start is None else start.vocabulary, text)
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
@@ -78,10 +147,11 @@ def read(
     options = dataclasses.replace(options, training=training, bytes=corpus.vocabulary.by_bytes)
     steps = training.total_steps(training.batches(corpus))
     prime = _sample_prime(options, corpus)
-    text = run_description.Text(name, corpus.sha256)
+    described = run_description.Text(name, corpus.sha256)
     origin = run_description.Origin("" if start is None else start.sha256)
-    description = run_description.describe(options, text, origin)
-    run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
+    description = run_description.describe(options, described, origin)
+    if text is None:
+        run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
     run_directory.check(workdir, description, corpus.vocabulary, options.overwrite)
     sized = for_length is not None and PRESETS[options.preset].size is not None
     return Work(
@@ -117,20 +187,26 @@ def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
     return dataclasses.replace(training, model=training.model.resolved())
 
 
-def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, Corpus]:
+def _corpus(
+    options: TrainOptions, vocabulary: Vocabulary | None, text: str | bytes | None
+) -> tuple[str, Corpus]:
     """Return the short name of the text and the text: a prepared folder, or a text that is read.
 
     Args:
       options: the options.
       vocabulary: that of the model to start from; None for that of the text.
+      text: the text itself; None reads what `options.data` names.
     """
     words = [word for word in options.data if word not in sources.NAMED]
     prepared = [word for word in words if token_files.is_prepared(word)]
-    if not prepared:
+    if text is not None or not prepared:
         by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
         if vocabulary is not None and by_bytes != vocabulary.by_bytes:
-            raise InputError("--bytes: the tokens of the model to start from are characters")
-        source = sources.read(options.data, options.glob, by_bytes)
+            raise InputError("`bytes`: the tokens of the model to start from are characters")
+        if text is None:
+            source = sources.read(options.data, options.glob, by_bytes)
+        else:
+            source = sources.given(text, options.glob, by_bytes)
         return source.name, make_corpus(source.content, source.nats, vocabulary)
     if len(options.data) > 1:
         raise InputError(
@@ -138,8 +214,8 @@ def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, 
             "together"
         )
     if options.glob is not None or options.bytes:
-        flag = "--bytes" if options.glob is None else "--glob"
-        raise InputError(f"{flag} was decided when {prepared[0]} was prepared; leave it out")
+        name = "bytes" if options.glob is None else "glob"
+        raise InputError(f"`{name}` was decided when {prepared[0]} was prepared; leave it out")
     corpus = token_files.load_corpus(prepared[0])
     if vocabulary is not None and corpus.vocabulary != vocabulary:
         _refuse_vocabulary(prepared[0], corpus.vocabulary, vocabulary)
@@ -163,51 +239,50 @@ def _sample_prime(options: TrainOptions, corpus: Corpus) -> str | bytes:
     if options.sample_prime is None:
         return sampling.default_prime(corpus.vocabulary)
     if not options.sample_prime:
-        raise InputError("--sample-prime is empty; give at least one character")
+        raise InputError("`sample_prime` is empty; give at least one character")
     by_bytes = corpus.vocabulary.by_bytes
-    prime = arguments.prime("--sample-prime", options.sample_prime, by_bytes)
+    prime = arguments.prime("`sample_prime`", options.sample_prime, by_bytes)
     corpus.vocabulary.encode(prime)
     return prime
 
 
-def introduce(work: Work) -> None:
-    """Print what is about to be trained."""
+def introduce(work: Work, say: Callable[[str], None]) -> None:
+    """Say in a few lines what is about to be trained."""
     model, corpus = work.training.model, work.corpus
     params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
     kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
     different = "" if corpus.different is None else f", {corpus.different} different"
-    print(
+    say(
         f"{console.shown(work.name)}: {len(corpus.tokens):,} {kind}{different}; "
         f"the last {corpus.validation_size:,} are for validation"
     )
     if corpus.floor is not None:
-        print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
+        say(f"no model can do better on them than {corpus.floor:.4f} nats per character")
     if work.sized:
         characters = work.steps * work.training.batch * work.training.seq_len
         why = "(the more often a text is read, the more is dropped)"
         if work.start is not None:
-            why = "(as in the model to start from, unless flags change them)"
-        print(
+            why = "(as in the model to start from, unless other settings change them)"
+        say(
             f"preset {work.options.preset} for {corpus.train_size:,} characters: "
             f"{characters / corpus.train_size:.2g} passes, dropout {model.dropout:g}, weight dropout "
             f"{model.weight_dropout:g} {why}"
         )
     if work.start is not None and work.start.read is not None:
-        print(f"the initial parameters are those of {console.quoted(work.start.path)}")
+        say(f"the initial parameters are those of {console.quoted(work.start.path)}")
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:
-        print(
+        say(
             f"each epoch reads {read:.0%} of the training text, because an incomplete batch is left "
-            "out; other epochs read other parts. Lower --batch or --seq-len to read more"
+            "out; other epochs read other parts. A smaller batch or a shorter BPTT length reads more"
         )
     dtype: str = model.dtype
     if work.dtype_chosen:
         dtype += ", the fastest here"
-    print(
+    say(
         f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {dtype}; "
         f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
-        f"run directory {console.quoted(work.workdir)}",
-        flush=True,
+        f"run directory {console.quoted(work.workdir)}"
     )
 
 
@@ -222,8 +297,13 @@ def check_machine(work: Work) -> None:
     loop.check(work.training, work.corpus, work.devices, resumed, work.start is not None)
 
 
-def take_over(work: Work) -> Reporter:
-    """Clear the locked run directory if asked to, and return the report of this process."""
+def take_over(work: Work, quiet: bool = False) -> Reporter:
+    """Clear the locked run directory if asked to, and return the report of this process.
+
+    Args:
+      work: the training.
+      quiet: show nothing on the screen.
+    """
     if not processes.is_primary():
         return NullReport(work.prime)
     # Another training may have begun there since the first check.
@@ -233,7 +313,7 @@ def take_over(work: Work) -> Reporter:
         run_directory.clear(work.workdir)
     characters = work.training.batch * work.training.seq_len
     tensorboard = work.options.tensorboard
-    return Report(work.workdir, characters, work.corpus.floor, work.prime, tensorboard)
+    return Report(work.workdir, characters, work.corpus.floor, work.prime, tensorboard, quiet)
 
 
 def write_description(work: Work) -> None:
