@@ -2,16 +2,20 @@
 
 cell = jaxrnn.lstm(512)                                   # one of rnn, lstm, gru
 state, ys = jaxrnn.unroll(cell, params, xs)               # a cell over time, in any model
-jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   # text from a trained run
+run = jaxrnn.fit(pathlib.Path("notes.txt"))               # a char-RNN, trained on a text
+jaxrnn.sample(run, "ROMEO:")                              # text from it, or from the path of a run
 """
 
 from jaxrnn import layers as layers
 from jaxrnn import serialization
 from jaxrnn.charlm import ModelConfig, Params, init
-from jaxrnn.charlm.inspection import activations
 from jaxrnn.charlm.options import SamplingOptions
 from jaxrnn.charlm.registry import register_cell
-from jaxrnn.charlm.sampling import (
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.errors import InputError
+from jaxrnn.formats.safetensors_file import save
+from jaxrnn.models import (
+    activations,
     sample,
     sample_bytes,
     sample_bytes_many,
@@ -19,9 +23,6 @@ from jaxrnn.charlm.sampling import (
     stream,
     stream_bytes,
 )
-from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.errors import InputError
-from jaxrnn.formats.safetensors_file import save
 from jaxrnn.recurrence.api import record, record_projected, unroll, unroll_projected
 from jaxrnn.recurrence.cells import Cell, gru, lstm, rnn
 from jaxrnn.recurrence.dispatch import explain
@@ -40,6 +41,7 @@ from jaxrnn.recurrence.variants import (
     mogrifier_lstm,
     projected_lstm,
 )
+from jaxrnn.runs import Run, fit
 from jaxrnn.training.run_description import load
 
 __all__ = [
@@ -50,11 +52,13 @@ __all__ = [
     "ModelConfig",
     "Network",
     "Params",
+    "Run",
     "SamplingOptions",
     "Vocabulary",
     "activations",
     "coupled_lstm",
     "explain",
+    "fit",
     "gradient_flow",
     "gru",
     "indrnn",

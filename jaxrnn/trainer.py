@@ -86,6 +86,7 @@ def run(
     text: str | bytes | None = None,
     say: Callable[[str], None] | None = print,
     stop: Callable[[], Stop] = Stop,
+    temporary: bool = False,
 ) -> Outcome:
     """Train as the options say, on the screen and in the run directory.
 
@@ -96,6 +97,7 @@ def run(
       text: the text itself, instead of the one that `options.data` names.
       say: prints the lines before the training; None shows nothing at all on the screen.
       stop: makes the object that notices requests to stop while the training runs.
+      temporary: whether the run directory is temporary, and not worth mentioning.
     """
     memory.limit_heap_growth()
     processes.start(options.processes)
@@ -104,7 +106,7 @@ def run(
     work = processes.run_on_all(lambda: read(options, workdir, for_length, text))
     run_directory.require_equal_settings(work.description)
     if say is not None and processes.is_primary():
-        introduce(work, say)
+        introduce(work, say, temporary)
     # Everything that can be refused is refused before anything is made, changed or deleted.
     processes.run_on_all(lambda: check_machine(work))
     with run_directory.lock(workdir):
@@ -246,8 +248,8 @@ def _sample_prime(options: TrainOptions, corpus: Corpus) -> str | bytes:
     return prime
 
 
-def introduce(work: Work, say: Callable[[str], None]) -> None:
-    """Say in a few lines what is about to be trained."""
+def introduce(work: Work, say: Callable[[str], None], temporary: bool = False) -> None:
+    """Say in a few lines what is about to be trained. Arguments are those of `run`."""
     model, corpus = work.training.model, work.corpus
     params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
     kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
@@ -279,10 +281,10 @@ def introduce(work: Work, say: Callable[[str], None]) -> None:
     dtype: str = model.dtype
     if work.dtype_chosen:
         dtype += ", the fastest here"
+    where = "" if temporary else f"; run directory {console.quoted(work.workdir)}"
     say(
         f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters, {dtype}; "
-        f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
-        f"run directory {console.quoted(work.workdir)}"
+        f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}{where}"
     )
 
 

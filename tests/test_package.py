@@ -20,10 +20,11 @@ README = ROOT / "README.md"
 
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
-    ("train", "generate", "prepare", "export"),
+    ("train", "generate", "prepare", "export", "models"),
+    ("runs",),
     ("trainer",),
     ("train_options",),
-    ("presets",),
+    ("presets", "keywords"),
     ("training", "serialization", "arguments"),
     ("formats",),
     ("charlm", "interop"),
