@@ -129,23 +129,6 @@ def as_arrays(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return columns | {"step": np.array([line["step"] for line in lines], np.int64)}
 
 
-def draw_losses(losses: Points, val_losses: Points, floor: float | None, path: Path) -> None:
-    """Draw training and validation loss against the step as a PNG.
-
-    Args:
-      losses: as for `pictures.draw_losses`.
-      val_losses: as there.
-      floor: as there.
-      path: path of the picture.
-
-    Raises:
-      ImportError: if matplotlib is not installed.
-    """
-    from jaxrnn.training import pictures
-
-    pictures.draw_losses(losses, val_losses, floor).savefig(path, dpi=pictures.DPI)
-
-
 def bits(nats: Number) -> Number:
     """Return an amount of information in bits, given in nats."""
     return nats / math.log(2)

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from jaxrnn.training.metrics import BLUE, GREY, ORANGE, Points, bits, nats
 
-DPI = 120
+# Dots per inch of loss.png, and of a picture in a notebook.
+DPI, NOTEBOOK_DPI = 120, 80
 
 
 class Picture(Figure):
@@ -18,7 +19,7 @@ class Picture(Figure):
     def _repr_png_(self) -> bytes:
         """Return the PNG that IPython shows."""
         png = io.BytesIO()
-        self.savefig(png, format="png")
+        self.savefig(png, format="png", dpi=NOTEBOOK_DPI)
         return png.getvalue()
 
 
