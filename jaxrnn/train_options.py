@@ -1,4 +1,4 @@
-"""The options of `python -m jaxrnn.train`, and how they follow from a preset and the other flags."""
+"""The options of a training, and how they follow from a preset and from flags or Python settings."""
 
 from __future__ import annotations
 
