@@ -190,7 +190,7 @@ def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
 
 
 def _corpus(
-    options: TrainOptions, vocabulary: Vocabulary | None, text: str | bytes | None
+    options: TrainOptions, vocabulary: Vocabulary | None, text: str | bytes | None = None
 ) -> tuple[str, Corpus]:
     """Return the short name of the text and the text: a prepared folder, or a text that is read.
 
