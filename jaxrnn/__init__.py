@@ -2,7 +2,8 @@
 
 cell = jaxrnn.lstm(512)                                   # one of rnn, lstm, gru
 state, ys = jaxrnn.unroll(cell, params, xs)               # a cell over time, in any model
-jaxrnn.sample(jaxrnn.load("runs/play-small"), "ROMEO:")   # text from a trained run
+run = jaxrnn.fit(pathlib.Path("notes.txt"))               # a char-RNN, trained on a text
+jaxrnn.sample(run, "ROMEO:")                              # text from it, or from the path of a run
 
 `import jaxrnn` is fast: JAX is imported when the first of these names is used, or at once if the program
 has imported JAX before. From then on `jax.export` can read functions with arguments such as

@@ -6,10 +6,13 @@ Importing this module imports JAX and registers what another process may have se
 from jaxrnn import layers as layers
 from jaxrnn import serialization
 from jaxrnn.charlm import ModelConfig, Params, init
-from jaxrnn.charlm.inspection import activations
 from jaxrnn.charlm.options import SamplingOptions
 from jaxrnn.charlm.registry import register_cell
-from jaxrnn.charlm.sampling import (
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.errors import InputError
+from jaxrnn.formats.safetensors_file import save
+from jaxrnn.models import (
+    activations,
     sample,
     sample_bytes,
     sample_bytes_many,
@@ -17,9 +20,6 @@ from jaxrnn.charlm.sampling import (
     stream,
     stream_bytes,
 )
-from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.errors import InputError
-from jaxrnn.formats.safetensors_file import save
 from jaxrnn.recurrence.api import record, record_projected, unroll, unroll_projected
 from jaxrnn.recurrence.cells import Cell, gru, lstm, rnn
 from jaxrnn.recurrence.dispatch import explain
@@ -38,6 +38,7 @@ from jaxrnn.recurrence.variants import (
     mogrifier_lstm,
     projected_lstm,
 )
+from jaxrnn.runs import Run, fit
 from jaxrnn.training.run_description import load
 
 __all__ = [
@@ -48,11 +49,13 @@ __all__ = [
     "ModelConfig",
     "Network",
     "Params",
+    "Run",
     "SamplingOptions",
     "Vocabulary",
     "activations",
     "coupled_lstm",
     "explain",
+    "fit",
     "gradient_flow",
     "gru",
     "indrnn",

@@ -111,7 +111,7 @@ def _join_help(kind: Any) -> None:
     """
     described = docstring_parser.parse_from_object(kind).params
     texts = {item.arg_name: " ".join((item.description or "").split()) for item in described}
-    for field, hint in _typed_fields(kind):
+    for field, hint in typed_fields(kind):
         if dataclasses.is_dataclass(hint):
             _join_help(hint)
         elif field.name in texts:
@@ -120,7 +120,7 @@ def _join_help(kind: Any) -> None:
 
 def _text_flags(kind: type[Any]) -> set[str]:
     """Return the flags whose value may be any word, those of nested dataclasses included."""
-    return {_flag(name) for name, hint in _fields_of(kind).items() if hint in TEXTS}
+    return {_flag(name) for name, hint in fields_of(kind).items() if hint in TEXTS}
 
 
 def prime(flag: str, typed: str, by_bytes: bool) -> str | bytes:
@@ -168,7 +168,7 @@ def in_flags(message: object, kind: type[Any], mark: str = "--") -> str:
       kind: the dataclass of the command's options.
       mark: what a flag begins with.
     """
-    names = "|".join(sorted({*_fields_of(kind), *_SYNONYMS}, key=len, reverse=True))
+    names = "|".join(sorted({*fields_of(kind), *_SYNONYMS}, key=len, reverse=True))
 
     def flag(found: re.Match[str]) -> str:
         name, *value = found.groups()
@@ -183,15 +183,15 @@ def _flag(name: str, mark: str = "--") -> str:
     return mark + name.replace("_", "-")
 
 
-def _fields_of(kind: Any) -> dict[str, Any]:
+def fields_of(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, those of nested dataclasses included."""
     found: dict[str, Any] = {}
-    for field, hint in _typed_fields(kind):
-        found |= _fields_of(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
+    for field, hint in typed_fields(kind):
+        found |= fields_of(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
     return found
 
 
-def _typed_fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+def typed_fields(kind: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
     """Return the fields of a dataclass with their types."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
     return [(field, hints[field.name]) for field in dataclasses.fields(kind)]

@@ -1,4 +1,4 @@
-"""Progress of a command: a bar on a terminal, plain lines in a file or a pipe.
+"""Progress of long work: a bar on a terminal or in a notebook, plain lines in a file or a pipe.
 
 display = show(STEPS)
 display.line("something worth a line of its own")
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from rich import filesize, progress
 from rich.console import Console
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 # Seconds between plain lines, besides the important ones.
 PLAIN_EVERY = 10.0
+# Seconds between changes of the bar in a notebook, which are messages to its page.
+NOTEBOOK_EVERY = 0.25
 
 
 @runtime_checkable
@@ -200,13 +203,63 @@ class Bar:
             self._progress = None
 
 
+class NotebookBar(Bar):
+    """A display with a progress bar for a Jupyter notebook: one output, which is replaced.
+
+    rich's own needs ipywidgets, and the saved notebook would not show it.
+    """
+
+    def __init__(self, unit: Unit, console: Console) -> None:
+        super().__init__(unit, console)
+        # IPython's handle of the output, an optional package.
+        self._output: Any = None
+        self._shown = 0.0
+
+    def line(self, text: str) -> None:
+        """Print a line below the bar."""
+        print(text)
+
+    def begin(self, what: str, done: int, total: int | None) -> None:
+        """Begin a stage with a bar of its own."""
+        from IPython.display import display
+
+        self.end()
+        self._progress = progress.Progress(*self._unit.columns(), console=self._console)
+        self._task = self._progress.add_task(what, completed=done, total=total)
+        self._output = display(self._table(), display_id=True)
+        self._shown = time.monotonic()
+
+    def reach(self, done: int, text: str = "", important: bool = False) -> None:
+        """Move the bar, at most every NOTEBOOK_EVERY seconds on the screen."""
+        super().reach(done, text, important)
+        if time.monotonic() - self._shown >= NOTEBOOK_EVERY:
+            self._show()
+
+    def end(self) -> None:
+        """Show the bar as it is; it stays in the notebook."""
+        if self._progress is not None:
+            self._progress.stop_task(self._task)
+            self._show()
+        self._progress = None
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        self._output.update(self._table())
+
+    def _table(self) -> Table:
+        assert self._progress is not None
+        return self._progress.make_tasks_table(self._progress.tasks)
+
+
 def terminal() -> Console | None:
-    """Return the terminal on standard output, or None where it is a file or a pipe."""
+    """Return the terminal on standard output, or None where it is a file, a pipe or a notebook."""
     console = Console()
     return console if console.is_terminal else None
 
 
 def show(unit: Unit) -> Display:
-    """Return the display for standard output: a bar on a terminal, plain lines elsewhere."""
-    console = terminal()
-    return Lines(unit) if console is None else Bar(unit, console)
+    """Return the display: a bar on a terminal or in a notebook, plain lines elsewhere."""
+    console = Console()
+    if console.is_jupyter:
+        return NotebookBar(unit, console)
+    return Bar(unit, console) if console.is_terminal else Lines(unit)

@@ -16,7 +16,7 @@ from jaxrnn import commands, console
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError, first_line, is_out_of_memory
-from jaxrnn.train_options import TrainOptions, default_workdir, parse
+from jaxrnn.train_options import TrainOptions, parse
 
 # --- the command ---
 
@@ -64,45 +64,22 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
     """
     # Imported here because they import JAX, for which --help need not wait.
     from jaxrnn import trainer
-    from jaxrnn.devices import accelerator, memory, processes
-    from jaxrnn.training import loop, run_directory
-    from jaxrnn.training.signals import Stop
+    from jaxrnn.devices import processes
 
-    memory.limit_heap_growth()
-    processes.start(options.processes)
-    accelerator.use(options.accelerator)
-    workdir = options.workdir or default_workdir(options)
-    work = processes.run_on_all(lambda: trainer.read(options, workdir, for_length))
-    run_directory.require_equal_settings(work.description)
-    if processes.is_primary():
-        trainer.introduce(work)
-    # Everything that can be refused is refused before anything is made, changed or deleted.
-    processes.run_on_all(lambda: trainer.check_machine(work))
-    with run_directory.lock(workdir):
-        report = processes.run_on_all(lambda: trainer.take_over(work))
-        with Stop() as stop:
-            result = loop.fit(
-                work.training,
-                work.corpus,
-                workdir,
-                report,
-                stop.asked,
-                work.devices,
-                lambda: trainer.write_description(work),
-                None if work.start is None else work.start.parameters,
-            )
+    def say(line: str) -> None:
+        if processes.is_primary():
+            print(line, flush=True)
+
+    work, result, stop = trainer.run(options, for_length, say=say)
     if result.complete:
-        line, status = f"done. Now: {_example(workdir, work.corpus)}", 0
-    else:
-        without = " without --overwrite" if options.overwrite else ""
-        again = f"the same command{without} resumes from there"
-        line, status = f"stopped and saved at step {result.step}; {again}", stop.status
-    if processes.is_primary():
-        print(line)
-    return status
+        say(f"done. Now: {_example(work.workdir, work.corpus)}")
+        return 0
+    without = " without --overwrite" if options.overwrite else ""
+    say(f"stopped and saved at step {result.step}; the same command{without} resumes from there")
+    return stop.status
 
 
-# --- the last line ---
+# --- what is printed ---
 
 
 def _example(workdir: Path, corpus: Corpus) -> str:

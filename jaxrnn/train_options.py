@@ -1,4 +1,4 @@
-"""The options of `python -m jaxrnn.train`, and how they follow from a preset and the other flags."""
+"""The options of a training, and how they follow from a preset and from flags or Python settings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from jaxrnn import arguments
+from jaxrnn import arguments, keywords
 from jaxrnn.arguments import shown_default
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources
@@ -23,6 +23,9 @@ from jaxrnn.literals import Accelerator, Which
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
 from jaxrnn.settings import nested, setting
 from jaxrnn.training.config import TrainingConfig
+
+# Settings on which the defaults of others depend, besides the cell.
+FIRST = ("preset", "data", "workdir", "init_from", "overwrite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,18 +105,45 @@ def parse(
     # from. tyro's own `overridable_config_cli` would make the preset a subcommand, which cannot stand
     # anywhere among the flags.
     given = _first_parser().parse_known_args(argv)[0]
-    default = TrainOptions()
-    if given.preset in PRESETS:
-        settings = PRESETS[given.preset]
-        model = _model_to_start_from(given)
-        cell = given.cell or ("lstm" if model is None else model.cell)
-        training = settings.for_length(characters or SHAKESPEARE_LENGTH, cell)
-        if model is not None:
-            # The output bias is the model's, whatever the preset would begin with.
-            training = dataclasses.replace(training, model=model, output_bias="zero")
-        default = TrainOptions(preset=given.preset, data=settings.data, training=training)
+    # The main parser reports an unknown preset.
+    default = _defaults(given, characters) if given.preset in PRESETS else TrainOptions()
     markers = (tyro.conf.OmitArgPrefixes,)
     return arguments.parse(TrainOptions, prog, argv, default, markers)
+
+
+def from_settings(settings: Mapping[str, Any], characters: int | None = None) -> TrainOptions:
+    """Return the options that settings give by their Python names: those of the preset, with these.
+
+    Args:
+      settings: values of the fields of `TrainOptions` and of the dataclasses in it.
+      characters: as for `parse`.
+
+    Raises:
+      InputError: for an unknown name, and for a value that is invalid or of the wrong type.
+    """
+    keywords.check_names(settings, arguments.fields_of(TrainOptions))
+    named = keywords.replaced(TrainOptions(), {n: settings[n] for n in FIRST if n in settings})
+    given = argparse.Namespace(
+        preset=named.preset,
+        cell=settings.get("cell"),
+        init_from=named.init_from,
+        workdir=named.workdir,
+        data=named.data if "data" in settings else None,
+        overwrite=named.overwrite,
+    )
+    return keywords.replaced(_defaults(given, characters), settings)
+
+
+def _defaults(given: argparse.Namespace, characters: int | None) -> TrainOptions:
+    """Return the options of a preset for what `_first_parser` returns."""
+    settings = PRESETS[given.preset]
+    model = _model_to_start_from(given)
+    cell = given.cell or ("lstm" if model is None else model.cell)
+    training = settings.for_length(characters or SHAKESPEARE_LENGTH, cell)
+    if model is not None:
+        # The output bias is the model's, whatever the preset would begin with.
+        training = dataclasses.replace(training, model=model, output_bias="zero")
+    return TrainOptions(preset=given.preset, data=settings.data, training=training)
 
 
 def _first_parser() -> argparse.ArgumentParser:

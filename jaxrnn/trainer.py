@@ -1,9 +1,14 @@
-"""A training, from the options of the command to the arguments of `loop.fit`.
+"""A training from its options to its result, for the command and for `jaxrnn.fit`.
 
-work = read(options, workdir, for_length)   # reads the text and checks all settings; changes nothing
-introduce(work)
-check_machine(work)                         # refuses what this machine cannot run
-report = take_over(work)                    # in the locked run directory
+    outcome = run(options, for_length)
+
+Its steps, in this order:
+
+    work = read(options, workdir, for_length)   # reads the text and checks all settings; changes nothing
+    introduce(work, say)
+    check_machine(work)                         # refuses what this machine cannot run
+    report = take_over(work)                    # in the locked run directory
+    loop.fit(...)
 """
 
 from __future__ import annotations
@@ -11,23 +16,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
 
-from jaxrnn import arguments, charlm, console
+from jaxrnn import arguments, charlm, console, train_text
 from jaxrnn.charlm import sampling
-from jaxrnn.data import sources, token_files
-from jaxrnn.data.corpus import Corpus, make_corpus
-from jaxrnn.data.encodings import Reading
-from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.devices import accelerator, mesh, processes
+from jaxrnn.data.corpus import Corpus
+from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
-from jaxrnn.train_options import TrainOptions
+from jaxrnn.train_options import TrainOptions, default_workdir
 from jaxrnn.training import freezing, loop, run_description, run_directory, starting_model
 from jaxrnn.training.config import TrainingConfig
 from jaxrnn.training.report import NullReport, Report, Reporter, require_tensorboard
+from jaxrnn.training.signals import Stop
 
 
 class Work(NamedTuple):
@@ -63,13 +66,80 @@ class Work(NamedTuple):
     start: starting_model.Start | None
 
 
+class Outcome(NamedTuple):
+    """The outcome of a training.
+
+    work: the training.
+    result: what `loop.fit` returned.
+    stop: the requests to stop that were noticed while it ran.
+    """
+
+    work: Work
+    result: loop.Result
+    stop: Stop
+
+
+def run(
+    options: TrainOptions,
+    for_length: Callable[[int], TrainOptions] | None = None,
+    *,
+    text: str | bytes | None = None,
+    say: Callable[[str], None] | None = print,
+    stop: Callable[[], Stop] = Stop,
+    temporary: bool = False,
+) -> Outcome:
+    """Train as the options say, on the screen and in the run directory.
+
+    Args:
+      options: the options.
+      for_length: returns the options for a training part of so many characters; None takes `options` for
+        any length.
+      text: the text itself, instead of the one that `options.data` names.
+      say: prints the lines before the training; None shows nothing at all on the screen.
+      stop: makes the object that notices requests to stop while the training runs.
+      temporary: whether the run directory is temporary, and not worth mentioning.
+    """
+    memory.limit_heap_growth()
+    processes.start(options.processes)
+    accelerator.use(options.accelerator)
+    workdir = options.workdir or default_workdir(options)
+    work = processes.run_on_all(lambda: read(options, workdir, for_length, text))
+    run_directory.require_equal_settings(work.description)
+    if say is not None and processes.is_primary():
+        introduce(work, say, temporary)
+    # Everything that can be refused is refused before anything is made, changed or deleted.
+    processes.run_on_all(lambda: check_machine(work))
+    with run_directory.lock(workdir):
+        report = processes.run_on_all(lambda: take_over(work, quiet=say is None))
+        with stop() as asked_to_stop:
+            result = loop.fit(
+                work.training,
+                work.corpus,
+                workdir,
+                report,
+                asked_to_stop.asked,
+                work.devices,
+                lambda: write_description(work),
+                None if work.start is None else work.start.parameters,
+            )
+    return Outcome(work, result, asked_to_stop)
+
+
+# --- settings and text ---
+
+
 def read(
-    options: TrainOptions, workdir: Path, for_length: Callable[[int], TrainOptions] | None
+    options: TrainOptions,
+    workdir: Path,
+    for_length: Callable[[int], TrainOptions] | None,
+    text: str | bytes | None = None,
 ) -> Work:
-    """Read the text and check all settings. Changes nothing."""
+    """Read the text and check all settings. Changes nothing. Arguments are those of `run`."""
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
     start = _find_start(options, workdir)
-    name, corpus = _corpus(options, None if start is None else start.vocabulary)
+    name, corpus = train_text.read_corpus(
+        options, None if start is None else start.vocabulary, text
+    )
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
@@ -88,10 +158,11 @@ def read(
     )
     steps = training.total_steps(training.batches(corpus))
     prime = _sample_prime(options, corpus)
-    text = run_description.Text(name, corpus.sha256)
+    described = run_description.Text(name, corpus.sha256)
     origin = run_description.Origin("" if start is None else start.sha256)
-    description = run_description.describe(options, text, origin)
-    run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
+    description = run_description.describe(options, described, origin)
+    if text is None:
+        run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
     run_directory.check(workdir, description, vocabulary, options.overwrite)
     sized = for_length is not None and PRESETS[options.preset].size is not None
     return Work(
@@ -145,118 +216,14 @@ def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
     return dataclasses.replace(training, model=training.model.resolved())
 
 
-def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, Corpus]:
-    """Return the short name of the text and the text: a prepared folder, or a text that is read.
-
-    Args:
-      options: the options.
-      vocabulary: that of the model to start from; None for that of the text.
-    """
-    words = [word for word in options.data if word not in sources.NAMED]
-    prepared = [word for word in words if token_files.is_prepared(word)]
-    if not prepared:
-        _check_tokens(options, vocabulary)
-        by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
-        reading = Reading(options.encoding, options.newlines)
-        source = sources.read(options.data, options.glob, by_bytes, reading)
-        if vocabulary is not None and isinstance(source.content, str):
-            vocabulary = _covering(vocabulary, source.content, options.extend_vocabulary)
-        return source.name, make_corpus(
-            source.content, source.nats, vocabulary, options.tokens or ""
-        )
-    if len(options.data) > 1:
-        raise InputError(
-            f"{prepared[0]} is a prepared text and cannot be combined with others; prepare all texts "
-            "together"
-        )
-    if options.tokens is not None:
-        raise InputError(
-            f"--tokens: {prepared[0]} is a prepared text, whose tokens are characters or bytes; give "
-            "the text itself as --data"
-        )
-    for name in ("glob", "bytes", "encoding", "newlines"):
-        if getattr(options, name) != getattr(TrainOptions, name):
-            raise InputError(f"`{name}` was decided when {prepared[0]} was prepared; leave it out")
-    corpus = token_files.load_corpus(prepared[0])
-    if vocabulary is not None and corpus.vocabulary != vocabulary:
-        _refuse_vocabulary(prepared[0], corpus.vocabulary, vocabulary)
-    return token_files.read_meta(prepared[0]).name, corpus
-
-
-def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
-    """Raise InputError for tokens that contradict each other or the model to start from.
-
-    Args:
-      options: the options.
-      vocabulary: that of the model to start from; None for that of the text.
-    """
-    if options.tokens is not None:
-        if options.bytes:
-            raise InputError("give --bytes or --tokens, not both")
-        if not options.tokens:
-            raise InputError("--tokens is empty; give a regular expression, or leave it out")
-        if any("\ud800" <= character <= "\udfff" for character in options.tokens):
-            raise InputError("--tokens is not UTF-8; give a regular expression in UTF-8")
-        # The text may take long to read.
-        Vocabulary(pattern=options.tokens)
-    if vocabulary is None:
-        return
-    if options.bytes and not vocabulary.by_bytes:
-        kind = "matches of a regular expression" if vocabulary.pattern else "characters"
-        raise InputError(f"--bytes: the tokens of the model to start from are {kind}")
-    if options.tokens not in (None, vocabulary.pattern):
-        kind = f"{vocabulary.unit}s"
-        if vocabulary.pattern:
-            kind = f"those of {console.quoted(vocabulary.pattern)}"
-        raise InputError(
-            f"--tokens {console.quoted(options.tokens)}: the tokens of the model to start from are "
-            f"{kind}; leave it out"
-        )
-
-
-def _covering(vocabulary: Vocabulary, text: str, extend: bool) -> Vocabulary:
-    """Return the vocabulary of the model to start from, extended by what the text has besides.
-
-    Raises:
-      InputError: if the text has characters besides, unless `extend`.
-    """
-    wider = vocabulary.extended(text)
-    if wider != vocabulary and not extend:
-        _refuse_unknown(vocabulary, text, "`extend_vocabulary` gives them tokens")
-    return wider
-
-
-def _refuse_unknown(vocabulary: Vocabulary, text: str, advice: str) -> None:
-    """Raise InputError, with advice, if the text has characters that the vocabulary does not have."""
-    try:
-        vocabulary.encode(text)
-    except InputError as error:
-        raise InputError(f"{error}; {advice}") from None
-
-
-def _refuse_vocabulary(folder: str, found: Vocabulary, vocabulary: Vocabulary) -> NoReturn:
-    """Raise InputError for a prepared text whose tokens are not those of the model to start from."""
-    if not found.by_bytes and not vocabulary.by_bytes and not vocabulary.pattern:
-        text = f"give the text itself as `data`, not {folder}, and `extend_vocabulary`"
-        _refuse_unknown(vocabulary, found.characters, f"{text} to give them tokens")
-    of = [
-        "bytes" if v.by_bytes else f"{len(v)} {'strings' if v.pattern else 'characters'}"
-        for v in (found, vocabulary)
-    ]
-    raise InputError(
-        f"{folder} was prepared with tokens for {of[0]}, and the model to start from has tokens for "
-        f"{of[1]}: give the text itself as `data`, not prepared"
-    )
-
-
 def _sample_prime(options: TrainOptions, corpus: Corpus) -> str | bytes:
     """Return the prime of the samples, checked against the vocabulary."""
     if options.sample_prime is None:
         return sampling.default_prime(corpus.vocabulary)
     if not options.sample_prime:
-        raise InputError("--sample-prime is empty; give at least one character")
+        raise InputError("`sample_prime` is empty; give at least one character")
     by_bytes = corpus.vocabulary.by_bytes
-    prime = arguments.prime("--sample-prime", options.sample_prime, by_bytes)
+    prime = arguments.prime("`sample_prime`", options.sample_prime, by_bytes)
     corpus.vocabulary.encode(prime)
     return prime
 
@@ -266,55 +233,57 @@ def _shapes(training: TrainingConfig, corpus: Corpus) -> charlm.Params:
     return jax.eval_shape(lambda: charlm.init(training.model, corpus.vocabulary))
 
 
-def introduce(work: Work) -> None:
-    """Print what is about to be trained."""
+# --- what is printed ---
+
+
+def introduce(work: Work, say: Callable[[str], None], temporary: bool = False) -> None:
+    """Say in a few lines what is about to be trained. Arguments are those of `run`."""
     model, corpus = work.training.model, work.corpus
     params = charlm.count(_shapes(work.training, corpus))
     unit = corpus.vocabulary.unit
     different = "" if corpus.different is None else f", {corpus.different} different"
-    print(
+    say(
         f"{console.shown(work.name)}: {len(corpus.tokens):,} {unit}s{different}; "
         f"the last {corpus.validation_size:,} are for validation"
     )
     if corpus.floor is not None:
-        print(f"no model can do better on them than {corpus.floor:.4f} nats per {unit}")
+        say(f"no model can do better on them than {corpus.floor:.4f} nats per {unit}")
     if work.sized:
         passes = work.steps * work.training.batch * work.training.seq_len / corpus.train_size
         why = "(the more often a text is read, the more is dropped)"
         if work.start is not None:
-            why = "(as in the model to start from, unless flags change them)"
-        print(
+            why = "(as in the model to start from, unless other settings change them)"
+        say(
             f"preset {work.options.preset} for {corpus.train_size:,} {unit}s: "
             f"{passes:.2g} passes, dropout {model.dropout:g}, weight dropout "
             f"{model.weight_dropout:g} {why}"
         )
     if work.start is not None and work.start.read is not None:
-        print(f"the initial parameters are those of {console.quoted(work.start.path)}")
-        _introduce_symbols(corpus.vocabulary.symbols[len(work.start.read.vocabulary) :])
+        say(f"the initial parameters are those of {console.quoted(work.start.path)}")
+        _introduce_symbols(corpus.vocabulary.symbols[len(work.start.read.vocabulary) :], say)
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:
-        print(
+        say(
             f"each epoch reads {read:.0%} of the training text, because an incomplete batch is left "
-            "out; other epochs read other parts. Lower --batch or --seq-len to read more"
+            "out; other epochs read other parts. A smaller batch or a shorter BPTT length reads more"
         )
     trained = "" if work.trained == params else f" ({work.trained:,} of them trained)"
     dtype: str = model.dtype
     if work.dtype_chosen:
         dtype += ", the fastest here"
-    print(
+    where = "" if temporary else f"; run directory {console.quoted(work.workdir)}"
+    say(
         f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters{trained}, "
-        f"{dtype}; {work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
-        f"run directory {console.quoted(work.workdir)}",
-        flush=True,
+        f"{dtype}; {work.steps:,} steps on {accelerator.describe(work.devices.size)}{where}"
     )
 
 
-def _introduce_symbols(added: Sequence[str]) -> None:
-    """Print which symbols are new to the model that the training starts from."""
+def _introduce_symbols(added: Sequence[str], say: Callable[[str], None]) -> None:
+    """Say which symbols are new to the model that the training starts from."""
     if added:
         shown = " ".join(map(repr, added[:10]))
         more = ", ..." if len(added) > 10 else ""
-        print(f"new tokens in its vocabulary: {len(added)}, for {shown}{more}")
+        say(f"new tokens in its vocabulary: {len(added)}, for {shown}{more}")
 
 
 # --- run directory ---
@@ -328,8 +297,13 @@ def check_machine(work: Work) -> None:
     loop.check(work.training, work.corpus, work.devices, resumed, work.start is not None)
 
 
-def take_over(work: Work) -> Reporter:
-    """Clear the locked run directory if asked to, and return the report of this process."""
+def take_over(work: Work, quiet: bool = False) -> Reporter:
+    """Clear the locked run directory if asked to, and return the report of this process.
+
+    Args:
+      work: the training.
+      quiet: show nothing on the screen.
+    """
     if not processes.is_primary():
         return NullReport(work.prime)
     # Another training may have begun there since the first check.
@@ -343,7 +317,8 @@ def take_over(work: Work) -> Reporter:
         work.corpus.floor,
         work.prime,
         work.options.tensorboard,
-        unit=vocabulary.unit,
+        quiet,
+        vocabulary.unit,
     )
 
 

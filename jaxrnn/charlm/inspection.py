@@ -22,7 +22,7 @@ def activations(
     """Return the activations of every unit at every character of a text, read from the zero state.
 
     Args:
-      params: the model, from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training.
+      params: the model, as for `jaxrnn.sample`.
       text: at least one character; for a model of bytes any bytes.
       record: names of the activations to return: "i", "f", "g", "o", "cell" and "hidden" for an LSTM,
         "z", "r", "n" and "hidden" for a GRU, "hidden" for a plain RNN.

@@ -42,7 +42,8 @@ def sample(
     U+FFFD, and a character that the end of the text cuts is left out. `sample_bytes` returns the bytes.
 
     Args:
-      params: the model, from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training.
+      params: the model, from `jaxrnn.load(run)`, `jaxrnn.init(...)` or training. The functions of
+        `jaxrnn` also take a `jaxrnn.Run`, or the path of a run directory or a safetensors file.
       prime: how the text begins; at least one character. Bytes must be UTF-8, except for a model of
         bytes.
       length: number of tokens to add, from 0 to 2^30 - 1.

@@ -100,6 +100,26 @@ def read(
     return Source(name(words), "".join(chunk.text for chunk in chunks), None)
 
 
+def given(text: str | bytes, glob: str | None = None, as_bytes: bool = False) -> Source:
+    """Return a training text that is given itself, not by its path.
+
+    Args:
+      text: the text, or its bytes.
+      glob: as for `read`; it must be None.
+      as_bytes: encode a str in UTF-8.
+
+    Raises:
+      InputError: for a `glob`.
+    """
+    if glob is not None:
+        raise InputError(
+            f'`glob="{glob}"` chooses files from a folder, but the text itself is given'
+        )
+    if as_bytes and isinstance(text, str):
+        text = text.encode(errors="surrogatepass")
+    return Source("text", text, None)
+
+
 def nats(data: Sequence[str]) -> np.ndarray | None:
     """Return the exact information of each character of a text in nats, float64 [N].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Fixed, Suppress
 
@@ -13,7 +13,7 @@ from jaxrnn.data.corpus import Batches, Corpus
 from jaxrnn.errors import InputError
 from jaxrnn.literals import MemoryMap
 from jaxrnn.recurrence.kernels import Implementation
-from jaxrnn.settings import nested, setting
+from jaxrnn.settings import nested, rules_of, setting
 
 Optimizer = Literal["adam", "muon"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -134,6 +134,18 @@ class TrainingConfig:
             raise InputError(
                 f"`batch` {self.batch} cannot be computed in `accumulate` {self.accumulate} equal parts"
             )
+
+    @classmethod
+    def of(cls, described: dict[str, Any]) -> TrainingConfig:
+        """Return the settings that a config.json describes as `training`, perhaps of an older jaxrnn.
+
+        Raises:
+          InputError, TypeError: for settings that are unknown or invalid.
+        """
+        rules = rules_of(cls())
+        absent = {f.name: rules[f.name].absent for f in dataclasses.fields(cls) if f.name in rules}
+        model = ModelConfig(**described["model"])
+        return cls(**absent | described | {"model": model})
 
     @property
     def intervals(self) -> list[int]:

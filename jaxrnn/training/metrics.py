@@ -118,61 +118,16 @@ def _mean(points: Points) -> tuple[float, float]:
     return sum(xs) / len(xs), sum(ys) / len(ys)
 
 
-def draw_losses(
-    losses: Points,
-    val_losses: Points,
-    floor: float | None,
-    path: Path,
-    unit: str = "character",
-) -> None:
-    """Draw training and validation loss against the step as a PNG.
+def as_arrays(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the columns of a metrics.jsonl by the names in `Metric`.
 
-    Args:
-      losses: training losses (step, nats per token), at least one.
-      val_losses: validation losses, perhaps none.
-      floor: the validation loss that no model can beat, if it is known.
-      path: path of the picture.
-      unit: what a token is, as `Vocabulary.unit` says it.
-
-    Raises:
-      ImportError: if matplotlib is not installed.
+    `step` is int64 [N], all others are float64 [N], with NaN where a line does not have the value.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    values = [loss for _, loss in losses]
-    axes.plot(*zip(*losses, strict=True), color=BLUE, linewidth=1)
-    names = [(f"training {values[-1]:.3f}", BLUE)]
-    if val_losses:
-        axes.plot(*zip(*val_losses, strict=True), color=ORANGE, marker="o", markersize=3)
-        names.insert(0, (f"validation {val_losses[-1][1]:.3f}", ORANGE))
-    if floor is not None:
-        axes.axhline(floor, color=GREY, linestyle="--", linewidth=1)
-        names.append((f"entropy of the text {floor:.3f}", GREY))
-    lowest = min([*values, *([] if floor is None else [floor])])
-    # The losses of the first steps, drawn in full, would flatten all others.
-    highest = min(max(values), 1.5 + 1.5 * lowest)
-    margin = 0.1 * (highest - lowest) + 1e-3
-    axes.set_ylim(lowest - margin, highest + margin)
-    # Losses fall, so the upper right corner is free.
-    for line, (name, color) in enumerate(names):
-        axes.annotate(
-            name,
-            (1, 1),
-            (-8, -8 - 16 * line),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=color,
-        )
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"loss, nats per {unit}")
-    conversions: Any = (bits, nats)
-    axes.secondary_yaxis("right", conversions).set_ylabel(f"bits per {unit}")
-    axes.spines["top"].set_visible(False)
-    figure.savefig(path, dpi=120)
+    columns = {
+        name: np.array([line.get(name, math.nan) for line in lines], np.float64)
+        for name in Metric._fields
+    }
+    return columns | {"step": np.array([line["step"] for line in lines], np.int64)}
 
 
 def bits(nats: Number) -> Number:

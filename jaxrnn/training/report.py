@@ -24,7 +24,6 @@ from jaxrnn.training.metrics import (
     Metric,
     bits,
     check_metrics,
-    draw_losses,
 )
 
 # Length in tokens of the samples that are written while training.
@@ -285,9 +284,12 @@ class Report:
         if not self._losses.points:
             return
         try:
-            draw_losses(
-                self._losses.points, self._val_losses.points, self._floor, self._picture, self._unit
+            from jaxrnn.training import pictures
+
+            figure = pictures.draw_losses(
+                self._losses.points, self._val_losses.points, self._floor, self._unit
             )
+            figure.savefig(self._picture, dpi=pictures.DPI)
         except ImportError:
             self._miss_picture('no loss.png without matplotlib: pip install "jaxrnn[plot]"')
         except Exception as error:

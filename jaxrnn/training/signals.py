@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -19,12 +20,24 @@ class Stop:
     Inside `with Stop() as stop`, the first signal is only noted, and the training saves and stops where
     it asks `stop.asked()`. With several processes, SIGTERM is left to JAX, which informs all of them
     (`Checkpoints.preempted`). Standard output that has lost its reader counts as a request, too.
+
+    Args:
+      leave: names of signals to leave alone.
+      again: called with the exit status when there is another signal.
+      quiet: print nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        leave: tuple[str, ...] = (),
+        again: Callable[[int], None] = stopping.exit_at_once,
+        quiet: bool = False,
+    ) -> None:
         self._status = 0
-        leave = ("SIGTERM",) if jax.process_count() > 1 else ()
-        self._catching = stopping.catching(self._note, leave)
+        self._quiet = quiet
+        if jax.process_count() > 1:
+            leave = (*leave, "SIGTERM")
+        self._catching = stopping.catching(self._note, leave, again)
 
     @property
     def status(self) -> int:
@@ -47,7 +60,8 @@ class Stop:
 
     def _note(self, status: int) -> None:
         self._status = self._status or status
-        _print("\nstopping after this device call; repeat the signal to stop at once\n")
+        if not self._quiet:
+            _print("\nstopping after this device call; repeat the signal to stop at once\n")
 
 
 def _print(text: str) -> None:

@@ -7,13 +7,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tyro
+from rich.console import Console
 
-from jaxrnn import arguments, console, export, generate, prepare, stopping, train
+from jaxrnn import arguments, console, export, generate, prepare, progress, stopping, train
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.training import signals
 
@@ -147,6 +150,68 @@ def test_signals_ask_to_stop(name: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(stopping.Stopped) as stopped, stopping.catching(stopping.stop):
         signal.raise_signal(getattr(signal, name))
     assert stopped.value.args == (128 + getattr(signal, name),)
+
+
+def test_a_second_signal_is_handled_differently(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = signals.Stop(leave=("SIGTERM",), again=stopping.interrupt, quiet=True)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stop:
+        assert signal.getsignal(signal.SIGTERM) is before
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked()
+        signal.raise_signal(signal.SIGINT)
+    assert capsys.readouterr().out == ""
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = [signal.getsignal(getattr(signal, name)) for name in stopping.NAMES]
+    found = []
+
+    def work() -> None:
+        with signals.Stop() as stop:
+            found.append(stop.asked())
+            found.extend(signal.getsignal(getattr(signal, name)) for name in stopping.NAMES)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False, *before]
+
+
+# --- a notebook ---
+
+
+def test_a_notebook_gets_one_bar_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython import display
+    from rich.table import Table
+
+    shown: list[Any] = []
+    replaced: list[Any] = []
+
+    def show(output: Any, display_id: bool) -> Any:
+        assert display_id
+        shown.append(output)
+        return SimpleNamespace(update=replaced.append)
+
+    monkeypatch.setattr(display, "display", show)
+    monkeypatch.setattr(progress, "NOTEBOOK_EVERY", 3600.0)
+    bar = progress.NotebookBar(progress.STEPS, Console(force_jupyter=True))
+    bar.begin("compiling", 0, 1000)
+    for step in range(1000):
+        bar.reach(step, f"loss {step}")
+    assert len(shown) == 1 and replaced == []
+    monkeypatch.setattr(progress, "NOTEBOOK_EVERY", 0.0)
+    bar.reach(1000, "loss 0.5")
+    bar.end()
+    bar.end()
+    assert len(shown) == 1 and len(replaced) == 2
+    assert all(isinstance(table, Table) for table in shown + replaced)
+    screen = io.StringIO()
+    Console(file=screen, width=100).print(replaced[-1])
+    assert "1000/1000" in screen.getvalue() and "loss 0.5" in screen.getvalue()
+
+
+# --- signals in a print ---
 
 
 class Interrupting(io.RawIOBase):

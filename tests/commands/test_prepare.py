@@ -28,6 +28,7 @@ from jaxrnn.data import files, preparation, sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.vocabulary import Numbering, Vocabulary
 from jaxrnn.errors import InputError
+from jaxrnn.train_options import default_workdir
 from tests.support.runs import TEXT, contents, flags, lose_the_reader, quicken
 
 pytestmark = pytest.mark.once
@@ -618,7 +619,7 @@ def test_a_run_resumes_with_the_other_form_of_its_text(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quicken(monkeypatch)
-    assert train.default_workdir(train.parse(["--data", "out"])) == Path("runs/out-small")
+    assert default_workdir(train.parse(["--data", "out"])) == Path("runs/out-small")
     assert train.main(flags("out", "run", steps=4)) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith(f"text: {len(TEXT):,} characters")
     assert train.main(flags("text.txt", "run", steps=8)) == 0

@@ -24,6 +24,7 @@ from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.errors import InputError
+from jaxrnn.train_options import default_workdir
 from jaxrnn.training import checkpoint, loop, saved_states
 from jaxrnn.training.report import Report
 from tests.support.runs import (
@@ -147,12 +148,10 @@ def test_bytes_and_a_text_without_newlines(tmp_path: Path) -> None:
 
 
 def test_the_folder_without_workdir() -> None:
-    assert train.default_workdir(train.parse([])) == Path("runs/play-small")
+    assert default_workdir(train.parse([])) == Path("runs/play-small")
     named = train.parse(["--data", "some/notes.txt", "--preset", "lecture"])
-    assert train.default_workdir(named) == Path("runs/notes-lecture")
-    assert train.default_workdir(train.parse(["--preset", "shakespeare"])) == Path(
-        "runs/shakespeare"
-    )
+    assert default_workdir(named) == Path("runs/notes-lecture")
+    assert default_workdir(train.parse(["--preset", "shakespeare"])) == Path("runs/shakespeare")
 
 
 # --- train: settings ---

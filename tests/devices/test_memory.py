@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxrnn import InputError, charlm, generate, load, sample_many, train, trainer
+from jaxrnn import InputError, charlm, generate, load, sample_many, train, train_text
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
 from tests.support.runs import flags
@@ -265,7 +265,7 @@ def test_running_out_of_memory_is_reported(
     def short(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(trainer, "make_corpus", short)
+    monkeypatch.setattr(train_text, "make_corpus", short)
     message = refusal(train.main, flags(place / "text.txt", tmp_path / "run"), status=1)
     assert message.startswith("out of memory (MemoryError); ") and "--batch" in message
 

@@ -11,7 +11,8 @@ import pytest
 from jaxrnn import charlm, sample_bytes
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.training.metrics import LIMIT, Curve, draw_losses, read_metrics
+from jaxrnn.training.metrics import LIMIT, Curve, read_metrics
+from jaxrnn.training.pictures import DPI, draw_losses
 from jaxrnn.training.report import SAMPLE_LENGTH, Report
 
 pytestmark = pytest.mark.once
@@ -308,7 +309,8 @@ def test_any_losses_can_be_drawn(
     losses: list[float], judged: float | None, floor: float | None, tmp_path: Path
 ) -> None:
     points = [(float(n), loss) for n, loss in enumerate(losses)]
-    draw_losses(points, [] if judged is None else [(1.0, judged)], floor, tmp_path / "loss.png")
+    figure = draw_losses(points, [] if judged is None else [(1.0, judged)], floor)
+    figure.savefig(tmp_path / "loss.png", dpi=DPI)
     assert size_of(tmp_path / "loss.png") == SIZE
 
 
@@ -339,6 +341,8 @@ def test_a_resumed_run_has_the_curve_of_an_undisturbed_one(tmp_path: Path) -> No
 
 
 def test_without_matplotlib_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "jaxrnn.training.pictures", raising=False)
+    monkeypatch.delattr("jaxrnn.training.pictures", raising=False)
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     report = Report(tmp_path, 40, quiet=True)
