@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"jaxrnn {jaxrnn.__version__}")
         return 0
-    console.error(f"there is no command {name}{_closest(name)}; jaxrnn --help lists all commands")
+    unknown = f"there is no command {console.quoted(name)}{_closest(name)}"
+    console.error(f"{unknown}; jaxrnn --help lists all commands")
     return 2
 
 
@@ -47,7 +48,7 @@ def _help() -> str:
 def _closest(name: str) -> str:
     """Return a suggestion for a name that is not that of a command, or "" if none is similar."""
     found = difflib.get_close_matches(name, commands.COMMANDS, 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def start() -> NoReturn:
