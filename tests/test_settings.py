@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 FIXED = {
     "activation", "average", "batch", "bytes", "cell", "dtype", "embedding_size", "forget_bias",
     "hidden_size", "layers", "optimizer", "overlap", "peephole", "recurrent_init",
-    "reset", "seed", "seq_len", "shuffle", "tie",
+    "reset", "seed", "seq_len", "shuffle", "tie", "tokens",
 }  # fmt: skip
 # How long, how and where a run continues.
 FREE = {

@@ -9,7 +9,7 @@ import re
 import reprlib
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -30,9 +30,9 @@ class Vocabulary:
     `Vocabulary.of_bytes()` (the 256 bytes, which can encode any text). Vocabularies compare by value and
     are hashable.
 
-    With a pattern, a text is split at "\n", which is a token of its own, and each line from the left to
-    the right: where the pattern matches, what it matches is a token, and any other character is a token
-    of its own. So a token never spans two lines, and the tokens joined are the text.
+    With a pattern, a text is split at its line breaks, which are tokens of their own, and each line from
+    the left to the right: where the pattern matches, what it matches is a token, and any other character
+    is a token of its own. So a token never spans two lines, and the tokens joined are the text.
 
     Attributes:
       characters: the character of each token, in the order of the tokens, each character once.
@@ -100,7 +100,8 @@ class Vocabulary:
         if not pattern:
             return cls("".join(map(chr, np.unique(code_points(text)))))
         tokens = set(cls(pattern=pattern)._split(text))
-        _refuse_empty_matches(pattern, tokens)
+        if "" in tokens:
+            raise _empty_match_error(pattern)
         return cls(tokens=tuple(sorted(tokens)), pattern=pattern)
 
     @classmethod
@@ -195,7 +196,8 @@ class Vocabulary:
         numbers = np.fromiter(found, np.int32)
         if (numbers < 0).any():
             unknown = set(self._split(text)) - self._numbers.keys()
-            _refuse_empty_matches(self.pattern, unknown)
+            if "" in unknown:
+                raise _empty_match_error(self.pattern)
             self._refuse_unknown(sorted(unknown))
         return numbers.astype(self.dtype)
 
@@ -269,17 +271,17 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     except (re.error, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"`pattern` {pattern!r} is not a regular expression: {reason}") from None
-    _refuse_empty_matches(pattern, [found[0] for found in [alone.match("")] if found])
+    if alone.match(""):
+        raise _empty_match_error(pattern)
     return either
 
 
-def _refuse_empty_matches(pattern: str, matches: Collection[str]) -> None:
-    """Raise InputError if the empty string is among what a pattern has matched."""
-    if "" in matches:
-        raise InputError(
-            f"`pattern` {pattern!r} matches the empty string, and a token has at least one character: "
-            "write + instead of *, or leave the empty alternative out"
-        )
+def _empty_match_error(pattern: str) -> InputError:
+    """Return the error for a pattern that has matched the empty string."""
+    return InputError(
+        f"`pattern` {pattern!r} matches the empty string, and a token has at least one character: "
+        "write + instead of *, or leave the empty alternative out"
+    )
 
 
 def _raw(text: str | bytes) -> bytes:
