@@ -19,14 +19,15 @@ pytestmark = pytest.mark.once
 # Part of what a run is.
 FIXED = {
     "activation", "average", "batch", "bytes", "cell", "dtype", "embedding_size", "forget_bias",
-    "hidden_size", "layers", "optimizer", "overlap", "peephole", "recurrent_init",
+    "freeze", "hidden_size", "layers", "lines", "optimizer", "overlap", "peephole", "recurrent_init",
     "reset", "seed", "seq_len", "shuffle", "tie", "tokens",
 }  # fmt: skip
 # How long, how and where a run continues.
 FREE = {
     "accelerator", "accumulate", "average_decay", "average_tail", "beta1", "beta2", "clip_norm",
     "connect_timeout", "coordinator", "data", "distributed", "dropout", "embedding_dropout", "epochs",
-    "eval_every", "glob", "implementation", "init_from", "label_smoothing", "learning_rate",
+    "eval_every", "extend_vocabulary", "glob", "implementation", "init_from", "init_which",
+    "label_smoothing", "learning_rate",
     "log_every", "memory_map", "mesh", "muon_learning_rate", "num_processes", "output_bias",
     "overwrite", "preset", "process_id", "sample_every", "sample_prime", "schedule", "steps",
     "stop_at", "tensorboard",

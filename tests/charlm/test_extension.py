@@ -69,6 +69,7 @@ def test_old_parameters_keep_their_bits_and_new_ones_are_initial(
         np.testing.assert_array_equal(kept, old)
 
 
+@pytest.mark.slow
 def test_the_scale_of_new_parameters() -> None:
     """Glorot's bound for the output weights, and a deviation of 1 for the embedding."""
     many = Vocabulary("dcba" + "".join(map(chr, range(0x4E00, 0x4E00 + 996))))

@@ -113,6 +113,7 @@ def test_frozen_parameters_keep_their_bits_and_the_others_are_trained_alone(
     assert float(metrics.grad_norm) > 0
 
 
+@pytest.mark.slow
 def test_the_norm_is_that_of_the_trained_parameters() -> None:
     config = change(CONFIG, freeze=("embedding", "w_out"))
     transform, state = start(config)
