@@ -25,10 +25,10 @@ FIXED = {
 # How long, how and where a run continues.
 FREE = {
     "accelerator", "accumulate", "average_decay", "average_tail", "beta1", "beta2", "clip_norm",
-    "connect_timeout", "coordinator", "data", "distributed", "dropout", "embedding_dropout", "epochs",
-    "eval_every", "extend_vocabulary", "glob", "implementation", "init_from", "init_which",
-    "label_smoothing", "learning_rate",
-    "log_every", "memory_map", "mesh", "muon_learning_rate", "num_processes", "output_bias",
+    "connect_timeout", "coordinator", "data", "distributed", "dropout", "embedding_dropout", "encoding",
+    "epochs", "eval_every", "extend_vocabulary", "glob", "implementation", "init_from", "init_which",
+    "label_smoothing", "learning_rate", "log_every", "memory_map", "mesh", "muon_learning_rate",
+    "newlines", "num_processes", "output_bias",
     "overwrite", "preset", "process_id", "sample_every", "sample_prime", "schedule", "steps",
     "stop_at", "tensorboard",
     "variational", "warmup", "weight_decay", "weight_dropout", "workdir",
