@@ -19,6 +19,7 @@ from jaxrnn import arguments, charlm, console
 from jaxrnn.charlm import sampling
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
+from jaxrnn.data.lines import as_lines
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, mesh, processes
 from jaxrnn.errors import InputError
@@ -67,6 +68,8 @@ def read(
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
     start = starting_model.find(options.init_from, workdir, options.overwrite, console.note)
     name, corpus = _corpus(options, None if start is None else start.vocabulary)
+    if options.training.model.lines:
+        corpus = as_lines(corpus)
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
@@ -174,12 +177,7 @@ def introduce(work: Work) -> None:
     """Print what is about to be trained."""
     model, corpus = work.training.model, work.corpus
     params = charlm.count(jax.eval_shape(lambda: charlm.init(model, corpus.vocabulary)))
-    kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
-    different = "" if corpus.different is None else f", {corpus.different} different"
-    print(
-        f"{console.shown(work.name)}: {len(corpus.tokens):,} {kind}{different}; "
-        f"the last {corpus.validation_size:,} are for validation"
-    )
+    print(f"{console.shown(work.name)}: {_described(corpus)}")
     if corpus.floor is not None:
         print(f"no model can do better on them than {corpus.floor:.4f} nats per character")
     if work.sized:
@@ -208,6 +206,21 @@ def introduce(work: Work) -> None:
         f"{work.steps:,} steps on {accelerator.describe(work.devices.size)}; "
         f"run directory {console.quoted(work.workdir)}",
         flush=True,
+    )
+
+
+def _described(corpus: Corpus) -> str:
+    """Return the size of a text and of its validation part in words."""
+    kind = "bytes" if corpus.vocabulary.by_bytes else "characters"
+    different = "" if corpus.different is None else f", {corpus.different} different"
+    size = f"{len(corpus.tokens):,} {kind}{different}"
+    if corpus.lines is None:
+        return f"{size}; the last {corpus.validation_size:,} are for validation"
+    lines, training, empty = len(corpus.lines.ends), corpus.lines.training, corpus.lines.empty
+    left_out = f"; {empty:,} empty lines are left out" if empty else ""
+    return (
+        f"{lines:,} lines of {size}; {lines - training:,} lines, chosen at random, are for validation"
+        f"{left_out}"
     )
 
 

@@ -60,6 +60,14 @@ class Vocabulary:
         """Smallest unsigned integer type that holds every token."""
         return np.min_scalar_type(max(len(self) - 1, 0))
 
+    @property
+    def newline(self) -> int | None:
+        """The token of a line break, or None if the vocabulary does not have one."""
+        if self.by_bytes:
+            return ord("\n")
+        place = self.characters.find("\n")
+        return None if place < 0 else place
+
     def encode(self, text: str | bytes) -> np.ndarray:
         """Return the tokens [N] of a text, of type `dtype`.
 

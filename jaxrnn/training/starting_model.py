@@ -26,7 +26,7 @@ from jaxrnn.training import checkpoint, run_description
 from jaxrnn.training.config import TrainingConfig
 
 # Settings of the model that a training may choose although a resumed run keeps them.
-FREE = ("dtype",)
+FREE = ("dtype", "lines")
 
 
 class Start(NamedTuple):
