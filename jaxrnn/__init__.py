@@ -9,6 +9,7 @@ from jaxrnn import layers as layers
 from jaxrnn import serialization
 from jaxrnn.charlm import ModelConfig, Params, init
 from jaxrnn.charlm.inspection import activations
+from jaxrnn.charlm.lines import sample_lines
 from jaxrnn.charlm.options import SamplingOptions
 from jaxrnn.charlm.registry import register_cell
 from jaxrnn.charlm.sampling import (
@@ -76,6 +77,7 @@ __all__ = [
     "sample",
     "sample_bytes",
     "sample_bytes_many",
+    "sample_lines",
     "sample_many",
     "save",
     "stream",

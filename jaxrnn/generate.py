@@ -6,11 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from jaxrnn import arguments, charlm, console
+from jaxrnn.arguments import shown_default
+from jaxrnn.charlm import lines
 from jaxrnn.charlm.options import SamplingOptions
 from jaxrnn.charlm.sampling import (
     default_prime,
@@ -23,7 +25,7 @@ from jaxrnn.data import files
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
 from jaxrnn.errors import InputError
-from jaxrnn.training import orbax_errors, run_directory
+from jaxrnn.training import orbax_errors, run_directory, run_text
 from jaxrnn.training.checkpoint import Which
 from jaxrnn.training.run_description import load
 
@@ -33,21 +35,25 @@ class GenerateOptions:
     """Generate text with a trained char-RNN and write it as it is drawn.
 
     The output is exactly the prime and its continuation; a line break follows on a terminal only. A
-    model of bytes (trained with --bytes) writes bytes.
+    model of bytes (trained with --bytes) writes bytes. A model of lines (trained with --lines) writes
+    --count whole lines and nothing else; how many of them are new goes to standard error.
     """
 
     run: tyro.conf.Positional[Path]
     """Run directory, as written by python -m jaxrnn.train, or safetensors file."""
     prime: str | None = None
-    """Beginning of the text, which the model continues. By default a line break."""
+    """Beginning of the text, which the model continues. By default a line break. Of a model of lines,
+    beginning of every line, by default empty."""
     prime_file: str | None = None
     """Read the prime from this file, or from standard input if -. The file is UTF-8; for a model of
     bytes it may be any file."""
-    length: int | Literal["endless"] = 500
+    length: Annotated[
+        int | Literal["endless"] | None, shown_default(f"500, for lines {lines.LENGTH}")
+    ] = None
     """Number of characters to add (of bytes for a model of bytes). endless or -1 continues until it is
-    interrupted."""
+    interrupted. Of a model of lines, the most characters to add to a line; longer lines are cut."""
     count: int = 1
-    """Number of texts. If there are several, each gets a heading."""
+    """Number of texts, or of lines. If there are several texts, each gets a heading."""
     output: str | None = None
     """Write to this file, in UTF-8. By default, or if -, to standard output."""
     which: Which = "best"
@@ -123,11 +129,39 @@ def _prime(options: GenerateOptions, vocabulary: Vocabulary) -> str | bytes:
     return default_prime(vocabulary)
 
 
+def _lines(
+    options: GenerateOptions, params: charlm.Params, prime: str | bytes
+) -> Iterator[str | bytes]:
+    """Return the lines, each as soon as it and those before it are drawn, and report on them."""
+    length = _length(options, lines.LENGTH) or lines.LONGEST
+    if prime in ("\n", b"\n"):
+        # Every line begins after a line break, so this is the same as no prime.
+        prime = ""
+    drawn = lines.draw_lines(params, options.count, prime, length, options.sampling)
+    by_bytes, decode = params.vocabulary.by_bytes, params.vocabulary.decode
+
+    def pieces() -> Iterator[str | bytes]:
+        found: list[str | bytes] = []
+        cut = 0
+        for line in drawn:
+            found.append(line.tokens.astype("uint8").tobytes() if by_bytes else decode(line.tokens))
+            cut += line.cut
+            yield found[-1]
+            yield "\n"
+        if cut:
+            console.note(arguments.in_flags(lines.cut_note(cut, length), GenerateOptions))
+        console.note(run_text.novelty(found, options.run))
+
+    return pieces()
+
+
 def _pieces(
     options: GenerateOptions, params: charlm.Params, prime: str | bytes
 ) -> Iterable[str | bytes]:
     """Return the output in pieces, each as soon as it is drawn."""
-    length = None if options.length == "endless" or options.length == -1 else options.length
+    if params.config.lines:
+        return _lines(options, params, prime)
+    length = _length(options, 500)
     by_bytes = params.vocabulary.by_bytes
     how = dataclasses.asdict(options.sampling)
     if options.count == 1:
@@ -141,6 +175,13 @@ def _pieces(
     if by_bytes:
         return _with_headings(sample_bytes_many(params, prime, length, count=options.count, **how))
     return _with_headings(sample_many(params, prime, length, count=options.count, **how))
+
+
+def _length(options: GenerateOptions, default: int) -> int | None:
+    """Return the length of a text, or None for an endless one."""
+    if options.length == "endless" or options.length == -1:
+        return None
+    return default if options.length is None else options.length
 
 
 def _with_headings(texts: Sequence[str | bytes]) -> Iterator[str | bytes]:

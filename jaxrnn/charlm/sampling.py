@@ -198,15 +198,10 @@ class Decoder:
         self.count = _whole_number("count", count, 1)
         self._unread = self.prime
         self._config = params.config
-        self._weights = _step_params(params)
+        self._weights = step_params(params)
         self._mode = options.mode
         self._truncate = options.truncates
-        self._options = TracedOptions(
-            temperature=jnp.float32(np.clip(options.temperature, *TEMPERATURE_RANGE)),
-            top_k=jnp.int32(size if options.top_k is None else min(options.top_k, size)),
-            top_p=jnp.float32(1.0 if options.top_p is None else options.top_p),
-            whitespace=jnp.asarray(params.vocabulary.whitespace()),
-        )
+        self._options = traced(options, params.vocabulary)
         one = jax.eval_shape(lambda: initial_state(self._config, size, 1, jnp.uint32(0)))
         _check_room(self.count, memory.bytes_per_device(one))
         self.state = initial_state(self._config, size, self.count, jnp.uint32(options.seed))
@@ -214,7 +209,7 @@ class Decoder:
     def texts(self, length: SupportsIndex) -> list[Int[np.ndarray, "N"]]:
         """Draw `length` tokens and return the tokens of each text, prime included."""
         number = _checked_length(length)
-        _check_room(self.count, 4 * _bucket(number))
+        _check_room(self.count, 4 * bucket(number))
         drawn = self.draw(number) if number else np.zeros((0, self.count), np.int32)
         return [np.concatenate([self.prime, row]) for row in drawn.T]
 
@@ -239,7 +234,7 @@ class Decoder:
         """Return the next `length` tokens of each text, [length, B]. The first call reads the prime."""
         unread = self._unread
         self._unread = unread[:0]
-        padded = np.zeros(_bucket(len(unread)), np.int32)
+        padded = np.zeros(bucket(len(unread)), np.int32)
         padded[: len(unread)] = unread
         self.state, tokens = advance(
             self._config,
@@ -251,15 +246,26 @@ class Decoder:
             self._options,
             mode=self._mode,
             truncate=self._truncate,
-            size=_bucket(length),
+            size=bucket(length),
         )
         return np.asarray(mesh.gather_full(tokens))[:length]
 
 
-_step_params = jax.jit(charlm.step_params)
+step_params = jax.jit(charlm.step_params)
 
 
-def _bucket(n: int) -> int:
+def traced(options: SamplingOptions, vocabulary: Vocabulary) -> TracedOptions:
+    """Return the options in the form that compiled programs take."""
+    size = len(vocabulary)
+    return TracedOptions(
+        temperature=jnp.float32(np.clip(options.temperature, *TEMPERATURE_RANGE)),
+        top_k=jnp.int32(size if options.top_k is None else min(options.top_k, size)),
+        top_p=jnp.float32(1.0 if options.top_p is None else options.top_p),
+        whitespace=jnp.asarray(vocabulary.whitespace()),
+    )
+
+
+def bucket(n: int) -> int:
     """Return the next power of two, at least STREAM_CHUNK: few sizes, so few compiled programs."""
     return max(STREAM_CHUNK, 1 << (n - 1).bit_length())
 
