@@ -133,7 +133,8 @@ def _lines(
     options: GenerateOptions, params: charlm.Params, prime: str | bytes
 ) -> Iterator[str | bytes]:
     """Return the lines, each as soon as it and those before it are drawn, and report on them."""
-    length = _length(options, lines.LENGTH) or lines.LONGEST
+    length = _length(options, lines.LENGTH)
+    length = lines.LONGEST if length is None else length
     if prime in ("\n", b"\n"):
         # Every line begins after a line break, so this is the same as no prime.
         prime = ""

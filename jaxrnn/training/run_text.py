@@ -13,23 +13,26 @@ from jaxrnn.training import run_description
 
 
 def novelty(lines: Sequence[str | bytes], run: Path) -> str:
-    """Return a sentence on how many lines are new, duplicates, and in the text of the run.
+    """Return how many lines there are, are new, are in the text of the run, and are duplicates.
 
     Args:
       lines: the lines that its model drew, without line breaks.
       run: the run directory, or the file of the model.
     """
     different = set(lines)
-    summary = (
-        f"{len(lines):,} lines, of which {len(lines) - len(different):,} repeat an earlier one"
-    )
+    total = f"lines: {len(lines):,}"
+    repeats = f"repeats of an earlier line: {len(lines) - len(different):,}"
     try:
         text = read(run)
     except InputError as error:
-        return f"{summary}; they were not compared with the training text: {error}"
-    known = different.intersection(text.split("\n") if isinstance(text, str) else text.split(b"\n"))
+        # What follows the semicolon tells what to give instead.
+        why = str(error).partition(";")[0]
+        return f"{total}; {repeats}; not compared with the training text: {why}"
+    trained = text.split("\n") if isinstance(text, str) else text.split(b"\n")
+    # Empty lines of the text are left out of the training.
+    known = different.intersection(filter(None, trained))
     seen = sum(line in known for line in lines)
-    return f"{summary}; {len(lines) - seen:,} are new and {seen:,} are in the training text"
+    return f"{total}; new: {len(lines) - seen:,}; in the training text: {seen:,}; {repeats}"
 
 
 def read(run: Path) -> str | bytes:

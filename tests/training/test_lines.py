@@ -48,6 +48,7 @@ def nats_of_lines(params: charlm.Params, corpus: Corpus) -> list[float]:
     return found
 
 
+@pytest.mark.first_case
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("batch, seq_len, memory_map", [(1, 8, "never"), (3, 5, "always")])
 def test_every_validation_token_counts_once(batch: int, seq_len: int, memory_map: Any) -> None:
@@ -104,7 +105,7 @@ def test_a_stopped_run_is_resumed_bit_identical(tmp_path: Path) -> None:
         return found.tree
 
     whole = train(tmp_path / "whole")
-    for call in (1, 4, 7):
+    for call in (2, 7):
         run = tmp_path / str(call)
         train(run, call)
         assert_same_bits(whole, train(run))
@@ -113,15 +114,15 @@ def test_a_stopped_run_is_resumed_bit_identical(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_lines_longer_than_a_window_are_learned(tmp_path: Path) -> None:
-    """Half of the lines are twelve times a letter: the state must be carried to count them."""
-    text = "".join("ab"[n % 2] * 12 + "\n" for n in range(300))
+    """The end of a line is known only to a state that has counted its letters in both windows."""
+    text = "".join("ab"[n % 2] * 6 + "\n" for n in range(300))
     corpus = as_lines(make_corpus(text))
     config = change(LINES, hidden_size=24, seq_len=5, batch=8, steps=400, learning_rate=2e-2)
     config = change(config, eval_every=400, log_every=100)
     params, _, _ = fit(config, run_of(tmp_path), corpus)
     found = evaluation.evaluate(params, device_corpus(corpus.tokens), corpus, 8, 5)
-    # Only the first letter is random: ln 2 nats in 13 characters.
-    assert np.log(2) / 13 - 0.01 < found < np.log(2) / 13 + 0.02
+    # Only the first letter is random: ln 2 nats in 7 characters.
+    assert np.log(2) / 7 - 0.01 < found < np.log(2) / 7 + 0.01
 
 
 def test_shuffle_with_lines_is_refused() -> None:
