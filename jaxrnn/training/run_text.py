@@ -50,7 +50,7 @@ def read(run: Path) -> str | bytes:
     if "-" in data:
         raise InputError("it was read from standard input")
     text: str | bytes
-    if token_files.is_prepared(data[0]):
+    if data[0] not in sources.NAMED and token_files.is_prepared(data[0]):
         corpus = token_files.load_corpus(data[0])
         text, sha256 = corpus.vocabulary.decode(corpus.tokens), corpus.sha256
         if vocabulary.by_bytes:
