@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from jaxrnn.charlm.options import SamplingOptions
+from jaxrnn.arguments import shown_default
+from jaxrnn.charlm.options import LINE_LENGTH, SamplingOptions
 from jaxrnn.literals import Accelerator, Which
 
 
@@ -17,22 +18,26 @@ class GenerateOptions:
     """Generate text with a trained char-RNN and write it as it is drawn.
 
     The output is exactly the prime and its continuation; a line break follows on a terminal only. A
-    model of bytes (trained with --bytes) writes bytes.
+    model of bytes (trained with --bytes) writes bytes. A model of lines (trained with --lines) writes
+    --count whole lines and nothing else; how many of them are new goes to standard error.
     """
 
     run: tyro.conf.Positional[Path]
     """Run directory, as written by python -m jaxrnn.train, or safetensors file."""
     prime: str | None = None
-    """Beginning of the text, which the model continues. By default a line break."""
+    """Beginning of the text, which the model continues. By default a line break. Of a model of lines,
+    beginning of every line, by default empty."""
     prime_file: str | None = None
     """Read the prime from this file, or from standard input if -. The file is UTF-8; for a model of
     bytes it may be any file."""
-    length: int | Literal["endless"] = 500
+    length: Annotated[
+        int | Literal["endless"] | None, shown_default(f"500, for lines {LINE_LENGTH}")
+    ] = None
     """Number of characters to add (of bytes for a model of bytes, of tokens for one that was trained
-    with --tokens). endless or -1 continues until it is
-    interrupted."""
+    with --tokens). endless or -1 continues until it is interrupted. Of a model of lines, the most
+    characters to add to a line; longer lines are cut."""
     count: int = 1
-    """Number of texts. If there are several, each gets a heading."""
+    """Number of texts, or of lines. If there are several texts, each gets a heading."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End the text with the first occurrence of this string in what was added; the string is included.
     Several strings are given as --stop A --stop B."""

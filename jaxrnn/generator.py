@@ -8,14 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxrnn import arguments, charlm, console, interactive
-from jaxrnn.charlm import sampling
+from jaxrnn.charlm import lines, sampling
+from jaxrnn.charlm.options import LINE_LENGTH
 from jaxrnn.data import files
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
 from jaxrnn.generate_options import GenerateOptions
-from jaxrnn.training import run_directory
+from jaxrnn.training import run_directory, run_text
 from jaxrnn.training.run_description import load
+
+# Default length of a text.
+LENGTH = 500
 
 
 def run(options: GenerateOptions) -> None:
@@ -34,7 +38,7 @@ def run(options: GenerateOptions) -> None:
     prime = _prime(options, params.vocabulary)
     if options.interactive:
         given = None if options.prime is None and options.prime_file is None else prime
-        length, stop = _length(options), _stop(options, params.vocabulary)
+        length, stop = _length(options, LENGTH), _stop(options, params.vocabulary)
         interactive.run(params, options.sampling, given, length, stop)
         return
     pieces = _pieces(options, params, prime)
@@ -57,7 +61,9 @@ def _pieces(
     options: GenerateOptions, params: charlm.Params, prime: str | bytes
 ) -> Iterable[str | bytes]:
     """Return the output in pieces, each as soon as it is drawn."""
-    length = _length(options)
+    if params.config.lines:
+        return _lines(options, params, prime)
+    length = _length(options, LENGTH)
     by_bytes = params.vocabulary.by_bytes
     how = dataclasses.asdict(options.sampling) | {"stop": _stop(options, params.vocabulary)}
     if options.count == 1:
@@ -72,9 +78,41 @@ def _pieces(
     return _with_headings(draw(params, prime, length, count=options.count, **how))
 
 
-def _length(options: GenerateOptions) -> int | None:
-    """Return the number of tokens to add, None for endless."""
-    return None if options.length == "endless" or options.length == -1 else options.length
+def _lines(
+    options: GenerateOptions, params: charlm.Params, prime: str | bytes
+) -> Iterator[str | bytes]:
+    """Return the lines, each as soon as it and those before it are drawn, and report on them."""
+    if options.stop or options.stop_at_line:
+        flag = "stop" if options.stop else "stop_at_line"
+        raise InputError(f"leave `{flag}` out: each line of this model ends on its own")
+    length = _length(options, LINE_LENGTH)
+    length = lines.LONGEST if length is None else length
+    if prime in ("\n", b"\n"):
+        # Every line begins after a line break, so this is the same as no prime.
+        prime = ""
+    drawn = lines.draw_lines(params, options.count, prime, length, options.sampling)
+    by_bytes, decode = params.vocabulary.by_bytes, params.vocabulary.decode
+
+    def pieces() -> Iterator[str | bytes]:
+        found: list[str | bytes] = []
+        cut = 0
+        for line in drawn:
+            found.append(line.tokens.astype("uint8").tobytes() if by_bytes else decode(line.tokens))
+            cut += line.cut
+            yield found[-1]
+            yield "\n"
+        if cut:
+            console.note(arguments.in_flags(lines.cut_note(cut, length), GenerateOptions))
+        console.note(run_text.novelty(found, options.run))
+
+    return pieces()
+
+
+def _length(options: GenerateOptions, default: int) -> int | None:
+    """Return the number of tokens to add, or None for endless."""
+    if options.length == "endless" or options.length == -1:
+        return None
+    return default if options.length is None else options.length
 
 
 def _stop(options: GenerateOptions, vocabulary: Vocabulary) -> list[str | bytes]:

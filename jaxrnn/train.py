@@ -85,6 +85,8 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
 def _example(workdir: Path, corpus: Corpus) -> str:
     """Return a shell command that generates text with the run."""
     command = f"python -m jaxrnn.generate {console.quoted_path(workdir)}"
+    if corpus.lines is not None:
+        return f"{command} --count 20"
     prime = _example_prime(corpus)
     if prime is None:
         return command

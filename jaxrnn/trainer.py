@@ -23,6 +23,7 @@ import jax
 from jaxrnn import arguments, charlm, console, train_text
 from jaxrnn.charlm import sampling
 from jaxrnn.data.corpus import Corpus
+from jaxrnn.data.lines import as_lines
 from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
@@ -140,6 +141,8 @@ def read(
     name, corpus = train_text.read_corpus(
         options, None if start is None else start.vocabulary, text
     )
+    if options.training.model.lines:
+        corpus = as_lines(corpus)
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
@@ -241,11 +244,7 @@ def introduce(work: Work, say: Callable[[str], None], temporary: bool = False) -
     model, corpus = work.training.model, work.corpus
     params = charlm.count(_shapes(work.training, corpus))
     unit = corpus.vocabulary.unit
-    different = "" if corpus.different is None else f", {corpus.different} different"
-    say(
-        f"{console.shown(work.name)}: {len(corpus.tokens):,} {unit}s{different}; "
-        f"the last {corpus.validation_size:,} are for validation"
-    )
+    say(f"{console.shown(work.name)}: {_described(corpus)}")
     if corpus.floor is not None:
         say(f"no model can do better on them than {corpus.floor:.4f} nats per {unit}")
     if work.sized:
@@ -275,6 +274,20 @@ def introduce(work: Work, say: Callable[[str], None], temporary: bool = False) -
     say(
         f"{model.layers} x {model.cell} of {model.hidden_size}, {params:,} parameters{trained}, "
         f"{dtype}; {work.steps:,} steps on {accelerator.describe(work.devices.size)}{where}"
+    )
+
+
+def _described(corpus: Corpus) -> str:
+    """Return the size of a text and of its validation part in words."""
+    different = "" if corpus.different is None else f", {corpus.different} different"
+    size = f"{len(corpus.tokens):,} {corpus.vocabulary.unit}s{different}"
+    if corpus.lines is None:
+        return f"{size}; the last {corpus.validation_size:,} are for validation"
+    lines, training, empty = len(corpus.lines.ends), corpus.lines.training, corpus.lines.empty
+    left_out = f"; {empty:,} empty lines are left out" if empty else ""
+    return (
+        f"{lines:,} lines of {size}; {lines - training:,} lines, chosen at random, are for validation"
+        f"{left_out}"
     )
 
 

@@ -23,6 +23,7 @@ from jaxrnn import charlm
 from jaxrnn.charlm.decoding import DecodingState, TracedOptions, advance, initial_state
 from jaxrnn.charlm.options import SamplingOptions
 from jaxrnn.charlm.stopping import Search, Stop, stop_strings
+from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import memory, mesh, modes
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.shapes import Int
@@ -75,7 +76,7 @@ class Decoder:
         self.count = _whole_number("count", count, 1)
         self._vocabulary = params.vocabulary
         self._config = params.config
-        self._weights = _step_params(params)
+        self._weights = step_params(params)
         one = jax.eval_shape(lambda: self._initial_state(1, 0))
         _check_room(self.count, memory.bytes_per_device(one))
         self.place = Place(self._initial_state(self.count, options.seed), self.prime)
@@ -116,7 +117,7 @@ class Decoder:
         """
         number = checked_length(length)
         strings = stop_strings(self._vocabulary, stop)
-        _check_room(self.count, 4 * _bucket(number))
+        _check_room(self.count, 4 * bucket(number))
         searches = [Search(self._vocabulary, strings) for _ in range(self.count)]
         chunks = [np.zeros((0, self.count), np.int32)]
         chunk = STREAM_CHUNK if strings else max(number, 1)
@@ -167,7 +168,7 @@ class Decoder:
     def draw(self, length: int) -> Int[np.ndarray, "N B"]:
         """Return the next `length` tokens of each text, [length, B], after reading what is unread."""
         state, unread = self.place
-        padded = np.zeros(_bucket(len(unread)), np.int32)
+        padded = np.zeros(bucket(len(unread)), np.int32)
         padded[: len(unread)] = unread
         state, tokens = advance(
             self._config,
@@ -179,7 +180,7 @@ class Decoder:
             self._options,
             mode=self.options.mode,
             truncate=self.options.truncates,
-            size=_bucket(length),
+            size=bucket(length),
         )
         self.place = Place(state, unread[:0])
         return np.asarray(mesh.gather_full(tokens))[:length]
@@ -188,24 +189,29 @@ class Decoder:
         return initial_state(self._config, len(self._vocabulary), count, jnp.uint32(seed))
 
     def _set(self, options: SamplingOptions) -> None:
-        size = len(self._vocabulary)
         self.options = options
-        self._options = TracedOptions(
-            temperature=jnp.float32(np.clip(options.temperature, *TEMPERATURE_RANGE)),
-            top_k=jnp.int32(size if options.top_k is None else min(options.top_k, size)),
-            top_p=jnp.float32(1.0 if options.top_p is None else options.top_p),
-            whitespace=jnp.asarray(self._vocabulary.whitespace()),
-        )
+        self._options = traced(options, self._vocabulary)
 
     def _set_keys(self, other: DecodingState) -> None:
         """Take the PRNG keys of another state."""
         self.place = self.place._replace(state=self.state._replace(keys=other.keys))
 
 
-_step_params = jax.jit(charlm.step_params)
+step_params = jax.jit(charlm.step_params)
 
 
-def _bucket(n: int) -> int:
+def traced(options: SamplingOptions, vocabulary: Vocabulary) -> TracedOptions:
+    """Return the options in the form that compiled programs take."""
+    size = len(vocabulary)
+    return TracedOptions(
+        temperature=jnp.float32(np.clip(options.temperature, *TEMPERATURE_RANGE)),
+        top_k=jnp.int32(size if options.top_k is None else min(options.top_k, size)),
+        top_p=jnp.float32(1.0 if options.top_p is None else options.top_p),
+        whitespace=jnp.asarray(vocabulary.whitespace()),
+    )
+
+
+def bucket(n: int) -> int:
     """Return the next power of two, at least STREAM_CHUNK: few sizes, so few compiled programs."""
     return max(STREAM_CHUNK, 1 << (n - 1).bit_length())
 

@@ -95,12 +95,12 @@ def advance(
       the first `length` are meaningful.
     """
     batch = state.last.shape[0]
-    weights = _in_fast_memory(weights, length)
+    weights = in_fast_memory(weights, length)
 
     def body(i: Array, loop: tuple[DecodingState, Array]) -> tuple[DecodingState, Array]:
         state, tokens = loop
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.position)
-        drawn = _draw(state, keys, options, mode, truncate)
+        drawn = draw(state.logits, state.last, keys, options, mode, truncate)
         read = prime[jnp.minimum(i, prime.shape[0] - 1)]
         token = jnp.where(i < prime_length, read, drawn)
         # While the prime is read, row 0 is overwritten until the first drawn token stays in it.
@@ -112,7 +112,7 @@ def advance(
     return lax.fori_loop(0, prime_length + length, body, (state, tokens))
 
 
-def _in_fast_memory(weights: charlm.StepParams, length: Int[Array, ""]) -> charlm.StepParams:
+def in_fast_memory(weights: charlm.StepParams, length: Int[Array, ""]) -> charlm.StepParams:
     """Return equal weights; on a TPU as the result of an operation.
 
     XLA reads the weights of a loop from HBM at every step if they are arguments of the program, and
@@ -132,21 +132,35 @@ def _in_fast_memory(weights: charlm.StepParams, length: Int[Array, ""]) -> charl
     return weights._replace(layers=layers)
 
 
-def _draw(
-    state: DecodingState, keys: Key, options: TracedOptions, mode: Mode, truncate: bool
+def draw(
+    logits: Float[Array, "B V"],
+    last: Int[Array, "B"],
+    keys: Key,
+    options: TracedOptions,
+    mode: Mode,
+    truncate: bool,
 ) -> Int[Array, "B"]:
-    """Return the next character of every row."""
-    most_likely = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+    """Return the next character of every row.
+
+    Args:
+      logits: of the next character.
+      last: the character before it.
+      keys: [B], PRNG keys.
+      options: see there.
+      mode: as in `SamplingOptions`.
+      truncate: whether top_k and top_p are applied.
+    """
+    most_likely = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if mode == "argmax":
         return most_likely
     # With the highest logit at 0, no temperature makes the others overflow.
-    highest = jnp.max(state.logits, axis=-1, keepdims=True)
-    logits = (state.logits - highest) / options.temperature
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    logits = (logits - highest) / options.temperature
     if truncate:
         logits = truncated(logits, options.top_k, options.top_p)
     drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
     if mode == "after-space":
-        return jnp.where(options.whitespace[state.last], drawn, most_likely)
+        return jnp.where(options.whitespace[last], drawn, most_likely)
     return drawn
 
 

@@ -23,8 +23,8 @@ from jaxrnn.layers import StackedParams, dropping, running
 from jaxrnn.layers.architecture import Architecture
 from jaxrnn.recurrence import cells, linalg
 from jaxrnn.recurrence.dispatch import Implementation
-from jaxrnn.recurrence.problem import Lookup
-from jaxrnn.shapes import Array, Float, Int, Key, Scalar
+from jaxrnn.recurrence.problem import Lookup, choose_rows
+from jaxrnn.shapes import Array, Bool, Float, Int, Key, Scalar
 
 __all__ = [
     "Carry",
@@ -37,6 +37,7 @@ __all__ = [
     "initial_carry",
     "log_frequencies",
     "loss",
+    "newline_of",
     "output",
     "record",
     "step",
@@ -81,11 +82,13 @@ def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
       The model with float32 parameters, which are the same whatever JAX's global modes are.
 
     Raises:
-      InputError: if the vocabulary is empty.
+      InputError: if the vocabulary is empty, or has no line break for a model of lines.
     """
     config = config.resolved()
     if not len(vocabulary):
         raise InputError("the vocabulary is empty; make it with Vocabulary.of(text)")
+    if config.lines:
+        newline_of(vocabulary)
     keys = iter(jax.random.split(jax.random.key(seed), config.layers + 2))
     size = len(vocabulary)
     embedding = None
@@ -100,6 +103,15 @@ def init(config: ModelConfig, vocabulary: Vocabulary, seed: int = 0) -> Params:
     if not config.tie:
         w_out = jax.nn.initializers.glorot_uniform()(next(keys), (config.hidden_size, size))
     return Params(embedding, layers, w_out, jnp.zeros(size), config, vocabulary)
+
+
+def newline_of(vocabulary: Vocabulary) -> int:
+    """Return the token of a line break. Raises InputError for a vocabulary without one."""
+    if vocabulary.newline is None:
+        raise InputError(
+            "`lines` needs a line break in the vocabulary, which has none; give a text of several lines"
+        )
+    return vocabulary.newline
 
 
 def log_frequencies(counts: Int[Array, "V"]) -> Float[Array, "V"]:
@@ -130,12 +142,14 @@ class StepParams(NamedTuple):
     layers: the parameters of the cells, in the dtype of the products.
     w_out: [H, V], in the dtype of the products.
     b_out: [V].
+    newline: the token at which the state is reset; None for a model that does not read lines.
     """
 
     table: Float[Array, "V G"]
     layers: tuple[Any, ...]
     w_out: Float[Array, "H V"]
     b_out: Float[Array, "V"]
+    newline: Int[Array, ""] | None = None
 
 
 def step_params(params: Params) -> StepParams:
@@ -152,7 +166,8 @@ def step_params(params: Params) -> StepParams:
         projected = cell.project(layers[0], embedding.astype(dtype))
         table = projected.astype(linalg.wide(dtype))
     w_out = params.embedding.T if params.w_out is None else params.w_out
-    return StepParams(table, layers, w_out.astype(dtype), params.b_out)
+    newline = jnp.int32(newline_of(params.vocabulary)) if config.lines else None
+    return StepParams(table, layers, w_out.astype(dtype), params.b_out, newline)
 
 
 def forward(
@@ -164,7 +179,7 @@ def forward(
     implementation: Implementation | None = None,
     devices: mesh.Mesh | None = None,
 ) -> tuple[Carry, Float[Array, "T B V"]]:
-    """Run the model over tokens.
+    """Run the model over tokens. A model of lines resets its state before it reads a line break.
 
     Args:
       params: the model.
@@ -188,6 +203,7 @@ def forward(
         Lookup(weights.table, tokens),
         carry,
         key=dropout_key,
+        resets=_resets(weights, tokens),
         implementation=implementation,
         devices=devices,
     )
@@ -220,6 +236,7 @@ def record(
         Lookup(weights.table, tokens),
         carry,
         names,
+        resets=_resets(weights, tokens),
     )
     return carry, output(weights, hidden), recorded
 
@@ -244,6 +261,9 @@ def step(
     Returns:
       (carry, logits [B, V]): the state after the tokens, and the logits of the next ones.
     """
+    resets = _resets(weights, tokens)
+    if resets is not None:
+        carry = choose_rows(resets, jax.tree.map(jnp.zeros_like, carry), carry)
     inputs = running.Projected(weights.table[tokens])
     layers = StackedParams(weights.layers)
     carry, hidden = running.step(_stack(config), layers, carry, inputs, repeated=repeated)
@@ -290,6 +310,11 @@ def loss(
         of_all = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
         nats = (1 - label_smoothing) * nats + label_smoothing * of_all
     return nats.mean(), carry
+
+
+def _resets(weights: StepParams, tokens: Int[Array, "..."]) -> Bool[Array, "..."] | None:
+    """Return where the state is reset before a token is read; None if nowhere."""
+    return None if weights.newline is None else tokens == weights.newline.astype(tokens.dtype)
 
 
 def _with_embedding_dropped(params: Params, key: Key | None) -> Params:

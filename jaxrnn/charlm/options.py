@@ -12,6 +12,10 @@ from jaxrnn.errors import InputError, one_of, whole_number
 Mode = Literal["categorical", "argmax", "after-space"]
 
 
+# Default of the most characters that are drawn of a line.
+LINE_LENGTH = 10_000
+
+
 class SamplingKeywords(TypedDict, total=False):
     """The fields of `SamplingOptions` as keyword arguments, which may be of any type of number.
 

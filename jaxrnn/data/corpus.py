@@ -24,6 +24,20 @@ BLOCK = 1 << 20
 COUNTED = 1 << 24
 
 
+class Lines(NamedTuple):
+    """Where the lines of a text are, if each is a sequence of its own.
+
+    Attributes:
+      ends: [L] int64, ascending, the index after the line break of each line.
+      training: number of lines for training, which come first; the others are for validation.
+      empty: number of empty lines that were left out.
+    """
+
+    ends: np.ndarray
+    training: int
+    empty: int
+
+
 class Corpus(NamedTuple):
     """A text ready for training: the first part to train on, the rest for validation.
 
@@ -35,6 +49,7 @@ class Corpus(NamedTuple):
       floor: the loss on the validation part that no model can beat on average, in nats per token;
         None unless the source of the text knows it.
       different: number of different tokens in the text; None if not counted.
+      lines: the lines, from `lines.as_lines`; None for a running text.
     """
 
     tokens: np.ndarray
@@ -43,6 +58,7 @@ class Corpus(NamedTuple):
     sha256: str
     floor: float | None = None
     different: int | None = None
+    lines: Lines | None = None
 
     @property
     def train_size(self) -> int:
@@ -177,15 +193,7 @@ class Batches:
     overlap: bool = True
 
     def __post_init__(self) -> None:
-        need = self.batch * (self.seq_len + 1)
-        if self.size < need:
-            # A tenth of the whole text is set aside for validation.
-            whole = -(-need * 10 // 9)
-            raise InputError(
-                f"the text is too short for one batch of {self.batch} rows of {self.seq_len} "
-                f"characters: it must have at least {whole} characters; "
-                "lower `batch` or `seq_len`, or give more text"
-            )
+        check_size(self.size, self.batch, self.seq_len)
 
     @property
     def per_epoch(self) -> int:
@@ -202,7 +210,7 @@ class Batches:
         """Return where each row of batch number `step` begins in the text, [B] int64."""
         epoch, index = divmod(step, self.per_epoch)
         if self.shuffle:
-            order = _order(self._windows, self.seed, epoch)
+            order = random_order(self._windows, self.seed, epoch)
             rows = order[index * self.batch : (index + 1) * self.batch].astype(np.int64)
             return self._shift(epoch) + rows * (self.seq_len + (not self.overlap))
         stream = self.size // self.batch
@@ -226,17 +234,30 @@ class Batches:
         return int(np.random.default_rng((self.seed, epoch, 1)).integers(room + 1))
 
 
-@functools.lru_cache(maxsize=1)
-def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the numbers of the windows in the order in which a pass reads them.
+def check_size(size: int, batch: int, seq_len: int) -> None:
+    """Raise InputError for a training text of `size` tokens that is too short for one batch."""
+    need = batch * (seq_len + 1)
+    if size < need:
+        # A tenth of the whole text is set aside for validation.
+        whole = -(-need * 10 // 9)
+        raise InputError(
+            f"the text is too short for one batch of {batch} rows of {seq_len} "
+            f"characters: it must have at least {whole} characters; "
+            "lower `batch` or `seq_len`, or give more text"
+        )
 
-    The result is int32 [windows], or int64 if int32 is too narrow; both have the same order. It is
-    cached, because every step of the pass needs it.
+
+@functools.lru_cache(maxsize=1)
+def random_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the numbers of the windows, or lines, in the order in which a pass reads them.
+
+    The result is int32 [count], or int64 if int32 is too narrow; both have the same order. It is cached,
+    because every step of the pass needs it.
     """
     # Drop the order of the pass before already now: for a text of 4 GB and windows of 100 tokens, each
     # order takes 160 MB, and only one is to be in memory.
-    _order.cache_clear()
-    order = np.arange(windows, dtype=np.int32 if windows <= 2**31 else np.int64)
+    random_order.cache_clear()
+    order = np.arange(count, dtype=np.int32 if count <= 2**31 else np.int64)
     np.random.default_rng((seed, epoch)).shuffle(order)
     order.flags.writeable = False
     return order

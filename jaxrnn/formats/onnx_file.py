@@ -61,6 +61,10 @@ from jaxrnn.interop.onnx_graph import Graph, add_layers, add_output_layer, unsup
 
 def unsupported_reason(config: charlm.ModelConfig) -> str | None:
     """Return why `write` cannot write a char-RNN of this architecture; None where it can."""
+    if config.lines:
+        return (
+            "ONNX's recurrent operators cannot reset the state at the start of each line (`lines`)"
+        )
     return unsupported_cell(config.make_cell())
 
 

@@ -74,7 +74,7 @@ def run(
       implementation: as for `jaxrnn.unroll`.
       save_every: as for `jaxrnn.unroll`.
       devices: the mesh over which rows and hidden units of an RNN, LSTM or GRU are divided, without
-        masks, zoneout and blocks; None for one device.
+        lengths, zoneout and blocks; None for one device.
 
     Returns:
       (states, ys): the state of each pseudo-layer after its last step, and the outputs of the last layer
@@ -108,6 +108,8 @@ def record(
     inputs: Array | Lookup,
     states: States,
     names: Sequence[str],
+    *,
+    resets: Bool[Array, "T B"] | None = None,
 ) -> tuple[States, Float[Array, "T B H"], list[dict[str, Float[Array, "T B H"]]]]:
     """Run all layers as `run` does and record the inside of every step, as `jaxrnn.record` does.
 
@@ -117,6 +119,7 @@ def record(
       inputs: as for `run`.
       states: as for `run`.
       names: names of the cell's activations.
+      resets: as for `run`.
 
     Returns:
       (states, ys, recorded): as from `run`, and for each layer an array [T, B, H] for each name.
@@ -124,7 +127,7 @@ def record(
 
     def one(_: int, layer: Any, state: Any, inputs: Any) -> tuple[Any, Array]:
         recorder = api.record_projected if isinstance(inputs, Lookup) else api.record
-        state, ys, inside = recorder(net.cell, layer, inputs, state, names=names)
+        state, ys, inside = recorder(net.cell, layer, inputs, state, names=names, resets=resets)
         return (state, inside), ys
 
     results, ys = _through_layers(net, params, states, inputs, one, None)
@@ -298,7 +301,7 @@ def _run_pseudo_layer(
         if how.devices is not None:
             given = inputs if isinstance(inputs, Lookup) else Dense(inputs, layer.w_x, layer.b)
             return sharded.unroll_projected(
-                how.devices, cell, layer, given, state, how.implementation
+                how.devices, cell, layer, given, state, how.implementation, resets
             )
         unroll = api.unroll_projected if isinstance(inputs, Lookup) else api.unroll
         return unroll(

@@ -22,8 +22,8 @@ from jaxrnn.recurrence.api import unroll_projected as unroll_here
 from jaxrnn.recurrence.kernels import Implementation, xla
 from jaxrnn.recurrence.kernels.xla.layouts import Units
 from jaxrnn.recurrence.kernels.xla.rules import RULES, Setting
-from jaxrnn.recurrence.problem import Dense, Lookup, Problem
-from jaxrnn.shapes import Array, Float
+from jaxrnn.recurrence.problem import Dense, Lookup, Masks, Problem
+from jaxrnn.shapes import Array, Bool, Float
 
 
 def unroll_projected(
@@ -33,6 +33,7 @@ def unroll_projected(
     gx: Lookup | Dense,
     state: Any,
     implementation: Implementation | None = None,
+    resets: Bool[Array, "T B"] | None = None,
 ) -> tuple[Any, Float[Array, "T B H"]]:
     """Run `unroll_projected` on a mesh: rows over `data`, units over `model`.
 
@@ -43,6 +44,7 @@ def unroll_projected(
       gx: a `Lookup` or `Dense`.
       state: the state before the first step, each array [B, H].
       implementation: as for `unroll_projected`; over several devices of `model` "scan" or "xla".
+      resets: as for `unroll_projected`.
 
     Returns:
       (state, ys): the final state, and the outputs [T, B, H], divided over the mesh.
@@ -64,17 +66,19 @@ def unroll_projected(
     def join_gates(a: Array | None) -> Array | None:
         return None if a is None else a.reshape(*a.shape[:-2], -1)
 
-    def run_here(params: Any, gx: Any, state: Any) -> Any:
+    def run_here(params: Any, gx: Any, state: Any, resets: Any) -> Any:
         params = _on_gates(join_gates, params)
         gx = _on_gates(join_gates, gx)
         if parts == 1:
-            return unroll_here(cell, params, gx, state, implementation=implementation)
+            return unroll_here(
+                cell, params, gx, state, resets=resets, implementation=implementation
+            )
         part = dataclasses.replace(cell, hidden_size=cell.hidden_size // parts)
         gx = gx.project()
         if implementation == "scan":
             own: Any = _Part(part)
-            return unroll_here(own, params, gx, state, implementation="scan")
-        return xla.run(Problem(part, params, gx, state), layout=Units)
+            return unroll_here(own, params, gx, state, resets=resets, implementation="scan")
+        return xla.run(Problem(part, params, gx, state, Masks(resets)), layout=Units)
 
     rows = P(None, DATA)
     units = P(DATA, MODEL)
@@ -90,9 +94,9 @@ def unroll_projected(
     return jax.shard_map(
         run_here,
         mesh=mesh,
-        in_specs=(weights, inputs, states),
+        in_specs=(weights, inputs, states, None if resets is None else rows),
         out_specs=(states, P(None, DATA, MODEL)),
-    )(_on_gates(split_gates, params), _on_gates(split_gates, gx), state)
+    )(_on_gates(split_gates, params), _on_gates(split_gates, gx), state, resets)
 
 
 def _on_gates(change: Callable[[Array | None], Array | None], tree: Any) -> Any:

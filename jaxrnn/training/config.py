@@ -10,6 +10,7 @@ from tyro.conf import Fixed, Suppress
 
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data.corpus import Batches, Corpus
+from jaxrnn.data.lines import LineBatches
 from jaxrnn.errors import InputError
 from jaxrnn.literals import MemoryMap
 from jaxrnn.recurrence.kernels import Implementation
@@ -130,6 +131,11 @@ class TrainingConfig:
             raise InputError(f"stop_at must be above 0, not {self.stop_at}")
         if self.seed >= 2**32:
             raise InputError(f"seed must be below 2^32, not {self.seed}")
+        if self.shuffle and self.model.lines:
+            raise InputError(
+                "`shuffle` is for windows of a running text, and `lines` reads whole lines in random "
+                "order already; turn one of them off"
+            )
         if self.batch % self.accumulate:
             raise InputError(
                 f"`batch` {self.batch} cannot be computed in `accumulate` {self.accumulate} equal parts"
@@ -153,8 +159,13 @@ class TrainingConfig:
         samples = [self.sample_every] if self.sample_every else []
         return [self.log_every, self.eval_every, *samples, MOST_STEPS]
 
-    def batches(self, corpus: Corpus) -> Batches:
-        """Return the batches of a text. Raises InputError for a text too short for one."""
+    def batches(self, corpus: Corpus) -> Batches | LineBatches:
+        """Return the batches of a text, which has `lines` if the model is one of lines.
+
+        Raises InputError for a text too short for one batch.
+        """
+        if corpus.lines is not None:
+            return LineBatches(corpus.lines, self.batch, self.seq_len, self.seed)
         return Batches(
             corpus.train_size, self.batch, self.seq_len, self.shuffle, self.seed, bool(self.overlap)
         )
@@ -163,7 +174,7 @@ class TrainingConfig:
         """Return the number of characters that one pass predicts, without an incomplete last batch."""
         return self.batches(corpus).per_epoch * self.batch * self.seq_len
 
-    def total_steps(self, batches: Batches) -> int:
+    def total_steps(self, batches: Batches | LineBatches) -> int:
         """Return the length of the run in steps. Raises InputError if int32 cannot count them."""
         steps = self.steps or max(1, round(self.epochs * batches.per_epoch))
         if steps >= 2**31:
@@ -172,6 +183,6 @@ class TrainingConfig:
             )
         return steps
 
-    def with_steps(self, batches: Batches) -> TrainingConfig:
+    def with_steps(self, batches: Batches | LineBatches) -> TrainingConfig:
         """Return the same with the length of the run as `steps`, if that was derived from the epochs."""
         return dataclasses.replace(self, steps=self.total_steps(batches))

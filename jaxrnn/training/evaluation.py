@@ -27,8 +27,9 @@ def evaluate(
     """Return the mean loss over the whole validation text, in nats per character.
 
     The text is read in up to `batch` parts side by side. Reading starts WARM_UP characters before each
-    part, so every character is predicted once, with a state that knows what came before. The parts are
-    the same for any number of devices; a row without a part reads characters that do not count.
+    part, so every character is predicted once, with a state that knows what came before. The parts of
+    a text of lines begin at lines, and reading starts with the line break before them. The parts are the
+    same for any number of devices; a row without a part reads characters that do not count.
 
     Args:
       params: the model.
@@ -95,6 +96,11 @@ def _parts(corpus: Corpus, batch: int, devices: mesh.Mesh) -> _Parts:
     span = -(-(total - first) // parts)
     rows = -(-parts // devices.shape[mesh.DATA]) * devices.shape[mesh.DATA]
     begin = np.minimum(first + span * np.arange(rows), total)
+    if corpus.lines is not None:
+        # The state is reset at every line: there is nothing to warm up.
+        begins = np.append(first, corpus.lines.ends[corpus.lines.training :])
+        begin = begins[np.searchsorted(begins, begin)]
+        return _Parts(begin - 1, begin, np.append(begin[1:], total))
     end = np.minimum(begin + span, total)
     return _Parts(np.maximum(begin - 1 - WARM_UP, 0), begin, end)
 

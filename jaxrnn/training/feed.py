@@ -2,6 +2,7 @@
 
 corpus = device_corpus(tokens, devices=mesh)
 windows = corpus.windows(starts, seq_len)              # on the host, for each device call
+windows = corpus.lookup(places)                        # the same for tokens at any places
 batch = gather(corpus.tokens, windows[i], seq_len)     # inside of jit
 """
 
@@ -65,6 +66,23 @@ class DeviceCorpus(NamedTuple):
         window = () if self.tokens is not None else (seq_len + 1,)
         shape = (*before, *window, rows)
         return mesh.from_local_rows(self.devices, shape, len(shape) - 1, read)
+
+    def lookup(self, places: Int[np.ndarray, "*K T1 B"]) -> Array:
+        """Return the argument of a compiled step for tokens at any places, which the host reads.
+
+        Args:
+          places: [..., T + 1, B], the indices in the text.
+
+        Returns:
+          The tokens, of the same shape, divided over the mesh as those of `windows`.
+        """
+
+        def read(part: slice) -> np.ndarray:
+            found = np.asarray(self.text)[places[..., part]]
+            _release_pages(self.text)
+            return found
+
+        return mesh.from_local_rows(self.devices, places.shape, places.ndim - 1, read)
 
 
 def abstract_corpus(
@@ -173,10 +191,10 @@ def gather(tokens: Array | None, window: Array, seq_len: int) -> Int[Array, "T1 
 
     Args:
       tokens: `DeviceCorpus.tokens`.
-      window: one step of `DeviceCorpus.windows`: [B] starts, or [T + 1, B] tokens.
+      window: one step of `DeviceCorpus.windows` or `lookup`: [B] starts, or [T + 1, B] tokens.
       seq_len: T.
     """
-    if tokens is None:
+    if tokens is None or window.ndim == 2:
         return window.astype(jnp.int32)
     places = window[None, :] + jnp.arange(seq_len + 1, dtype=jnp.int32)[:, None]
     return tokens[jnp.minimum(places, tokens.shape[0] - 1)].astype(jnp.int32)

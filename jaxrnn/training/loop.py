@@ -18,6 +18,7 @@ import optax
 
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Batches, Corpus
+from jaxrnn.data.lines import LineBatches
 from jaxrnn.devices import accelerator, memory, mesh, modes, processes
 from jaxrnn.errors import InputError, is_out_of_memory
 from jaxrnn.shapes import Array
@@ -172,7 +173,7 @@ class _DeviceCalls:
         self,
         config: TrainingConfig,
         optimizer: optax.GradientTransformation,
-        batches: Batches,
+        batches: Batches | LineBatches,
         source: feed.DeviceCorpus,
         total: int,
     ) -> None:
@@ -218,7 +219,7 @@ class _DeviceCalls:
 class _Inputs(NamedTuple):
     """The inputs of K training steps, as `run_steps` takes them.
 
-    windows: [K, ...], `DeviceCorpus.windows`.
+    windows: [K, ...], `DeviceCorpus.windows` or `lookup`.
     resets: [K], whether a step starts from the zero state.
     """
 
@@ -227,12 +228,14 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(
-    config: TrainingConfig, batches: Batches, source: feed.DeviceCorpus, step: int
+    config: TrainingConfig, batches: Batches | LineBatches, source: feed.DeviceCorpus, step: int
 ) -> _Inputs:
     """Return the inputs of the device call that begins after `step` steps."""
     steps = range(step, step + min(config.intervals))
-    starts = np.stack([batches.starts(n) for n in steps])
     resets = np.array([batches.resets_state(n) for n in steps])
+    if isinstance(batches, LineBatches):
+        return _Inputs(source.lookup(np.stack([batches.places(n) for n in steps])), resets)
+    starts = np.stack([batches.starts(n) for n in steps])
     return _Inputs(source.windows(starts, config.seq_len), resets)
 
 

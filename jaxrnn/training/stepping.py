@@ -232,7 +232,7 @@ def run_steps(
       devices: the mesh that rows and units are divided over.
       state: the state before the first step; its memory is reused.
       tokens: `DeviceCorpus.tokens`.
-      windows: [K, ...], `DeviceCorpus.windows` of the K steps.
+      windows: [K, ...], `DeviceCorpus.windows` or `lookup` of the K steps.
       resets: [K], whether a step starts from the zero state.
       count: the number of steps to run.
 

@@ -86,10 +86,10 @@ def test_windows_of_a_mapped_text(dtype: Any, tmp_path: Path) -> None:
 
 def test_the_order_of_windows_is_unchanged_and_cached_once() -> None:
     for windows in (1, 10, 1000, 4099):
-        order = corpus._order(windows, 3, 2)
-        assert order.dtype == np.int32 and corpus._order(windows, 3, 2) is order
+        order = corpus.random_order(windows, 3, 2)
+        assert order.dtype == np.int32 and corpus.random_order(windows, 3, 2) is order
         np.testing.assert_array_equal(order, np.random.default_rng((3, 2)).permutation(windows))
-    assert corpus._order.cache_info().currsize == 1
+    assert corpus.random_order.cache_info().currsize == 1
 
 
 def test_window_starts_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:

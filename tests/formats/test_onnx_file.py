@@ -170,6 +170,8 @@ def test_the_documented_program_writes_the_model_s_text(
 def test_a_cell_without_an_operator_is_refused(tmp_path: Path) -> None:
     config = jaxrnn.ModelConfig(cell="mgu", hidden_size=4)
     assert onnx_file.unsupported_reason(config) == "ONNX has no operator for MGU"
+    reason = onnx_file.unsupported_reason(jaxrnn.ModelConfig(lines=True))
+    assert "reset the state at the start of each line" in str(reason)
     with pytest.raises(jaxrnn.InputError, match="ONNX has no operator for MGU"):
         written(jaxrnn.init(config, VOCABULARY), tmp_path)
     assert not os.listdir(tmp_path)

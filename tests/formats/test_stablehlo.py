@@ -89,6 +89,14 @@ def test_a_seed_draws_the_text_of_sample(
     assert len(set(text)) > 8
 
 
+@pytest.mark.slow
+def test_the_state_of_a_model_of_lines_is_reset(tmp_path: Path) -> None:
+    params = lively(CORPUS.vocabulary, lines=True)
+    text = jaxrnn.sample(params, "9\n", 200, temperature=1.5)
+    assert text.count("\n") > 2
+    assert written(loaded(params, tmp_path), "9\n", 200, temperature=1.5) == text
+
+
 def test_temperature_0_takes_the_most_likely(
     params: charlm.Params, sampler: export.Exported
 ) -> None:

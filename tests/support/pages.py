@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie": True,
     },
     "lstm-one-hot": {"cell": "lstm", "hidden_size": 13, "embedding_size": 0},
+    "lstm-lines": {"cell": "lstm", "hidden_size": 9, "embedding_size": 4, "lines": True},
     "gru-before": {"cell": "gru", "hidden_size": 16, "embedding_size": 9},
     "gru-after-2": {
         "cell": "gru", "reset": "after", "layers": 2, "hidden_size": 11, "embedding_size": 0

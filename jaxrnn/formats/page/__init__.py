@@ -155,6 +155,7 @@ def _content(model: charlm.Params) -> dict[str, Any]:
         "characters": code_points(vocabulary.characters).tolist(),
         "whitespace": vocabulary.whitespace().nonzero()[0].tolist(),
         "prime": default_prime(vocabulary),
+        "newline": vocabulary.newline if config.lines else None,
         **encoded(model),
     }
 

@@ -237,6 +237,8 @@ class Network {
     const output = model.w_out ? decode(model.w_out) : transposed(embedding, size);
     this.outputMatrix = padded(output, this.outputBias.length);
     this.logits = new Float64Array(this.outputBias.length);
+    // The token before which the state is reset; null for a model that does not read lines.
+    this.newline = model.newline;
   }
 
   // Start again from the zero state.
@@ -247,6 +249,7 @@ class Network {
 
   // Read one character; `logits` are then those of the next one.
   step(token) {
+    if (token === this.newline) this.reset();
     this.cells.forEach((cell, index) => {
       if (index === 0) {
         cell.sums.set(this.table.row(token));

@@ -29,6 +29,7 @@ MODELS = {
     "lstm": charlm.ModelConfig("lstm", hidden_size=16, embedding_size=6, peephole=True),
     "layers": charlm.ModelConfig("lstm", 2, 16, 6, dropout=0.3, weight_dropout=0.2),
     "rnn": charlm.ModelConfig("rnn", hidden_size=16, embedding_size=0),
+    "lines": charlm.ModelConfig("lstm", hidden_size=16, embedding_size=6, lines=True),
     "gru-before": charlm.ModelConfig("gru", hidden_size=16, embedding_size=6),
     "gru-after": charlm.ModelConfig(
         "gru", hidden_size=16, embedding_size=16, tie=True, reset="after"
@@ -44,6 +45,9 @@ RUNS = {
     ("lstm", "xla"): [DATA[0], BOTH[1]],
     ("layers", "xla"): [DATA[0], BOTH[1]],
     ("layers", "native"): [DATA[0], DATA[3]],
+    ("lines", "scan"): [DATA[0], BOTH[1]],
+    ("lines", "xla"): [DATA[0], BOTH[1]],
+    ("lines", "native"): [DATA[0], DATA[3]],
     ("gru-before", "xla"): [DATA[0], BOTH[1]],
     ("gru-after", "xla"): [DATA[0], BOTH[1]],
 }
