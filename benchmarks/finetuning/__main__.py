@@ -150,8 +150,8 @@ def _steps_to(log: Log, loss: float) -> int | None:
 
 
 def _mean(values: list[float], sign: str = "") -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.4f} ± {spread:.4f}"
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.4f}{spread}"
 
 
 def write_table() -> None:

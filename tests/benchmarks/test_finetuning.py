@@ -28,8 +28,8 @@ def test_the_table_compares_trainings_of_the_same_seed() -> None:
     assert tuned == ["fine-tuned", "1.2000 ± 0.0000", "-0.4000 ± 0.1414", "25, 50", "2"]
     assert frozen == [
         "fine-tuned, layer frozen",
-        "1.8000 ± 0.0000",
-        "+0.1000 ± 0.0000",
+        "1.8000",
+        "+0.1000",
         "never",
         "1",
     ]
@@ -56,7 +56,7 @@ def test_the_logs_are_of_the_settings_in_the_code() -> None:
             own = found["settings"]
             unlike = ("seed", "freeze", "output_bias")
             settings.append({name: value for name, value in own.items() if name not in unlike})
-    assert len(settings) > 5
+    assert len(settings) >= 6
     assert all(one == settings[0] for one in settings)
 
 
