@@ -19,7 +19,7 @@ pytestmark = pytest.mark.once
 # Part of what a run is.
 FIXED = {
     "activation", "average", "batch", "bytes", "cell", "dtype", "embedding_size", "forget_bias",
-    "hidden_size", "layers", "optimizer", "overlap", "peephole", "recurrent_init",
+    "hidden_size", "layers", "lines", "optimizer", "overlap", "peephole", "recurrent_init",
     "reset", "seed", "seq_len", "shuffle", "tie",
 }  # fmt: skip
 # How long, how and where a run continues.
