@@ -47,13 +47,13 @@ class ModelConfig:
     (cuDNN)."""
     recurrent_init: RecurrentInit = "orthogonal"
     """Distribution of the initial recurrent weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
+    the hardware multiplies it faster."""
     lines: bool = False
     """Treat each line of the text as a sequence of its own (names, SMILES, recipes): the state is reset
     at its start, its end is learned, and the lines are read in random order. Empty lines are left out,
     and a tenth of the lines, chosen at random, is for validation."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
-    the hardware multiplies it faster."""
 
     def __post_init__(self) -> None:
         """Convert integers of any type to int. Raises InputError for an invalid value."""

@@ -94,6 +94,8 @@ def test_the_order_of_windows_is_unchanged_and_cached_once() -> None:
 
 def test_window_starts_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     last = 2**33 // 15 - 2
-    monkeypatch.setattr(corpus, "_order", lambda *_: np.arange(last - 3, last + 1).astype(np.int32))
+    monkeypatch.setattr(
+        corpus, "random_order", lambda *_: np.arange(last - 3, last + 1).astype(np.int32)
+    )
     starts = Batches(2**33, 4, 15, shuffle=True).starts(0)
     assert starts.dtype == np.int64 and 0 <= starts[-1] - last * 15 < 30
