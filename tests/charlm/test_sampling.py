@@ -28,7 +28,7 @@ from jaxrnn import (
     stream,
     stream_bytes,
 )
-from jaxrnn.charlm import decoding
+from jaxrnn.charlm import decoding, sampling
 from jaxrnn.charlm.decoder import STREAM_CHUNK, Decoder
 from tests.support.oracle import TOLERANCES as ORACLE
 from tests.support.oracle import assert_close, unchecked

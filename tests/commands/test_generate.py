@@ -14,6 +14,7 @@ import pytest
 
 from jaxrnn import (
     generate,
+    generator,
     load,
     prepare,
     sample,
@@ -172,7 +173,7 @@ def test_ctrl_c_while_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(config: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "run", interrupted)
+    monkeypatch.setattr(generator, "run", interrupted)
     try:
         assert generate.main(["somewhere"]) == 130
     except KeyboardInterrupt:
@@ -307,7 +308,7 @@ def test_a_prime_file_is_read_as_training_reads(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw.encode()), "latin-1"))
     source = sources.read([str(prime)]).content
     config = generate.GenerateOptions(Path("run"), prime_file="-" if by == "stdin" else str(prime))
-    assert generate._prime(config, Vocabulary.of(content)) == source == content
+    assert generator._prime(config, Vocabulary.of(content)) == source == content
 
 
 @pytest.mark.parametrize("raw", [b"\xef\xbb\xbfmark", b"caf\xe9\r\n", bytes(range(256))])
