@@ -19,6 +19,7 @@ from jaxrnn.charlm.sampling import (
     stream,
     stream_bytes,
 )
+from jaxrnn.charlm.scoring import score
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
 from jaxrnn.formats.safetensors_file import save
@@ -78,6 +79,7 @@ __all__ = [
     "sample_bytes_many",
     "sample_many",
     "save",
+    "score",
     "stream",
     "stream_bytes",
     "unroll",

@@ -66,7 +66,7 @@ def read(
     """Read the text and check all settings. Changes nothing."""
     devices = mesh.make(mesh.parse(options.mesh) if options.mesh else None)
     start = starting_model.find(options.init_from, workdir, options.overwrite, console.note)
-    name, corpus = _corpus(options, None if start is None else start.vocabulary)
+    name, corpus = corpus_of(options, None if start is None else start.vocabulary)
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)
@@ -117,11 +117,11 @@ def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
     return dataclasses.replace(training, model=training.model.resolved())
 
 
-def _corpus(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, Corpus]:
+def corpus_of(options: TrainOptions, vocabulary: Vocabulary | None) -> tuple[str, Corpus]:
     """Return the short name of the text and the text: a prepared folder, or a text that is read.
 
     Args:
-      options: the options.
+      options: the options of the training.
       vocabulary: that of the model to start from; None for that of the text.
     """
     words = [word for word in options.data if word not in sources.NAMED]

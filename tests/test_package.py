@@ -20,7 +20,8 @@ README = ROOT / "README.md"
 
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
-    ("train", "generate", "prepare", "export"),
+    ("train", "generate", "prepare", "export", "evaluate"),
+    ("scores",),
     ("trainer",),
     ("train_options",),
     ("presets",),

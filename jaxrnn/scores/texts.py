@@ -1,0 +1,160 @@
+"""The text that is evaluated: named on the command line, or the validation text of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn import charlm, trainer
+from jaxrnn.data import files, sources
+from jaxrnn.data.corpus import Corpus
+from jaxrnn.data.vocabulary import Vocabulary
+from jaxrnn.errors import InputError
+from jaxrnn.scores.pieces import Piece, pieces
+from jaxrnn.train_options import TrainOptions
+from jaxrnn.training import evaluation, feed, run_description
+from jaxrnn.training.config import TrainingConfig
+
+# Most bytes of a piece, times the number of parts that are read side by side.
+PIECE = 1 << 14
+
+
+class Text(NamedTuple):
+    """A text to evaluate.
+
+    Attributes:
+      name: a short name.
+      read: returns an iterator over its pieces.
+      characters: their number, without those left out; None for a stream, which is read only once.
+      prime: what the model reads first; None for the default.
+      loss: returns the loss of a model in nats per token, as in training; None if the text is not the
+        validation text of the run.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Piece]]
+    characters: int | None
+    prime: str | bytes | None = None
+    loss: Callable[[charlm.Params], float] | None = None
+
+
+def named(
+    data: Sequence[str], glob: str | None, vocabulary: Vocabulary, skip_unknown: bool, parts: int
+) -> Text:
+    """Return the text of the words of a command line; several files are joined.
+
+    Files are read once to check them and to count their characters.
+
+    Args:
+      data: as for `sources.read`.
+      glob: as for `sources.read`.
+      vocabulary: the vocabulary of the model.
+      skip_unknown: leave out characters that the vocabulary does not have.
+      parts: the number of parts that are read side by side.
+
+    Raises:
+      InputError: if the text cannot be read, is empty, or has characters that are not left out.
+    """
+    found = sources.find(data, glob)
+    by_bytes = vocabulary.by_bytes
+
+    def read() -> Iterator[Piece]:
+        chunks = files.stream(found, by_bytes, size=min(parts * PIECE, files.CHUNK))
+        return pieces(
+            (chunk.raw if by_bytes else chunk.text for chunk in chunks), vocabulary, skip_unknown
+        )
+
+    stamps = files.stamps(found)
+    is_stream = any(
+        stamp is None and file.label != "play" for file, stamp in zip(found, stamps, strict=True)
+    )
+    return Text(sources.name(data), read, None if is_stream else _count(read()))
+
+
+def _count(text: Iterator[Piece]) -> int:
+    return sum(len(piece.text) for piece in text)
+
+
+def of_run(run: Path) -> Text:
+    """Return the validation text of a run, read from where the training read it.
+
+    Raises:
+      InputError: if the path is not a run directory, or the text cannot be found or has changed.
+    """
+    if run.is_file():
+        raise InputError(f"{run} holds a model without its text; name a text to evaluate it on")
+    config, vocabulary = run_description.read(run)
+    options = _train_options(run, config)
+    name, corpus = _corpus(options, config, vocabulary)
+    first = max(0, corpus.split - 1 - evaluation.WARM_UP)
+    before = corpus.tokens[first : corpus.split]
+
+    def read() -> Iterator[Piece]:
+        return pieces(_decoded(corpus.tokens[corpus.split :], vocabulary), vocabulary)
+
+    def loss(params: charlm.Params) -> float:
+        training = options.training
+        source = feed.device_corpus(corpus.tokens, training.memory_map)
+        return evaluation.evaluate(params, source, corpus, training.batch, training.seq_len)
+
+    prime = next(_decoded(before, vocabulary))
+    return Text(f"validation text of {name}", read, _count(read()), prime, loss)
+
+
+def _train_options(run: Path, config: dict[str, Any]) -> TrainOptions:
+    """Return the options of a run that describe its text and how it was evaluated."""
+    model = run_description.model_of(run, config)
+    training = {
+        field.name: config["training"][field.name]
+        for field in dataclasses.fields(TrainingConfig)
+        if field.name in config["training"]
+    }
+    text = {
+        field.name: config[field.name]
+        for field in dataclasses.fields(TrainOptions)
+        if field.name in config and not isinstance(config[field.name], dict)
+    }
+    try:
+        settings = TrainingConfig(**training | {"model": model})
+        return TrainOptions(**text | {"data": tuple(config["data"]), "training": settings})
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run} has a damaged description: {run_description.DESCRIPTION}: {error}"
+        ) from None
+
+
+def _corpus(
+    options: TrainOptions, config: dict[str, Any], vocabulary: Vocabulary
+) -> tuple[str, Corpus]:
+    """Return the name and the text of a run; it must be what the run was trained on."""
+    where = " ".join(options.data)
+    if "-" in options.data:
+        raise InputError("the run was trained on standard input; name a text to evaluate it on")
+    try:
+        name, corpus = trainer.corpus_of(options, vocabulary)
+    except InputError as error:
+        raise InputError(
+            f"the text of the run, {where}, cannot be read from here ({error}); "
+            "name a text to evaluate it on"
+        ) from None
+    if corpus.sha256 != config["text"]["sha256"]:
+        raise InputError(
+            f"the text of the run, {where}, has changed since (sha256 "
+            f"{config['text']['sha256'][:12]}... then and {corpus.sha256[:12]}... now); "
+            "name a text to evaluate it on"
+        )
+    return name, corpus
+
+
+def _decoded(tokens: np.ndarray, vocabulary: Vocabulary) -> Iterator[str | bytes]:
+    """Yield the text of tokens in parts."""
+    for at in range(0, len(tokens), PIECE):
+        part = tokens[at : at + PIECE]
+        if vocabulary.by_bytes:
+            yield part.astype(np.uint8).tobytes()
+        else:
+            yield vocabulary.decode(part)
