@@ -54,7 +54,10 @@ class EvaluateOptions:
 
     run: tyro.conf.Positional[Path]
     """Run directory, as written by python -m jaxrnn.train, or safetensors file."""
-    text: tyro.conf.Positional[tuple[str, ...]] = ()
+    text: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[TEXT ...]", help_behavior_hint=""),
+    ] = ()
     """Texts, which are joined: files, folders, "-" (standard input), "shakespeare" or "play". Without
     any, the validation text of the run, with the loss computed as in training."""
     glob: Annotated[str | None, shown_default("*.txt")] = None
@@ -66,7 +69,7 @@ class EvaluateOptions:
     """Read the text in this many parts side by side, which is faster. Each part begins with an empty
     state 256 characters before its own first, so the result is not exact: it is usually wrong by less
     than one in a thousand. For a model of lines no longer than 256 characters it is exact."""
-    per_line: Format | None = None
+    per_line: Annotated[Format | None, tyro.conf.arg(metavar="{table,json}")] = None
     """Write the score of each line to standard output: a table, or JSON lines and nothing else."""
     sort: bool = False
     """Sort the lines by nats per character, the highest first. All of them are kept in memory."""
@@ -75,7 +78,7 @@ class EvaluateOptions:
     dynamic: bool = False
     """Also score the text with dynamic evaluation (Krause et al. 2018): the model learns from each
     segment of the text after it was scored."""
-    dynamic_options: tyro.conf.OmitArgPrefixes[DynamicOptions] = dataclasses.field(
+    dynamic_evaluation: tyro.conf.OmitArgPrefixes[DynamicOptions] = dataclasses.field(
         default_factory=DynamicOptions
     )
     which: Which = "best"
@@ -147,7 +150,7 @@ def _check_options(options: EvaluateOptions) -> None:
     """Raise InputError for options that do not belong together, and for an output that is refused."""
     if options.sort and options.per_line is None:
         raise InputError("--sort needs --per-line table or --per-line json")
-    if options.dynamic_options != DynamicOptions() and not options.dynamic:
+    if options.dynamic_evaluation != DynamicOptions() and not options.dynamic:
         names = ", ".join(f"`{field.name}`" for field in dataclasses.fields(DynamicOptions))
         raise InputError(f"{names} need --dynamic; add that, or leave them out")
     if options.glob is not None and not options.text:
@@ -175,7 +178,7 @@ def _evaluate(options: EvaluateOptions, params: charlm.Params, text: Text) -> Su
         if outputs or text.loss is None:
             static = Scorer(params, text.prime, options.parts)
         if options.dynamic:
-            dynamic = DynamicScorer(params, text.prime, options.dynamic_options)
+            dynamic = DynamicScorer(params, text.prime, options.dynamic_evaluation)
         for piece in text.read():
             summary.add(piece)
             sizes.add(piece.raw)

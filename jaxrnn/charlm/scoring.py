@@ -69,6 +69,7 @@ class Scorer:
         parts than 1.
     """
 
+    @modes.fixed()
     def __init__(
         self,
         params: charlm.Params,
