@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import tyro
@@ -34,6 +35,7 @@ from jaxrnn.training.checkpoint import Which
 from jaxrnn.training.run_description import load
 
 
+@runtime_checkable
 class Output(Protocol):
     """An output that shows the characters of a text with their information in nats."""
 
@@ -143,6 +145,11 @@ def run(options: EvaluateOptions) -> None:
     summary = _evaluate(options, params, text)
     if not summary.characters:
         raise InputError("nothing is left of the text: the model has never seen its characters")
+    if not math.isfinite(sum(summary.nats.values())):
+        raise InputError(
+            "the model predicts probabilities that are not numbers; give one whose training has not "
+            "diverged"
+        )
     summary.print(Console(stderr=options.per_line == "json"))
 
 

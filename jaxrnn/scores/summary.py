@@ -70,7 +70,7 @@ class Summary:
         for name, nats in self.nats.items():
             table.add_row(name, *self._figures(nats / math.log(2)))
         for name, size in self.sizes.items():
-            table.add_row(name, *self._figures(8 * size))
+            table.add_row(name, *self._figures(8.0 * size))
         return table
 
     def _figures(self, bits: float) -> list[str]:
