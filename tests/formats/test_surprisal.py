@@ -1,9 +1,10 @@
-"""Test the page that shows a text coloured by surprisal: its structure, and what Chromium makes of it."""
+"""Test the page that shows a text coloured by surprisal: its structure, and in Chromium."""
 
 import html
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_every_character_has_its_colour_and_its_bits(tmp_path: Path) -> None:
 
 def test_neighbours_of_one_colour_share_an_element(tmp_path: Path) -> None:
     names = [name for name, _, _ in runs(write(tmp_path / "page.html", TEXT, BITS))]
-    assert all(one != other for one, other in zip(names, names[1:], strict=False))
+    assert all(one != other for one, other in pairwise(names))
     # Except for very long runs.
     found = runs(write(tmp_path / "page.html", "x" * 600, np.ones(600)))
     assert [len(text) for _, _, text in found] == [256, 256, 88]
@@ -63,11 +64,13 @@ def test_neighbours_of_one_colour_share_an_element(tmp_path: Path) -> None:
 
 def test_pieces_and_blocks(tmp_path: Path) -> None:
     text = "seven ch\n" * 2000
-    bits = np.random.default_rng(0).exponential(2.0, len(text))
-    whole = write(tmp_path / "page.html", text, bits)
-    assert whole.count("<div>") == whole.count("</div>") + whole.count("<div id") == 5
-    for block in re.findall(r"<div>(.*?)</div>", whole, flags=re.S):
-        assert block.endswith("\n</i>")
+    for bits in (np.random.default_rng(0).exponential(2.0, len(text)), np.ones(len(text))):
+        whole = write(tmp_path / "page.html", text, bits)
+        blocks = re.findall(r"<div>(.*?)</div>", whole, flags=re.S)
+        lengths = [sum(map(len, re.findall(r">([^<]*)</i>", block))) for block in blocks]
+        # The first line break after 4096 characters.
+        assert lengths == [4104, 4104, 4104, 4104, 1584]
+        assert whole.count("<div>") == 5
     pieces = write(tmp_path / "pieces.html", text, bits, 100)
     assert "".join(text for _, _, text in runs(pieces)) == text
 
@@ -131,10 +134,13 @@ def test_in_chromium(browser: chromium.Browser, tmp_path: Path) -> None:
         browser.press("ArrowRight")
     assert browser.value(HERE).startswith("line break: 4.50 bits")
     browser.press("ArrowDown")
+    browser.press("ArrowDown")
     assert browser.value(HERE).startswith("“t”: 2.50 bits")
     browser.press("ArrowUp")
     assert browser.value(HERE).startswith("tab: 7.00 bits")
     browser.press("End")
+    assert browser.value(HERE).startswith("line break: 1.00 bits")
+    browser.press("ArrowLeft")
     assert browser.value(HERE).startswith("“\U0001f600”: 8.50 bits")
     # The pointer: the character under it, in the middle of a run.
     x, y = browser.value(

@@ -97,14 +97,22 @@ class Page:
         check_length(self._characters)
         levels = np.searchsorted(list(LEVELS), bits, side="right")
         codes = CODES[np.clip(np.rint(UNITS * bits), 0, len(CODES) - 1).astype(int)]
+        at = 0
+        while at < len(text):
+            # A block ends with the first line that makes it long enough.
+            found = text.find("\n", at + max(0, BLOCK - self._block - 1))
+            end = found + 1 if found >= 0 else len(text)
+            self._add_to_block(text[at:end], levels[at:end], codes[at:end])
+            at = end
+
+    def _add_to_block(self, text: str, levels: np.ndarray, codes: np.ndarray) -> None:
+        if not self._block:
+            self._write("<div>")
         for begin, end in _runs(levels):
-            if not self._block:
-                self._write("<div>")
-            self._block += end - begin
             self._write(_run(text[begin:end], int(levels[begin]), "".join(codes[begin:end])))
-            # A block ends where its last line does.
-            if self._block >= BLOCK and text[end - 1] == "\n":
-                self.finish()
+        self._block += len(text)
+        if self._block >= BLOCK and text.endswith("\n"):
+            self.finish()
 
     def finish(self) -> None:
         """End the block that has been begun."""
