@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = arguments.parse(EvaluateOptions, "python -m jaxrnn.evaluate", argv)
         with signals.catching(signals.stop):
             run(options)
+            sys.stdout.flush()
     except InputError as error:
         console.error(_in_flags(error))
         return 2

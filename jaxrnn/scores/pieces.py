@@ -8,6 +8,7 @@ for piece in pieces(chunks, vocabulary):
 from __future__ import annotations
 
 import codecs
+import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -103,9 +104,14 @@ def per_character(
         return np.add.reduceat(nats, np.cumsum(widths) - widths)
     if len(piece.text) == len(piece.tokens):
         return nats
-    lengths = np.array([len(vocabulary.decode([token])) for token in range(len(vocabulary))])
-    counts = lengths[piece.tokens]
+    counts = _lengths(vocabulary)[piece.tokens]
     return np.repeat(nats / counts.astype(nats.dtype), counts)
+
+
+@functools.lru_cache(maxsize=1)
+def _lengths(vocabulary: Vocabulary) -> np.ndarray:
+    """Return the number of characters of each token."""
+    return np.array([len(vocabulary.decode([token])) for token in range(len(vocabulary))])
 
 
 def _utf8_widths(text: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrnn import charlm, trainer
+from jaxrnn.charlm.scoring import WARM_UP
 from jaxrnn.data import files, sources
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
@@ -90,7 +91,7 @@ def of_run(run: Path) -> Text:
     config, vocabulary = run_description.read(run)
     options = _train_options(run, config)
     name, corpus = _corpus(options, config, vocabulary)
-    first = max(0, corpus.split - 1 - evaluation.WARM_UP)
+    first = max(0, corpus.split - 1 - WARM_UP)
     before = corpus.tokens[first : corpus.split]
 
     def read() -> Iterator[Piece]:

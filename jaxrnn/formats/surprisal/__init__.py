@@ -64,18 +64,19 @@ def writing(path: Path, title: str) -> Iterator[Page]:
         "script": _file("page.js"),
     }
     with atomic_file(path) as file:
-        page = Page(file)
-        file.write(_filled(before, parts))
+        page = Page(file, path)
+        page.write(_filled(before, parts))
         yield page
         page.finish()
-        file.write(_filled(after, parts | {"summary": page.summary()}))
+        page.write(_filled(after, parts | {"summary": page.summary()}))
 
 
 class Page:
     """The text of a page that is being written."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
+        self._path = path
         self._characters = 0
         self._bits = 0.0
         # Characters of the block that has been begun; 0 between blocks.
@@ -107,9 +108,9 @@ class Page:
 
     def _add_to_block(self, text: str, levels: np.ndarray, codes: np.ndarray) -> None:
         if not self._block:
-            self._write("<div>")
+            self.write("<div>")
         for begin, end in _runs(levels):
-            self._write(_run(text[begin:end], int(levels[begin]), "".join(codes[begin:end])))
+            self.write(_run(text[begin:end], int(levels[begin]), "".join(codes[begin:end])))
         self._block += len(text)
         if self._block >= BLOCK and text.endswith("\n"):
             self.finish()
@@ -117,7 +118,7 @@ class Page:
     def finish(self) -> None:
         """End the block that has been begun."""
         if self._block:
-            self._write("</div>\n")
+            self.write("</div>\n")
         self._block = 0
 
     def summary(self) -> str:
@@ -125,8 +126,12 @@ class Page:
         mean = self._bits / max(self._characters, 1)
         return f"{self._characters:,} characters, {mean:.3f} bits per character on average."
 
-    def _write(self, text: str) -> None:
-        self._file.write(text.encode())
+    def write(self, html: str) -> None:
+        """Write a part of the page."""
+        try:
+            self._file.write(html.encode())
+        except OSError as error:
+            raise OSError(f"could not write to {self._path}: {error.strerror}") from error
 
 
 def _runs(levels: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -162,8 +167,8 @@ def _legend() -> str:
     return "\n".join(entries)
 
 
-def _filled(template: str, parts: dict[str, str]) -> bytes:
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template).encode()
+def _filled(template: str, parts: dict[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _file(name: str) -> str:
