@@ -77,6 +77,7 @@ def test_the_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_allclose(table[name], [*figures, size], atol=ROUNDED)
 
 
+@pytest.mark.slow
 def test_several_texts_are_one(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +145,7 @@ def test_bytes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 # --- the validation text of the run ---
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("which", ["latest", "best"])
 @pytest.mark.parametrize("name", ["run", "latin"])
 def test_the_validation_loss_of_the_training(
@@ -256,6 +258,7 @@ def test_lines_as_json(place: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines_of(out) == sorted(lines, key=lambda line: -line["nats_per_character"])
 
 
+@pytest.mark.slow
 def test_lines_as_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text(f"{KNOWN}\n6 g\n")
     out, _ = written(capsys, place / "run", tmp_path / "a.txt", "--per-line", "table", "--sort")
