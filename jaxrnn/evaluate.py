@@ -19,6 +19,7 @@ from jaxrnn import arguments, charlm, console, progress
 from jaxrnn.arguments import shown_default
 from jaxrnn.charlm.dynamic import DynamicOptions, DynamicScorer
 from jaxrnn.charlm.scoring import Scorer
+from jaxrnn.data import sources
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
 from jaxrnn.errors import InputError
@@ -123,8 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_flags(error: InputError) -> str:
-    """Return an error message in terms of this command, which does not choose how a model reads."""
+    """Return an error message in terms of this command: the model decides how texts are read."""
     message = str(error).replace("`data`", "TEXT").replace("; `as_bytes` reads it as it is", "")
+    message = message.replace("give a text to train on", "give another text")
     if "never seen" in message:
         message += "; `unknown=skip` leaves them out"
     return arguments.in_flags(message, EvaluateOptions)
@@ -144,13 +146,6 @@ def run(options: EvaluateOptions) -> None:
     if options.surprisal is not None and text.characters is not None:
         surprisal.check_length(text.characters)
     summary = _evaluate(options, params, text)
-    if not summary.characters:
-        raise InputError("nothing is left of the text: the model has never seen its characters")
-    if not math.isfinite(sum(summary.nats.values())):
-        raise InputError(
-            "the model predicts probabilities that are not numbers; give one whose training has not "
-            "diverged"
-        )
     summary.print(Console(stderr=options.per_line == "json"))
 
 
@@ -169,6 +164,8 @@ def _check_options(options: EvaluateOptions) -> None:
         raise InputError(f"parts must be at least 1, not {options.parts}")
     if options.surprisal is not None:
         run_directory.check_output_file(options.surprisal, options.run, "surprisal")
+        if options.text and sources.word_including(options.text, options.glob, options.surprisal):
+            raise InputError(f"--surprisal {options.surprisal} is part of the text; choose another")
 
 
 def _text(options: EvaluateOptions, params: charlm.Params) -> Text:
@@ -201,8 +198,20 @@ def _evaluate(options: EvaluateOptions, params: charlm.Params, text: Text) -> Su
             summary.nats[STATIC] = text.loss(params) * summary.tokens
         if dynamic is not None:
             summary.add_nats(DYNAMIC, dynamic.finish())
+        _check_figures(summary)
     summary.sizes = sizes.finish()
     return summary
+
+
+def _check_figures(summary: Summary) -> None:
+    """Raise InputError if nothing was scored, or the scores are not numbers."""
+    if not summary.characters:
+        raise InputError("nothing is left of the text: the model has never seen its characters")
+    if not math.isfinite(sum(summary.nats.values())):
+        raise InputError(
+            "the model predicts probabilities that are not numbers; give one whose training has not "
+            "diverged"
+        )
 
 
 def _show(

@@ -322,7 +322,8 @@ def test_refusals(place: Path, tmp_path: Path, refusal: Callable[..., str]) -> N
 
     assert "--sort needs --per-line" in refused(run, text, "--sort")
     assert "TEXT takes play" in refused(run, tmp_path / "missing.txt")
-    assert "is empty" in refused(run, tmp_path / "empty.txt")
+    assert "is empty; give another text" in refused(run, tmp_path / "empty.txt")
+    assert "is part of the text" in refused(run, text, "--surprisal", text)
     assert "is not a folder" in refused(tmp_path / "missing", text)
     assert "is not a run of jaxrnn" in refused(tmp_path / "folder", text)
     assert "--surprisal" in refused(run, text, "--surprisal", tmp_path / "folder")
