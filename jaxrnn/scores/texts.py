@@ -121,7 +121,9 @@ def _train_options(run: Path, config: dict[str, Any]) -> TrainOptions:
     }
     try:
         settings = TrainingConfig(**training | {"model": model})
-        return TrainOptions(**text | {"data": tuple(config["data"]), "training": settings})
+        # The vocabulary says whether tokens are bytes, and a prepared text refuses the flag.
+        text |= {"data": tuple(config["data"]), "bytes": False}
+        return TrainOptions(**text, training=settings)
     except (InputError, KeyError, TypeError) as error:
         raise InputError(
             f"{run} has a damaged description: {run_description.DESCRIPTION}: {error}"
