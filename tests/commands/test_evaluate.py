@@ -20,7 +20,6 @@ import pytest
 
 from jaxrnn import evaluate, export, load, prepare, score, train
 from jaxrnn.charlm.dynamic import DynamicOptions, DynamicScorer
-from jaxrnn.scores.compressors import CompressedSizes
 from jaxrnn.training.metrics import read_metrics
 from tests.support.runs import KNOWN, LATIN, TEXT, environment, flags, lose_the_reader
 
@@ -90,22 +89,6 @@ def test_several_texts_are_one(
     assert parts == rows(written(capsys, place / "run", tmp_path / "ab.md")[0])
     both = rows(written(capsys, place / "run", tmp_path / "a.txt", tmp_path / "b.txt")[0])
     assert parts == both
-
-
-@pytest.mark.slow
-def test_compressed_sizes_do_not_depend_on_the_pieces() -> None:
-    rng = np.random.default_rng(0)
-    raw = TEXT.encode() * 30 + rng.integers(0, 256, 30_000, np.uint8).tobytes() + LATIN * 30
-    want = {
-        "gzip -9": len(gzip.compress(raw, 9, mtime=0)),
-        "xz -9": len(lzma.compress(raw, preset=9)),
-        "bzip2 -9": len(bz2.compress(raw, 9)),
-    }
-    for size in (97, 4096, 10**7):
-        sizes = CompressedSizes()
-        for at in range(0, len(raw), size):
-            sizes.add(raw[at : at + size])
-        assert sizes.finish() == want
 
 
 @pytest.mark.slow
