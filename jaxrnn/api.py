@@ -18,6 +18,7 @@ from jaxrnn.models import (
     sample_bytes_many,
     sample_lines,
     sample_many,
+    score,
     stream,
     stream_bytes,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "sample_lines",
     "sample_many",
     "save",
+    "score",
     "stream",
     "stream_bytes",
     "unroll",

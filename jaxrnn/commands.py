@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "Train a char-RNN on a text.",
     "generate": "Generate text with a trained model.",
     "prepare": "Make token files of a text of any size, to train on.",
+    "evaluate": "Measure how well a trained model predicts a text.",
     "export": "Write a trained model to files for other programs.",
     "completion": "Print a script that completes commands and flags in a shell.",
 }

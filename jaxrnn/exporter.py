@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from rich import filesize
 
 from jaxrnn import charlm, console
-from jaxrnn.devices import accelerator, locks
+from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
 from jaxrnn.export_options import ExportOptions
 from jaxrnn.formats import onnx_file, page, safetensors_file, stablehlo
@@ -41,7 +38,7 @@ def run(options: ExportOptions) -> None:
     outputs = _outputs(options)
     _check_options(options, outputs)
     for name, path in outputs.items():
-        _check_output(path, name, options.run)
+        run_directory.check_output_file(path, options.run, name)
         _check_package(name)
     params, card = load_with_card(options.run, options.which, console.note)
     for name in outputs:
@@ -77,29 +74,6 @@ def _check_options(options: ExportOptions, outputs: dict[Format, Path]) -> None:
         given = getattr(options, flag) != getattr(ExportOptions, flag)
         if given and needs not in outputs:
             raise InputError(f"`{flag}` needs --{needs} PATH; add that, or leave it out")
-
-
-def _check_output(path: Path, name: Format, model: Path) -> None:
-    """Raise InputError if a file cannot be written, or is part of the model that is exported."""
-    try:
-        # A loop of symbolic links raises an error here; `exists` below would report it as missing.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()
-        if path.is_dir():
-            raise InputError(f"--{name} {path} is a folder; give the name of a file")
-        if path.exists() and not path.is_file():
-            raise InputError(f"--{name} {path} is not a regular file; choose another")
-        run_directory.check_output(path, model, name)
-        if not path.parent.is_dir():
-            raise InputError(
-                f"the folder of --{name} {path} does not exist; make it, or choose another"
-            )
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(f"could not write to {path}: {error.strerror}") from error
-        raise locks.not_writable(path, name, error) from None
 
 
 def _check_package(name: Format) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jaxrnn import arguments, charlm, console, interactive
+from jaxrnn import arguments, charlm, console, interactive, run_text
 from jaxrnn.charlm import lines, sampling
 from jaxrnn.charlm.options import LINE_LENGTH
 from jaxrnn.data import files
@@ -15,7 +15,7 @@ from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
 from jaxrnn.generate_options import GenerateOptions
-from jaxrnn.training import run_directory, run_text
+from jaxrnn.training import run_directory
 from jaxrnn.training.run_description import load
 
 # Default length of a text.

@@ -26,6 +26,8 @@ Activation = Literal["tanh", "relu", "sigmoid"]
 Reset = Literal["before", "after"]
 RecurrentInit = Literal["orthogonal", "glorot"]
 
-# Checkpoints and files.
+# Texts, checkpoints and files.
+Newlines = Literal["keep", "lf"]
+LineFormat = Literal["table", "json"]
 Which = Literal["best", "latest"]
 Weights = Literal["float32", "float16", "int8"]

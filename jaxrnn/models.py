@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from jaxrnn import charlm
-from jaxrnn.charlm import inspection, lines, sampling
+from jaxrnn.charlm import inspection, lines, sampling, scoring
 from jaxrnn.runs import Run
 from jaxrnn.training.run_description import load
 
@@ -55,5 +55,6 @@ sample_bytes = of_any_model(sampling.sample_bytes)
 sample_bytes_many = of_any_model(sampling.sample_bytes_many)
 sample_lines = of_any_model(lines.sample_lines)
 sample_many = of_any_model(sampling.sample_many)
+score = of_any_model(scoring.score)
 stream = of_any_model(sampling.stream)
 stream_bytes = of_any_model(sampling.stream_bytes)

@@ -20,10 +20,11 @@ from jaxrnn import arguments, commands, console, progress, stopping
 from jaxrnn.arguments import shown_default
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import entropy_floor
-from jaxrnn.data.encodings import Newlines, Reading
+from jaxrnn.data.encodings import Reading
 from jaxrnn.data.preparation import Preparation
 from jaxrnn.devices import locks
 from jaxrnn.errors import InputError
+from jaxrnn.literals import Newlines
 
 
 @dataclasses.dataclass(frozen=True)

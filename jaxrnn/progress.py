@@ -90,6 +90,15 @@ def _byte_columns() -> tuple[progress.ProgressColumn, ...]:
     )
 
 
+def _character_columns() -> tuple[progress.ProgressColumn, ...]:
+    return (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.TextColumn("{task.completed:,} characters"),
+        progress.TimeRemainingColumn(),
+    )
+
+
 def _step_line(stage: Stage) -> str:
     return f"step {stage.done}/{stage.total}  {stage.text}"
 
@@ -100,8 +109,14 @@ def _byte_line(stage: Stage) -> str:
     return f"{stage.what}: {done}{total}, {stage.rate / 1e6:,.0f} MB/s"
 
 
+def _character_line(stage: Stage) -> str:
+    total = "" if stage.total is None else f" of {stage.total:,}"
+    return f"{stage.what}: {stage.done:,}{total} characters, {stage.rate:,.0f} characters/s"
+
+
 STEPS = Unit(_step_line, _step_columns, last=False)
 BYTES = Unit(_byte_line, _byte_columns, last=True)
+CHARACTERS = Unit(_character_line, _character_columns, last=True)
 
 
 class Silent:
@@ -263,3 +278,12 @@ def show(unit: Unit) -> Display:
     if console.is_jupyter:
         return NotebookBar(unit, console)
     return Bar(unit, console) if console.is_terminal else Lines(unit)
+
+
+def show_on_stderr(unit: Unit) -> Display:
+    """Return a bar if standard error is a terminal, and otherwise a display that shows nothing.
+
+    It is for commands whose standard output is read by other programs.
+    """
+    console = Console(stderr=True)
+    return Bar(unit, console) if console.is_terminal else Silent()

@@ -16,10 +16,9 @@ from jaxrnn import arguments, keywords
 from jaxrnn.arguments import shown_default
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources
-from jaxrnn.data.encodings import Newlines
 from jaxrnn.devices.process_options import Processes
 from jaxrnn.errors import InputError
-from jaxrnn.literals import Accelerator, Which
+from jaxrnn.literals import Accelerator, Newlines, Which
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
 from jaxrnn.settings import nested, setting
 from jaxrnn.training.config import TrainingConfig

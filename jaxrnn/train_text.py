@@ -7,6 +7,7 @@ from typing import NoReturn
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.encodings import Reading
+from jaxrnn.data.lines import as_lines
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
 from jaxrnn.train_options import TrainOptions
@@ -21,7 +22,18 @@ def read_corpus(
       options: the options.
       vocabulary: that of the model to start from; None for that of the text.
       text: the text itself; None reads what `options.data` names.
+
+    Raises:
+      InputError: if the text cannot be read, or contradicts the options or the vocabulary.
     """
+    name, corpus = _read(options, vocabulary, text)
+    return name, as_lines(corpus) if options.training.model.lines else corpus
+
+
+def _read(
+    options: TrainOptions, vocabulary: Vocabulary | None, text: str | bytes | None
+) -> tuple[str, Corpus]:
+    """Return the name and the text of `read_corpus` as a running text."""
     words = [word for word in options.data if word not in sources.NAMED]
     prepared = [word for word in words if token_files.is_prepared(word)]
     if text is not None or not prepared:

@@ -23,7 +23,6 @@ import jax
 from jaxrnn import arguments, charlm, console, train_text
 from jaxrnn.charlm import sampling
 from jaxrnn.data.corpus import Corpus
-from jaxrnn.data.lines import as_lines
 from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
@@ -141,8 +140,6 @@ def read(
     name, corpus = train_text.read_corpus(
         options, None if start is None else start.vocabulary, text
     )
-    if options.training.model.lines:
-        corpus = as_lines(corpus)
     if for_length is not None:
         options = for_length(corpus.train_size)
     kept = not options.overwrite and run_description.is_run(workdir)

@@ -21,13 +21,13 @@ README = ROOT / "README.md"
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
     ("__main__",),
-    ("train", "generate", "prepare", "export", "completion"),
-    ("commands", "generator", "exporter", "api"),
-    ("interactive", "models"),
-    ("runs",),
+    ("train", "generate", "prepare", "export", "evaluate", "completion"),
+    ("commands", "generator", "exporter", "evaluator", "api"),
+    ("interactive", "models", "scores"),
+    ("runs", "run_text"),
     ("trainer",),
     ("train_text",),
-    ("train_options", "generate_options", "export_options"),
+    ("train_options", "generate_options", "export_options", "evaluate_options"),
     ("presets", "keywords"),
     ("training", "serialization", "arguments"),
     ("formats",),

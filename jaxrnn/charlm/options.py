@@ -1,4 +1,4 @@
-"""The options of sampling, declared once and checked on construction."""
+"""The options of sampling and of dynamic evaluation, declared once and checked on construction."""
 
 from __future__ import annotations
 
@@ -60,6 +60,30 @@ class SamplingOptions:
     def truncates(self) -> bool:
         """Whether top_k or top_p leave some characters out of the draw."""
         return self.top_k is not None or self.top_p is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicOptions:
+    """Options of dynamic evaluation.
+
+    Raises:
+      InputError: for a value out of its range.
+    """
+
+    segment: int = 20
+    """Tokens per gradient step of the dynamic evaluation."""
+    learning_rate: float = 0.2
+    """Learning rate of the dynamic evaluation, for gradients of the mean loss of a segment."""
+    decay: float = 0.001
+    """Fraction of the way back to the trained parameters in each step of the dynamic evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.segment < 1:
+            raise InputError(f"segment must be at least 1, not {self.segment}")
+        if not 0 <= self.learning_rate < float("inf"):
+            raise InputError(f"learning_rate must be from 0 upwards, not {self.learning_rate}")
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"decay must be from 0 to 1, not {self.decay}")
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:

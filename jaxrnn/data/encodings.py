@@ -6,15 +6,15 @@ import codecs
 import dataclasses
 import io
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from jaxrnn import console
 from jaxrnn.data import encoding_guess
 from jaxrnn.data.compression import Peekable
 from jaxrnn.data.encoding_guess import Guess
 from jaxrnn.errors import InputError
+from jaxrnn.literals import Newlines
 
-Newlines = Literal["keep", "lf"]
 # The byte order mark as a character.
 MARK = "\ufeff"
 # Codecs of Python that leave out the mark themselves.

@@ -180,6 +180,18 @@ class Vocabulary:
                 ) from None
         return self._encode_strings(text) if self.pattern else self._encode_characters(text)
 
+    def encode_known(self, text: str) -> tuple[str, np.ndarray]:
+        """Return a text without the tokens that the vocabulary does not have, and its tokens [N]."""
+        if self.pattern:
+            known = [symbol for symbol in self._split(text) if symbol in self._numbers]
+            tokens = np.fromiter(map(self._numbers.__getitem__, known), self.dtype, len(known))
+            return "".join(known), tokens
+        if not self.by_bytes:
+            points = code_points(text)
+            kept = points[np.isin(points, self._points)]
+            text = kept.tobytes().decode("utf-32-le", "surrogatepass")
+        return text, self.encode(text)
+
     def _encode_characters(self, text: str) -> np.ndarray:
         points = code_points(text)
         known, ranks = self._sorted_points

@@ -11,7 +11,9 @@ import contextlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -22,10 +24,21 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     Raises:
       OSError: if the file cannot be written; it then keeps its old content.
     """
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces `path` when the block ends without an error; for content in pieces.
+
+    Raises:
+      OSError: if the file cannot be written; `path` then keeps its old content.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

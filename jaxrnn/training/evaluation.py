@@ -11,13 +11,11 @@ import numpy as np
 import optax
 
 from jaxrnn import charlm
+from jaxrnn.charlm.scoring import WARM_UP
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import mesh, modes
 from jaxrnn.shapes import Array, Bool, Scalar
 from jaxrnn.training.feed import DeviceCorpus, gather
-
-# Characters that are read before each part of the validation text, for the state; they do not count.
-WARM_UP = 256
 
 
 @modes.fixed()
@@ -27,9 +25,10 @@ def evaluate(
     """Return the mean loss over the whole validation text, in nats per character.
 
     The text is read in up to `batch` parts side by side. Reading starts WARM_UP characters before each
-    part, so every character is predicted once, with a state that knows what came before. The parts of
-    a text of lines begin at lines, and reading starts with the line break before them. The parts are the
-    same for any number of devices; a row without a part reads characters that do not count.
+    part, which do not count, so every character is predicted once, with a state that knows what came
+    before. The parts of a text of lines begin at lines, and reading starts with the line break before
+    them. The parts are the same for any number of devices; a row without a part reads characters that
+    do not count.
 
     Args:
       params: the model.

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,33 @@ def check_output(output: Path, run: Path, setting: str = "output") -> None:
         return
     if inside.parts and inside.parts[0] in (*OWNED, locks.LOCK):
         raise InputError(f"`{setting}` {output} is a file of the run in {run}; choose another")
+
+
+def check_output_file(output: Path, run: Path, setting: str) -> None:
+    """Raise InputError if an output file cannot be written, or belongs to a run; see `check_output`.
+
+    Raises:
+      OSError: if the disk is full.
+    """
+    try:
+        # A loop of symbolic links raises an error here; `exists` below would report it as missing.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            output.stat()
+        if output.is_dir():
+            raise InputError(f"`{setting}` {output} is a folder; give the name of a file")
+        if output.exists() and not output.is_file():
+            raise InputError(f"`{setting}` {output} is not a regular file; choose another")
+        check_output(output, run, setting)
+        if not output.parent.is_dir():
+            raise InputError(
+                f"the folder of `{setting}` {output} does not exist; make it, or choose another"
+            )
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(f"could not write to {output}: {error.strerror}") from error
+        raise locks.not_writable(output, setting, error) from None
 
 
 def flatten(description: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,17 @@ import pytest
 import tyro
 from rich.console import Console
 
-from jaxrnn import arguments, console, export, generate, prepare, progress, stopping, train
+from jaxrnn import (
+    arguments,
+    console,
+    evaluate,
+    export,
+    generate,
+    prepare,
+    progress,
+    stopping,
+    train,
+)
 from jaxrnn.errors import InputError, whole_number
 from jaxrnn.training import signals
 
@@ -253,6 +263,7 @@ COMMANDS: list[tuple[Any, list[str], tuple[Any, ...]]] = [
     (generate.GenerateOptions, ["run"], ()),
     (prepare.PrepareOptions, ["--data", "a"], ()),
     (export.ExportOptions, ["run"], ()),
+    (evaluate.EvaluateOptions, ["run", "text"], ()),
     (train.TrainOptions, [], (tyro.conf.OmitArgPrefixes,)),
 ]
 WORDS = ["None", "none", "a b", "\udce9", "", "=", "-"]
@@ -271,7 +282,7 @@ def values(config: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("kind", "needed", "markers"), COMMANDS)
 def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> None:
     """None too, where another parser takes it for no value."""
-    flags = arguments._text_flags(kind) - {"--run", "--data", "--coordinator"}
+    flags = arguments._text_flags(kind) - {"--run", "--text", "--data", "--coordinator"}
     wanted = {
         "--glob",
         "--output",
@@ -287,6 +298,7 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
         "--onnx",
         "--html",
         "--licence",
+        "--surprisal",
         "--title",
     }
     assert wanted & values(arguments.parse(kind, "", needed, markers=markers)).keys() == flags

@@ -1,0 +1,40 @@
+"""Test the pieces of a text, and the information of their characters."""
+
+import numpy as np
+import pytest
+
+from jaxrnn import InputError, Vocabulary
+from jaxrnn.scores import pieces as module
+from jaxrnn.scores.pieces import per_character, pieces
+
+pytestmark = pytest.mark.once
+
+
+def test_pieces_end_with_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST", 6)
+    chunks = ["ab\na", "b", "bb\n\na", "aaa", "aaaa", "a\nb"]
+    found = [piece.text for piece in pieces(chunks, Vocabulary("\nab"))]
+    assert found == ["ab\n", "abbb\n\n", "aaaaaaaa", "a\n", "b"]
+
+
+def test_unknown_characters() -> None:
+    vocabulary = Vocabulary("\nba")
+    with pytest.raises(InputError, match="never seen: 'x'"):
+        list(pieces(["ab\nx"], vocabulary))
+    found = list(pieces(["xab\n\u20acx", "\n"], vocabulary, skip_unknown=True))
+    assert [(piece.text, piece.left_out) for piece in found] == [("ab\n", 1), ("\n", 2)]
+    assert found[0].tokens.tolist() == [2, 1, 0]
+
+
+def test_bytes_that_are_cut_inside_of_a_character() -> None:
+    raw = "caf\xe9 \u20ac\n\U0001f600".encode() + b"\xff\xe2\x82"
+    vocabulary = Vocabulary.of_bytes()
+    found = list(pieces([raw[at : at + 1] for at in range(len(raw))], vocabulary))
+    assert b"".join(piece.raw for piece in found) == raw
+    assert [piece.text for piece in found] == ["caf\xe9 \u20ac\n", "\U0001f600\udcff\udce2\udc82"]
+    np.testing.assert_array_equal(found[0].tokens, np.frombuffer(raw[:10], np.uint8))
+    # The bytes of a character are added.
+    nats = np.arange(1, 11, dtype=np.float32)
+    assert per_character(vocabulary, found[0], nats).tolist() == [1, 2, 3, 9, 6, 24, 10]
+    nats = np.arange(1, 8, dtype=np.float32)
+    assert per_character(vocabulary, found[1], nats).tolist() == [10, 5, 6, 7]
