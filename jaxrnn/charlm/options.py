@@ -72,7 +72,7 @@ class DynamicOptions:
 
     segment: int = 20
     """Tokens per gradient step of the dynamic evaluation."""
-    learning_rate: float = 0.2
+    learning_rate: float = 0.3
     """Learning rate of the dynamic evaluation, for gradients of the mean loss of a segment."""
     decay: float = 0.001
     """Fraction of the way back to the trained parameters in each step of the dynamic evaluation."""
