@@ -141,7 +141,8 @@ def read(
     for window in WINDOWS:
         while at + window < len(tokens):
             carry, nats = _score(params, tokens[at : at + window + 1], carry)
-            found.append(nats)
+            # Waiting for each window keeps the logits of one window in memory, not those of all.
+            found.append(np.asarray(nats))
             at += window
     return carry, np.concatenate(found)
 
