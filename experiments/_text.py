@@ -21,7 +21,7 @@ from jaxrnn import console, train
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.devices import storage
-from jaxrnn.train_options import TrainOptions
+from jaxrnn.runs.train_options import TrainOptions
 from jaxrnn.training import metrics, run_description
 from jaxrnn.training.config import TrainingConfig
 

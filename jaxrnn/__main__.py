@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import jaxrnn
-from jaxrnn import commands, console
+from jaxrnn import console
+from jaxrnn.commands import running
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command by its name and return its exit status; it is 2 for an unknown command."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if name in commands.COMMANDS:
+    if name in running.COMMANDS:
         return importlib.import_module(f"jaxrnn.{name}").main(rest, prog=f"jaxrnn {name}")
     console.open_streams()
     if name in ("-h", "--help"):
@@ -30,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, commands.COMMANDS))
-    lines = (f"  {name:{width}}  {summary}" for name, summary in commands.COMMANDS.items())
+    width = max(map(len, running.COMMANDS))
+    lines = (f"  {name:{width}}  {summary}" for name, summary in running.COMMANDS.items())
     return "\n".join(
         (
             "usage: jaxrnn COMMAND ...",
@@ -47,13 +48,13 @@ def _help() -> str:
 
 def _closest(name: str) -> str:
     """Return a suggestion for a name that is not that of a command, or "" if none is similar."""
-    found = difflib.get_close_matches(name, commands.COMMANDS, 1)
+    found = difflib.get_close_matches(name, running.COMMANDS, 1)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
 def start() -> NoReturn:
     """Run as the program `jaxrnn`."""
-    commands.start(main)
+    running.start(main)
 
 
 if __name__ == "__main__":

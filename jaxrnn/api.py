@@ -40,7 +40,7 @@ from jaxrnn.recurrence.variants import (
     mogrifier_lstm,
     projected_lstm,
 )
-from jaxrnn.runs import Run, fit
+from jaxrnn.runs.run import Run, fit
 from jaxrnn.training.run_description import load
 
 __all__ = [

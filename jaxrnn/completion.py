@@ -10,7 +10,8 @@ from typing import Literal
 
 import tyro
 
-from jaxrnn import arguments, commands
+from jaxrnn import arguments
+from jaxrnn.commands import running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CompletionOptions:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.completion") -> int:
     """Run the command and return its exit status, as `commands.run` describes it."""
     parse = functools.partial(arguments.parse, CompletionOptions, prog, argv)
-    return commands.run(CompletionOptions, parse, run)
+    return running.run(CompletionOptions, parse, run)
 
 
 def run(options: CompletionOptions) -> int:
@@ -52,9 +53,9 @@ def _options_of_commands() -> dict[str, type]:
     """Return the dataclass of each command's options by the name of the command."""
     return {
         name: getattr(importlib.import_module(f"jaxrnn.{name}"), f"{name.capitalize()}Options")
-        for name in commands.COMMANDS
+        for name in running.COMMANDS
     }
 
 
 if __name__ == "__main__":
-    commands.start(main)
+    running.start(main)

@@ -6,9 +6,10 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from jaxrnn import arguments, commands, stopping
+from jaxrnn import arguments, stopping
+from jaxrnn.commands import running
+from jaxrnn.commands.evaluate_options import EvaluateOptions
 from jaxrnn.errors import InputError, first_line, is_out_of_memory
-from jaxrnn.evaluate_options import EvaluateOptions
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evaluate") -> int:
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evalua
 
     def work(options: EvaluateOptions) -> int:
         # Imported here because it imports JAX, for which --help need not wait.
-        from jaxrnn import evaluator
+        from jaxrnn.commands import evaluator
 
         with stopping.catching(stopping.stop):
             try:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evalua
         return 0
 
     parse = functools.partial(arguments.parse, EvaluateOptions, prog, argv)
-    return commands.run(EvaluateOptions, parse, work, _explain)
+    return running.run(EvaluateOptions, parse, work, _explain)
 
 
 def _about_texts(message: str) -> str:
@@ -46,4 +47,4 @@ def _explain(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
-    commands.start(main)
+    running.start(main)

@@ -8,25 +8,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from jaxrnn import arguments, commands, stopping
+from jaxrnn import arguments, stopping
+from jaxrnn.commands import running
+from jaxrnn.commands.export_options import ExportOptions
 from jaxrnn.errors import first_line, is_out_of_memory
-from jaxrnn.export_options import ExportOptions
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.export") -> int:
     """Run the command and return its exit status, as `commands.run` describes it."""
 
-    @commands.lasting
+    @running.lasting
     def work(options: ExportOptions) -> int:
         # Imported here because it imports JAX, for which --help need not wait.
-        from jaxrnn import exporter
+        from jaxrnn.commands import exporter
 
         with stopping.catching(stopping.stop):
             exporter.run(options)
         return 0
 
     parse = functools.partial(arguments.parse, ExportOptions, prog, argv)
-    return commands.run(ExportOptions, parse, work, _explain)
+    return running.run(ExportOptions, parse, work, _explain)
 
 
 def _explain(error: Exception) -> str | None:
@@ -34,4 +35,4 @@ def _explain(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
-    commands.start(main)
+    running.start(main)

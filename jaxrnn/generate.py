@@ -6,9 +6,10 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from jaxrnn import arguments, commands
+from jaxrnn import arguments
+from jaxrnn.commands import running
+from jaxrnn.commands.generate_options import GenerateOptions
 from jaxrnn.errors import first_line, is_out_of_memory
-from jaxrnn.generate_options import GenerateOptions
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.generate") -> int:
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.genera
 
     def work(options: GenerateOptions) -> int:
         # Imported here because it imports JAX, for which --help need not wait.
-        from jaxrnn import generator
+        from jaxrnn.commands import generator
 
         if output_is_closed and options.to_screen:
             return 1
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.genera
         return 0
 
     parse = functools.partial(arguments.parse, GenerateOptions, prog, argv)
-    return commands.run(GenerateOptions, parse, work, _explain)
+    return running.run(GenerateOptions, parse, work, _explain)
 
 
 def _explain(error: Exception) -> str | None:
@@ -36,4 +37,4 @@ def _explain(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
-    commands.start(main)
+    running.start(main)

@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from jaxrnn import charlm
 from jaxrnn.charlm import inspection, lines, sampling, scoring
-from jaxrnn.runs import Run
+from jaxrnn.runs.run import Run
 from jaxrnn.training.run_description import load
 
 P = ParamSpec("P")

@@ -16,8 +16,9 @@ from typing import Annotated
 
 from rich import filesize
 
-from jaxrnn import arguments, commands, console, progress, stopping
+from jaxrnn import arguments, console, progress, stopping
 from jaxrnn.arguments import shown_default
+from jaxrnn.commands import running
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import entropy_floor
 from jaxrnn.data.encodings import Reading
@@ -54,14 +55,14 @@ class PrepareOptions:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.prepare") -> int:
     """Run the command and return its exit status, as `commands.run` describes it."""
 
-    @commands.lasting
+    @running.lasting
     def work(options: PrepareOptions) -> int:
         with stopping.catching(stopping.stop):
             run(options)
         return 0
 
     parse = functools.partial(arguments.parse, PrepareOptions, prog, argv)
-    return commands.run(PrepareOptions, parse, work)
+    return running.run(PrepareOptions, parse, work)
 
 
 def run(options: PrepareOptions) -> None:
@@ -156,4 +157,4 @@ def _display() -> progress.Display:
 
 
 if __name__ == "__main__":
-    commands.start(main)
+    running.start(main)

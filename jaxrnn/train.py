@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxrnn import commands, console
+from jaxrnn import console
+from jaxrnn.commands import running
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError, first_line, is_out_of_memory
-from jaxrnn.train_options import TrainOptions, parse
+from jaxrnn.runs.train_options import TrainOptions, parse
 
 # --- the command ---
 
@@ -26,11 +27,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.train"
     argv = sys.argv[1:] if argv is None else argv
     parse_for = functools.partial(parse, argv, prog=prog)
 
-    @commands.lasting
+    @running.lasting
     def work(options: TrainOptions) -> int:
         return run(options, parse_for)
 
-    return commands.run(TrainOptions, parse_for, work, _explain)
+    return running.run(TrainOptions, parse_for, work, _explain)
 
 
 def _explain(error: Exception) -> str | None:
@@ -63,8 +64,8 @@ def run(options: TrainOptions, for_length: Callable[[int], TrainOptions] | None 
         any length.
     """
     # Imported here because they import JAX, for which --help need not wait.
-    from jaxrnn import trainer
     from jaxrnn.devices import processes
+    from jaxrnn.runs import trainer
 
     def say(line: str) -> None:
         if processes.is_primary():
@@ -114,4 +115,4 @@ def _is_known(text: str, vocabulary: Vocabulary) -> bool:
 
 
 if __name__ == "__main__":
-    commands.start(main)
+    running.start(main)

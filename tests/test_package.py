@@ -22,13 +22,10 @@ README = ROOT / "README.md"
 FLOORS = (
     ("__main__",),
     ("train", "generate", "prepare", "export", "evaluate", "completion"),
-    ("commands", "generator", "exporter", "evaluator", "api"),
-    ("interactive", "models", "scores"),
-    ("runs", "run_text"),
-    ("trainer",),
-    ("train_text",),
-    ("train_options", "generate_options", "export_options", "evaluate_options"),
-    ("presets", "keywords"),
+    ("api", "commands"),
+    ("models", "scores"),
+    ("runs",),
+    ("presets",),
     ("training", "serialization", "arguments"),
     ("formats",),
     ("charlm", "interop"),
@@ -70,7 +67,7 @@ print("done")
 
 LAZY = """
 import sys
-import jaxrnn, jaxrnn.charlm, jaxrnn.train_options
+import jaxrnn, jaxrnn.charlm, jaxrnn.runs.train_options
 assert jaxrnn.__version__ and "jax" not in sys.modules
 try:
     jaxrnn.__wrapped__

@@ -42,7 +42,7 @@ from benchmarks.shakespeare.recipes import (
     RECORDS,
 )
 from benchmarks.shakespeare.report import Log
-from jaxrnn.train_options import parse
+from jaxrnn.runs.train_options import parse
 from jaxrnn.training.run_description import load
 
 RUNS = measure.ROOT / "runs" / "tinyshakespeare"

@@ -6,7 +6,7 @@
         print(piece, end="", flush=True)
     dialogue.undo()                    # the text and the state are those from before the turn
 
-`jaxrnn.interactive` is the prompt at which a person does this.
+`jaxrnn.commands.interactive` is the prompt at which a person does this.
 """
 
 from __future__ import annotations

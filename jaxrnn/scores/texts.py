@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrnn import charlm, run_text
+from jaxrnn import charlm
 from jaxrnn.charlm.scoring import WARM_UP
 from jaxrnn.data import files, sources
 from jaxrnn.data.encodings import Reading
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
+from jaxrnn.runs import run_text
 from jaxrnn.scores.pieces import Piece, pieces
 from jaxrnn.training import evaluation, feed
 

@@ -15,7 +15,7 @@ import pytest
 import jaxrnn
 from jaxrnn import __main__ as entry
 from jaxrnn import generate
-from jaxrnn.commands import COMMANDS
+from jaxrnn.commands.running import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 # Packages whose import takes longer than all the rest of `--help`.

@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 from jax import export as jax_export
 
-from jaxrnn import InputError, charlm, export, exporter, generate, load, sample, sample_bytes, save
+from jaxrnn import InputError, charlm, export, generate, load, sample, sample_bytes, save
+from jaxrnn.commands import exporter
 from jaxrnn.formats import safetensors_file
 from jaxrnn.formats.safetensors_file import read
 from jaxrnn.training import run_description

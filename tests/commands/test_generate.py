@@ -14,7 +14,6 @@ import pytest
 
 from jaxrnn import (
     generate,
-    generator,
     load,
     prepare,
     sample,
@@ -23,6 +22,7 @@ from jaxrnn import (
     sample_many,
     train,
 )
+from jaxrnn.commands import generator
 from jaxrnn.data import sources
 from jaxrnn.data.vocabulary import Vocabulary
 from tests.support.runs import KNOWN, TEXT, environment, flags, lose_the_reader

@@ -28,7 +28,7 @@ from jaxrnn.data import files, preparation, sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.vocabulary import Numbering, Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.train_options import default_workdir
+from jaxrnn.runs.train_options import default_workdir
 from tests.support.runs import TEXT, contents, flags, lose_the_reader, quicken
 
 pytestmark = pytest.mark.once

@@ -24,7 +24,7 @@ from jaxrnn.arguments import parse
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.errors import InputError
-from jaxrnn.train_options import default_workdir
+from jaxrnn.runs.train_options import default_workdir
 from jaxrnn.training import checkpoint, loop, saved_states
 from jaxrnn.training.report import Report
 from tests.support.runs import (

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxrnn import InputError, charlm, generate, load, sample_many, train, train_text
+from jaxrnn import InputError, charlm, generate, load, sample_many, train
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator, memory
+from jaxrnn.runs import train_text
 from tests.support.runs import flags
 
 pytestmark = pytest.mark.once

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import commands, train
+from jaxrnn import train
+from jaxrnn.commands import running
 from jaxrnn.training import loop
 
 STEP = 20  # from which on it may happen
@@ -37,4 +38,4 @@ class SpoilOnce:
 
 
 loop.run_steps = SpoilOnce()  # type: ignore[assignment]
-commands.leave(train.main())
+running.leave(train.main())

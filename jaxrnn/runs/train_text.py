@@ -10,7 +10,7 @@ from jaxrnn.data.encodings import Reading
 from jaxrnn.data.lines import as_lines
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
-from jaxrnn.train_options import TrainOptions
+from jaxrnn.runs.train_options import TrainOptions
 
 
 def read_corpus(

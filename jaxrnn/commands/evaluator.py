@@ -16,12 +16,12 @@ from jaxrnn import charlm, console, progress
 from jaxrnn.charlm.dynamic import DynamicScorer
 from jaxrnn.charlm.options import DynamicOptions
 from jaxrnn.charlm.scoring import Scorer
+from jaxrnn.commands.evaluate_options import EvaluateOptions
 from jaxrnn.data import sources
 from jaxrnn.data.encodings import Reading
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
-from jaxrnn.evaluate_options import EvaluateOptions
 from jaxrnn.formats import surprisal
 from jaxrnn.scores import texts
 from jaxrnn.scores.compressors import CompressedSizes

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jaxrnn import arguments, charlm, console, interactive, run_text
+from jaxrnn import arguments, charlm, console
 from jaxrnn.charlm import lines, sampling
 from jaxrnn.charlm.options import LINE_LENGTH
+from jaxrnn.commands import interactive
+from jaxrnn.commands.generate_options import GenerateOptions
 from jaxrnn.data import files
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
-from jaxrnn.generate_options import GenerateOptions
+from jaxrnn.runs import run_text
 from jaxrnn.training import run_directory
 from jaxrnn.training.run_description import load
 

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import InputError, Run, fit, keywords, runs, train
+from jaxrnn import InputError, Run, fit, train
+from jaxrnn.runs import keywords
+from jaxrnn.runs import run
 from jaxrnn.charlm import inspection, sampling
-from jaxrnn.train_options import TrainOptions, from_settings, parse
+from jaxrnn.runs.train_options import TrainOptions, from_settings, parse
 from jaxrnn.training.report import Report
 from tests.support.runs import LATIN, SMALL, TEXT, assert_same_bits, flags, metrics_of
 
@@ -229,13 +231,13 @@ def test_data_that_is_neither_a_path_nor_a_text(data: Any, expected: str) -> Non
 def test_words_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes").write_text(TEXT)
-    assert runs._words_or_text("notes") == (("notes",), None)
-    assert runs._words_or_text(tmp_path) == ((str(tmp_path),), None)
-    assert runs._words_or_text("play") == (("play",), None)
-    assert runs._words_or_text(["play", Path("play")]) == (("play", "./play"), None)
+    assert run._words_or_text("notes") == (("notes",), None)
+    assert run._words_or_text(tmp_path) == ((str(tmp_path),), None)
+    assert run._words_or_text("play") == (("play",), None)
+    assert run._words_or_text(["play", Path("play")]) == (("play", "./play"), None)
     for text in ("HELLO" * 10, "One line, and no path.", TEXT, "a/b or\n"):
-        assert runs._words_or_text(text) == ((), text)
-    assert runs._words_or_text(b"notes") == ((), b"notes")
+        assert run._words_or_text(text) == ((), text)
+    assert run._words_or_text(b"notes") == ((), b"notes")
 
 
 # --- settings ---

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import train_text
+from jaxrnn.runs import train_text
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.errors import InputError
-from jaxrnn.train_options import TrainOptions
+from jaxrnn.runs.train_options import TrainOptions
 from jaxrnn.training import run_description
 from jaxrnn.training.config import TrainingConfig
 

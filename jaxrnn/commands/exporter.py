@@ -10,9 +10,9 @@ from typing import Literal
 from rich import filesize
 
 from jaxrnn import charlm, console
+from jaxrnn.commands.export_options import ExportOptions
 from jaxrnn.devices import accelerator
 from jaxrnn.errors import InputError
-from jaxrnn.export_options import ExportOptions
 from jaxrnn.formats import onnx_file, page, safetensors_file, stablehlo
 from jaxrnn.formats.card import Card
 from jaxrnn.interop import onnx_graph

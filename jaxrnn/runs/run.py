@@ -219,7 +219,8 @@ def fit(
       OSError: if the run cannot be saved.
     """
     # Imported here because the library does not depend on tyro and rich, only training does.
-    from jaxrnn import train_options, trainer
+    from jaxrnn.runs import train_options
+    from jaxrnn.runs import trainer
     from jaxrnn.training import signals
 
     words, text = _words_or_text(data)

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxrnn import arguments, keywords
+from jaxrnn import arguments
+from jaxrnn.runs import keywords
 from jaxrnn.arguments import shown_default
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources

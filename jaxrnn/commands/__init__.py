@@ -1,0 +1,1 @@
+"""The commands: how they run, their options without JAX, and their work."""
