@@ -18,7 +18,6 @@ import numpy as np
 
 from jaxrnn.data.corpus import Corpus, Lines, check_size, random_order
 from jaxrnn.errors import InputError
-from jaxrnn.shapes import Int
 
 # Fewest lines of a text, and the seed that chooses those for validation, whatever the seed of a run.
 FEWEST = 10
@@ -110,7 +109,7 @@ class LineBatches:
         """Return whether batch number `step` starts from the zero state."""
         return step % self.per_epoch == 0
 
-    def places(self, step: int) -> Int[np.ndarray, "T1 B"]:
+    def places(self, step: int) -> np.ndarray:
         """Return where the tokens of batch number `step` are in the text, [T + 1, B] int64."""
         epoch, index = divmod(step, self.per_epoch)
         stream = _stream(self, epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from jaxrnn import console
 from jaxrnn.data import sources, token_files
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.data.encodings import Reading
@@ -92,7 +93,7 @@ def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
     if options.tokens not in (None, vocabulary.pattern):
         kind = f"{vocabulary.unit}s"
         if vocabulary.pattern:
-            kind = f"those of {vocabulary.pattern}"
+            kind = f"those of {console.quoted(vocabulary.pattern)}"
         raise InputError(
             f"`tokens={options.tokens}`: the tokens of the model to start from are "
             f"{kind}; leave it out"

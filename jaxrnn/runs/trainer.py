@@ -257,7 +257,8 @@ def introduce(work: Work, say: Callable[[str], None], temporary: bool = False) -
         )
     if work.start is not None and work.start.read is not None:
         say(f"the initial parameters are those of {console.quoted(work.start.path)}")
-        _introduce_symbols(corpus.vocabulary.symbols[len(work.start.read.vocabulary) :], say)
+        if not corpus.vocabulary.by_bytes:
+            _introduce_symbols(corpus.vocabulary.symbols[len(work.start.read.vocabulary) :], say)
     read = work.training.characters_per_epoch(corpus) / corpus.train_size
     if read < 0.9:
         say(

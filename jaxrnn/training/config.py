@@ -151,7 +151,9 @@ class TrainingConfig:
         rules = rules_of(cls())
         absent = {f.name: rules[f.name].absent for f in dataclasses.fields(cls) if f.name in rules}
         model = ModelConfig(**described["model"])
-        return cls(**absent | described | {"model": model})
+        # JSON holds a list.
+        freeze = tuple(described.get("freeze", ()))
+        return cls(**absent | described | {"model": model, "freeze": freeze})
 
     @property
     def intervals(self) -> list[int]:

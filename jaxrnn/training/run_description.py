@@ -187,8 +187,9 @@ def read(run: Path) -> tuple[dict[str, Any], Vocabulary]:
             f"{run} is not a run of jaxrnn: its {DESCRIPTION} describes something else"
         )
     config = _upgraded(run, config)
+    described = _read_json(run, VOCABULARY)
     try:
-        vocabulary = Vocabulary(**_read_json(run, VOCABULARY))
+        vocabulary = Vocabulary(**described)
         if not len(vocabulary):
             raise ValueError("it is empty")
     except (InputError, ValueError, TypeError) as error:

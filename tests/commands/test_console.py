@@ -282,8 +282,9 @@ def values(config: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("kind", "needed", "markers"), COMMANDS)
 def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> None:
     """None too, where another parser takes it for no value."""
-    flags = arguments._text_flags(kind) - {"--run", "--text", "--data", "--coordinator"}
+    flags = arguments._text_flags(kind) - {"--run", "--text", "--data", "--coordinator", "--freeze"}
     wanted = {
+        "--encoding",
         "--glob",
         "--output",
         "--prime",
@@ -300,6 +301,7 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
         "--licence",
         "--surprisal",
         "--title",
+        "--tokens",
     }
     assert wanted & values(arguments.parse(kind, "", needed, markers=markers)).keys() == flags
     for word in WORDS:

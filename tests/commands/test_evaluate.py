@@ -138,7 +138,7 @@ def test_the_validation_loss_of_the_training(
         m["val_loss"] for m in read_metrics(place / name / "metrics.jsonl") if "val_loss" in m
     ]
     want = losses[-1] if which == "latest" else min(losses)
-    text = evaluate.texts.of_run(place / name)
+    text = texts.of_run(place / name)
     assert text.loss is not None
     assert text.loss(load(place / name, which)) == pytest.approx(want, rel=2e-6)
     out, _ = written(capsys, place / name, "--which", which)
@@ -322,8 +322,10 @@ def test_refusals(place: Path, tmp_path: Path, refusal: Callable[..., str]) -> N
     assert "no TEXT is given" in refused(run, "--glob", "*.c")
     assert "--unknown skip needs a TEXT" in refused(run, "--unknown", "skip")
     (tmp_path / "latin.txt").write_bytes(LATIN)
-    message = refused(run, tmp_path / "latin.txt")
-    assert "is not UTF-8" in message and "--bytes" not in message
+    message = refused(run, tmp_path / "latin.txt", "--encoding", "utf-8")
+    assert "is not UTF-8" in message or "is not utf-8" in message
+    assert "--bytes" not in message
+    assert "--encoding needs a TEXT" in refused(run, "--encoding", "utf-8")
     (tmp_path / "latin.txt").unlink()
     assert sorted(tmp_path.iterdir()) == before
 
@@ -367,6 +369,7 @@ def test_as_a_process(place: Path, tmp_path: Path) -> None:
 CHILD = """
 import resource, sys
 from jaxrnn import evaluate
+from jaxrnn.scores import texts
 from jaxrnn.scores.compressors import COMPRESSORS
 # xz -9 itself takes memory in proportion to the text, up to 674 MiB.
 del COMPRESSORS["xz -9"]

@@ -21,6 +21,7 @@ import pytest
 
 from jaxrnn import ModelConfig, charlm, generate, load, presets, sample, stopping, train
 from jaxrnn.arguments import parse
+from jaxrnn.commands import generator
 from jaxrnn.data import sources
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.errors import InputError
@@ -734,4 +735,4 @@ def test_errors_of_a_process(tmp_path: Path) -> None:
 
 def test_input_error_is_the_only_one() -> None:
     """The commands print exactly the errors that are the user's to mend."""
-    assert checkpoint.InputError is generate.InputError is InputError
+    assert checkpoint.InputError is generator.InputError is InputError

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.once]
 
 # The same small training as of the run in `place`.
 SETTINGS: dict[str, Any] = {name.replace("-", "_"): value for name, value in SMALL.items()}
-GOLDEN = Path(__file__).parent / "golden" / "run-format-1"
+GOLDEN = Path(__file__).parent.parent / "golden" / "run-format-1"
 
 
 def assert_same_runs(one: Path, other: Path) -> None:
@@ -213,7 +213,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
         ("my notes of the lecture.md", "there is no file or folder 'my notes"),
         ("HELLO", "there is no file or folder 'HELLO'"),
         ("HELLO\n", "the text has only 6 characters"),
-        (b"HELLO", "the text has only 5 characters"),
+        (b"HELLO", "the text has only 5 bytes"),
         (Path("play"), 'no file or folder "./play"'),
         ([], "`data` names nothing to read"),
         (3, "`data` must be a text, a path or a list of paths, not int"),
