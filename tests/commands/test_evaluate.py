@@ -20,6 +20,7 @@ import pytest
 
 from jaxrnn import evaluate, export, load, prepare, score, train
 from jaxrnn.charlm.dynamic import DynamicOptions, DynamicScorer
+from jaxrnn.scores import texts
 from jaxrnn.training.metrics import read_metrics
 from tests.support.runs import KNOWN, LATIN, TEXT, environment, flags, lose_the_reader
 
@@ -369,7 +370,6 @@ def test_as_a_process(place: Path, tmp_path: Path) -> None:
 CHILD = """
 import resource, sys
 from jaxrnn import evaluate
-from jaxrnn.scores import texts
 from jaxrnn.scores.compressors import COMPRESSORS
 # xz -9 itself takes memory in proportion to the text, up to 674 MiB.
 del COMPRESSORS["xz -9"]
