@@ -27,7 +27,7 @@ class CompletionOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.completion") -> int:
-    """Run the command and return its exit status, as `commands.run` describes it."""
+    """Run the command and return its exit status, as `running.run` describes it."""
     parse = functools.partial(arguments.parse, CompletionOptions, prog, argv)
     return running.run(CompletionOptions, parse, run)
 

@@ -13,7 +13,7 @@ from jaxrnn.errors import InputError, first_line, is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evaluate") -> int:
-    """Run the command and return its exit status, as `commands.run` describes it."""
+    """Run the command and return its exit status, as `running.run` describes it."""
 
     def work(options: EvaluateOptions) -> int:
         # Imported here because it imports JAX, for which --help need not wait.

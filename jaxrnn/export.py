@@ -15,7 +15,7 @@ from jaxrnn.errors import first_line, is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.export") -> int:
-    """Run the command and return its exit status, as `commands.run` describes it."""
+    """Run the command and return its exit status, as `running.run` describes it."""
 
     @running.lasting
     def work(options: ExportOptions) -> int:

@@ -13,7 +13,7 @@ from jaxrnn.errors import first_line, is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.generate") -> int:
-    """Run the command and return its exit status, as `commands.run` describes it."""
+    """Run the command and return its exit status, as `running.run` describes it."""
     # Standard output is None if the shell closed it, as `>&-` does.
     output_is_closed = sys.stdout is None
 

@@ -53,7 +53,7 @@ class PrepareOptions:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.prepare") -> int:
-    """Run the command and return its exit status, as `commands.run` describes it."""
+    """Run the command and return its exit status, as `running.run` describes it."""
 
     @running.lasting
     def work(options: PrepareOptions) -> int:

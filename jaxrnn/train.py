@@ -23,7 +23,7 @@ from jaxrnn.runs.train_options import TrainOptions, parse
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.train") -> int:
-    """Run the command and return its exit status, as `commands.run` describes it."""
+    """Run the command and return its exit status, as `running.run` describes it."""
     argv = sys.argv[1:] if argv is None else argv
     parse_for = functools.partial(parse, argv, prog=prog)
 
