@@ -121,7 +121,7 @@ class Run:
         if not len(columns["step"]):
             raise InputError(f"{self.path} has no losses yet")
         losses, val_losses = (_points(columns, name) for name in ("loss", "val_loss"))
-        return pictures.draw_losses(losses, val_losses, self._floor)
+        return pictures.draw_losses(losses, val_losses, self._floor, self._vocabulary.unit)
 
     def sample(
         self,
@@ -219,8 +219,7 @@ def fit(
       OSError: if the run cannot be saved.
     """
     # Imported here because the library does not depend on tyro and rich, only training does.
-    from jaxrnn.runs import train_options
-    from jaxrnn.runs import trainer
+    from jaxrnn.runs import train_options, trainer
     from jaxrnn.training import signals
 
     words, text = _words_or_text(data)

@@ -18,8 +18,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn import InputError, Run, fit, train
-from jaxrnn.runs import keywords
-from jaxrnn.runs import run
+from jaxrnn.runs import keywords, run
 from jaxrnn.charlm import inspection, sampling
 from jaxrnn.runs.train_options import TrainOptions, from_settings, parse
 from jaxrnn.training.report import Report
