@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from rich import filesize, progress
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 # Seconds between plain lines, besides the important ones.
@@ -241,7 +240,7 @@ class NotebookBar(Bar):
         self.end()
         self._progress = progress.Progress(*self._unit.columns(), console=self._console)
         self._task = self._progress.add_task(what, completed=done, total=total)
-        self._output = display(self._table(), display_id=True)
+        self._output = display(self._formats(), raw=True, display_id=True)
         self._shown = time.monotonic()
 
     def reach(self, done: int, text: str = "", important: bool = False) -> None:
@@ -259,11 +258,14 @@ class NotebookBar(Bar):
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        self._output.update(self._table())
+        self._output.update(self._formats(), raw=True)
 
-    def _table(self) -> Table:
+    def _formats(self) -> dict[str, str]:
+        """Return the bar as HTML, and as text without escape codes, which many viewers cannot show."""
         assert self._progress is not None
-        return self._progress.make_tasks_table(self._progress.tasks)
+        table = self._progress.make_tasks_table(self._progress.tasks)
+        formats = table._repr_mimebundle_((), ())
+        return {**formats, "text/plain": Text.from_ansi(formats["text/plain"]).plain}
 
 
 def terminal() -> Console | None:
