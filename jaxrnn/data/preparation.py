@@ -234,7 +234,7 @@ class Preparation:
                 self._display.reach(chunk.taken)
                 self._save_if_due()
         # This raises an error if the text is too short.
-        validation_start(self.state.count)
+        validation_start(self.state.count, "byte" if self._as_bytes else "character")
         self.state = dataclasses.replace(self.state, complete=True)
         self._save()
 

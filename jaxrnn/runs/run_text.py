@@ -34,9 +34,9 @@ def read(run: Path) -> tuple[TrainOptions, str, Corpus]:
     try:
         name, corpus = train_text.read_corpus(options, vocabulary)
     except InputError as error:
-        raise InputError(
-            f"the text of the run, {where}, cannot be read from here ({error})"
-        ) from None
+        # What follows the semicolon tells how to name another text for training.
+        why = str(error).partition(";")[0]
+        raise InputError(f"the text of the run, {where}, cannot be read from here ({why})") from None
     expected = config["text"]["sha256"]
     if corpus.sha256 != expected:
         raise InputError(
@@ -78,13 +78,14 @@ def novelty(lines: Sequence[str | bytes], run: Path) -> str:
         _, _, corpus = read(run)
     except InputError as error:
         return f"{total}; {repeats}; not compared with the training text: {error}"
-    known = different.intersection(_lines_of(corpus))
+    # Empty lines of the text are left out of the training.
+    known = different.intersection(filter(None, _lines_of(corpus)))
     seen = sum(line in known for line in lines)
     return f"{total}; new: {len(lines) - seen:,}; in the training text: {seen:,}; {repeats}"
 
 
 def _lines_of(corpus: Corpus) -> list[str] | list[bytes]:
-    """Return the lines of a text, those of the validation part included."""
+    """Return the lines of a text, with those of the validation part, and an empty one at its end."""
     if corpus.vocabulary.by_bytes:
         return corpus.tokens.tobytes().split(b"\n")
     return corpus.vocabulary.decode(corpus.tokens).split("\n")

@@ -190,12 +190,12 @@ def test_a_file_and_standard_input_have_no_text(
     path = tmp_path / "names.safetensors"
     assert export.main([str(trained / "run"), "--safetensors", str(path)]) == 0
     out, err = written(capsys, path, "--count", 3)
-    assert "does not say where that text is" in err
+    assert "does not say where its text is" in err
     assert out == "".join(line + "\n" for line in sample_lines(load(trained / "run"), 3))
     run = shutil.copytree(trained / "run", tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"data": ["-"]}))
-    assert "it was read from standard input" in written(capsys, run)[1]
+    assert "the text was read from standard input" in written(capsys, run)[1]
 
 
 @pytest.mark.parametrize(
