@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrnn.runs import train_text
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.errors import InputError
+from jaxrnn.runs import train_text
 from jaxrnn.runs.train_options import TrainOptions
 from jaxrnn.training import run_description
 from jaxrnn.training.config import TrainingConfig
@@ -36,7 +36,9 @@ def read(run: Path) -> tuple[TrainOptions, str, Corpus]:
     except InputError as error:
         # What follows the semicolon tells how to name another text for training.
         why = str(error).partition(";")[0]
-        raise InputError(f"the text of the run, {where}, cannot be read from here ({why})") from None
+        raise InputError(
+            f"the text of the run, {where}, cannot be read from here ({why})"
+        ) from None
     expected = config["text"]["sha256"]
     if corpus.sha256 != expected:
         raise InputError(

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import tyro
 
 from jaxrnn import arguments
-from jaxrnn.runs import keywords
 from jaxrnn.arguments import shown_default
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data import sources
@@ -21,6 +20,7 @@ from jaxrnn.devices.process_options import Processes
 from jaxrnn.errors import InputError
 from jaxrnn.literals import Accelerator, Newlines, Which
 from jaxrnn.presets import PRESETS, SHAKESPEARE_LENGTH, Preset
+from jaxrnn.runs import keywords
 from jaxrnn.settings import nested, setting
 from jaxrnn.training.config import TrainingConfig
 

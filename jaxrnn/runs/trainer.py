@@ -21,12 +21,12 @@ from typing import NamedTuple
 import jax
 
 from jaxrnn import arguments, charlm, console
-from jaxrnn.runs import train_text
 from jaxrnn.charlm import sampling
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.devices import accelerator, memory, mesh, processes
 from jaxrnn.errors import InputError
 from jaxrnn.presets import PRESETS
+from jaxrnn.runs import train_text
 from jaxrnn.runs.train_options import TrainOptions, default_workdir
 from jaxrnn.training import freezing, loop, run_description, run_directory, starting_model
 from jaxrnn.training.config import TrainingConfig

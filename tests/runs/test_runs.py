@@ -18,8 +18,8 @@ import pytest
 
 import jaxrnn
 from jaxrnn import InputError, Run, fit, train
-from jaxrnn.runs import keywords, run
 from jaxrnn.charlm import inspection, sampling
+from jaxrnn.runs import keywords, run
 from jaxrnn.runs.train_options import TrainOptions, from_settings, parse
 from jaxrnn.training.report import Report
 from tests.support.runs import LATIN, SMALL, TEXT, assert_same_bits, flags, metrics_of

@@ -1,0 +1,1 @@
+"""A training run: its options, its text, the trainer, and `Run` for Python."""
