@@ -34,6 +34,9 @@ TEMPERATURE_RANGE = (1e-30, 1e30)
 # Characters that `stream` draws per device call.
 STREAM_CHUNK = 16
 
+# Most characters of a text or a line, and most lines.
+LONGEST = 2**30 - 1
+
 
 class Place(NamedTuple):
     """A place in the texts of a `Decoder`, to which `Decoder.restore` returns.
@@ -224,9 +227,14 @@ def _check_room(count: int, bytes_each: int) -> None:
 
 def checked_length(length: SupportsIndex) -> int:
     """Return a length as an int. Raises InputError unless it is from 0 to 2^30 - 1."""
-    number = _whole_number("length", length)
-    if not 0 <= number < 2**30:
-        raise InputError(f"length must be from 0 to 2^30 - 1, not {number}")
+    return checked_number("length", length, 0)
+
+
+def checked_number(name: str, value: SupportsIndex, least: int) -> int:
+    """Return a number as an int. Raises InputError unless it is from `least` to LONGEST."""
+    number = _whole_number(name, value)
+    if not least <= number <= LONGEST:
+        raise InputError(f"{name} must be from {least} to 2^30 - 1, not {number}")
     return number
 
 

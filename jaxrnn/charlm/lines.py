@@ -25,13 +25,11 @@ from jaxrnn.charlm import decoder
 from jaxrnn.charlm.decoding import TracedOptions, draw, in_fast_memory
 from jaxrnn.charlm.options import LINE_LENGTH, Mode, SamplingKeywords, SamplingOptions
 from jaxrnn.devices import mesh, modes
-from jaxrnn.errors import InputError, whole_number
+from jaxrnn.errors import InputError
 from jaxrnn.shapes import Array, Bool, Float, Int, Key
 
 # Most rows, and most steps of a device call.
 ROWS, STEPS = 128, 256
-# The largest value of the most characters that are drawn of a line.
-LONGEST = 2**30 - 1
 
 
 class Line(NamedTuple):
@@ -75,7 +73,8 @@ def sample_lines(
 
 def cut_note(cut: int, length: SupportsIndex) -> str:
     """Return the report of lines that were cut."""
-    return f"{cut:,} of the lines were cut at `length` {length}"
+    many = "line was" if cut == 1 else "lines were"
+    return f"{cut:,} {many} cut at `length` {length}"
 
 
 def draw_lines(
@@ -180,8 +179,8 @@ class _Drawing:
     ) -> None:
         if not params.config.lines:
             raise InputError("the model was not trained with `lines`; use sample_many")
-        self.count = _number("count", count)
-        most = _number("length", length)
+        self.count = decoder.checked_number("count", count, 1)
+        most = decoder.checked_number("length", length, 1)
         self.newline = charlm.newline_of(params.vocabulary)
         tokens = params.vocabulary.encode(prime).astype(np.int32)
         if self.newline in tokens:
@@ -220,17 +219,6 @@ class _Drawing:
         lasts = np.append(starts[1:], len(lines)) - 1
         found = zip(lines[starts].tolist(), pieces, ended[lasts].tolist(), strict=True)
         return [_Piece(*piece) for piece in found if piece[0] < self.count]
-
-
-def _number(name: str, value: SupportsIndex) -> int:
-    """Return a whole number from 1 to 2^30 - 1. Raises InputError for others."""
-    try:
-        number = whole_number(name, value, 1)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if number > LONGEST:
-        raise InputError(f"{name} must be below 2^30, not {number}")
-    return number
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -282,7 +270,7 @@ def _advance(
     def body(loop: tuple[Array, _State, _Drawn]) -> tuple[Array, _State, _Drawn]:
         step, state, drawn = loop
         token = _next(state, key, limits, options, mode, truncate)
-        # Of the token after the longest line only counts whether it is the line break.
+        # Of the token after the longest line, only whether it is the line break matters.
         most = limits.prime_length + limits.length
         in_prime = state.position < limits.prime_length
         ended = ~in_prime & ((token == newline) | (state.position == most))

@@ -30,6 +30,16 @@ def stop_strings(vocabulary: Vocabulary, stop: Stop) -> tuple[str, ...]:
 def _stop_string(vocabulary: Vocabulary, string: str | bytes) -> str:
     if not string:
         raise InputError("`stop` is empty; give the text at least one character to end with")
+    if vocabulary.pattern:
+        # A stop string may begin and end inside of tokens.
+        text = string.decode(errors="replace") if isinstance(string, bytes) else string
+        unknown = sorted(set(text).difference(*vocabulary.symbols))
+        if unknown:
+            names = " ".join(map(repr, unknown[:10]))
+            raise InputError(
+                f"`stop` {string!r}: characters that the model has never seen: {names}"
+            )
+        return text
     try:
         return _searchable(vocabulary, vocabulary.encode(string))
     except InputError as error:

@@ -25,8 +25,8 @@ class GenerateOptions:
     run: tyro.conf.Positional[Path]
     """Run directory, as written by python -m jaxrnn.train, or safetensors file."""
     prime: str | None = None
-    """Beginning of the text, which the model continues. By default a line break. Of a model of lines,
-    beginning of every line, by default empty."""
+    """Beginning of the text, which the model continues. By default a line break. For a model of
+    lines, the beginning of every line; empty by default."""
     prime_file: str | None = None
     """Read the prime from this file, or from standard input if -. The file is UTF-8; for a model of
     bytes it may be any file."""
@@ -34,7 +34,7 @@ class GenerateOptions:
         int | Literal["endless"] | None, shown_default(f"500, for lines {LINE_LENGTH}")
     ] = None
     """Number of characters to add (of bytes for a model of bytes, of tokens for one that was trained
-    with --tokens). endless or -1 continues until it is interrupted. Of a model of lines, the most
+    with --tokens). endless or -1 continues until it is interrupted. For a model of lines, the most
     characters to add to a line; longer lines are cut."""
     count: int = 1
     """Number of texts, or of lines. If there are several texts, each gets a heading."""

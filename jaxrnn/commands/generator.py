@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxrnn import arguments, charlm, console
 from jaxrnn.charlm import lines, sampling
+from jaxrnn.charlm.decoder import LONGEST
 from jaxrnn.charlm.options import LINE_LENGTH
 from jaxrnn.commands import interactive
 from jaxrnn.commands.generate_options import GenerateOptions
@@ -37,6 +38,11 @@ def run(options: GenerateOptions) -> None:
     _check_interactive(options)
     _check_output(options)
     params = load(options.run, options.which, warn=console.note)
+    if options.interactive and params.config.lines:
+        raise InputError(
+            "`interactive` writes one running text, and each line of this model is a text of its own; "
+            "`prime` begins its lines"
+        )
     prime = _prime(options, params.vocabulary)
     if options.interactive:
         given = None if options.prime is None and options.prime_file is None else prime
@@ -88,7 +94,7 @@ def _lines(
         flag = "stop" if options.stop else "stop_at_line"
         raise InputError(f"leave `{flag}` out: each line of this model ends on its own")
     length = _length(options, LINE_LENGTH)
-    length = lines.LONGEST if length is None else length
+    length = LONGEST if length is None else length
     if prime in ("\n", b"\n"):
         # Every line begins after a line break, so this is the same as no prime.
         prime = ""
@@ -96,16 +102,19 @@ def _lines(
     by_bytes, decode = params.vocabulary.by_bytes, params.vocabulary.decode
 
     def pieces() -> Iterator[str | bytes]:
-        found: list[str | bytes] = []
+        whole: list[str | bytes] = []
         cut = 0
         for line in drawn:
-            found.append(line.tokens.astype("uint8").tobytes() if by_bytes else decode(line.tokens))
+            text = line.tokens.astype("uint8").tobytes() if by_bytes else decode(line.tokens)
             cut += line.cut
-            yield found[-1]
+            if not line.cut:
+                whole.append(text)
+            yield text
             yield "\n"
         if cut:
-            console.note(arguments.in_flags(lines.cut_note(cut, length), GenerateOptions))
-        console.note(run_text.novelty(found, options.run))
+            note = f"{lines.cut_note(cut, length)} and are not compared"
+            console.note(arguments.in_flags(note, GenerateOptions))
+        console.note(run_text.novelty(whole, options.run))
 
     return pieces()
 

@@ -76,7 +76,7 @@ def run(
     # Nothing is drawn yet: this checks the arguments.
     dialogue.write(length, stop)
     session = _Session(dialogue, length, stop, default_prime(params.vocabulary) == "\n")
-    with session.hearing_ctrl_c():
+    with session.handling_ctrl_c():
         session.run()
 
 
@@ -114,20 +114,20 @@ class _Session:
             self._begin_line()
 
     @contextlib.contextmanager
-    def hearing_ctrl_c(self) -> Iterator[None]:
+    def handling_ctrl_c(self) -> Iterator[None]:
         """Let Ctrl-C end the text that is being written, exactly after a piece that was shown."""
         before = signal.getsignal(signal.SIGINT)
         in_main_thread = threading.current_thread() is threading.main_thread()
         if before is signal.SIG_IGN or not in_main_thread:
             yield
             return
-        signal.signal(signal.SIGINT, self._hear)
+        signal.signal(signal.SIGINT, self._on_interrupt)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._reading_line:
             raise KeyboardInterrupt
         self._interrupted = True

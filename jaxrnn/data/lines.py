@@ -74,8 +74,8 @@ class LineBatches:
 
     In each epoch the N tokens of the training lines form a stream, in an order of the lines that follows
     from the seed and the epoch. Row b begins at the start of the line that is nearest to place b N / B,
-    and row b of batch n continues where row b of batch n - 1 ended. Inside of a line begins only a row
-    for which no line starts within half of a row's share of the stream.
+    and row b of batch n continues where row b of batch n - 1 ended. A row begins inside of a line
+    only if no line starts within half of a row's share of the stream.
 
     Attributes:
       lines: the lines of the text.

@@ -67,10 +67,10 @@ def _options(run: Path, config: dict[str, Any]) -> TrainOptions:
 
 
 def novelty(lines: Sequence[str | bytes], run: Path) -> str:
-    """Return how many lines there are, are new, are in the text of the run, and are duplicates.
+    """Report how many lines were drawn, and how many are new, in the training text, or repeated.
 
     Args:
-      lines: the lines that its model drew, without line breaks.
+      lines: the lines that the model drew, without line breaks.
       run: the run directory, or the file of the model.
     """
     different = set(lines)
@@ -80,14 +80,15 @@ def novelty(lines: Sequence[str | bytes], run: Path) -> str:
         _, _, corpus = read(run)
     except InputError as error:
         return f"{total}; {repeats}; not compared with the training text: {error}"
-    # Empty lines of the text are left out of the training.
-    known = different.intersection(filter(None, _lines_of(corpus)))
+    # Empty lines are left out of the training.
+    known = different.intersection(filter(None, _training_lines(corpus)))
     seen = sum(line in known for line in lines)
     return f"{total}; new: {len(lines) - seen:,}; in the training text: {seen:,}; {repeats}"
 
 
-def _lines_of(corpus: Corpus) -> list[str] | list[bytes]:
-    """Return the lines of a text, with those of the validation part, and an empty one at its end."""
+def _training_lines(corpus: Corpus) -> list[str] | list[bytes]:
+    """Return the lines of the training part, and an empty one at its end."""
+    tokens = corpus.tokens[: corpus.split]
     if corpus.vocabulary.by_bytes:
-        return corpus.tokens.tobytes().split(b"\n")
-    return corpus.vocabulary.decode(corpus.tokens).split("\n")
+        return tokens.tobytes().split(b"\n")
+    return corpus.vocabulary.decode(tokens).split("\n")

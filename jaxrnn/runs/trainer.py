@@ -252,7 +252,7 @@ def introduce(work: Work, say: Callable[[str], None], temporary: bool = False) -
             why = "(as in the model to start from, unless other settings change them)"
         say(
             f"preset {work.options.preset} for {corpus.train_size:,} {unit}s: "
-            f"{passes:.2g} passes, dropout {model.dropout:g}, weight dropout "
+            f"{passes:.3g} passes, dropout {model.dropout:g}, weight dropout "
             f"{model.weight_dropout:g} {why}"
         )
     if work.start is not None and work.start.read is not None:
@@ -283,7 +283,7 @@ def _described(corpus: Corpus) -> str:
     if corpus.lines is None:
         return f"{size}; the last {corpus.validation_size:,} are for validation"
     lines, training, empty = len(corpus.lines.ends), corpus.lines.training, corpus.lines.empty
-    left_out = f"; {empty:,} empty lines are left out" if empty else ""
+    left_out = f"; empty lines left out: {empty:,}" if empty else ""
     return (
         f"{lines:,} lines of {size}; {lines - training:,} lines, chosen at random, are for validation"
         f"{left_out}"

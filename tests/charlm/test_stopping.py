@@ -29,6 +29,7 @@ from jaxrnn.charlm.stopping import Search, stop_strings
 from tests.support.oracle import unchecked
 
 LETTERS = Vocabulary.of("ab€\n")
+WORDS = Vocabulary.of("quick brown fox", r"\w+")
 BYTES = Vocabulary.of_bytes()
 CONFIG = ModelConfig("gru", hidden_size=3, embedding_size=2)
 # Random weights, so the characters are about equally likely.
@@ -199,3 +200,12 @@ def test_the_decoder_is_where_its_pieces_end() -> None:
 def test_stop_strings_that_cannot_be_used(write: Any, stop: Any, message: str) -> None:
     with unchecked(), pytest.raises(InputError, match=message):
         write(MODEL, PRIME, 1, stop=stop)
+
+
+def test_a_stop_string_may_lie_inside_of_tokens() -> None:
+    assert stop_strings(WORDS, "ck br") == ("ck br",)
+    search = Search(WORDS, stop_strings(WORDS, "ow"))
+    search.feed(WORDS.encode("quick brown fox"))
+    assert search.end == 3
+    with pytest.raises(InputError, match=r"never seen: 'z'"):
+        stop_strings(WORDS, "buzz")

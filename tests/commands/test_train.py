@@ -86,7 +86,7 @@ def test_a_training_from_start_to_end(
     )
     learned = size * 9 // 10
     assert lines[1].startswith(
-        f"preset small for {learned:,} characters: {8 * 4 * 8 / learned:.2g} passes, dropout 0, "
+        f"preset small for {learned:,} characters: {8 * 4 * 8 / learned:.3g} passes, dropout 0, "
     )
     count = charlm.count(load(run))
     assert lines[2].startswith(f"1 x rnn of 6, {count:,} parameters, float32; 8 steps on cpu")
