@@ -228,10 +228,11 @@ class Vocabulary:
         if self.pattern:
             known = " ".join(map(reprlib.repr, self.tokens[:MOST_KNOWN]))
             known += " ..." if len(self) > MOST_KNOWN else ""
+        shown = " ".join(map(reprlib.repr, unknown[:MOST_UNKNOWN]))
+        shown += f" and {len(unknown) - MOST_UNKNOWN} more" if len(unknown) > MOST_UNKNOWN else ""
         raise InputError(
-            f"{self.unit}s that the model has never seen: "
-            f"{' '.join(map(reprlib.repr, unknown[:MOST_UNKNOWN]))}; it knows {len(self)} "
-            f"{self.unit}s: {known}"
+            f"{self.unit}s that the model has never seen: {shown}; it knows {len(self)} {self.unit}s: "
+            f"{known}"
         )
 
     def decode(self, tokens: npt.ArrayLike) -> str:
