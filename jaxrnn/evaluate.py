@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jaxrnn import arguments, stopping
 from jaxrnn.commands import running
 from jaxrnn.commands.evaluate_options import EvaluateOptions
-from jaxrnn.errors import InputError, first_line, is_out_of_memory
+from jaxrnn.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evaluate") -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evalua
         return 0
 
     parse = functools.partial(arguments.parse, EvaluateOptions, prog, argv)
-    return running.run(EvaluateOptions, parse, work, _explain)
+    return running.run(EvaluateOptions, parse, work, running.out_of_memory("lower --parts"))
 
 
 def _about_texts(message: str) -> str:
@@ -38,12 +38,6 @@ def _about_texts(message: str) -> str:
     if "never seen" in message:
         message += "; `unknown=skip` leaves them out"
     return message
-
-
-def _explain(error: Exception) -> str | None:
-    if not is_out_of_memory(error):
-        return None
-    return f"the memory ran out ({first_line(error)}); lower --parts"
 
 
 if __name__ == "__main__":
