@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from rich.console import Console
 
 from jaxrnn import charlm, console, progress
 from jaxrnn.charlm.dynamic import DynamicScorer
@@ -59,7 +58,7 @@ def run(options: EvaluateOptions) -> None:
     if options.surprisal is not None and text.characters is not None:
         surprisal.check_length(text.characters)
     summary = _evaluate(options, params, text)
-    summary.print(Console(stderr=options.per_line == "json"))
+    summary.print(to_stderr=options.per_line == "json")
 
 
 def _check_options(options: EvaluateOptions) -> None:
