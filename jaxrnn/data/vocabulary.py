@@ -238,10 +238,20 @@ class Vocabulary:
         """Return the text of integer tokens [N]. Bytes that are not UTF-8 become U+FFFD."""
         tokens = np.asarray(tokens, np.int64)
         if self.by_bytes:
-            return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+            return self.to_bytes(tokens).decode(errors="replace")
         if self.pattern:
             return "".join(map(self.tokens.__getitem__, tokens.tolist()))
         return self._points[tokens].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def to_bytes(self, tokens: npt.ArrayLike) -> bytes:
+        """Return the bytes of integer tokens [N], which need not be UTF-8.
+
+        Raises:
+          ValueError: for a vocabulary whose tokens are not bytes.
+        """
+        if not self.by_bytes:
+            raise ValueError("the tokens of this vocabulary are not bytes; use decode")
+        return np.asarray(tokens).astype(np.uint8).tobytes()
 
     def whitespace(self) -> np.ndarray:
         """Return whether each token is white space, all characters of it, [V] bool."""

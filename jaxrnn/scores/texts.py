@@ -116,6 +116,6 @@ def _decoded(tokens: np.ndarray, vocabulary: Vocabulary) -> Iterator[str | bytes
     for at in range(0, len(tokens), PIECE):
         part = tokens[at : at + PIECE]
         if vocabulary.by_bytes:
-            yield part.astype(np.uint8).tobytes()
+            yield vocabulary.to_bytes(part)
         else:
             yield vocabulary.decode(part)
