@@ -222,6 +222,17 @@ class Vocabulary:
             for match in matches(line):
                 yield match[0]
 
+    def last_end(self, text: str, most: int) -> int:
+        """Return the last place up to `most` where a token of a text ends; 0 if none does."""
+        if not self.pattern:
+            return most
+        end = 0
+        for symbol in self._split(text):
+            if end + len(symbol) > most:
+                break
+            end += len(symbol)
+        return end
+
     def _refuse_unknown(self, unknown: Sequence[str]) -> NoReturn:
         """Raise InputError for symbols that the vocabulary does not have."""
         known = repr(self.characters[:200])

@@ -19,6 +19,9 @@ from jaxrnn.shapes import Float
 
 # Characters without a line break after which a piece ends within a line.
 LONGEST = 1 << 20
+# Characters at its end that the next piece then begins with if tokens are strings: what follows them may
+# change their tokens.
+HELD_BACK = 1 << 10
 
 
 class Piece(NamedTuple):
@@ -53,7 +56,7 @@ def pieces(
     Raises:
       InputError: for such a character if they are not left out.
     """
-    for text in _to_line_ends(_decoded(chunks)):
+    for text in _to_line_ends(_decoded(chunks), vocabulary):
         if skip_unknown:
             kept, tokens = vocabulary.encode_known(text)
         else:
@@ -68,14 +71,19 @@ def _decoded(chunks: Iterable[str | bytes]) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _to_line_ends(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield the text again, cut after line breaks."""
+def _to_line_ends(chunks: Iterable[str], vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the text again, cut after line breaks, and after a token in very long lines.
+
+    The parts have the tokens of the whole line, unless a single token is longer than LONGEST, or the
+    pattern of the vocabulary looks behind, or ahead by more than HELD_BACK characters.
+    """
     rest = ""
     for chunk in chunks:
         rest += chunk
         end = rest.rfind("\n") + 1
         if not end and len(rest) >= LONGEST:
-            end = len(rest)
+            held_back = HELD_BACK if vocabulary.pattern else 0
+            end = vocabulary.last_end(rest, len(rest) - held_back) or len(rest)
         if end:
             yield rest[:end]
         rest = rest[end:]

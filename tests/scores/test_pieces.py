@@ -17,6 +17,31 @@ def test_pieces_end_with_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == ["ab\n", "abbb\n\n", "aaaaaaaa", "a\n", "b"]
 
 
+def test_long_lines_are_cut_where_a_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second pattern takes "aaab" as one token, but "aaa" as three."""
+    monkeypatch.setattr(module, "LONGEST", 60)
+    monkeypatch.setattr(module, "HELD_BACK", 20)
+    rng = np.random.default_rng(0)
+    for pattern in (r"\w+", "a+b|[ab]"):
+        words = ["a" * rng.integers(1, 9) + "b" * rng.integers(2) for _ in range(200)]
+        text = " ".join(words) + "\n" + "".join(words)[:300].replace("ba", "b a") + "\nab"
+        vocabulary = Vocabulary.of(text, pattern)
+        found = list(pieces([text[at : at + 7] for at in range(0, len(text), 7)], vocabulary))
+        assert "".join(piece.text for piece in found) == text
+        assert max(len(piece.text) for piece in found) < 70 and len(found) > 20
+        tokens = np.concatenate([piece.tokens for piece in found])
+        np.testing.assert_array_equal(tokens, vocabulary.encode(text))
+
+
+def test_a_token_longer_than_a_piece_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded, whatever the text is."""
+    monkeypatch.setattr(module, "LONGEST", 60)
+    monkeypatch.setattr(module, "HELD_BACK", 20)
+    vocabulary = Vocabulary(tokens=(" ", "a" * 63), pattern="a+")
+    found = [piece.text for piece in pieces(["a" * 7] * 18, vocabulary)]
+    assert found == ["a" * 63, "a" * 63]
+
+
 def test_unknown_characters() -> None:
     vocabulary = Vocabulary("\nba")
     with pytest.raises(InputError, match="never seen: 'x'"):
