@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, UnknownSymbols
 
 # Most unknown and most known tokens that an error message lists.
 MOST_UNKNOWN, MOST_KNOWN = 10, 20
@@ -166,8 +166,9 @@ class Vocabulary:
             bytes again.
 
         Raises:
-          InputError: for characters or strings that the vocabulary does not have; the message lists
-            them.
+          UnknownSymbols: for characters or strings that the vocabulary does not have.
+          InputError: for bytes that are not UTF-8, for a str that has no bytes, and for a pattern that
+            matches the empty string in the text.
         """
         if self.by_bytes:
             return np.frombuffer(_raw(text), np.uint8)
@@ -234,12 +235,12 @@ class Vocabulary:
         return end
 
     def _refuse_unknown(self, unknown: Sequence[str]) -> NoReturn:
-        """Raise InputError for symbols that the vocabulary does not have."""
+        """Raise UnknownSymbols for symbols that the vocabulary does not have."""
         known = repr(self.characters[:200])
         if self.pattern:
             known = " ".join(map(reprlib.repr, self.tokens[:MOST_KNOWN]))
             known += " ..." if len(self) > MOST_KNOWN else ""
-        raise InputError(
+        raise UnknownSymbols(
             f"{self.unit}s that the model has never seen: "
             f"{' '.join(map(reprlib.repr, unknown[:MOST_UNKNOWN]))}; it knows {len(self)} "
             f"{self.unit}s: {known}"

@@ -216,6 +216,7 @@ def test_unknown_characters(
     file.write_text("ZZ")
     message = refusal(evaluate.main, [str(place / "run"), str(file), "--unknown=skip"])
     assert "nothing is left of the text" in message
+    assert "leaves them out" not in message
 
 
 # --- the lines ---
@@ -307,7 +308,7 @@ def test_refusals(place: Path, tmp_path: Path, refusal: Callable[..., str]) -> N
         return refusal(evaluate.main, [str(argument) for argument in arguments])
 
     assert "--sort needs --per-line" in refused(run, text, "--sort")
-    assert "TEXT takes play" in refused(run, tmp_path / "missing.txt")
+    assert "; name play, shakespeare, -" in refused(run, tmp_path / "missing.txt")
     assert "is empty; give another text" in refused(run, tmp_path / "empty.txt")
     assert "is part of the text" in refused(run, text, "--surprisal", text)
     assert "is not a folder" in refused(tmp_path / "missing", text)
