@@ -88,7 +88,15 @@ def _text(options: EvaluateOptions, params: charlm.Params) -> Text:
         return texts.of_run(options.run)
     skip = options.unknown == "skip"
     reading = Reading(options.encoding, options.newlines)
-    return texts.named(options.text, options.glob, params.vocabulary, skip, options.parts, reading)
+    return texts.named(
+        options.text,
+        options.glob,
+        params.vocabulary,
+        skip,
+        options.parts,
+        reading,
+        of_lines=params.config.lines,
+    )
 
 
 def _evaluate(options: EvaluateOptions, params: charlm.Params, text: Text) -> Summary:
@@ -122,7 +130,10 @@ def _evaluate(options: EvaluateOptions, params: charlm.Params, text: Text) -> Su
 def _check_figures(summary: Summary) -> None:
     """Raise InputError if nothing was scored, or the scores are not numbers."""
     if not summary.characters:
-        raise InputError("nothing is left of the text: the model has never seen its characters")
+        raise InputError(
+            "nothing is left of the text: the model has never seen its characters, or the text has "
+            "only empty lines, which a model of lines leaves out; give another text"
+        )
     if not math.isfinite(sum(summary.nats.values())):
         raise InputError(
             "the model predicts probabilities that are not numbers; give one whose training has not "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -62,6 +63,24 @@ def pieces(
         else:
             kept, tokens = text, vocabulary.encode(text)
         yield Piece(kept, tokens, len(text) - len(kept))
+
+
+def as_lines(found: Iterable[Piece], vocabulary: Vocabulary) -> Iterator[Piece]:
+    """Yield a text as a model of lines is trained on it.
+
+    Empty lines are left out, and a line break is added after a last line without one.
+    """
+    newline = vocabulary.newline
+    at_start = True
+    for piece in found:
+        breaks = piece.tokens == newline
+        empty = breaks & np.append(at_start, breaks[:-1])
+        text = re.sub("\n+", "\n", piece.text)
+        text = text.removeprefix("\n") if at_start else text
+        at_start = bool(breaks[-1]) if len(breaks) else at_start
+        yield Piece(text, piece.tokens[~empty], piece.left_out)
+    if not at_start:
+        yield Piece("\n", vocabulary.encode("\n"), 0)
 
 
 def _decoded(chunks: Iterable[str | bytes]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import pytest
 
 from jaxrnn import InputError, Vocabulary
 from jaxrnn.scores import pieces as module
-from jaxrnn.scores.pieces import per_character, pieces
+from jaxrnn.scores.pieces import as_lines, per_character, pieces
 
 pytestmark = pytest.mark.once
 
@@ -49,6 +49,25 @@ def test_unknown_characters() -> None:
     found = list(pieces(["xab\n\u20acx", "\n"], vocabulary, skip_unknown=True))
     assert [(piece.text, piece.left_out) for piece in found] == [("ab\n", 1), ("\n", 2)]
     assert found[0].tokens.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("text", ["\n\nab\n\n\na\nb b", "a\n\n", "x\n\na\nxx\nb", "\n\n", "x"])
+@pytest.mark.parametrize("pattern", ["", "[ab]+"])
+def test_lines_are_those_of_training(
+    text: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Characters that the model does not know do not fill a line."""
+    monkeypatch.setattr(module, "LONGEST", 2)
+    monkeypatch.setattr(module, "HELD_BACK", 1)
+    vocabulary = Vocabulary.of("ab b\na", pattern)
+    known = [line for line in text.replace("x", "").split("\n") if line]
+    for size in (1, 3, 99):
+        chunks = [text[at : at + size] for at in range(0, len(text), size)]
+        found = list(as_lines(pieces(chunks, vocabulary, skip_unknown=True), vocabulary))
+        assert "".join(piece.text for piece in found) == "".join(line + "\n" for line in known)
+        for piece in found:
+            assert vocabulary.decode(piece.tokens) == piece.text
+        assert sum(piece.left_out for piece in found) == text.count("x")
 
 
 def test_bytes_that_are_cut_inside_of_a_character() -> None:
