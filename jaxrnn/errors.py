@@ -19,6 +19,10 @@ class InputError(Exception):
     """
 
 
+class UnknownSymbols(InputError):
+    """A text with characters or tokens that a vocabulary does not have; the message lists them."""
+
+
 class RemoteError(InputError):
     """Bad input that another process reports to the user."""
 

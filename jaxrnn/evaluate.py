@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jaxrnn import arguments, stopping
 from jaxrnn.commands import running
 from jaxrnn.commands.evaluate_options import EvaluateOptions
-from jaxrnn.errors import InputError, first_line, is_out_of_memory
+from jaxrnn.errors import InputError, UnknownSymbols
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evaluate") -> int:
@@ -22,28 +22,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evalua
         with stopping.catching(stopping.stop):
             try:
                 evaluator.run(options)
+            except UnknownSymbols as error:
+                raise InputError(f"{error}; `unknown=skip` leaves them out") from None
             except InputError as error:
-                raise InputError(_about_texts(str(error))) from None
+                # The model decides whether the text is read as bytes.
+                message = str(error).replace("; `as_bytes` reads it as it is", "")
+                raise InputError(message) from None
             sys.stdout.flush()
         return 0
 
     parse = functools.partial(arguments.parse, EvaluateOptions, prog, argv)
-    return running.run(EvaluateOptions, parse, work, _explain)
-
-
-def _about_texts(message: str) -> str:
-    """Return an error message of the library in terms of this command, which does not train."""
-    message = message.replace("`data`", "TEXT").replace("; `as_bytes` reads it as it is", "")
-    message = message.replace("give a text to train on", "give another text")
-    if "never seen" in message:
-        message += "; `unknown=skip` leaves them out"
-    return message
-
-
-def _explain(error: Exception) -> str | None:
-    if not is_out_of_memory(error):
-        return None
-    return f"the memory ran out ({first_line(error)}); lower --parts"
+    return running.run(EvaluateOptions, parse, work, running.out_of_memory("lower --parts"))
 
 
 if __name__ == "__main__":

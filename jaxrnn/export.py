@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from jaxrnn import arguments, stopping
 from jaxrnn.commands import running
 from jaxrnn.commands.export_options import ExportOptions
-from jaxrnn.errors import first_line, is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.export") -> int:
@@ -27,11 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.export
         return 0
 
     parse = functools.partial(arguments.parse, ExportOptions, prog, argv)
-    return running.run(ExportOptions, parse, work, _explain)
-
-
-def _explain(error: Exception) -> str | None:
-    return f"the memory ran out ({first_line(error)})" if is_out_of_memory(error) else None
+    return running.run(ExportOptions, parse, work, running.out_of_memory())
 
 
 if __name__ == "__main__":

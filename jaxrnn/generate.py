@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from jaxrnn import arguments
 from jaxrnn.commands import running
 from jaxrnn.commands.generate_options import GenerateOptions
-from jaxrnn.errors import first_line, is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.generate") -> int:
@@ -27,13 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.genera
         return 0
 
     parse = functools.partial(arguments.parse, GenerateOptions, prog, argv)
-    return running.run(GenerateOptions, parse, work, _explain)
-
-
-def _explain(error: Exception) -> str | None:
-    if not is_out_of_memory(error):
-        return None
-    return f"the memory ran out ({first_line(error)}); make --count smaller"
+    return running.run(GenerateOptions, parse, work, running.out_of_memory("make --count smaller"))
 
 
 if __name__ == "__main__":

@@ -126,5 +126,5 @@ class Dialogue:
 
     def _written(self, tokens: Int[np.ndarray, "N"]) -> str | bytes:
         if self._vocabulary.by_bytes:
-            return tokens.astype(np.uint8).tobytes()
+            return self._vocabulary.to_bytes(tokens)
         return self._vocabulary.decode(tokens)

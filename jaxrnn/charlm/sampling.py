@@ -110,7 +110,7 @@ def sample_bytes(
     """
     _check_by_bytes(params)
     decoder = Decoder(params, prime, SamplingOptions.of(options))
-    return _as_bytes(decoder.texts(length, stop)[0])
+    return params.vocabulary.to_bytes(decoder.texts(length, stop)[0])
 
 
 def sample_bytes_many(
@@ -128,7 +128,7 @@ def sample_bytes_many(
     """
     _check_by_bytes(params)
     decoder = Decoder(params, prime, SamplingOptions.of(options), count)
-    return [_as_bytes(tokens) for tokens in decoder.texts(length, stop)]
+    return list(map(params.vocabulary.to_bytes, decoder.texts(length, stop)))
 
 
 def stream(
@@ -149,7 +149,7 @@ def stream(
         return map(params.vocabulary.decode, pieces)
     # A piece may end inside of a character.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return (decoder.decode(_as_bytes(tokens)) for tokens in pieces)
+    return (decoder.decode(params.vocabulary.to_bytes(tokens)) for tokens in pieces)
 
 
 def stream_bytes(
@@ -166,7 +166,8 @@ def stream_bytes(
     the call, before the first piece is asked for.
     """
     _check_by_bytes(params)
-    return map(_as_bytes, Decoder(params, prime, SamplingOptions.of(options)).pieces(length, stop))
+    decoder = Decoder(params, prime, SamplingOptions.of(options))
+    return map(params.vocabulary.to_bytes, decoder.pieces(length, stop))
 
 
 def default_prime(vocabulary: Vocabulary) -> str:
@@ -178,11 +179,7 @@ def _decoded(vocabulary: Vocabulary, tokens: Int[np.ndarray, "N"]) -> str:
     """Return the text of tokens; of bytes without a character that the end cuts."""
     if not vocabulary.by_bytes:
         return vocabulary.decode(tokens)
-    return codecs.utf_8_decode(_as_bytes(tokens), "replace", False)[0]
-
-
-def _as_bytes(tokens: Int[np.ndarray, "N"]) -> bytes:
-    return tokens.astype(np.uint8).tobytes()
+    return codecs.utf_8_decode(vocabulary.to_bytes(tokens), "replace", False)[0]
 
 
 def _check_by_bytes(params: charlm.Params) -> None:

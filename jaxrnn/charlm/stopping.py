@@ -49,7 +49,7 @@ def _stop_string(vocabulary: Vocabulary, string: str | bytes) -> str:
 def _searchable(vocabulary: Vocabulary, tokens: Integer[np.ndarray, "N"]) -> str:
     """Return the text of tokens; for a model of bytes, the character with the number of each byte."""
     if vocabulary.by_bytes:
-        return tokens.astype(np.uint8).tobytes().decode("latin-1")
+        return vocabulary.to_bytes(tokens).decode("latin-1")
     return vocabulary.decode(tokens)
 
 

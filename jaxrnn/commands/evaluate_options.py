@@ -43,7 +43,8 @@ class EvaluateOptions:
     state 256 characters before its own first, so the result is not exact: it is usually wrong by less
     than one in a thousand. For a model of lines no longer than 256 characters it is exact."""
     per_line: Annotated[LineFormat | None, tyro.conf.arg(metavar="{table,json}")] = None
-    """Write the score of each line to standard output: a table, or JSON lines and nothing else."""
+    """Write the score of each line to standard output: a table, or JSON lines and nothing else.
+    For a model of lines, empty lines are neither scored nor numbered."""
     sort: bool = False
     """Sort the lines by nats per character, the highest first. All of them are kept in memory."""
     surprisal: Path | None = None

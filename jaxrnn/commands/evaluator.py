@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from rich.console import Console
 
 from jaxrnn import charlm, console, progress
 from jaxrnn.charlm.dynamic import DynamicScorer
@@ -59,7 +58,7 @@ def run(options: EvaluateOptions) -> None:
     if options.surprisal is not None and text.characters is not None:
         surprisal.check_length(text.characters)
     summary = _evaluate(options, params, text)
-    summary.print(Console(stderr=options.per_line == "json"))
+    summary.print(to_stderr=options.per_line == "json")
 
 
 def _check_options(options: EvaluateOptions) -> None:
@@ -89,7 +88,15 @@ def _text(options: EvaluateOptions, params: charlm.Params) -> Text:
         return texts.of_run(options.run)
     skip = options.unknown == "skip"
     reading = Reading(options.encoding, options.newlines)
-    return texts.named(options.text, options.glob, params.vocabulary, skip, options.parts, reading)
+    return texts.named(
+        options.text,
+        options.glob,
+        params.vocabulary,
+        skip,
+        options.parts,
+        reading,
+        of_lines=params.config.lines,
+    )
 
 
 def _evaluate(options: EvaluateOptions, params: charlm.Params, text: Text) -> Summary:
@@ -123,7 +130,10 @@ def _evaluate(options: EvaluateOptions, params: charlm.Params, text: Text) -> Su
 def _check_figures(summary: Summary) -> None:
     """Raise InputError if nothing was scored, or the scores are not numbers."""
     if not summary.characters:
-        raise InputError("nothing is left of the text: the model has never seen its characters")
+        raise InputError(
+            "nothing is left of the text: the model has never seen its characters, or the text has "
+            "only empty lines, which a model of lines leaves out; give another text"
+        )
     if not math.isfinite(sum(summary.nats.values())):
         raise InputError(
             "the model predicts probabilities that are not numbers; give one whose training has not "

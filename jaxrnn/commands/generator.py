@@ -99,13 +99,14 @@ def _lines(
         # Every line begins after a line break, so this is the same as no prime.
         prime = ""
     drawn = lines.draw_lines(params, options.count, prime, length, options.sampling)
-    by_bytes, decode = params.vocabulary.by_bytes, params.vocabulary.decode
+    vocabulary = params.vocabulary
+    written = vocabulary.to_bytes if vocabulary.by_bytes else vocabulary.decode
 
     def pieces() -> Iterator[str | bytes]:
         whole: list[str | bytes] = []
         cut = 0
         for line in drawn:
-            text = line.tokens.astype("uint8").tobytes() if by_bytes else decode(line.tokens)
+            text = written(line.tokens)
             cut += line.cut
             if not line.cut:
                 whole.append(text)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from jaxrnn import arguments, console, stopping
-from jaxrnn.errors import Failure, InputError, RemoteError
+from jaxrnn.errors import Failure, InputError, RemoteError, first_line, is_out_of_memory
 from jaxrnn.training import orbax_messages
 
 T = TypeVar("T")
@@ -74,6 +74,22 @@ def run(
             raise
         _print_error(line, kind)
         return 1
+
+
+def out_of_memory(advice: str = "") -> Callable[[Exception], str | None]:
+    """Return an `explain` for `run` that knows the errors of a memory that ran out.
+
+    Args:
+      advice: what to do about them; nothing is advised if it is empty.
+    """
+
+    def explain(error: Exception) -> str | None:
+        if not is_out_of_memory(error):
+            return None
+        line = f"the memory ran out ({first_line(error)})"
+        return f"{line}; {advice}" if advice else line
+
+    return explain
 
 
 def _print_error(error: object, kind: type[Any]) -> None:

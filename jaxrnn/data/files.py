@@ -240,7 +240,7 @@ def _reported(file: File) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f'no file or folder "{file.path}"; `data` takes play, shakespeare, - for standard '
+            f'no file or folder "{file.path}"; name play, shakespeare, - for standard '
             "input, or a path"
         ) from error
     except OSError as error:
@@ -252,7 +252,7 @@ def _empty(files: Sequence[File]) -> InputError:
     words = list(dict.fromkeys(file.word for file in files))
     more = f" and {len(words) - 3} more" if len(words) > 3 else ""
     verb = "is" if len(words) == 1 else "are"
-    return InputError(f"{', '.join(words[:3])}{more} {verb} empty; give a text to train on")
+    return InputError(f"{', '.join(words[:3])}{more} {verb} empty; give another text")
 
 
 def unreadable(path: str, error: OSError) -> InputError:

@@ -147,7 +147,7 @@ def find(data: Sequence[str], glob: str | None = None) -> list[files.File]:
     """
     words = _words(data)
     if glob is not None and not any(map(_is_folder, words)):
-        raise InputError(f'`glob="{glob}"` chooses files from a folder, but `data` names no folder')
+        raise InputError(f'`glob="{glob}"` chooses files from a folder, but no folder is named')
     found, empty = [], []
     for nth, word in enumerate(words):
         called = "standard input" if word == "-" else word

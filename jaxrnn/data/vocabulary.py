@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, UnknownSymbols
 
 # Most unknown and most known tokens that an error message lists.
 MOST_UNKNOWN, MOST_KNOWN = 10, 20
@@ -166,8 +166,9 @@ class Vocabulary:
             bytes again.
 
         Raises:
-          InputError: for characters or strings that the vocabulary does not have; the message lists
-            them.
+          UnknownSymbols: for characters or strings that the vocabulary does not have.
+          InputError: for bytes that are not UTF-8, for a str that has no bytes, and for a pattern that
+            matches the empty string in the text.
         """
         if self.by_bytes:
             return np.frombuffer(_raw(text), np.uint8)
@@ -222,15 +223,26 @@ class Vocabulary:
             for match in matches(line):
                 yield match[0]
 
+    def last_end(self, text: str, most: int) -> int:
+        """Return the last place up to `most` where a token of a text ends; 0 if none does."""
+        if not self.pattern:
+            return most
+        end = 0
+        for symbol in self._split(text):
+            if end + len(symbol) > most:
+                break
+            end += len(symbol)
+        return end
+
     def _refuse_unknown(self, unknown: Sequence[str]) -> NoReturn:
-        """Raise InputError for symbols that the vocabulary does not have."""
+        """Raise UnknownSymbols for symbols that the vocabulary does not have."""
         known = repr(self.characters[:200])
         if self.pattern:
             known = " ".join(map(reprlib.repr, self.tokens[:MOST_KNOWN]))
             known += " ..." if len(self) > MOST_KNOWN else ""
         shown = " ".join(map(reprlib.repr, unknown[:MOST_UNKNOWN]))
         shown += f" and {len(unknown) - MOST_UNKNOWN} more" if len(unknown) > MOST_UNKNOWN else ""
-        raise InputError(
+        raise UnknownSymbols(
             f"{self.unit}s that the model has never seen: {shown}; it knows {len(self)} {self.unit}s: "
             f"{known}"
         )
@@ -239,10 +251,20 @@ class Vocabulary:
         """Return the text of integer tokens [N]. Bytes that are not UTF-8 become U+FFFD."""
         tokens = np.asarray(tokens, np.int64)
         if self.by_bytes:
-            return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+            return self.to_bytes(tokens).decode(errors="replace")
         if self.pattern:
             return "".join(map(self.tokens.__getitem__, tokens.tolist()))
         return self._points[tokens].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def to_bytes(self, tokens: npt.ArrayLike) -> bytes:
+        """Return the bytes of integer tokens [N], which need not be UTF-8.
+
+        Raises:
+          ValueError: for a vocabulary whose tokens are not bytes.
+        """
+        if not self.by_bytes:
+            raise ValueError("the tokens of this vocabulary are not bytes; use decode")
+        return np.asarray(tokens).astype(np.uint8).tobytes()
 
     def whitespace(self) -> np.ndarray:
         """Return whether each token is white space, all characters of it, [V] bool."""

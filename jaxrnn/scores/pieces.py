@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from jaxrnn.shapes import Float
 
 # Characters without a line break after which a piece ends within a line.
 LONGEST = 1 << 20
+# Characters at its end that the next piece then begins with if tokens are strings: what follows them may
+# change their tokens.
+HELD_BACK = 1 << 10
 
 
 class Piece(NamedTuple):
@@ -53,12 +57,30 @@ def pieces(
     Raises:
       InputError: for such a character if they are not left out.
     """
-    for text in _to_line_ends(_decoded(chunks)):
+    for text in _to_line_ends(_decoded(chunks), vocabulary):
         if skip_unknown:
             kept, tokens = vocabulary.encode_known(text)
         else:
             kept, tokens = text, vocabulary.encode(text)
         yield Piece(kept, tokens, len(text) - len(kept))
+
+
+def as_lines(found: Iterable[Piece], vocabulary: Vocabulary) -> Iterator[Piece]:
+    """Yield a text as a model of lines is trained on it.
+
+    Empty lines are left out, and a line break is added after a last line without one.
+    """
+    newline = vocabulary.newline
+    at_start = True
+    for piece in found:
+        breaks = piece.tokens == newline
+        empty = breaks & np.append(at_start, breaks[:-1])
+        text = re.sub("\n+", "\n", piece.text)
+        text = text.removeprefix("\n") if at_start else text
+        at_start = bool(breaks[-1]) if len(breaks) else at_start
+        yield Piece(text, piece.tokens[~empty], piece.left_out)
+    if not at_start:
+        yield Piece("\n", vocabulary.encode("\n"), 0)
 
 
 def _decoded(chunks: Iterable[str | bytes]) -> Iterator[str]:
@@ -68,14 +90,19 @@ def _decoded(chunks: Iterable[str | bytes]) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _to_line_ends(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield the text again, cut after line breaks."""
+def _to_line_ends(chunks: Iterable[str], vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the text again, cut after line breaks, and after a token in very long lines.
+
+    The parts have the tokens of the whole line, unless a single token is longer than LONGEST, or the
+    pattern of the vocabulary looks behind, or ahead by more than HELD_BACK characters.
+    """
     rest = ""
     for chunk in chunks:
         rest += chunk
         end = rest.rfind("\n") + 1
         if not end and len(rest) >= LONGEST:
-            end = len(rest)
+            held_back = HELD_BACK if vocabulary.pattern else 0
+            end = vocabulary.last_end(rest, len(rest) - held_back) or len(rest)
         if end:
             yield rest[:end]
         rest = rest[end:]

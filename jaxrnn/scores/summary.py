@@ -50,9 +50,22 @@ class Summary:
         """Add the information of some tokens to a row."""
         self.nats[row] = self.nats.get(row, 0.0) + float(nats.sum(dtype=np.float64))
 
-    def print(self, to: Console) -> None:
-        """Print the length of the text, what was left out of it, and the table."""
-        unknown = "the model has seen all of them before"
+    def print(self, to_stderr: bool = False) -> None:
+        """Print the length of the text, what was left out of it, and the table.
+
+        Raises:
+          OSError: if standard output fails. rich itself would end the process.
+        """
+        to = Console(stderr=to_stderr)
+        with to.capture() as shown:
+            self._show(to)
+        if to_stderr:
+            console.message(shown.get().rstrip("\n"))
+        else:
+            console.write(shown.get())
+
+    def _show(self, to: Console) -> None:
+        unknown = "the model knows all of them"
         if self.left_out:
             unknown = f"{self.left_out:,} more that the model has never seen are left out"
         line = f"{self.name}: {self.characters:,} characters, {self.size:,} bytes; {unknown}"

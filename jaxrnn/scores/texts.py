@@ -15,7 +15,7 @@ from jaxrnn.data.encodings import Reading
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
 from jaxrnn.runs import run_text
-from jaxrnn.scores.pieces import Piece, pieces
+from jaxrnn.scores.pieces import Piece, as_lines, pieces
 from jaxrnn.training import evaluation, feed
 
 # Most bytes of a piece, times the number of parts that are read side by side.
@@ -48,6 +48,7 @@ def named(
     skip_unknown: bool,
     parts: int,
     reading: Reading,
+    of_lines: bool = False,
 ) -> Text:
     """Return the text of the words of a command line; several files are joined.
 
@@ -60,22 +61,24 @@ def named(
       skip_unknown: leave out characters that the vocabulary does not have.
       parts: the number of parts that are read side by side.
       reading: as for `sources.read`.
+      of_lines: leave out empty lines and end the last one, as in the training of a model of lines.
 
     Raises:
       InputError: if the text cannot be read, is empty, or has characters that are not left out.
     """
-    found = sources.find(data, glob)
+    chosen = sources.find(data, glob)
     by_bytes = vocabulary.by_bytes
 
     def read() -> Iterator[Piece]:
-        chunks = files.stream(found, by_bytes, reading, size=min(parts * PIECE, files.CHUNK))
-        return pieces(
+        chunks = files.stream(chosen, by_bytes, reading, size=min(parts * PIECE, files.CHUNK))
+        found = pieces(
             (chunk.raw if by_bytes else chunk.text for chunk in chunks), vocabulary, skip_unknown
         )
+        return as_lines(found, vocabulary) if of_lines else found
 
-    stamps = files.stamps(found)
+    stamps = files.stamps(chosen)
     is_stream = any(
-        stamp is None and file.label != "play" for file, stamp in zip(found, stamps, strict=True)
+        stamp is None and file.label != "play" for file, stamp in zip(chosen, stamps, strict=True)
     )
     return Text(sources.name(data), read, None if is_stream else _count(read()))
 
@@ -116,6 +119,6 @@ def _decoded(tokens: np.ndarray, vocabulary: Vocabulary) -> Iterator[str | bytes
     for at in range(0, len(tokens), PIECE):
         part = tokens[at : at + PIECE]
         if vocabulary.by_bytes:
-            yield part.astype(np.uint8).tobytes()
+            yield vocabulary.to_bytes(part)
         else:
             yield vocabulary.decode(part)

@@ -15,6 +15,8 @@ import pytest
 import jaxrnn
 from jaxrnn import __main__ as entry
 from jaxrnn import generate
+from jaxrnn.commands import running
+from jaxrnn.commands.export_options import ExportOptions
 from jaxrnn.commands.running import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +65,21 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command(name: str, shown_as: str, refusal: Callable[..., str]) -> None:
     message = refusal(entry.main, [name, "--data", "text"])
     assert message == f"there is no command {shown_as}; jaxrnn --help lists all commands"
+
+
+@pytest.mark.parametrize(
+    ("advice", "ending"), [("lower --parts", "(9 bytes); lower --parts"), ("", "(9 bytes)")]
+)
+def test_memory_that_runs_out(advice: str, ending: str, refusal: Callable[..., str]) -> None:
+    def main(_: list[str]) -> int:
+        def work(_: ExportOptions) -> int:
+            raise MemoryError("9 bytes\nsecond line")
+
+        options = ExportOptions(Path("run"))
+        return running.run(ExportOptions, lambda: options, work, running.out_of_memory(advice))
+
+    assert refusal(main, [], 1) == f"the memory ran out {ending}"
+    assert running.out_of_memory(advice)(ValueError("another error")) is None
 
 
 def test_the_console_script_is_the_entry_point() -> None:

@@ -57,9 +57,7 @@ def test_the_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     file.write_text(text)
     out, err = written(capsys, place / "run", file)
     assert err == ""
-    assert out.startswith(
-        "some: 700 characters, 700 bytes; the model has seen all of them before\n"
-    )
+    assert out.startswith("some: 700 characters, 700 bytes; the model knows all of them\n")
     table = rows(out)
     assert list(table) == ["model", "gzip -9", "xz -9", "bzip2 -9"]
     nats = score(load(place / "run"), text).sum(dtype=np.float64)
@@ -218,6 +216,7 @@ def test_unknown_characters(
     file.write_text("ZZ")
     message = refusal(evaluate.main, [str(place / "run"), str(file), "--unknown=skip"])
     assert "nothing is left of the text" in message
+    assert "leaves them out" not in message
 
 
 # --- the lines ---
@@ -258,11 +257,12 @@ def test_lines_as_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--per-line", "json"]])
 def test_a_reader_that_has_gone(
-    place: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
+    more: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[..., None]
 ) -> None:
     lose_the_reader(monkeypatch, ends)
-    assert evaluate.main([str(place / "run"), str(place / "text.txt"), "--per-line", "json"]) == 141
+    assert evaluate.main([str(place / "run"), str(place / "text.txt"), *more]) == 141
 
 
 # --- parts and dynamic evaluation ---
@@ -308,7 +308,7 @@ def test_refusals(place: Path, tmp_path: Path, refusal: Callable[..., str]) -> N
         return refusal(evaluate.main, [str(argument) for argument in arguments])
 
     assert "--sort needs --per-line" in refused(run, text, "--sort")
-    assert "TEXT takes play" in refused(run, tmp_path / "missing.txt")
+    assert "; name play, shakespeare, -" in refused(run, tmp_path / "missing.txt")
     assert "is empty; give another text" in refused(run, tmp_path / "empty.txt")
     assert "is part of the text" in refused(run, text, "--surprisal", text)
     assert "is not a folder" in refused(tmp_path / "missing", text)

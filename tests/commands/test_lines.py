@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jaxrnn import export, generate, load, prepare, sample_lines, train
+from jaxrnn import evaluate, export, generate, load, prepare, sample_lines, score, train
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.data.lines import as_lines
 from tests.support.runs import flags, quicken
@@ -39,6 +39,42 @@ def written(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[str, s
     assert generate.main([str(argument) for argument in arguments]) == 0
     out, err = capsys.readouterr()
     return out, err
+
+
+# --- evaluation ---
+
+
+@pytest.mark.parametrize("name", ["run", "bytes"])
+def test_a_text_is_scored_as_training_reads_it(
+    name: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
+) -> None:
+    clean = "\n".join(NAMES[:20]) + "\n"
+    (tmp_path / "clean.txt").write_text(clean)
+    (tmp_path / "names.txt").write_text(
+        "\n\n" + clean.replace("\n", "\n\n\n", 9).removesuffix("\n")
+    )
+    want = score(load(trained / name), clean)
+    for file in ("clean.txt", "names.txt"):
+        capsys.readouterr()
+        arguments = [str(trained / name), str(tmp_path / file), "--per-line", "json"]
+        assert evaluate.main(arguments) == 0
+        out, err = capsys.readouterr()
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert [line["text"] for line in lines] == NAMES[:20]
+        assert lines[-1]["line"] == 20
+        at = 0
+        for line in lines:
+            size = len(line["text"]) + 1
+            assert line["nats"] == pytest.approx(want[at : at + size].sum(), rel=1e-5)
+            at += size
+        assert f": {len(clean)} characters, {len(clean)} bytes;" in err
+    (tmp_path / "empty.txt").write_text("\n\n")
+    message = refusal(evaluate.main, [str(trained / name), str(tmp_path / "empty.txt")])
+    assert "nothing is left of the text" in message and "only empty lines" in message
 
 
 # --- training ---

@@ -280,7 +280,7 @@ def test_the_result_for_any_bytes_does_not_depend_on_chunks(
                 assert read(raw, Reading(encoding), size) == want
             else:
                 assert refusal_of(raw, reading=Reading(encoding), size=size).endswith(
-                    "empty; give a text to train on"
+                    "empty; give another text"
                 )
 
 
@@ -374,10 +374,10 @@ def test_compressed_texts(form: str, size: int, here: Path) -> None:
 def test_files_without_a_character(form: str, here: Path) -> None:
     compress = COMPRESS[form]
     for raw in (compress(b""), compress(codecs.BOM_UTF8), compress(codecs.BOM_UTF16)):
-        assert refusal_of(raw) == "text.txt is empty; give a text to train on"
+        assert refusal_of(raw) == "text.txt is empty; give another text"
         Path("other.txt").write_text("other")
         assert sources.read(["other.txt", "text.txt"]).content == "other"
-    assert refusal_of(codecs.BOM_UTF16_BE) == "text.txt is empty; give a text to train on"
+    assert refusal_of(codecs.BOM_UTF16_BE) == "text.txt is empty; give another text"
 
 
 @pytest.mark.parametrize("form", COMPRESS)
@@ -537,7 +537,7 @@ def test_bad_input_on_the_command_line(main: Any, here: Path, refusal: Callable[
         (["cut.gz"], "cut.gz is compressed by gzip and truncated"),
         (["cut.xz", "--bytes"], "cut.xz is compressed by xz and truncated"),
         (["cut.zst"], "cut.zst is compressed by zstd and truncated"),
-        (["empty.gz"], "empty.gz is empty; give a text to train on"),
+        (["empty.gz"], "empty.gz is empty; give another text"),
         (["mark.txt"], "mark.txt is empty"),
         (["cyrillic.txt"], "cyrillic.txt is not UTF-8: byte"),
     ):

@@ -205,7 +205,7 @@ def test_utf8_is_decoded_strictly(here: Path, raw: bytes) -> None:
 def test_a_missing_file_is_named(here: Path, word: str) -> None:
     put("notes.txt", "abc")
     message = refusal(word)
-    assert message.startswith(f'no file or folder "{word}"; `data` takes play, shakespeare')
+    assert message.startswith(f'no file or folder "{word}"; name play, shakespeare')
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff"])
@@ -217,10 +217,10 @@ def test_empty_files_are_left_out(
         put(f"{name}.txt", content)
     put("b.txt", "abc")
     put("d.txt", "de")
-    assert refusal("a.txt") == "a.txt is empty; give a text to train on"
-    assert refusal("a.txt", "c.txt") == "a.txt, c.txt are empty; give a text to train on"
+    assert refusal("a.txt") == "a.txt is empty; give another text"
+    assert refusal("a.txt", "c.txt") == "a.txt, c.txt are empty; give another text"
     five = [f"{name}.txt" for name in "acace"]
-    assert refusal(*five) == "a.txt, c.txt, e.txt are empty; give a text to train on"
+    assert refusal(*five) == "a.txt, c.txt, e.txt are empty; give another text"
     capsys.readouterr()
     joined = sources.read([f"{name}.txt" for name in "abcde"])
     assert joined == ("a+4", "abc\nde", None)
@@ -375,7 +375,7 @@ def test_glob_without_a_folder_is_refused(here: Path) -> None:
     put("notes.txt", "abc")
     (here / "play").mkdir()  # not what the word play means
     message = refusal("notes.txt", "play", "-", glob="*.c")
-    assert message == '`glob="*.c"` chooses files from a folder, but `data` names no folder'
+    assert message == '`glob="*.c"` chooses files from a folder, but no folder is named'
 
 
 # Standard input

@@ -58,7 +58,7 @@ def assert_spells(text: str) -> None:
 def assert_spells_bytes(text: str) -> None:
     vocabulary = Vocabulary.of_bytes()
     tokens = vocabulary.encode(text)
-    assert tokens.tobytes() == text.encode()
+    assert tokens.tobytes() == vocabulary.to_bytes(tokens.astype(np.int32)) == text.encode()
     assert vocabulary.decode(tokens) == text
     np.testing.assert_array_equal(vocabulary.encode(text.encode()), tokens)
 
@@ -268,6 +268,8 @@ def test_symbols_and_units() -> None:
     assert Vocabulary.of("ba").symbols == ("a", "b")
     units = [v.unit for v in (Vocabulary(), Vocabulary(pattern="a"), Vocabulary.of_bytes())]
     assert units == ["character", "token", "byte"]
+    with pytest.raises(ValueError, match="are not bytes"):
+        Vocabulary("ab").to_bytes([0, 1])
     with pytest.raises(ValueError, match="no strings"):
         Vocabulary.of_bytes().symbols  # noqa: B018
 
