@@ -1,13 +1,22 @@
-"""The errors that commands report in one line, and checks of single values."""
+"""The errors that commands report in one line, warnings, and checks of single values."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import operator
+import os
+import sys
+import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, cast, get_args
 
 import numpy as np
+
+# The files of the library, and of the decorators that may be between two of its functions.
+_PASSED_OVER = (os.path.dirname(__file__) + os.sep, contextlib.__file__, functools.__file__)
 
 
 class InputError(Exception):
@@ -42,6 +51,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, shortened, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def warn(line: str) -> None:
+    """Issue a RuntimeWarning that points to the line of code which called the library."""
+    # Python 3.12 does this itself, with `skip_file_prefixes`.
+    level = 2
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(line, RuntimeWarning, stacklevel=level)
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The words that settings take, for options that are read without importing JAX."""
+"""Words that settings of several modules take, for options that are read without importing JAX."""
 
 from __future__ import annotations
 

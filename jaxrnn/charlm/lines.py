@@ -10,7 +10,6 @@ on the number of lines nor on its row.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple, SupportsIndex, Unpack
@@ -25,7 +24,7 @@ from jaxrnn.charlm import decoder
 from jaxrnn.charlm.decoding import TracedOptions, draw, in_fast_memory
 from jaxrnn.charlm.options import LINE_LENGTH, Mode, SamplingKeywords, SamplingOptions
 from jaxrnn.devices import mesh, modes
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, warn
 from jaxrnn.shapes import Array, Bool, Float, Int, Key
 
 # Most rows, and most steps of a device call.
@@ -67,7 +66,7 @@ def sample_lines(
     lines = list(draw_lines(params, count, prime, length, SamplingOptions.of(options)))
     cut = sum(line.cut for line in lines)
     if cut:
-        warnings.warn(cut_note(cut, length), RuntimeWarning, stacklevel=2)
+        warn(cut_note(cut, length))
     return [params.vocabulary.decode(line.tokens) for line in lines]
 
 

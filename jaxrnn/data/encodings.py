@@ -66,6 +66,12 @@ class Reading:
         if name in NOT_TEXT:
             raise InputError(f"{wrong}; write one such as utf-16 or latin-1, or auto to guess it")
 
+    def with_line_ends(self, text: str) -> str:
+        """Return a text with its line ends as `newlines` says."""
+        if self.newlines == "keep":
+            return text
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
     def check_bytes(self) -> None:
         """Raise InputError if the text is to be decoded. The caller reads it as bytes."""
         for name, value, default in (

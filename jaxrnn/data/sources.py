@@ -100,24 +100,38 @@ def read(
     return Source(name(words), "".join(chunk.text for chunk in chunks), None)
 
 
-def given(text: str | bytes, glob: str | None = None, as_bytes: bool = False) -> Source:
+def given(
+    text: str | bytes,
+    glob: str | None = None,
+    as_bytes: bool = False,
+    reading: Reading | None = None,
+) -> Source:
     """Return a training text that is given itself, not by its path.
 
     Args:
       text: the text, or its bytes.
       glob: as for `read`; it must be None.
       as_bytes: encode a str in UTF-8.
+      reading: as for `read`. Of a str, the encoding must be "auto"; of bytes, the newlines must be kept,
+        too.
 
     Raises:
-      InputError: for a `glob`.
+      InputError: for a `glob`, and for a `reading` that the text cannot have.
     """
+    reading = reading or Reading()
     if glob is not None:
         raise InputError(
             f'`glob="{glob}"` chooses files from a folder, but the text itself is given'
         )
-    if as_bytes and isinstance(text, str):
-        text = text.encode(errors="surrogatepass")
-    return Source("text", text, None)
+    if as_bytes or isinstance(text, bytes):
+        reading.check_bytes()
+        raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+        return Source("text", raw, None)
+    if reading.encoding != "auto":
+        raise InputError(
+            f"`encoding={reading.encoding}` decodes files, but the text itself is given; leave it out"
+        )
+    return Source("text", reading.with_line_ends(text), None)
 
 
 def nats(data: Sequence[str]) -> np.ndarray | None:

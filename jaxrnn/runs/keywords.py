@@ -82,6 +82,10 @@ def _text(name: str, value: Any) -> str:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    if not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a str or a list of them, not {value!r}")
     return tuple(_text(name, each) for each in value)
 
 

@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +28,8 @@ import numpy as np
 from jaxrnn import charlm, stopping
 from jaxrnn.charlm import sampling
 from jaxrnn.charlm.options import SamplingKeywords
-from jaxrnn.data import sources
-from jaxrnn.data.corpus import make_corpus
-from jaxrnn.errors import InputError
+from jaxrnn.data import sources, token_files
+from jaxrnn.errors import InputError, warn
 from jaxrnn.formats import safetensors_file
 from jaxrnn.formats.card import Card
 from jaxrnn.training import metrics, run_description
@@ -77,7 +75,7 @@ class Run:
     @functools.cached_property
     def latest(self) -> charlm.Params:
         """The model of the latest checkpoint. Errors are those of `load`."""
-        return run_description.load(self.path, "latest", _warn)
+        return run_description.load(self.path, "latest")
 
     @functools.cached_property
     def config(self) -> TrainingConfig:
@@ -172,16 +170,21 @@ class Run:
 
     @functools.cached_property
     def _best(self) -> tuple[charlm.Params, Card]:
-        return run_description.load_with_card(self.path, "best", _warn)
+        return run_description.load_with_card(self.path, "best", warn)
 
     @functools.cached_property
     def _floor(self) -> float | None:
-        """The validation loss that no model can beat, which is known for the play."""
-        if self._described.get("data") != ["play"]:
+        """The validation loss that no model can beat, if it is known and the text can be read again."""
+        from jaxrnn.runs import run_text
+
+        # It is known for the play only, prepared or not. Other texts may take long to read.
+        data = self._described.get("data")
+        if not data or not (data == ["play"] or token_files.is_prepared(data[0])):
             return None
-        source = sources.read(["play"])
-        play = make_corpus(source.content, source.nats)
-        return play.floor if play.sha256 == self._described["text"]["sha256"] else None
+        try:
+            return run_text.read(self.path)[2].floor
+        except InputError:
+            return None
 
 
 def fit(
@@ -305,8 +308,3 @@ def _points(columns: dict[str, np.ndarray], name: str) -> metrics.Points:
     """Return the points (step, value) of a column, without those that are not known."""
     pairs = zip(columns["step"].tolist(), columns[name].tolist(), strict=True)
     return [(float(step), value) for step, value in pairs if not np.isnan(value)]
-
-
-def _warn(line: str) -> None:
-    # Whoever asked the run for its model is four calls up.
-    warnings.warn(line, RuntimeWarning, stacklevel=4)

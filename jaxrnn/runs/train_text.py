@@ -40,11 +40,11 @@ def _read(
     if text is not None or not prepared:
         _check_tokens(options, vocabulary)
         by_bytes = options.bytes or (vocabulary is not None and vocabulary.by_bytes)
+        reading = Reading(options.encoding, options.newlines)
         if text is None:
-            reading = Reading(options.encoding, options.newlines)
             source = sources.read(options.data, options.glob, by_bytes, reading)
         else:
-            source = sources.given(text, options.glob, by_bytes)
+            source = sources.given(text, options.glob, by_bytes, reading)
         if vocabulary is not None and isinstance(source.content, str):
             vocabulary = _covering(vocabulary, source.content, options.extend_vocabulary)
         return source.name, make_corpus(

@@ -143,43 +143,37 @@ def read(
     )
     if for_length is not None:
         options = for_length(corpus.train_size)
-    kept = not options.overwrite and run_description.is_run(workdir)
     if start is not None:
         start.check(options.training)
-    dtype_chosen = options.training.model.dtype == "auto" and not kept
-    training = _kept_settings(options, workdir)
+    dtype_chosen = options.training.model.dtype == "auto" and not _resumes(options, workdir)
+    options = _settled(options, workdir, corpus)
+    training = options.training
     mesh.check(devices, training.batch, training.accumulate, training.model.hidden_size)
-    vocabulary = corpus.vocabulary
     trained = freezing.count_trained(_shapes(training, corpus), training.freeze)
-    options = dataclasses.replace(
-        options,
-        training=training,
-        bytes=vocabulary.by_bytes,
-        tokens=vocabulary.pattern or None,
-    )
     steps = training.total_steps(training.batches(corpus))
     prime = _sample_prime(options, corpus)
-    described = run_description.Text(name, corpus.sha256)
-    origin = run_description.Origin("" if start is None else start.sha256)
-    description = run_description.describe(options, described, origin)
+    description = run_description.describe(
+        options,
+        run_description.Text(name, corpus.sha256),
+        run_description.Origin("" if start is None else start.sha256),
+    )
     if text is None:
         run_directory.check_data(workdir, options.data, options.glob, bool(training.sample_every))
-    run_directory.check(workdir, description, vocabulary, options.overwrite)
-    sized = for_length is not None and PRESETS[options.preset].size is not None
+    run_directory.check(workdir, description, corpus.vocabulary, options.overwrite)
     return Work(
-        options,
-        training,
-        workdir,
-        devices,
-        name,
-        corpus,
-        prime,
-        steps,
-        trained,
-        description,
-        sized,
-        dtype_chosen,
-        start,
+        options=options,
+        training=training,
+        workdir=workdir,
+        devices=devices,
+        name=name,
+        corpus=corpus,
+        prime=prime,
+        steps=steps,
+        trained=trained,
+        description=description,
+        sized=for_length is not None and PRESETS[options.preset].size is not None,
+        dtype_chosen=dtype_chosen,
+        start=start,
     )
 
 
@@ -200,6 +194,21 @@ def _find_start(options: TrainOptions, workdir: Path) -> starting_model.Start | 
     return start
 
 
+def _resumes(options: TrainOptions, workdir: Path) -> bool:
+    """Return whether the training resumes the run in the run directory."""
+    return not options.overwrite and run_description.is_run(workdir)
+
+
+def _settled(options: TrainOptions, workdir: Path, corpus: Corpus) -> TrainOptions:
+    """Return the options with those that the text and the run in the run directory decide."""
+    return dataclasses.replace(
+        options,
+        training=_kept_settings(options, workdir),
+        bytes=corpus.vocabulary.by_bytes,
+        tokens=corpus.vocabulary.pattern or None,
+    )
+
+
 def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
     """Return the training settings, some of them from the run in the run directory, if there is one.
 
@@ -207,7 +216,7 @@ def _kept_settings(options: TrainOptions, workdir: Path) -> TrainingConfig:
     shuffled windows stay where they were.
     """
     training = options.training
-    if not options.overwrite and run_description.is_run(workdir):
+    if _resumes(options, workdir):
         described, _ = run_description.read(workdir)
         training = dataclasses.replace(training, overlap=described["training"].get("overlap"))
         if training.model.dtype == "auto":
@@ -305,7 +314,7 @@ def check_machine(work: Work) -> None:
     """Raise InputError for what this machine cannot run. It compiles, so it is the last check."""
     if work.options.tensorboard:
         require_tensorboard()
-    resumed = not work.options.overwrite and run_description.is_run(work.workdir)
+    resumed = _resumes(work.options, work.workdir)
     loop.check(work.training, work.corpus, work.devices, resumed, work.start is not None)
 
 

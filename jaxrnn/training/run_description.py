@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxrnn import charlm
+from jaxrnn import charlm, errors
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.devices import memory, modes
 from jaxrnn.devices.storage import atomic_write
@@ -111,7 +110,7 @@ def load(
         checkpoint or cannot be read, if the file is damaged or of another kind, if the model is larger
         than the memory of this machine, for another `which`, and for "latest" with a file.
     """
-    return load_with_card(run, which, _issue if warn is None else warn)[0]
+    return load_with_card(run, which, errors.warn if warn is None else warn)[0]
 
 
 @modes.fixed()
@@ -152,11 +151,6 @@ def _card(config: dict[str, Any], notes: dict[str, Any]) -> Card:
         (text.get("name"), text.get("sha256")) if isinstance(text, dict) else (None, None)
     )
     return Card(loss=notes.get("validation"), text=name or None, sha256=sha256 or None)
-
-
-def _issue(line: str) -> None:
-    # The caller of `load` is six calls up.
-    warnings.warn(line, RuntimeWarning, stacklevel=6)
 
 
 def write(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> None:

@@ -1,11 +1,14 @@
 """Test training from Python: it is the command's training, of a path or of a text itself; and what a
 run shows, writes and reads."""
 
+import dataclasses
 import gc
+import hashlib
 import inspect
 import io
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -17,9 +20,10 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import InputError, Run, fit, train
+from jaxrnn import InputError, Run, Vocabulary, fit, train
 from jaxrnn.charlm import inspection, sampling
-from jaxrnn.runs import keywords, run
+from jaxrnn.data import play
+from jaxrnn.runs import keywords, run, train_text
 from jaxrnn.runs.train_options import TrainOptions, from_settings, parse
 from jaxrnn.training.report import Report
 from tests.support.runs import LATIN, SMALL, TEXT, assert_same_bits, flags, metrics_of
@@ -183,6 +187,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"workdir": 3}, "workdir must be a str, not 3"),
     ({"hidden": 0}, "hidden_size must be at least 1, not 0"),
     ({"glob": "*.c"}, '`glob="*.c"` chooses files from a folder, but the text itself is given'),
+    (
+        {"encoding": "utf-16"},
+        "`encoding=utf-16` decodes files, but the text itself is given; leave it out",
+    ),
+    ({"newlines": "lf", "bytes": True}, "`newlines=lf` is for characters; bytes are read as they"),
+    ({"freeze": "embedding,layers.9"}, "`freeze` names layers.9, and the parameters of this model"),
+    ({"freeze": 5}, "freeze must be a str or a list of them, not 5"),
+    ({"freeze": [5]}, "freeze must be a str, not 5"),
     ({"seq_len": 5000}, "the text is too short for one batch"),
     ({"sample_prime": ""}, "`sample_prime` is empty"),
     ({"init_from": "nowhere"}, "nowhere is not a folder"),
@@ -266,6 +278,29 @@ def test_values_become_pythons_own_types() -> None:
     assert options.workdir == Path("there")
 
 
+def test_a_str_is_one_value_of_a_list() -> None:
+    together, apart = (
+        from_settings({"freeze": names})
+        for names in ("embedding,layers.0", ["embedding", "layers.0"])
+    )
+    assert together == apart and apart.training.freeze == ("embedding", "layers.0")
+
+
+def test_line_ends_of_the_text_itself() -> None:
+    options = TrainOptions(data=(), newlines="lf")
+    _, corpus = train_text.read_corpus(options, None, "a\r\nb\rc\n\r\n" * 5)
+    assert corpus.vocabulary.decode(corpus.tokens) == "a\nb\nc\n\n" * 5
+    _, kept = train_text.read_corpus(TrainOptions(data=()), None, "a\r\nb\r" * 5)
+    assert kept.vocabulary.decode(kept.tokens) == "a\r\nb\r" * 5
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "value"), [("encoding", "utf-8"), ("newlines", "lf")])
+def test_bytes_that_are_given_are_not_decoded(name: str, value: str) -> None:
+    with pytest.raises(InputError, match=rf"`{name}={value}` is for characters; bytes are read"):
+        fit(LATIN, progress=False, **{name: value})
+
+
 # --- a run ---
 
 
@@ -317,6 +352,44 @@ def test_the_plot_shows_the_metrics(place: Path) -> None:
     np.testing.assert_array_equal(validation.get_xdata(), [4, 8])
     picture = matplotlib.image.imread(io.BytesIO(figure._repr_png_()), format="png")
     assert picture.std() > 0
+
+
+def play_run(run: Path, vocabulary: Vocabulary, **model: Any) -> Run:
+    """Return a run whose description says that its text is the play."""
+    described = json.loads((run / "config.json").read_text())
+    described["data"] = ["play"]
+    described["text"]["sha256"] = hashlib.sha256(play.write().text.encode()).hexdigest()
+    described["training"]["model"] |= model
+    (run / "config.json").write_text(json.dumps(described))
+    (run / "vocab.json").write_text(json.dumps(dataclasses.asdict(vocabulary)))
+    return Run(run)
+
+
+def floor_of(run: Run) -> float | None:
+    """Return the height of the horizontal line in the plot of a run."""
+    figure: Any = run.plot()
+    floors = [line.get_ydata()[0] for line in figure.axes[0].lines[2:]]
+    return floors[0] if floors else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["", r"\w+"])
+def test_the_floor_of_the_play_is_per_token(pattern: str, run: Path) -> None:
+    text, nats = play.write()
+    tokens = re.findall(r"\w+|\W" if pattern else r"(?s:.)", text)
+    validation = tokens[len(tokens) * 9 // 10 :]
+    start = len(text) - sum(map(len, validation))
+    found = floor_of(play_run(run, Vocabulary.of(text, pattern)))
+    assert found == pytest.approx(nats[start:].sum() / len(validation), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_the_floor_is_left_out_where_it_is_not_known(run: Path) -> None:
+    vocabulary = Vocabulary.of(play.write().text)
+    assert floor_of(Run(run)) is None
+    assert floor_of(play_run(run, vocabulary)) is not None
+    assert floor_of(play_run(run, vocabulary, lines=True)) is None
+    assert floor_of(play_run(run, Vocabulary.of("abc"))) is None, "the text cannot be encoded"
 
 
 def test_a_saved_run_is_its_model_and_its_card(place: Path, tmp_path: Path) -> None:
