@@ -28,8 +28,8 @@ class GenerateOptions:
     """Beginning of the text, which the model continues. By default a line break. For a model of
     lines, the beginning of every line; empty by default."""
     prime_file: str | None = None
-    """Read the prime from this file, or from standard input if -. The file is UTF-8; for a model of
-    bytes it may be any file."""
+    """Read the prime from this file, or from standard input if -. The file is decoded as a
+    training text is; for a model of bytes it may be any file."""
     length: Annotated[
         int | Literal["endless"] | None, shown_default(f"500, for lines {LINE_LENGTH}")
     ] = None
