@@ -11,6 +11,7 @@ import pytest
 from jaxrnn import evaluate, export, generate, load, prepare, sample_lines, score, train
 from jaxrnn.data.corpus import make_corpus
 from jaxrnn.data.lines import as_lines
+from jaxrnn.formats import onnx_file
 from tests.support.runs import flags, quicken
 
 pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.usefixtures("without_pictures")]
@@ -256,7 +257,6 @@ def test_what_drawing_refuses(
     assert message in line and not output.exists()
 
 
-def test_onnx_is_refused(trained: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    line = refusal(export.main, [str(trained / "run"), "--onnx", str(tmp_path / "model.onnx")])
-    assert "--onnx does not support this model" in line and "lines" in line
-    assert not (tmp_path / "model.onnx").exists()
+def test_onnx_is_refused(trained: Path) -> None:
+    reason = onnx_file.unsupported_reason(load(trained / "run").config)
+    assert reason is not None and "lines" in reason
