@@ -54,7 +54,7 @@ def _branch(random: Random, depth: int, ring: int) -> str:
 
 # The tokens of a SMILES string: atoms, bonds, branches and ring closures.
 TOKENS = r"\[[^\]]*\]|Br|Cl|[BCNOPSFIbcnops]|[0-9]|[-=#()]"
-# The tokens of more than one character, for `--tokens`; every other character is a token of its own.
+# The tokens of more than one character, for `--tokens`; every other character is a separate token.
 LONG_TOKENS = r"\[[^\]\n]*\]|Br|Cl"
 # An atom in square brackets: element, chirality, hydrogens, charge.
 BRACKETED = re.compile(r"\[(B|C|N|O|P|S|F|Cl|Br|I|Si|Se|[bcnops])@{0,2}(H\d?)?([+-]\d?)?\]")

@@ -1,4 +1,4 @@
-"""A char-RNN draws valid and new molecules; lines of their own and tokens of several characters help.
+"""A char-RNN draws valid and new molecules; separate lines and tokens of several characters help.
 
 A molecule is one line of SMILES (Weininger 1988). Three char-RNNs learn the same random molecules:
 
@@ -34,7 +34,7 @@ HIDDEN = 256
 BATCH = 64
 SEQ_LEN = 64
 PASSES = 8
-# The settings of each way to read the molecules, besides those that all share.
+# The settings in which the ways to read the molecules differ.
 KINDS: dict[str, dict[str, Any]] = {
     "text": {},
     "lines": {"lines": True},

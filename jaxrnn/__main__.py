@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"jaxrnn {jaxrnn.__version__}")
         return 0
-    unknown = f"there is no command {console.quoted(name)}{_closest(name)}"
+    unknown = f"unknown command {console.quoted(name)}{_closest(name)}"
     console.error(f"{unknown}; jaxrnn --help lists all commands")
     return 2
 

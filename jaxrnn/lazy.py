@@ -1,4 +1,4 @@
-"""Packages that import their public names when the first of them is used (PEP 562)."""
+"""Lazy imports: a package imports its public names when the first one is used (PEP 562)."""
 
 from __future__ import annotations
 

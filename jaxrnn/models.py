@@ -36,7 +36,7 @@ def params_of(model: Model) -> charlm.Params:
 def of_any_model(
     function: Callable[Concatenate[charlm.Params, P], R],
 ) -> Callable[Concatenate[Model, P], R]:
-    """Let the first argument of a function of parameters be whatever `params_of` takes."""
+    """Let a function take as its first argument any model that `params_of` accepts."""
 
     @functools.wraps(function)
     def wrapped(params: Model, *args: P.args, **kwargs: P.kwargs) -> R:

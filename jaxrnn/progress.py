@@ -199,7 +199,7 @@ class Bar:
         self._console.print(Panel(Text(text), title=title, title_align="left"))
 
     def begin(self, what: str, done: int, total: int | None) -> None:
-        """Begin a stage with a bar of its own."""
+        """Begin a stage with a separate bar."""
         self.end()
         self._progress = progress.Progress(*self._unit.columns(), console=self._console)
         self._task = self._progress.add_task(what, completed=done, total=total)
@@ -234,7 +234,7 @@ class NotebookBar(Bar):
         print(text)
 
     def begin(self, what: str, done: int, total: int | None) -> None:
-        """Begin a stage with a bar of its own."""
+        """Begin a stage with a separate bar."""
         from IPython.display import display
 
         self.end()

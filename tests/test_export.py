@@ -164,7 +164,7 @@ def test_what_is_serialized_runs_in_another_process() -> None:
     ["import jax, jaxrnn", "import jaxrnn, jax; jaxrnn.Params", "import jax, jaxrnn.train"],
 )
 def test_an_import_of_the_library_lets_jax_read_its_parameters(imports: str) -> None:
-    """JAX was imported before, or a name of the library was used."""
+    """The types are registered if JAX was imported first, or once a public name has been used."""
     params = init(ModelConfig(hidden_size=5, embedding_size=3), Vocabulary.of("ab"))
     exported = export.export(jax.jit(lambda params: params.embedding))(params)
     program = f"{imports}; from jax import export; import sys; "

@@ -135,7 +135,7 @@ def test_imports_run_downwards() -> None:
     graph = {name: imports_of(path, known) for name, path in known.items() if name != "jaxrnn"}
     for name, imported in graph.items():
         package = name.split(".")[1]
-        # Of the package itself, the program reads the version alone.
+        # The program imports only the version from the package itself.
         for other in imported - ({"jaxrnn"} if name == "jaxrnn.__main__" else set()):
             below = other.split(".")[1]
             assert package == below or floor[package] < floor[below], f"{name} imports {other}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A process of its own, since the checks of annotations would be between the library and its caller.
+# A new process, because the checks of annotations put frames between the library and its caller.
 PROGRAM = """
 import linecache, sys, warnings
 import jaxrnn

@@ -1,6 +1,6 @@
 """The architecture of a char-RNN, as its commands and its files describe it.
 
-What needs JAX is imported where it is used, so that the commands read configurations without JAX.
+The methods import modules that need JAX, so that commands can read configurations without JAX.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ModelConfig:
     """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
     the hardware multiplies it faster."""
     lines: bool = False
-    """Treat each line of the text as a sequence of its own (names, SMILES, recipes): the state is reset
+    """Treat each line of the text as a separate sequence (names, SMILES, recipes): the state is reset
     at its start, its end is learned, and the lines are read in random order. Empty lines are left out,
     and a tenth of the lines, chosen at random, is for validation."""
 

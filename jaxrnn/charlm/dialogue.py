@@ -25,7 +25,7 @@ from jaxrnn.shapes import Int
 
 
 class Moment(NamedTuple):
-    """What `Dialogue.undo` returns to.
+    """The state and the text that `Dialogue.undo` restores.
 
     place: the place of the decoder.
     tokens: [N] int32, the text.

@@ -269,7 +269,7 @@ def _advance(
     def body(loop: tuple[Array, _State, _Drawn]) -> tuple[Array, _State, _Drawn]:
         step, state, drawn = loop
         token = _next(state, key, limits, options, mode, truncate)
-        # Of the token after the longest line, only whether it is the line break matters.
+        # The token after the longest line only shows whether the line has ended.
         most = limits.prime_length + limits.length
         in_prime = state.position < limits.prime_length
         ended = ~in_prime & ((token == newline) | (state.position == most))

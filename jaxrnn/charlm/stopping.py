@@ -10,7 +10,7 @@ from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.errors import InputError
 from jaxrnn.shapes import Integer
 
-# What `sample` and the other functions take as `stop`.
+# Type of the argument `stop` of `sample` and the other sampling functions.
 Stop = str | bytes | Sequence[str | bytes] | None
 
 

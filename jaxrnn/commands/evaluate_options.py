@@ -36,8 +36,8 @@ class EvaluateOptions:
     newlines: Newlines = "keep"
     """Line ends: lf reads each CR and CRLF, as Windows writes them, as LF."""
     unknown: Literal["error", "skip"] = "error"
-    """What to do about characters that the model has never seen: stop with an error that names them, or
-    leave them out, neither read nor counted."""
+    """Handling of characters that are not in the model's vocabulary: report them as an error, or skip
+    them, so that they are neither read nor counted."""
     parts: int = 1
     """Read the text in this many parts side by side, which is faster. Each part begins with an empty
     state 256 characters before its own first, so the result is not exact: it is usually wrong by less

@@ -1,4 +1,4 @@
-"""Score the text of `python -m jaxrnn.evaluate` and write what was asked for."""
+"""Score the text of `python -m jaxrnn.evaluate` and write the requested outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Output(Protocol):
 
 
 def run(options: EvaluateOptions) -> None:
-    """Evaluate and write what was asked for.
+    """Evaluate the text and write the requested outputs.
 
     Raises:
       InputError: for options, a model or a text that cannot be used.
@@ -72,9 +72,11 @@ def _check_options(options: EvaluateOptions) -> None:
         raise InputError("--glob chooses files from a folder, but no TEXT is given")
     for name in ("encoding", "newlines"):
         if getattr(options, name) != getattr(EvaluateOptions, name) and not options.text:
-            raise InputError(f"`{name}` needs a TEXT: that of the run is read as in training")
+            raise InputError(f"`{name}` needs a TEXT: the text of the run is read as in training")
     if options.unknown != "error" and not options.text:
-        raise InputError("--unknown skip needs a TEXT: the model has seen all of its own")
+        raise InputError(
+            "--unknown skip needs a TEXT: the text of the run has no unknown characters"
+        )
     if options.parts < 1:
         raise InputError(f"parts must be at least 1, not {options.parts}")
     if options.surprisal is not None:

@@ -97,7 +97,7 @@ def _check_model(name: Format, params: charlm.Params) -> None:
 
 # --- writing ---
 
-# What the reader of each file needs.
+# Programs that read each format.
 _READERS: dict[Format, str] = {
     "safetensors": "read by jaxrnn.load, python -m jaxrnn.generate and any safetensors reader",
     "stablehlo": "runs on cpu, cuda and tpu with the packages jax and flatbuffers",

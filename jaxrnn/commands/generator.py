@@ -40,8 +40,8 @@ def run(options: GenerateOptions) -> None:
     params = load(options.run, options.which, warn=console.note)
     if options.interactive and params.config.lines:
         raise InputError(
-            "`interactive` writes one running text, and each line of this model is a text of its own; "
-            "`prime` begins its lines"
+            "`interactive` needs a model of running text, and this one was trained with `lines`; use "
+            "`prime` to begin its lines"
         )
     prime = _prime(options, params.vocabulary)
     if options.interactive:

@@ -96,7 +96,7 @@ class _Session:
         self._interrupted = False
 
     def run(self) -> None:
-        """Carry out one line after the other."""
+        """Process the lines one after the other."""
         self._show(self._dialogue.text)
         if self._terminal:
             # Python's `input` then edits lines and keeps a history; Windows does not have it.
@@ -156,7 +156,7 @@ class _Session:
             return None
 
     def _obey(self, line: str) -> bool:
-        """Carry out a command, or continue the text by a line. Return whether the session goes on."""
+        """Run a command of the prompt or add a line to the text, and return whether to continue."""
         try:
             if line[:1] == "/" and line[1:2] not in ("", "/", " "):
                 name, _, value = line[1:].partition(" ")
@@ -200,7 +200,7 @@ class _Session:
     # --- commands ---
 
     def _command(self, name: str, value: str) -> bool:
-        """Carry out a command and return whether the session goes on."""
+        """Run a command of the prompt and return whether to continue."""
         if value and name in ("undo", "reset", "newline", "help", "quit"):
             raise InputError(f"/{name} takes no value")
         match name:
@@ -221,7 +221,7 @@ class _Session:
             case _ if name in OPTIONS:
                 self._set(OPTIONS[name], value)
             case _:
-                raise InputError(f"there is no command /{name}; /help lists the commands")
+                raise InputError(f"unknown command /{name}; /help lists the commands")
         return True
 
     def _undo(self) -> None:

@@ -1,4 +1,4 @@
-"""What the commands have in common: their list, their errors and their exit status."""
+"""Code that all commands share: the list of commands, error messages and exit status."""
 
 from __future__ import annotations
 

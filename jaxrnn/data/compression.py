@@ -118,7 +118,7 @@ def decompressed(stream: Stream, known: Format, label: str) -> Stream:
 
 
 def _open(stream: Any, known: Format, label: str) -> Stream:
-    """Return the decompressing file of a format, which raises errors of its own."""
+    """Return the decompressing file of a format, which raises its own errors."""
     if known.name == "gzip":
         return gzip.GzipFile(fileobj=stream)
     if known.name == "bzip2":

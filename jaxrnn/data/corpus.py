@@ -25,7 +25,7 @@ COUNTED = 1 << 24
 
 
 class Lines(NamedTuple):
-    """Where the lines of a text are, if each is a sequence of its own.
+    """Positions of the lines in a text of which each line is a separate sequence.
 
     Attributes:
       ends: [L] int64, ascending, the index after the line break of each line.

@@ -35,7 +35,7 @@ SHOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How bytes are read as text.
+    """Settings for decoding bytes as text.
 
     Attributes:
       encoding: a text encoding that Python knows, or "auto" to guess it.

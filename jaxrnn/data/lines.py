@@ -1,4 +1,4 @@
-"""Lines as sequences of their own: names, SMILES, passwords, recipes.
+"""Lines as separate sequences: names, SMILES, passwords, recipes.
 
     corpus = as_lines(make_corpus(text))            # the lines for validation come last
     batches = LineBatches(corpus.lines, batch=64, seq_len=100)

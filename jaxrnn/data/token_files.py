@@ -40,7 +40,7 @@ REMEDY = "choose another `output`, or `overwrite` it"
 
 
 class Input(NamedTuple):
-    """What a folder is made from.
+    """The input of a preparation.
 
     Attributes:
       sources: the files, as in `Meta`.

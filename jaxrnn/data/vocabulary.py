@@ -30,9 +30,9 @@ class Vocabulary:
     `Vocabulary.of_bytes()` (the 256 bytes, which can encode any text). Vocabularies compare by value and
     are hashable.
 
-    With a pattern, a text is split at its line breaks, which are tokens of their own, and each line from
+    With a pattern, a text is split at its line breaks, which are separate tokens, and each line from
     the left to the right: where the pattern matches, what it matches is a token, and any other character
-    is a token of its own. So a token never spans two lines, and the tokens joined are the text.
+    is a separate token. So a token never spans two lines, and the tokens joined are the text.
 
     Attributes:
       characters: the character of each token, in the order of the tokens, each character once.
@@ -115,7 +115,7 @@ class Vocabulary:
 
     @property
     def unit(self) -> str:
-        """What a text of this vocabulary is counted in: "character", "byte" or "token"."""
+        """Unit in which texts of this vocabulary are counted: "character", "byte" or "token"."""
         if self.by_bytes:
             return "byte"
         return "token" if self.pattern else "character"
@@ -139,7 +139,7 @@ class Vocabulary:
         return self.symbols.index("\n") if "\n" in self.symbols else None
 
     def extended(self, text: str) -> Vocabulary:
-        """Return the vocabulary with tokens for what else a text has, after its own tokens.
+        """Return the vocabulary with the other symbols of a text added after its own tokens.
 
         The new tokens are in the order of Unicode. A vocabulary of bytes has a token for everything.
         """

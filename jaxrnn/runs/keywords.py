@@ -25,8 +25,12 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in names:
             similar = difflib.get_close_matches(name, names, n=1)
-            others = f"did you mean `{similar[0]}`?" if similar else f"there are {', '.join(names)}"
-            raise InputError(f"there is no setting `{name}`; {others}")
+            others = (
+                f"did you mean `{similar[0]}`?"
+                if similar
+                else f"the settings are {', '.join(names)}"
+            )
+            raise InputError(f"unknown setting `{name}`; {others}")
 
 
 def replaced(config: T, settings: Mapping[str, Any]) -> T:

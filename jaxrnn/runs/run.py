@@ -1,4 +1,4 @@
-"""Training from Python, and the run that it leaves: its model, its curves, its settings.
+"""Training from Python, and access to a run: its model, its curves, its settings.
 
     run = jaxrnn.fit("the text, or the path of a file", hidden=256, steps=1000)
     run.plot()

@@ -34,7 +34,7 @@ def read(run: Path) -> tuple[TrainOptions, str, Corpus]:
     try:
         name, corpus = train_text.read_corpus(options, vocabulary)
     except InputError as error:
-        # What follows the semicolon tells how to name another text for training.
+        # The part after the semicolon is advice for choosing a training text.
         why = str(error).partition(";")[0]
         raise InputError(
             f"the text of the run, {where}, cannot be read from here ({why})"

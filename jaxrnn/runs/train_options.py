@@ -24,7 +24,7 @@ from jaxrnn.runs import keywords
 from jaxrnn.settings import nested, setting
 from jaxrnn.training.config import TrainingConfig
 
-# Settings on which the defaults of others depend, besides the cell.
+# Settings that determine the defaults of other settings, in addition to the cell.
 FIRST = ("preset", "data", "workdir", "init_from", "overwrite")
 
 

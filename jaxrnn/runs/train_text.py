@@ -101,10 +101,10 @@ def _check_tokens(options: TrainOptions, vocabulary: Vocabulary | None) -> None:
 
 
 def _covering(vocabulary: Vocabulary, text: str, extend: bool) -> Vocabulary:
-    """Return the vocabulary of the model to start from, extended by what the text has besides.
+    """Return the vocabulary of the model to start from, extended by the other characters of the text.
 
     Raises:
-      InputError: if the text has characters besides, unless `extend`.
+      InputError: if the text has other characters, unless `extend`.
     """
     wider = vocabulary.extended(text)
     if wider != vocabulary and not extend:

@@ -138,7 +138,7 @@ def _lengths(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def _utf8_widths(text: str) -> np.ndarray:
-    """Return the number of bytes of each character; a byte that is not UTF-8 is one of its own."""
+    """Return the number of bytes of each character; a byte that is not UTF-8 counts as a character."""
     points = code_points(text)
     widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
     return np.where((points >= 0xDC80) & (points <= 0xDCFF), 1, widths)

@@ -1,4 +1,4 @@
-"""Parameters that a training leaves as they are: `python -m jaxrnn.train --freeze embedding,layers.0`.
+"""Frozen parameters: `python -m jaxrnn.train --freeze embedding,layers.0`.
 
 A parameter is named by its path, such as `layers.0.w_h`. A name stands for all parameters whose path
 begins with it.

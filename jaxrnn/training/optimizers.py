@@ -2,8 +2,8 @@
 
     gradient → clipping by its global norm → Adam or Muon → weight decay → times the learning rate
 
-Frozen parameters take no part in any of it: neither in the global norm, so that freezing some does not
-shorten the steps of the others, nor in weight decay, and the optimizer keeps no moments of them.
+Frozen parameters are excluded from all of this: from the global norm, so that freezing some does not
+shorten the steps of the others, and from weight decay. The optimizer keeps no moments of them.
 
 Adam: Kingma and Ba 2015, arXiv 1412.6980. Decoupled weight decay: Loshchilov and Hutter 2019, arXiv
 1711.05101. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Averages: Polyak and

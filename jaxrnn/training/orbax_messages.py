@@ -23,7 +23,7 @@ def quiet() -> Iterator[None]:
 def quieten() -> Callable[[], None]:
     """Keep orbax's messages off the screen.
 
-    orbax logs every step of its own. When one of its tasks meets a bad file, the other tasks end in
+    orbax logs each of its steps. When one of its tasks meets a bad file, the other tasks end in
     threads of their own, some after their event loop was closed, and Python reports each of them; the
     error that matters was raised by `save`, `wait` or `restore` already.
 

@@ -69,7 +69,7 @@ def test_the_text_has_characters_that_are_new(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.process
 def test_every_way_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a model and texts so small that a training takes a second."""
+    """Run the benchmark with a model and texts so small that each training takes a second."""
     monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(command, "LOGS", tmp_path / "logs")
     source, target = tmp_path / "old.txt", tmp_path / "new.txt"
@@ -88,7 +88,7 @@ def test_every_way_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_flags_are_those_of_the_train_command() -> None:
-    """Both kinds of training from the trained model have the settings of the one from scratch."""
+    """Fine-tuning with and without frozen parameters uses the settings of the training from scratch."""
     scratch = train.parse(command.TARGET).training
     assert (scratch.steps, scratch.batch, scratch.model.hidden_size) == (300, 16, 256)
     frozen = train.parse([*command.TARGET, "--freeze", "layers"]).training

@@ -90,7 +90,7 @@ def test_a_text_read_in_parts_is_the_text(parts: list[str]) -> None:
 
 @pytest.mark.slow
 def test_turns_continue_from_what_was_written() -> None:
-    """With argmax no key matters, so a text of many turns is the text that its beginning continues."""
+    """With argmax, keys have no effect, so many turns give the text of one call."""
     options = SamplingOptions(mode="argmax")
     dialogue = Dialogue(LETTERS, options, "bad")
     text = "bad"
@@ -101,7 +101,7 @@ def test_turns_continue_from_what_was_written() -> None:
 
 
 def test_a_turn_ends_with_the_last_piece_that_was_taken() -> None:
-    """As when Ctrl-C interrupts it: the state is the one after the text."""
+    """If a turn is interrupted, as by Ctrl-C, the state matches the text that was shown."""
     dialogue = Dialogue(LETTERS, OPTIONS)
     shown = dialogue.read("fed")
     shown += "".join(itertools.islice(dialogue.write(None), 2))  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def test_undo_returns_to_every_turn_before() -> None:
 
 @pytest.mark.slow
 def test_undo_keeps_the_options() -> None:
-    """A turn written again with other options is what these options would have given."""
+    """After an undo, writing with other options gives the text that these options would have given."""
     dialogue, other = Dialogue(LETTERS, OPTIONS), Dialogue(LETTERS, OTHERS)
     first = turn(dialogue, "fed")
     dialogue.change(OTHERS)

@@ -32,7 +32,7 @@ def on_device(params: charlm.Params) -> charlm.Params:
 
 
 def leaves(params: charlm.Params) -> dict[str, np.ndarray]:
-    """The parameters of a model whose first layer and output alone depend on the vocabulary."""
+    """Return a model in which only the first layer and the output depend on the vocabulary."""
     first = params.layers[0]._asdict()
     found = {f"layers.0.{name}": value for name, value in first.items()}
     found |= {name: getattr(params, name) for name in ("embedding", "w_out", "b_out")}

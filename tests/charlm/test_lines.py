@@ -1,4 +1,4 @@
-"""Tests of char-RNNs of lines: logits, gradients and records against one line at a time, and the lines
+"""Test char-RNNs of lines: logits, gradients and records against one line at a time, and the lines
 that are drawn against the exact probabilities and against each other."""
 
 import itertools
@@ -118,7 +118,7 @@ def test_activations_of_a_line_do_not_depend_on_the_line_before() -> None:
 @pytest.mark.slow
 @cells
 def test_gradients_are_those_of_one_line_at_a_time(cell: Any) -> None:
-    """A window against the same lines, each read alone from the zero state by an ordinary model."""
+    """Compare a window with the same lines, each read alone from the zero state by an ordinary model."""
     params = model(**cell)
     row = "\nab\ncab\nba\nc"
     tokens = jnp.int32(VOCABULARY.encode(row))
@@ -206,7 +206,7 @@ def test_argmax_is_the_most_likely_line() -> None:
 
 
 def test_every_line_begins_with_the_prime() -> None:
-    """With the probabilities that the prime leaves for what follows it."""
+    """The next character has the probabilities that the model predicts after the prime."""
     drawn = sample_lines(MODEL, 2000, "ca", seed=2)
     assert all(line.startswith("ca") for line in drawn)
     logits = logits_by_hand(MODEL, VOCABULARY.encode("\nca"))
@@ -238,7 +238,7 @@ def test_other_options_and_counts_compile_nothing(caplog: pytest.LogCaptureFixtu
 
 
 def test_an_ordinary_sample_continues_over_lines() -> None:
-    """What follows a line break is drawn from the state that is reset there."""
+    """The state is reset at each line break, so the text before it does not affect the next line."""
     text = sample(MODEL, "\n", 60)
     assert text.count("\n") > 3
     argmax = sample(MODEL, "cc\n", 8, mode="argmax")

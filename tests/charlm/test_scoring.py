@@ -35,7 +35,7 @@ def text_of(length: int, seed: int = 0) -> str:
 
 
 def by_hand(params: Params, text: str, prime: str) -> np.ndarray:
-    """The scores in numpy float64, one layer after the other."""
+    """Return the scores, computed in numpy float64 layer by layer."""
     tokens = params.vocabulary.encode(prime + text).astype(int)
     wide: Any = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     embedding = np.eye(len(params.vocabulary)) if wide.embedding is None else wide.embedding
@@ -77,7 +77,7 @@ def test_scores_against_numpy(config: ModelConfig) -> None:
 
 @pytest.mark.slow
 def test_a_long_text_and_a_long_prime() -> None:
-    """Every size of window, more than one of the largest."""
+    """The text needs windows of every size, and more than one of the largest."""
     params = small()
     text, prime = text_of(2 * 1024 + 3 * 128 + 2 * 16 + 5), text_of(150, seed=1)
     np.testing.assert_allclose(

@@ -120,7 +120,7 @@ def test_each_of_many_texts_ends_on_its_own(params: Params) -> None:
 
 
 def test_the_prime_does_not_count() -> None:
-    """Not even where an occurrence begins in the prime and ends in what is drawn."""
+    """An occurrence that begins in the prime and ends in the drawn text does not count either."""
     whole = sample(MODEL, PRIME, LENGTH)
     drawn = whole[len(PRIME) :]
     spanning = whole[len(PRIME) - 1 : len(PRIME) + 1]
@@ -171,7 +171,7 @@ def test_little_is_drawn_after_the_stop() -> None:
 
 
 def test_the_decoder_is_where_its_pieces_end() -> None:
-    """What is drawn next continues the text that ended with a stop string."""
+    """Drawing more continues directly after the stop string."""
     whole = sample(MODEL, PRIME, LENGTH)
     stop = whole[len(PRIME) + 18 : len(PRIME) + 24]
     decoder = Decoder(MODEL, PRIME, SamplingOptions())

@@ -64,7 +64,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_an_unknown_command(name: str, shown_as: str, refusal: Callable[..., str]) -> None:
     message = refusal(entry.main, [name, "--data", "text"])
-    assert message == f"there is no command {shown_as}; jaxrnn --help lists all commands"
+    assert message == f"unknown command {shown_as}; jaxrnn --help lists all commands"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ for arguments in sys.argv[1].split(","):
 
 @pytest.mark.process
 def test_help_does_not_import_jax() -> None:
-    """JAX takes longer to import than all the rest."""
+    """Importing JAX takes longer than the rest of `--help`."""
     arguments = ["--help", "--version", *(f"{name} --help" for name in COMMANDS), "completion bash"]
     done = subprocess.run(
         [sys.executable, "-c", HELP, ",".join(arguments)],
@@ -182,10 +182,10 @@ printf "%s\\n" "${COMPREPLY[@]}"
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., set[str]]:
-    """A function that returns what bash completes after the words of a command line."""
+    """Return a function that returns the completions of bash for the words of a command line."""
     bash = shutil.which("bash")
     if bash is None:
-        pytest.skip("there is no bash")
+        pytest.skip("needs bash")
     script = tmp_path_factory.mktemp("bash") / "jaxrnn"
     with script.open("w") as file, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", file)

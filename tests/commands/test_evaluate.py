@@ -31,7 +31,7 @@ ROUNDED = 0.6e-4
 
 
 def written(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[str, str]:
-    """What the command writes to standard output and standard error."""
+    """Return the standard output and the standard error of the command."""
     capsys.readouterr()
     assert evaluate.main([str(argument) for argument in arguments]) == 0
     found = capsys.readouterr()
@@ -39,7 +39,7 @@ def written(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[str, s
 
 
 def rows(table: str) -> dict[str, list[float]]:
-    """The figures of each row of the table: nats/char, bits/char, bits/byte and bytes."""
+    """Return the figures of each row of the table: nats/char, bits/char, bits/byte and bytes."""
     found = {}
     for line in table.splitlines():
         match = re.fullmatch(r"(\S.*?)((?:\s+[\d.,]+){4})\s*", line)
@@ -151,7 +151,7 @@ def test_the_validation_loss_of_the_training(
 def test_the_lines_of_the_validation_text(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model first reads what comes before them."""
+    """The model reads the text before the validation part first."""
     page = tmp_path / "page.html"
     out, err = written(capsys, place / "run", "--per-line=json", "--surprisal", page)
     lines = [json.loads(line) for line in out.splitlines()]
@@ -381,7 +381,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.process
 @pytest.mark.long
 def test_constant_memory(place: Path, tmp_path: Path) -> None:
-    """30 MB take at most 40 MB more memory than 3 MB, for the table and the scores of the lines."""
+    """Scoring 30 MB takes at most 40 MB more memory than scoring 3 MB."""
     peaks = []
     for size in (3, 30):
         text = tmp_path / f"{size}.txt"

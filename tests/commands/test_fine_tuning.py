@@ -11,9 +11,15 @@ import pytest
 
 import jaxrnn
 from jaxrnn import Vocabulary, charlm, load, prepare, save, train
-from jaxrnn.training import loop
 from tests.support.readme import lively
-from tests.support.runs import CORPUS, TEXT, assert_same_bits, contents, metrics_of
+from tests.support.runs import (
+    CORPUS,
+    TEXT,
+    assert_same_bits,
+    contents,
+    kill_before_the_first_step,
+    metrics_of,
+)
 
 pytestmark = [
     pytest.mark.once,
@@ -28,7 +34,7 @@ KEPT = ["--dtype", "float32", "--dropout", "0", "--weight-dropout", "0"]
 
 
 def arguments(text: Any, workdir: Any, *more: Any, **changes: Any) -> list[str]:
-    """The arguments of a training of 8 steps."""
+    """Return the arguments of a training of 8 steps."""
     settings = {"batch": 4, "seq_len": 8, "steps": 8, "learning_rate": 5e-3, "warmup": 2}
     settings |= {"schedule": "constant", "log_every": 2, "eval_every": 4, "sample_every": 0}
     settings |= changes
@@ -66,7 +72,7 @@ def described(run: Path) -> dict[str, Any]:
 def test_the_vocabulary_is_extended(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a rate near zero, what the run holds is what it began with."""
+    """The learning rate is near zero, so the checkpoint holds the initial parameters."""
     run = tmp_path / "run"
     start = ["--init-from", models / "file", "--extend-vocabulary"]
     made = arguments(models / "new.txt", run, *start, learning_rate=1e-25, seed=2)
@@ -133,25 +139,13 @@ def test_a_resumed_run_is_bit_identical_and_needs_no_model(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_before_its_first_checkpoint(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The vocabulary is in vocab.json; the new parameters follow from the seed and the text."""
+def test_a_run_that_was_killed_before_its_first_checkpoint(models: Path, tmp_path: Path) -> None:
+    """The vocabulary is stored in vocab.json; the seed and the text determine the new parameters."""
     runs = whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--init-from", models / "run", "--init-which", "latest", "--extend-vocabulary"]
     made = [arguments(models / "new.txt", run, *more) for run in runs]
     assert train.main(made[0]) == 0
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*arguments: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train", kill)
-        with pytest.raises(Killed):
-            train.main(made[1])
+    kill_before_the_first_step(made[1])
     assert not list((killed / "checkpoints").iterdir())
     assert json.loads((killed / "vocab.json").read_text())["characters"].endswith(ADDED)
     assert train.main(made[1]) == 0
@@ -201,7 +195,7 @@ def test_bad_input(
     refusal: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is written."""
+    """Bad input is refused before anything is written."""
     monkeypatch.chdir(models)
     assert message in refusal(train.main, arguments("old.txt", tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
@@ -209,7 +203,7 @@ def test_bad_input(
 
 @pytest.mark.slow
 def test_prepared_texts(models: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    """Their tokens are numbered already. If these are the model's, there is nothing to extend."""
+    """The tokens of a prepared text are fixed, so it must have the vocabulary of the model."""
 
     def prepared(text: Path, name: str, *more: str) -> Path:
         folder = tmp_path / name
@@ -236,7 +230,7 @@ def test_prepared_texts(models: Path, tmp_path: Path, refusal: Callable[..., str
 def test_the_checkpoint_to_start_from(
     models: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    """The digest tells whether a run is resumed with the model that it began from."""
+    """The digest shows whether a run is resumed with the model that it began from."""
     run, old = tmp_path / "run", tmp_path / "old"
     shutil.copytree(models / "run", old)
     latest = ["--init-from", old, "--init-which", "latest"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import Vocabulary, charlm, load, prepare, save, train
-from jaxrnn.training import loop, run_description
+from jaxrnn.training import run_description
 from tests.support.readme import lively
 from tests.support.runs import (
     CORPUS,
@@ -25,6 +25,7 @@ from tests.support.runs import (
     contents,
     environment,
     everything,
+    kill_before_the_first_step,
     metrics_of,
 )
 
@@ -171,7 +172,7 @@ def test_a_resumed_run_is_bit_identical_and_needs_no_file(models: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+    models: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     """The same command gives the same run. With another model it changes nothing."""
     file = tmp_path / "file"
@@ -179,17 +180,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(
     file.write_bytes((models / "file").read_bytes())
     made = [arguments(models / "new.txt", run, file) for run in (whole, killed)]
     assert train.main(made[0]) == 0
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*arguments: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train", kill)
-        with pytest.raises(Killed):
-            train.main(made[1])
+    kill_before_the_first_step(made[1])
     assert (killed / "config.json").exists()
     assert not list((killed / "checkpoints").iterdir())
 
@@ -364,7 +355,7 @@ def test_bad_input(
     tmp_path: Path,
     refusal: Callable[..., str],
 ) -> None:
-    """Nothing is written."""
+    """Bad input is refused before anything is written."""
     run = tmp_path / "run"
     assert message in refusal(train.main, arguments(models / "new.txt", run, models / start, *more))
     assert not run.exists()

@@ -71,7 +71,7 @@ def test_one_line_is_a_sample(typed: str, prime: str, session: Session, place: P
 
 @pytest.mark.slow
 def test_lines_continue_the_text(session: Session, place: Path) -> None:
-    """With argmax no key matters, so the text is the one that its beginning continues."""
+    """With argmax, keys have no effect, so the text equals one call with the same beginning."""
     params = load(place / "run")
     text = KNOWN
     for typed in ("7\n", "", "on the"):
@@ -142,7 +142,7 @@ def test_options_are_shown_and_switched_off(session: Session) -> None:
 
 @pytest.mark.slow
 def test_undo_writes_the_turn_again(session: Session) -> None:
-    """Standard output keeps what it has got; /undo does not change the options."""
+    """/undo does not remove text from standard output and does not change the options."""
     once, _ = session("6 green\\\n", "--seed", 4)
     other, _ = session("6 green\\\n")
     more, _ = session("6 green\\\n7\n\n", "--seed", 4)
@@ -186,8 +186,8 @@ def test_a_save_to_a_device_is_refused(session: Session) -> None:
 
 def test_a_bad_command_is_one_line_and_changes_nothing(session: Session, unchecked: None) -> None:
     expected = {
-        "/foo": "there is no command /foo; /help lists the commands",
-        "/usr/bin": "there is no command /usr/bin; /help",
+        "/foo": "unknown command /foo; /help lists the commands",
+        "/usr/bin": "unknown command /usr/bin; /help",
         "/temperature x": "/temperature must be a number, not 'x'",
         "/temperature 0": "/temperature must be a number above 0, not 0.0; /mode argmax always",
         "/seed 1.5": "/seed must be a whole number, not 1.5",
@@ -273,7 +273,7 @@ class Terminal:
 
     def __init__(self, command: list[str]) -> None:
         self._ours, theirs = os.openpty()
-        # In a session of its own the terminal is the one that controls it, so Ctrl-C is a signal.
+        # In a new session the terminal is the controlling one, so Ctrl-C becomes a signal.
         program = f"import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, {[sys.executable, *command]})"  # noqa: E501
         env = environment() | {"TERM": "dumb", "INPUTRC": os.devnull}
         self.process = subprocess.Popen(
@@ -330,7 +330,7 @@ def terminal(place: Path) -> Iterator[Callable[..., Terminal]]:
 def test_a_session_at_a_terminal(
     terminal: Callable[..., Terminal], place: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C ends an endless text, of which everything that was shown is kept, and not the program."""
+    """Ctrl-C ends an endless text but not the command; everything that was shown is kept."""
     saved, again = tmp_path / "saved", tmp_path / "again"
     screen = terminal("--length", "endless", "--prime", KNOWN, "--seed", "2")
     at = screen.wait_for(f"{KNOWN}\nnote: type a line .*\n> ")
@@ -361,7 +361,7 @@ def test_a_session_at_a_terminal(
 
 @pytest.mark.process
 def test_ctrl_c_without_a_terminal(place: Path) -> None:
-    """It ends the text, then the next line is read; while a line is awaited it ends the program."""
+    """Ctrl-C ends the text while the model writes, and the command while it waits for a line."""
     command = [sys.executable, "-m", "jaxrnn.generate", str(place / "run"), "--interactive"]
     command += ["--length", "endless"]
     with subprocess.Popen(

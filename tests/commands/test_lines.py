@@ -1,4 +1,4 @@
-"""Tests of the commands with lines: `train --lines`, and `generate` with a model of lines."""
+"""Test the commands with lines: `train --lines`, and `generate` with a model of lines."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Tests of texts in other encodings than UTF-8 and of compressed texts: Python's own codecs and modules
+"""Test texts in other encodings than UTF-8 and of compressed texts: Python's own codecs and modules
 make the files, and say what they hold."""
 
 import bz2
@@ -260,7 +260,7 @@ def _has(encoding: str, character: str) -> bool:
 def test_the_result_for_any_bytes_does_not_depend_on_chunks(
     raw: bytes, data: Any, tmp_path: Path
 ) -> None:
-    """The text, or the error with its byte, offset and line, is that of Python for the whole file."""
+    """The text, or the error with byte, offset and line, equals that of Python for the whole file."""
     encoding = data.draw(st.sampled_from(["utf-8", "utf-16-le", "utf-32-be", "cp1252", "gb18030"]))
     size = data.draw(st.integers(1, 7))
     with contextlib.chdir(tmp_path):
@@ -421,7 +421,7 @@ def test_the_command_for_bad_bytes_decompresses(here: Path) -> None:
 def test_one_endless_line_takes_constant_memory(
     form: str | None, encoding: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 MB without a newline, which compress to almost nothing, in chunks of 64 kB."""
+    """Read 4 MB without a newline, which compress to almost nothing, in chunks of 64 kB."""
     monkeypatch.setattr(files, "CHUNK", 1 << 16)
     monkeypatch.setattr(encoding_guess, "BLOCK", 1 << 16)
     monkeypatch.setattr(compression, "ZSTD_INPUT", 16)
@@ -448,7 +448,7 @@ def prepared(output: str) -> tuple[np.ndarray, token_files.Meta]:
 
 
 def test_the_same_text_has_the_same_tokens(here: Path) -> None:
-    """In every encoding and compressed: the tokens, vocabulary and hash are those of UTF-8."""
+    """Tokens, vocabulary and checksum do not depend on the encoding or the compression."""
     text = (GERMAN + TEXT).replace("\n", "\r\n")
     want = make_corpus(text)
     assert want.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -497,7 +497,7 @@ def test_how_a_folder_was_read_is_recorded(
 
 
 def test_folders_of_older_versions(here: Path) -> None:
-    """They do not say how the text was read, which was as UTF-8."""
+    """Older folders do not record an encoding; their texts were UTF-8."""
     Path("text.txt").write_text(TEXT)
     how = ["--data", "text.txt", "--output", "out"]
     assert prepare.main(how) == 0
@@ -552,7 +552,7 @@ def test_bad_input_on_the_command_line(main: Any, here: Path, refusal: Callable[
 def test_resuming_from_every_saved_state(
     form: str | None, encoding: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after each save in turn, with other chunks each time, it gives the same tokens."""
+    """Interrupting after each save, with a different chunk size each time, gives the same tokens."""
     texts = "one\r\ntwo é\r", "\r\n\r\nthree", "vier “fünf”\r\n" * 3
     Path("texts").mkdir()
     for number, text in enumerate(texts):

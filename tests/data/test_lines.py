@@ -1,4 +1,4 @@
-"""Tests of lines as sequences of their own: which are for validation, and which tokens a batch has."""
+"""Test lines as separate sequences: which are for validation, and which tokens a batch has."""
 
 from collections import Counter
 from itertools import pairwise
@@ -133,7 +133,7 @@ lengths = st.lists(st.integers(2, 12), min_size=20, max_size=80)
 def test_windows_are_whole_lines_one_after_the_other(
     lengths: list[int], batch: int, seq_len: int, seed: int
 ) -> None:
-    """Every input is what precedes its target: in the line, or the line break of another line."""
+    """Each input is the token before its target; at the start of a line it is a line break."""
     batches = batches_of(lengths, batch, seq_len, seed)
     ends = batches.lines.ends[: batches.lines.training]
     starts = np.append(0, ends[:-1])
@@ -186,7 +186,7 @@ def test_batches_are_a_function_of_the_step() -> None:
 
 
 def test_a_line_longer_than_the_share_of_a_row_is_read_by_several_rows() -> None:
-    """Otherwise its end would never be read, and its beginning several times."""
+    """If rows only began at line starts, the end of a long line would never be read."""
     batches = batches_of([2] * 20 + [2000] + [2] * 20, batch=8, seq_len=10)
     if batches.size < 2000:
         pytest.fail("the long line is for validation; choose another place for it")

@@ -197,7 +197,7 @@ def test_whitespace_of_bytes() -> None:
 
 
 def split_by_hand(pattern: str, text: str) -> list[str]:
-    """The tokens of a text: `re.match` at every position of every line."""
+    """Return the tokens of a text, found by `re.match` at every position of every line."""
     alone, found = re.compile(pattern), list[str]()
     for number, line in enumerate(text.split("\n")):
         found += ["\n"] * (number > 0)
@@ -242,7 +242,7 @@ def test_tokens_of_smiles() -> None:
 
 
 def test_a_token_never_spans_lines() -> None:
-    """Even where the pattern matches line breaks, each of them is a token of its own."""
+    """Even where the pattern matches line breaks, each of them is a separate token."""
     vocabulary = Vocabulary.of("a  \n\n  b", r"\s+")
     assert vocabulary.tokens == ("\n", "  ", "a", "b")
 
@@ -353,7 +353,7 @@ def test_a_description_without_tokens_is_one_of_characters() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [r"\w+", "[a-z]"])
 def test_a_million_characters_take_a_second(pattern: str, unchecked: None) -> None:
-    """It takes 0.3 seconds on an idle core; the bound leaves room for a busy one."""
+    """Encoding takes 0.3 seconds on an idle core; the limit allows for a busy one."""
     text = "To be, or not to be: that is the question.\n" * 25_000
     vocabulary = Vocabulary.of(text, pattern)
     begin = time.process_time()
@@ -366,7 +366,7 @@ def test_a_million_characters_take_a_second(pattern: str, unchecked: None) -> No
 
 
 def test_an_extended_vocabulary_keeps_its_tokens() -> None:
-    """What is new comes after the old tokens, in the order of Unicode."""
+    """New characters follow the old ones, in Unicode order."""
     vocabulary = Vocabulary("dba")
     wider = vocabulary.extended("zebra, é𝕬a")
     assert wider.characters == "dba" + " ,erzé𝕬"

@@ -93,7 +93,7 @@ def test_the_notebook_runs_and_shows_one_bar_for_each_training(
         assert "floor" in bars[0], "the last training is not that of the play"
     # The run directories are temporary.
     assert not any(tmp_path.iterdir())
-    # What does not depend on the machine is what the file shows.
+    # Outputs that do not depend on the machine must equal the stored ones.
     stored = code_cells(nbformat.read(FILE, as_version=4))
     for cell, before in zip(code_cells(notebook), stored, strict=True):
         if any(trains(earlier) for earlier in stored[: cell.execution_count]):

@@ -145,7 +145,7 @@ def test_a_model_of_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_of_tokens(tmp_path: Path) -> None:
-    """The texts of its file are tokens."""
+    """The StableHLO file takes and returns token numbers, not text."""
     params = lively(Vocabulary.of("CCl Br\n[Na+] c1ccccc1 N", r"\[.*?\]|Br|Cl"))
     prime = params.vocabulary.encode("[Na+]Cl").astype(np.int32)
     found = call(loaded(params, tmp_path), prime, 40, seed=2)

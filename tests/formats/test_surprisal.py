@@ -37,7 +37,7 @@ def write(path: Path, text: str, bits: np.ndarray, size: int = 10**9) -> str:
 
 
 def runs(page: str) -> list[tuple[str, str, str]]:
-    """The class, the codes and the text of each element of the text."""
+    """Return the class, the codes and the text of each element of the page."""
     body = page.partition("<main")[2].partition("</main>")[0]
     found = re.findall(r"<i(?: class=(\w))? data-b=(\w+)>([^<]*)</i>", body)
     assert re.sub(r"<i[^>]*>[^<]*</i>|</?div>|\s", "", body.partition(">")[2]) == ""

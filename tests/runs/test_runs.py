@@ -174,8 +174,8 @@ def test_a_temporary_run_is_removed_with_the_last_reference() -> None:
 # --- what is refused ---
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"hiden_size": 3}, "there is no setting `hiden_size`; did you mean `hidden_size`?"),
-    ({"x": 3}, "there is no setting `x`; there are accelerator, "),
+    ({"hiden_size": 3}, "unknown setting `hiden_size`; did you mean `hidden_size`?"),
+    ({"x": 3}, "unknown setting `x`; the settings are accelerator, "),
     ({"hidden": 3, "hidden_size": 3}, "`hidden` and `hidden_size` are the same setting"),
     ({"steps": "3"}, "steps must be a whole number, not '3'"),
     ({"steps": 3.0}, "steps must be a whole number, not 3.0"),

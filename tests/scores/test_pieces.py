@@ -34,7 +34,7 @@ def test_long_lines_are_cut_where_a_token_ends(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_token_longer_than_a_piece_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays bounded, whatever the text is."""
+    """The number of buffered characters stays bounded for any text."""
     monkeypatch.setattr(module, "LONGEST", 60)
     monkeypatch.setattr(module, "HELD_BACK", 20)
     vocabulary = Vocabulary(tokens=(" ", "a" * 63), pattern="a+")

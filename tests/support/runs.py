@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrnn import charlm
+from jaxrnn import charlm, train
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.training import checkpoint, loop, optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
@@ -204,3 +204,18 @@ LATIN = TEXT.replace("green", "caf\xe9").encode("latin-1")  # which is not UTF-8
 
 def environment() -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8"}
+
+
+def kill_before_the_first_step(argv: list[str]) -> None:
+    """Begin the training run of `argv` and end it where its first step would begin."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_train", kill)
+        with pytest.raises(Killed):
+            train.main(argv)

@@ -33,7 +33,7 @@ GRU = change(CONFIG, cell="gru", layers=2, weight_decay=0.3, warmup=0, clip_norm
 
 
 def named(params: Any) -> dict[str, Any]:
-    """The leaves of a model by their names, written as the flag takes them."""
+    """Return the leaves of a model by name, in the form that the flag takes."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path).replace("[", ".").replace("]", "") for path, _ in paths]
     return {name[1:]: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
@@ -42,7 +42,7 @@ def named(params: Any) -> dict[str, Any]:
 def by_hand(
     config: TrainingConfig, params: charlm.Params, trained: list[str], steps: int
 ) -> dict[str, Any]:
-    """The trained parameters after some steps, from optax and the gradient of these alone."""
+    """Return the parameters after some steps of optax with the gradient of the trained ones only."""
     rate = functools.partial(optimizers.learning_rate, config, steps=config.total_steps(BATCHES))
     decay = optax.add_decayed_weights(config.weight_decay)
 
@@ -93,7 +93,7 @@ BATCHES = GRU.batches(CORPUS)
 def test_frozen_parameters_keep_their_bits_and_the_others_are_trained_alone(
     freeze: tuple[str, ...], optimizer: Any, average: Any
 ) -> None:
-    """Clipping, too, sees only the gradient of the trained parameters."""
+    """The norm for clipping includes only the gradient of the trained parameters."""
     config = change(GRU, freeze=freeze, optimizer=optimizer, average=average)
     transform, state = start(config)
     before = named(jax.tree.map(np.asarray, state.params))
@@ -193,7 +193,7 @@ def test_names_are_separated_by_commas_or_spaces(words: Any, expected: tuple[str
     ],
 )  # fmt: skip
 def test_bad_names(freeze: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """The library refuses them, too, before it writes anything."""
+    """The library also refuses these values before it writes anything."""
     config = change(CONFIG, freeze=(freeze,), **changes)
     with pytest.raises(InputError, match=message):
         loop.fit(config, CORPUS, tmp_path, NullReport("\n"))

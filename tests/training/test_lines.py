@@ -1,4 +1,4 @@
-"""Tests of training on lines: the validation loss against numpy, the batches that the steps read,
+"""Test training on lines: the validation loss against numpy, the batches that the steps read,
 resumed runs, and a text that is learned."""
 
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_every_validation_token_counts_once(batch: int, seq_len: int, memory_map
 
 
 def test_parts_of_the_validation_text_begin_at_lines() -> None:
-    """Also where lines are longer than what is read before a part of a running text."""
+    """The lines here are longer than the warm-up of a part of a running text."""
     text = "".join("abcde"[n % 5] * (300 + 40 * (n % 9)) + "\n" for n in range(80))
     corpus = as_lines(make_corpus(text))
     assert corpus.lines is not None
@@ -125,7 +125,7 @@ def test_a_stopped_run_is_resumed_bit_identical(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_lines_longer_than_a_window_are_learned(tmp_path: Path) -> None:
-    """The end of a line is known only to a state that has counted its letters in both windows."""
+    """To predict the end of a line, the state must count letters over two windows."""
     text = "".join("ab"[n % 2] * 6 + "\n" for n in range(300))
     corpus = as_lines(make_corpus(text))
     config = change(LINES, hidden_size=24, seq_len=5, batch=8, steps=400, learning_rate=2e-2)
