@@ -6,46 +6,60 @@ with an underscore is an experiment. Its docstring begins with the claim that it
     # The row of the lecture, which orders the list.
     ROW = 3
 
-    # With quick, few seeds and steps, to see that it runs.
+    # Measure; with quick, with few seeds and steps, to see that it runs.
     def run(quick: bool) -> Outcome: ...
 
-    # The result in a few sentences.
-    def summary(numbers: dict, seeds: list[int]) -> str: ...
+    # Present what was measured: a table, a picture, and whether the claim holds.
+    def table(numbers: dict, seeds: list[int]) -> list[list[str]]: ...
+    def draw(numbers: dict, seeds: list[int]) -> Figure: ...
+    def verdict(numbers: dict, seeds: list[int]) -> Verdict: ...
 
-To add an experiment, add such a file. The runner writes the result files from what `run` returns, and
-the gallery (README.md) from the result files. Code that several experiments share is in the modules
-whose names begin with an underscore; code that is useful elsewhere belongs in `jaxrnn`.
+The runner writes the result files. `table`, `draw` and `verdict` read the recorded numbers alone, so that
+wording and pictures can be improved without a new measurement: `python -m experiments NAME --present`.
+The course (README.md and README.ko.md) shows the verdicts, and its text is written by hand.
+
+Code that several experiments share is in the modules whose names begin with an underscore; code that is
+useful elsewhere belongs in `jaxrnn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import enum
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    # Listing the experiments must work without matplotlib.
-    from matplotlib.figure import Figure
+from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """The results of one experiment.
+    """The measurements of one experiment.
 
-    table: rows of cells; the first row is the header.
-    numbers: everything that was measured, as JSON can hold it. `summary` reads nothing else, so that the
-      wording can be improved without running the experiment again.
+    numbers: everything that was measured, as JSON can hold it.
     seeds: the random seeds.
-    figure: the picture, which can be understood without a caption.
     pages: further files by name, as text: samples, a page for the browser.
     """
 
-    table: list[list[str]]
     numbers: dict[str, Any]
     seeds: list[int]
-    figure: Figure
     pages: Mapping[str, str] = MappingProxyType({})
 
 
-def bullets(items: Iterable[str]) -> str:
-    """Return a Markdown list, which may follow a sentence."""
-    return "\n\n" + "\n".join(f"- {item}" for item in items)
+class Holds(enum.Enum):
+    """Whether a claim holds; the values are the words in English and in Korean."""
+
+    YES = ("Holds", "성립합니다")
+    PARTLY = ("Holds only in part", "일부만 성립합니다")
+    NO = ("Does not hold here", "여기서는 성립하지 않습니다")
+
+
+class Verdict(NamedTuple):
+    """Whether the claim of an experiment holds, and why: one plain sentence with the deciding figures.
+
+    The sentences end with a full stop. Both languages give the same figures.
+    """
+
+    holds: Holds
+    english: str
+    korean: str
+
+    def __str__(self) -> str:
+        return f"{self.holds.value[0]}: {self.english}"

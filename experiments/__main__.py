@@ -3,10 +3,11 @@
     python -m experiments                        list the experiments
     python -m experiments hello                  run one in full, into experiments/results/hello/
     python -m experiments all --quick            run all with few steps, into runs/quick/
+    python -m experiments hello --present        make table, picture and verdict again, without measuring
 
 The result folder of an experiment is replaced as a whole, and only when the new one is complete: a
-run that is stopped leaves the earlier results. A full run also writes the gallery (README.md) again,
-from all results that are there.
+run that is stopped leaves the earlier results. A full run also writes the verdict into the course
+(README.md and README.ko.md).
 """
 
 from __future__ import annotations
@@ -14,23 +15,19 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import jaxrnn
 from benchmarks import measure
-from experiments import Outcome
+from experiments import Outcome, _course
 from jaxrnn import console
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 QUICK = HERE.parent / "runs" / "quick"
-GALLERY = HERE / "README.md"
-INTRODUCTION = HERE / "_introduction.md"
 
 
 def names() -> list[str]:
@@ -63,15 +60,29 @@ def run(name: str, quick: bool) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
         new = Path(temporary, "new")
         new.mkdir()
-        (new / "table.md").write_text(table(outcome.table), encoding="utf-8")
         measure.write(record, new / "result.json")
-        outcome.figure.savefig(new / "picture.png", dpi=120)
         for page, content in outcome.pages.items():
             (new / page).write_text(content, encoding="utf-8")
+        present(name, new)
         if folder.exists():
             folder.rename(Path(temporary, "earlier"))
         new.rename(folder)
     return folder
+
+
+def present(name: str, folder: Path) -> None:
+    """Write the table and the picture of an experiment from the record in its result folder."""
+    # The pictures need matplotlib; listing the experiments does not.
+    import matplotlib
+
+    from experiments import _drawing
+
+    module = importlib.import_module(f"experiments.{name}")
+    record = _course.read(folder)
+    given = record["numbers"], record["seeds"]
+    (folder / "table.md").write_text(table(module.table(*given)), encoding="utf-8")
+    with matplotlib.rc_context(_drawing.STYLE):
+        module.draw(*given).savefig(folder / "picture.png")
 
 
 def table(rows: list[list[str]]) -> str:
@@ -79,48 +90,6 @@ def table(rows: list[list[str]]) -> str:
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     head, *body = ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """Return the record in a result folder, with its summary in words."""
-    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    module = importlib.import_module(f"experiments.{folder.name}")
-    record["summary"] = module.summary(record["numbers"], record["seeds"])
-    return record
-
-
-def gallery() -> str:
-    """Return README.md: the introduction, then the claim, picture and result of each experiment."""
-    parts = [INTRODUCTION.read_text(encoding="utf-8")]
-    for name in names():
-        folder = RESULTS / name
-        if not (folder / "result.json").exists():
-            continue
-        record = read(folder)
-        parts.append(
-            f"### {name}\n\n"
-            f"Claim: {claim(name)}\n\n"
-            f"![{name}](results/{name}/picture.png)\n\n"
-            f"{record['summary']}\n\n"
-            f"Measured {record['date'][:10]} in {record['seconds']:.0f} s "
-            f"on {record['cores']} CPU cores ({record['cpu']}). "
-            f"{', '.join(_links(folder))}.\n"
-        )
-    return "\n".join(parts)
-
-
-def _links(folder: Path) -> list[str]:
-    """Return links to the code of an experiment and to all its result files but the picture."""
-    labels = {
-        "table.md": "table",
-        "result.json": "numbers",
-        "samples.md": "samples",
-        "page.html": "page to download and open in a browser",
-    }
-    written = {path.name for path in folder.iterdir()} - {"picture.png"}
-    ordered = [name for name in labels if name in written] + sorted(written - labels.keys())
-    links = [f"[{labels.get(name, name)}](results/{folder.name}/{name})" for name in ordered]
-    return [f"[Code]({folder.name}.py)", *links]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,7 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="use few seeds and steps, and write to runs/quick/"
     )
+    parser.add_argument(
+        "--present",
+        action="store_true",
+        help="make the table, the picture and the verdict again from the committed numbers",
+    )
     flags = parser.parse_args(arguments)
+    if flags.quick and flags.present:
+        parser.error("--quick measures and --present does not; give one of them")
     if flags.name is None:
         for name in names():
             print(f"{name:20} {claim(name)}")
@@ -147,16 +123,22 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names() if flags.name == "all" else [flags.name]:
         print(f"{name}: {claim(name)}", flush=True)
         try:
-            folder = run(name, flags.quick)
+            folder = RESULTS / name
+            if flags.present:
+                present(name, folder)
+            else:
+                folder = run(name, flags.quick)
         except jaxrnn.InputError as error:
             # For example a text that is missing. The other experiments may not need it.
             console.error(error)
             status = 2
             continue
-        record = read(folder)
-        print(f"  {record['summary']}\n  {record['seconds']} s, in {folder}/", flush=True)
+        record = _course.read(folder)
+        print(
+            f"  {_course.verdict(name, record)}\n  {record['seconds']} s, in {folder}/", flush=True
+        )
         if not flags.quick:
-            GALLERY.write_text(gallery(), encoding="utf-8")
+            _course.update()
     return status
 
 

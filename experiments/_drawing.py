@@ -1,4 +1,7 @@
-"""Drawing for all experiments: colours, axes, medians with a band over the seeds, labels of lines."""
+"""One look for all pictures: a column of panels that can be read on a phone, on light and dark pages.
+
+The background is transparent; text, axes and colours stand out from white and from GitHub's dark grey.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,62 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which colour-blind readers can distinguish as well. Their yellow is left
-# out, because it is too pale for lines on white.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PINK, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#777777"
-COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
+# The colours of Okabe and Ito, which colour-blind readers can distinguish as well. Their yellow and sky
+# blue are left out and their orange is darker, because text in these would be too pale on white.
+BLUE, RED, GREEN, PINK, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000"
+COLOURS = (BLUE, RED, GREEN, PINK, ORANGE)
+# The colour of text, axes and everything that belongs to no contender.
+INK = "#7D838A"
+# The colours of the cells, the same in all pictures.
+CELLS = {"rnn": RED, "lstm": BLUE, "gru": GREEN}
+
+# Inches. At the width of a phone, the text is then about 10 pixels high.
+WIDTH = 6.4
+DOTS_PER_INCH = 150
+
+# Settings of matplotlib, within which the runner draws and saves.
+STYLE = {
+    "savefig.transparent": True,
+    "savefig.dpi": DOTS_PER_INCH,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 12,
+    "axes.titlesize": 12.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2,
+    "axes.linewidth": 1,
+    **dict.fromkeys(
+        ["text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color",
+         "ytick.color"],
+        INK,
+    ),
+}  # fmt: skip
 
 
-def figure(
-    columns: int, width: float = 11, height: float = 4.5, rows: int = 1, **how: Any
-) -> tuple[Figure, Any]:
-    """Return a figure and its axes, `columns` side by side in each of `rows`."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    axes = made.subplots(rows, columns, **how)
-    for each in np.ravel(axes):
-        each.spines[["top", "right"]].set_visible(False)
-    return made, axes
+def figure(rows: int = 1, columns: int = 1, height: float = 3.4, **how: Any) -> tuple[Figure, Any]:
+    """Return a figure of WIDTH and its axes, one below the other.
+
+    Args:
+      rows: number of panels.
+      columns: panels side by side, for small ones only.
+      height: inches of each row.
+      how: arguments of `Figure.subplots`.
+    """
+    made = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    return made, made.subplots(rows, columns, **how)
 
 
 def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    """Set the title, flush left, and the labels of the axes, which include units."""
-    axes.set_title(title, loc="left", fontsize=11)
+    """Set the title and the labels of the axes, which include units."""
+    axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
@@ -38,13 +76,13 @@ def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
 def band(axes: Axes, x: Any, runs: Any, colour: str, **how: Any) -> Any:
     """Draw the median of runs [seeds, points] as a line and their range as a band; return the median."""
     runs = np.asarray(runs)
-    axes.fill_between(x, runs.min(0), runs.max(0), color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(x, runs.min(0), runs.max(0), color=colour, alpha=0.25, linewidth=0)
     middle = np.median(runs, axis=0)
-    axes.plot(x, middle, color=colour, **{"linewidth": 1.8} | how)
+    axes.plot(x, middle, color=colour, **how)
     return middle
 
 
-def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.058) -> None:
+def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.085) -> None:
     """Write names at the right edge beside the ends of their lines, moved where they would overlap.
 
     Args:
@@ -72,8 +110,8 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float 
             textcoords="axes fraction",
             va="center",
             color=colour,
-            fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkB": 0},
+            fontsize=11,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 0},
         )
 
 

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import jaxrnn
-from experiments import Outcome, _drawing
+from experiments import Holds, Outcome, Verdict, _drawing
 from experiments._training import train
 
 ROW = 10
@@ -66,15 +67,6 @@ def run(quick: bool) -> Outcome:
     softmax: dict[str, Any] = {}
     for name, (cell, forgets) in KINDS.items():
         losses[name], softmax[name] = learn(cell, forgets, steps, seeds)
-    rows = [["network", "final loss, nats", "lower bound", "p(O) at the second L", "HELLO spelt"]]
-    for name, (_, forgets) in KINDS.items():
-        ends = losses[name][:, -1]
-        predicted = softmax[name]
-        spelt = sum("H" + ALPHABET.decode(each.argmax(-1)) == WORD for each in predicted)
-        right = predicted[:, 3, token("O")]
-        spread = f"{np.median(ends):.4f} ({ends.min():.4f} to {ends.max():.4f})"
-        floor = f"{FLOOR:.4f}" if forgets else "0"
-        rows.append([name, spread, floor, f"{np.median(right):.3f}", f"{spelt} of {len(seeds)}"])
     thin = slice(None, None, max(1, steps // 200))
     numbers = {
         "steps": steps,
@@ -85,19 +77,33 @@ def run(quick: bool) -> Outcome:
         "last_loss": {name: each[:, -1].tolist() for name, each in losses.items()},
         "softmax": {name: each.tolist() for name, each in softmax.items()},
     }
-    return Outcome(rows, numbers, seeds, draw(losses, softmax))
+    return Outcome(numbers, seeds)
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    rows = [["network", "final loss, nats", "lower bound", "p(O) at the second L", "HELLO spelt"]]
+    for name, (_, forgets) in KINDS.items():
+        ends = np.array(numbers["last_loss"][name])
+        predicted = np.array(numbers["softmax"][name])
+        spelt = sum("H" + ALPHABET.decode(each.argmax(-1)) == WORD for each in predicted)
+        right = predicted[:, 3, token("O")]
+        spread = f"{np.median(ends):.4f} ({ends.min():.4f} to {ends.max():.4f})"
+        floor = f"{FLOOR:.4f}" if forgets else "0"
+        rows.append([name, spread, floor, f"{np.median(right):.3f}", f"{spelt} of {len(seeds)}"])
+    return rows
+
+
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     last = numbers["last_loss"]
     worst = max(max(losses) for name, losses in last.items() if name != NO_MEMORY)
-    probability = np.median(np.array(numbers["softmax"][NO_MEMORY])[:, 3, token("O")])
-    return (
-        f"After {numbers['steps']} steps, the rnn, the lstm and the gru have a loss of at most "
-        f"{worst:.4f} nats in each of {len(seeds)} seeds. The LSTM without a memory has a loss of "
-        f"{np.median(last[NO_MEMORY]):.4f}; its lower bound is ln(2)/2 = {FLOOR:.4f}. It gives the O "
-        f"after the second L a probability of {probability:.3f}."
+    without = float(np.median(last[NO_MEMORY]))
+    return Verdict(
+        Holds.YES if worst < 0.01 and without > 0.95 * FLOOR else Holds.NO,
+        f"in each of {len(seeds)} seeds, RNN, LSTM and GRU spell HELLO with a loss of at most "
+        f"{worst:.4f} nats per letter; an LSTM without a memory stays at {without:.3f}, because it "
+        "cannot know which L it reads.",
+        f"시드 {len(seeds)}개 모두에서 RNN, LSTM, GRU는 글자당 손실 {worst:.4f} nats 이하로 "
+        f"HELLO를 맞힙니다. 기억이 없는 LSTM은 두 L을 구별할 수 없어 {without:.3f}에 머뭅니다.",
     )
 
 
@@ -106,35 +112,34 @@ def token(letter: str) -> int:
     return int(ALPHABET.encode(letter)[0])
 
 
-def draw(losses: Any, softmax: Any) -> Any:
-    figure, (left, *right) = _drawing.figure(3, 13, width_ratios=[1.5, 1, 1])
-    left.set(yscale="log")
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, panels = _drawing.figure(3, height=3.2, height_ratios=[1.3, 1, 1])
+    curves, *predictions = panels
+    curves.set(xscale="log", yscale="log")
     ends = []
-    for (name, each), colour in zip(losses.items(), _drawing.COLOURS, strict=False):
-        middle = _drawing.band(left, 1 + np.arange(each.shape[1]), each, colour)
+    for name, losses in numbers["loss"].items():
+        colour = _drawing.CELLS.get(name, _drawing.PINK)
+        steps = 1 + numbers["every_step"] * np.arange(len(losses[0]))
+        middle = _drawing.band(curves, steps, losses, colour)
         ends.append((middle[-1], name, colour))
-    left.axhline(FLOOR, color=_drawing.GREY, linestyle="--", linewidth=1)
-    left.annotate("ln(2)/2", (1, FLOOR), (0, -12), textcoords="offset points", color=_drawing.GREY)
-    left.set_xlim(1, each.shape[1])
-    left.set_xscale("log")
-    _drawing.label_ends(left, ends)
-    seeds = len(each)
-    title = f"Only networks with a memory get below ln(2)/2\n(median and range of {seeds} seeds)"
-    _drawing.name_axes(left, title, "step", "loss, nats per letter")
-    for axes, name in zip(right, ("lstm", "lstm, no memory"), strict=True):
+    curves.axhline(FLOOR, color=_drawing.INK, linestyle="--", linewidth=1)
+    curves.annotate("ln(2)/2", (1, FLOOR), (4, -15), textcoords="offset points")
+    curves.set_xlim(1, steps[-1])
+    _drawing.label_ends(curves, ends)
+    title = f"Only a memory gets below ln(2)/2 ({len(seeds)} seeds)"
+    _drawing.name_axes(curves, title, "training steps", "loss, nats per letter")
+    for axes, name in zip(predictions, ("lstm", NO_MEMORY), strict=True):
         # [T, V]
-        predicted = np.median(softmax[name], axis=0)
+        predicted = np.median(numbers["softmax"][name], axis=0)
         shown = sorted(set(WORD))
         share = np.stack([predicted[:, token(letter)] for letter in shown])
         share = np.concatenate([share, np.maximum(1 - share.sum(0, keepdims=True), 0)])
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(share):
-            colour = "white" if value > 0.5 else _drawing.BLACK
+            colour = "white" if value > 0.5 else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
         axes.set_xticks(range(4), [f"{a}\n(then {b})" for a, b in pairwise(WORD)])
-        axes.set_yticks(range(len(shown) + 1), [*shown, "22 others"])
+        axes.set_yticks(range(len(shown) + 1), [*shown, "others"])
         axes.spines[["left", "bottom"]].set_visible(False)
-        _drawing.name_axes(
-            axes, f"softmax: {name}", "input letter", "probability of the next letter"
-        )
+        _drawing.name_axes(axes, f"Predictions of the {name}", "input letter", "next letter")
     return figure
