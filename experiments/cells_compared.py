@@ -4,28 +4,34 @@
     operations per character   2 H (G H + V), and some for each unit       G = 1, 4, 3 for rnn, lstm, gru
 
 (H is the width, V the number of characters, E = 64 the width of their embedding.) Each cell learns Tiny
-Shakespeare and the source of Linux at the width of the LSTM; rnn and gru also learn them at the width
-that gives them as many parameters as the LSTM has. Steps, batch, clipping and schedule are the same for
-all. The learning rate is chosen for each cell, width and text: the one of RATES with the smallest
-validation loss after a third of the steps, from a seed that is not used again. Operations are what XLA
-counts for one step of the forward pass. Time is that of a whole training step, measured in turns in one
-process, which makes ratios reliable even on a machine with other work.
+Shakespeare and the source of Linux on three terms, of which the LSTM is the measure:
 
-    python -m experiments cells_compared      about 15 min on two CPU cores, or 53 s with trained models
+    equal width         the same H and the same number of steps
+    equal parameters    the H that gives as many parameters, the same number of steps
+    equal time          the same H, and as many steps as fit into the time of the LSTM's
+
+Batch, clipping and schedule are the same for all. The learning rate is chosen for each cell, width and
+text: the one of RATES with the smallest validation loss after half of the steps, from a seed that is
+not used again. The loss of that run also shows how near the plateau the budget is. Operations are what
+XLA counts for one step of the forward pass. Time is that of a whole training step, measured in turns in
+one process, which makes ratios reliable even on a machine with other work.
+
+    python -m experiments cells_compared      about 80 min on two CPU cores; continues where it was stopped
 """
 
 from __future__ import annotations
 
 import bisect
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import measure
-from experiments import Outcome, _drawing, _text, bullets
+from experiments import Holds, Outcome, Verdict, _drawing, _text
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
@@ -34,18 +40,13 @@ from jaxrnn.training.config import TrainingConfig
 
 ROW = 8
 CELLS = ("rnn", "lstm", "gru")
-COLOURS = dict(zip(CELLS, (_drawing.RED, _drawing.BLUE, _drawing.GREEN), strict=True))
-HIDDEN = 128
+WIDTH, PARAMETERS, TIME = "equal width", "equal parameters", "equal time"
+HIDDEN = 96
 BATCH = 32
 LENGTH = 64
-RATES = [3e-3, 1e-2, 3e-2, 1e-1]
+RATES = [3e-3, 1e-2, 3e-2]
 # The seed with which the learning rates are chosen.
 SCAN_SEED = 99
-MEASURES = {
-    "parameters": "parameters",
-    "operations": "operations per character, forward pass",
-    "milliseconds": f"time of a training step ({BATCH} × {LENGTH} characters), ms",
-}
 
 
 def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> TrainingConfig:
@@ -90,36 +91,77 @@ def training_step(config: TrainingConfig, corpus: Corpus) -> Any:
     return lambda: jax.block_until_ready(step(state, tokens, jnp.array(True)))
 
 
-def compare(
-    text: _text.Text, hidden: int, steps: int, scan_steps: int, rates: list[float], seeds: list[int]
-) -> list[dict[str, Any]]:
-    """Measure rnn, lstm and gru of this width, then rnn and gru with as many parameters as the lstm."""
+class Budget(NamedTuple):
+    """What each comparison may spend: the LSTM's width and steps, learning rates to try, and seeds."""
+
+    hidden: int
+    steps: int
+    scan_steps: int
+    rates: list[float]
+    seeds: list[int]
+
+
+def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
+    """Measure the cells on one text: a record for each cell on each term, the LSTM's on equal width."""
     corpus, _ = text.read()
     vocabulary = corpus.vocabulary
 
     def loss(*which: Any) -> float:
         return float(_text.learn(text, settings(*which)).val_losses[-1])
 
-    target = charlm.count(model("lstm", hidden, vocabulary))
-    kinds = [(cell, hidden) for cell in CELLS]
-    kinds += [(cell, width(cell, target, vocabulary)) for cell in ("rnn", "gru")]
-    calls = {kind: training_step(settings(*kind, steps, rates[0], 0), corpus) for kind in kinds}
-    times = measure.in_turns(calls, 11 if len(seeds) > 1 else 1)
+    target = charlm.count(model("lstm", budget.hidden, vocabulary))
+    contenders = [(WIDTH, cell, budget.hidden) for cell in CELLS]
+    contenders += [(PARAMETERS, cell, width(cell, target, vocabulary)) for cell in ("rnn", "gru")]
+    calls = {
+        (cell, hidden): training_step(settings(cell, hidden, budget.steps, 0.01, 0), corpus)
+        for _, cell, hidden in contenders
+    }
+    times = measure.in_turns(calls, 25 if len(budget.seeds) > 1 else 1)
+    seconds = {kind: float(np.median(times[kind]["seconds"])) for kind in calls}
+    contenders += [(TIME, cell, budget.hidden) for cell in ("rnn", "gru")]
+    rates: dict[tuple[str, int], float] = {}
     found = []
-    for cell, size in kinds:
-        scan = [loss(cell, size, scan_steps, rate, SCAN_SEED) for rate in rates]
-        rate, shapes = rates[int(np.argmin(scan))], model(cell, size, vocabulary)
-        record = {"cell": cell, "hidden": size, "learning_rate": rate, "scan": scan}
-        record["losses"] = [loss(cell, size, steps, rate, seed) for seed in seeds]
+    for term, cell, hidden in contenders:
+        kind, shapes = (cell, hidden), model(cell, hidden, vocabulary)
+        record: dict[str, Any] = {"term": term, "cell": cell, "hidden": hidden}
+        if kind not in rates:
+            scan = [loss(cell, hidden, budget.scan_steps, rate, SCAN_SEED) for rate in budget.rates]
+            rates[kind] = budget.rates[int(np.argmin(scan))]
+            record["scan"] = scan
+        # In quarters, so that a run that was stopped finds its models again.
+        share = max(1.0, round(4 * seconds["lstm", budget.hidden] / seconds[kind]) / 4)
+        steps = round(budget.steps * share) if term == TIME else budget.steps
+        record |= {"learning_rate": rates[kind], "steps": steps}
+        record["losses"] = [loss(cell, hidden, steps, rates[kind], seed) for seed in budget.seeds]
         record |= {"parameters": charlm.count(shapes), "operations": operations(shapes)}
-        record["milliseconds"] = 1e3 * float(np.median(times[cell, size]["seconds"]))
+        record["milliseconds"] = 1e3 * seconds[kind]
         found.append(record)
     return found
 
 
-def claims(rnn: Any, lstm: Any, gru: Any) -> dict[str, bool]:
-    """Return which of the lecture's claims hold in one comparison of median losses."""
-    rnn, lstm, gru = (float(np.median(each["losses"])) for each in (rnn, lstm, gru))
+def run(quick: bool) -> Outcome:
+    names = ["shakespeare", "linux"]
+    budget = Budget(HIDDEN, 5000, 2500, RATES, [0, 1, 2, 3, 4])
+    if quick:
+        # The runs that choose the learning rate are also the ones that are compared.
+        names = ["linux"]
+        budget = Budget(8, 8, 8, RATES[1:2], [SCAN_SEED])
+    texts = [_text.find(name, quick) for name in names]
+    found = {text.label: compare(text, budget) for text in texts}
+    numbers = {"models": found, "rates": budget.rates, "scan_seed": SCAN_SEED}
+    numbers |= {"scan_steps": budget.scan_steps, "batch": BATCH, "seq_len": LENGTH}
+    return Outcome(numbers, budget.seeds)
+
+
+def trio(records: list[dict[str, Any]], term: str) -> dict[str, dict[str, Any]]:
+    """Return the records of the three cells on one term, by cell."""
+    lstm = next(each for each in records if each["cell"] == "lstm")
+    return {each["cell"]: each for each in records if each["term"] == term} | {"lstm": lstm}
+
+
+def claims(records: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """Return which parts of the lecture's claim hold among the median losses of the three cells."""
+    rnn, lstm, gru = (float(np.median(records[cell]["losses"])) for cell in CELLS)
     return {
         "the LSTM has the smallest loss": lstm < min(rnn, gru),
         "the GRU is closer to the LSTM than to the RNN": abs(gru - lstm) < abs(gru - rnn),
@@ -127,86 +169,66 @@ def claims(rnn: Any, lstm: Any, gru: Any) -> dict[str, bool]:
     }
 
 
-def run(quick: bool) -> Outcome:
-    names = ["shakespeare", "linux"]
-    rates = RATES
-    seeds = [0, 1, 2]
-    hidden = HIDDEN
-    steps = 1500
-    scan_steps = 500
-    if quick:
-        # The runs that choose the learning rate are also the ones that are compared.
-        names = ["linux"]
-        rates = RATES[1:2]
-        seeds = [SCAN_SEED]
-        hidden = 8
-        steps = 10
-        scan_steps = 10
-    texts = [_text.find(name, quick) for name in names]
-    found = {t.label: compare(t, hidden, steps, scan_steps, rates, seeds) for t in texts}
-
-    rows = [["text", "cell", "width", "learning rate", "validation loss, nats (range)", *MEASURES]]
-    for label, records in found.items():
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    rows = [
+        ["text", "on", "cell", "width", "learning rate", "steps", "validation loss, nats (range)"]
+    ]
+    rows[0] += ["parameters", "operations per character", "ms per step", "seconds of training"]
+    for label, records in numbers["models"].items():
         for each in records:
-            rows.append([label, each["cell"], f"{each['hidden']}", f"{each['learning_rate']:g}"])
-            rows[-1] += [span(each), f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
-            rows[-1] += [f"{each['milliseconds']:.2f}"]
-    numbers = {"models": found, "rates": rates, "scan_seed": SCAN_SEED, "scan_steps": scan_steps}
-    numbers |= {"steps": steps, "batch": BATCH, "seq_len": LENGTH}
-    return Outcome(rows, numbers, seeds, draw(found))
+            losses = each["losses"]
+            rows.append([label, each["term"], each["cell"], f"{each['hidden']}"])
+            rows[-1] += [f"{each['learning_rate']:g}", f"{each['steps']:,}"]
+            rows[-1] += [f"{np.median(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"]
+            rows[-1] += [f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
+            rows[-1] += [f"{each['milliseconds']:.1f}"]
+            rows[-1] += [f"{each['milliseconds'] * each['steps'] / 1e3:.0f}"]
+    return rows
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    held = []
-    losses = []
-    shares: dict[str, list[str]] = {"operations": [], "milliseconds": []}
-    for label, (rnn, lstm, gru, wide_rnn, wide_gru) in numbers["models"].items():
-        for what, seen in shares.items():
-            seen.append(f"{gru[what] / lstm[what]:.0%}")
-        trios = {"equal width": (rnn, lstm, gru), "equal parameters": (wide_rnn, lstm, wide_gru)}
-        for footing, trio in trios.items():
-            held.append(claims(*trio))
-            medians = ", ".join(f"{e['cell']} {np.median(e['losses']):.3f}" for e in trio)
-            losses.append(f"{label}, {footing}: {medians}")
-    verdicts = "; ".join(f"{claim} in {sum(h[claim] for h in held)}" for claim in held[0])
-    return (
-        f"Of {len(held)} comparisons (median of {len(seeds)} seeds after {numbers['steps']} "
-        f"steps), {verdicts}. At equal width, a GRU takes {' and '.join(shares['operations'])} of "
-        f"the LSTM's operations and {' and '.join(shares['milliseconds'])} of its time. Validation "
-        f"losses in nats per character:{bullets(losses)}"
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    found = [
+        claims(trio(records, term))
+        for records in numbers["models"].values()
+        for term in (WIDTH, PARAMETERS, TIME)
+    ]
+    best, near, last = (sum(each[claim] for each in found) for claim in found[0])
+    every = len(found)
+    if best == near == last == every:
+        holds = Holds.YES
+    else:
+        holds = Holds.PARTLY if last == every or best > every / 2 else Holds.NO
+    return Verdict(
+        holds,
+        f"of {every} comparisons on two texts, the RNN is last in {last} and the LSTM first in "
+        f"{best}; the GRU is closer to the LSTM than to the RNN in {near}.",
+        f"두 텍스트에서 비교한 {every}가지 중 RNN이 꼴찌인 경우는 {last}가지, LSTM이 1위인 경우는 "
+        f"{best}가지이고, GRU가 RNN보다 LSTM에 가까운 경우는 {near}가지입니다.",
     )
 
 
-def span(record: Any) -> str:
-    losses = record["losses"]
-    return f"{np.median(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
-
-
-def draw(found: Any) -> Any:
-    figure, grid = _drawing.figure(3, 13, 4 * len(found), len(found), squeeze=False, sharey="row")
-    for row, (label, records) in zip(grid, found.items(), strict=True):
-        middle = np.median([each["losses"] for each in records])
-        for axes, (measured, name) in zip(row, MEASURES.items(), strict=True):
-            for index, each in enumerate(records):
-                x = each[measured]
-                losses = each["losses"]
-                colour = COLOURS[each["cell"]]
-                face = colour if index < len(CELLS) else "white"
-                axes.plot([x, x], [min(losses), max(losses)], color=colour)
-                place = x, np.median(losses)
-                axes.plot(*place, "o", color=colour, markerfacecolor=face, markersize=7)
-                how = {"textcoords": "offset points", "color": colour, "fontsize": 9}
-                side = "bottom" if place[1] > middle else "top"
-                axes.annotate("{cell} {hidden}".format(**each), place, (8, 0), va=side, **how)
-            axes.set_xlim(0, 1.25 * max(each[measured] for each in records))
-            axes.locator_params(axis="x", nbins=5)
-            axes.xaxis.set_major_formatter("{x:,g}")
-            axes.margins(y=0.1)
-            _drawing.name_axes(axes, "", name, "")
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, panels = _drawing.figure(len(numbers["models"]), height=4.6, squeeze=False)
+    for axes, (label, records) in zip(panels[:, 0], numbers["models"].items(), strict=True):
+        places, names = [], []
+        for group, term in enumerate((WIDTH, PARAMETERS, TIME)):
+            for row, (cell, each) in enumerate(sorted(trio(records, term).items())):
+                place = 4 * group + row
+                colour, losses = _drawing.CELLS[cell], each["losses"]
+                axes.plot(
+                    [min(losses), max(losses)], [place, place], color=colour, alpha=0.4, linewidth=6
+                )
+                axes.plot(np.median(losses), place, "o", color=colour, markersize=8)
+                places.append(place)
+                names.append(f"{cell} {each['hidden']}")
+            axes.annotate(
+                term, (0, 4 * group - 0.75), xycoords=("axes fraction", "data"), style="italic",
+                va="center",
+            )  # fmt: skip
+        axes.set_yticks(places, names)
+        axes.set_ylim(10.7, -1.2)
+        axes.grid(axis="x", alpha=0.3)
         _drawing.name_axes(
-            row[0], label, row[0].get_xlabel(), "validation loss, nats per character"
+            axes, f"{label} ({len(seeds)} seeds)", "validation loss, nats per character", ""
         )
-    title = "Cell and width; filled: equal width, hollow: as many parameters as the lstm"
-    figure.suptitle(title, x=0.01, ha="left")
     return figure

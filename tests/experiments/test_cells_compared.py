@@ -48,5 +48,8 @@ def test_the_width_at_equal_parameters_is_the_closest(cell: str) -> None:
 )
 def test_the_claims_are_compared_with_the_losses(losses: Any, held: list[bool]) -> None:
     # The median of each record counts.
-    records = [{"losses": [9.0, loss, 0.0]} for loss in losses]
-    assert list(compared.claims(*records).values()) == held
+    records = {
+        cell: {"losses": [9.0, loss, 0.0]}
+        for cell, loss in zip(compared.CELLS, losses, strict=True)
+    }
+    assert list(compared.claims(records).values()) == held
