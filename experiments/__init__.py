@@ -14,8 +14,9 @@ with an underscore is an experiment. Its docstring begins with the claim that it
     def draw(numbers: dict, seeds: list[int]) -> Figure: ...
     def verdict(numbers: dict, seeds: list[int]) -> Verdict: ...
 
-The runner writes the result files. `table`, `draw` and `verdict` read the recorded numbers alone, so that
-wording and pictures can be improved without a new measurement: `python -m experiments NAME --present`.
+The runner writes the result files. `table`, `draw` and `verdict` read the recorded numbers alone, so
+that wording and pictures can be improved without a new measurement: `python -m experiments NAME
+--present`.
 The course (README.md and README.ko.md) shows the verdicts, and its text is written by hand.
 
 Code that several experiments share is in the modules whose names begin with an underscore; code that is

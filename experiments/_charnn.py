@@ -1,23 +1,28 @@
-"""The common part of the experiments on Shakespeare and on C: three programs, trained for equal times.
+"""The common part of the experiments on Shakespeare and on C: three programs, each for ten epochs.
 
-The code that the lecture links has two programs. Ours is a smaller network with a higher learning rate,
-which falls to 0 by a cosine within the given time. All are trained by `jaxrnn.train` and write texts at
-temperature 1. The same measures are taken of these texts and of held-out text of the same length.
+The code that the lecture links has two programs. Ours is a smaller network, whose learning rate is
+higher and falls to 0 by a cosine. All are trained by `jaxrnn.train` and write texts at temperature 1.
+The same measures are taken of these texts and of held-out text of the same length.
+
+The learning rates of the lecture's programs are those of the lecture; ours was chosen among the runs in
+benchmarks/LEADERBOARD.md. Products of matrices are in bfloat16, which is several times faster on
+processors with AMX.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 import jaxrnn
-from experiments import Outcome, _drawing, _text, bullets
+from benchmarks import measure as timing
+from experiments import Outcome, _drawing, _text
 from jaxrnn import charlm
 from jaxrnn.data.corpus import Corpus
 from jaxrnn.presets import PRESETS
@@ -33,54 +38,36 @@ HELD_OUT = "held-out text"
 UNTRAINED = "untrained"
 
 
-class Program(NamedTuple):
-    """A training program.
-
-    settings: what it trains and how.
-    colour: its colour in the pictures.
-    seconds: approximate time of a step on two cores of an AMD EPYC with AVX-512, from which the number
-      of steps follows.
-    """
-
-    settings: TrainingConfig
-    colour: str
-    seconds: float
-
-
+EPOCHS = 10
+SEEDS = [0, 1, 2, 3, 4]
+OURS, OLDER, NEWER = "ours", "lecture, older", "lecture, newer"
 PROGRAMS = {
-    "ours": Program(
-        TrainingConfig(
-            model=charlm.ModelConfig(hidden_size=256, dropout=0.15, weight_dropout=0.1),
-            batch=32,
-            learning_rate=5e-3,
-            eval_every=150,
-        ),
-        _drawing.BLUE,
-        0.0442,
+    OURS: TrainingConfig(
+        model=charlm.ModelConfig(hidden_size=256, dropout=0.15, weight_dropout=0.1),
+        batch=32,
+        learning_rate=5e-3,
     ),
-    "lecture, older": Program(
-        TrainingConfig(
-            model=charlm.ModelConfig(layers=2, hidden_size=128, embedding_size=128),
-            batch=50,
-            seq_len=50,
-            learning_rate=2e-3,
-            schedule="constant",
-            warmup=0,
-            beta2=0.999,
-            clip_norm=5.0,
-            eval_every=200,
-        ),
-        _drawing.RED,
-        0.0223,
+    OLDER: TrainingConfig(
+        model=charlm.ModelConfig(layers=2, hidden_size=128, embedding_size=128),
+        batch=50,
+        seq_len=50,
+        learning_rate=2e-3,
+        schedule="constant",
+        warmup=0,
+        beta2=0.999,
+        clip_norm=5.0,
     ),
-    "lecture, newer": Program(
-        dataclasses.replace(PRESETS["lecture"].training, log_every=5, eval_every=20),
-        _drawing.GREEN,
-        1.0,
-    ),
+    NEWER: PRESETS["lecture"].training,
 }
-# Epochs of the programs in the lecture.
-EPOCHS = {"lecture, older": 2, "lecture, newer": 10}
+# The programs in Korean.
+KOREAN = {OURS: "jaxrnn", OLDER: "강의의 이전 코드", NEWER: "강의의 새 코드"}
+COLOURS = {
+    OURS: _drawing.BLUE,
+    OLDER: _drawing.RED,
+    NEWER: _drawing.GREEN,
+    HELD_OUT: _drawing.INK,
+    UNTRAINED: _drawing.PINK,
+}
 
 
 class Writer(NamedTuple):
@@ -97,70 +84,59 @@ class Writer(NamedTuple):
 
 
 class Study(NamedTuple):
-    """The writers by name, the settings by program, and the text that was learnt."""
+    """The writers by name, the settings and seconds of a step by program, and the seeds."""
 
     writers: dict[str, Writer]
     settings: dict[str, TrainingConfig]
-    corpus: Corpus
+    step_seconds: dict[str, float]
     seeds: list[int]
 
-    def characters(self, name: str) -> np.ndarray:
-        """Return the number of characters that a program had read at each validation loss."""
-        settings = self.settings[name]
-        return self.writers[name].runs[0].val_steps * settings.batch * settings.seq_len
 
-    def seconds(self, name: str) -> np.ndarray:
-        """Return the seconds of training at each validation loss, median over the seeds."""
-        runs = self.writers[name].runs
-        return self.characters(name) / np.median([run.speed for run in runs])
-
-    def losses(self, name: str) -> np.ndarray:
-        """Return the validation losses [seeds, points]."""
-        return np.array([run.val_losses for run in self.writers[name].runs])
-
-    def epochs(self, name: str) -> float:
-        """Return how many times a program read the training text."""
-        settings = self.settings[name]
-        return float(settings.steps or 0) / settings.batches(self.corpus).per_epoch
-
-
-def study(source: _text.Text, seconds: float, quick: bool, mark: str, measure: Measure) -> Study:
+def study(source: _text.Text, quick: bool, mark: str, measure: Measure) -> Study:
     """Train the programs, let them write texts, and measure these.
 
     Args:
       source: the text to learn.
-      seconds: time to train each program and seed.
       quick: whether to train tiny models for a few steps.
       mark: the characters after which the texts begin, the held-out ones too.
       measure: the measures of the texts of one seed.
     """
-    seeds = [0] if quick else [0, 1, 2]
+    seeds = [0] if quick else SEEDS
     corpus, _ = source.read()
     held_out = corpus.vocabulary.decode(corpus.tokens[corpus.split :])
     real = pieces(held_out, mark, len(seeds))
-    programs = {name: settings(each, seconds, quick) for name, each in PROGRAMS.items()}
+    programs = {name: settings(each, corpus, quick) for name, each in PROGRAMS.items()}
     writers = {HELD_OUT: Writer(real, measured(real, measure), [])}
     for name, program in programs.items():
         each = [dataclasses.replace(program, seed=seed) for seed in seeds]
         runs = [_text.learn(source, one) for one in each]
         texts = [write(run.params, mark, seed) for run, seed in zip(runs, seeds, strict=True)]
         writers[name] = Writer(texts, measured(texts, measure), runs)
-    model = programs["ours"].model
+    model = programs[OURS].model
     fresh = [charlm.init(model, corpus.vocabulary, seed) for seed in seeds]
     texts = [write(params, mark, seed) for params, seed in zip(fresh, seeds, strict=True)]
     writers[UNTRAINED] = Writer(texts, measured(texts, measure), [])
-    return Study(writers, programs, corpus, seeds)
+    calls = {name: _text.training_step(program, corpus) for name, program in programs.items()}
+    times = timing.in_turns(calls, 1 if quick else 9)
+    step_seconds = {name: float(np.median(each["seconds"])) for name, each in times.items()}
+    return Study(writers, programs, step_seconds, seeds)
 
 
-def settings(program: Program, seconds: float, quick: bool) -> TrainingConfig:
-    """Return a program's settings for a number of seconds."""
-    given = dataclasses.replace(program.settings, sample_every=0)
-    if not quick:
-        each = given.log_every
-        return dataclasses.replace(given, steps=each * round(seconds / program.seconds / each))
-    model = charlm.ModelConfig(hidden_size=16, embedding_size=16)
-    steps = {"steps": 4, "log_every": 1, "eval_every": 2}
-    return dataclasses.replace(given, model=model, batch=32, seq_len=50, **steps)
+def settings(program: TrainingConfig, corpus: Corpus, quick: bool) -> TrainingConfig:
+    """Return a program's settings for EPOCHS of a text, with two validations in each epoch."""
+    given = dataclasses.replace(program, sample_every=0)
+    if quick:
+        model = charlm.ModelConfig(hidden_size=16, embedding_size=16)
+        steps = {"steps": 4, "log_every": 1, "eval_every": 2}
+        return dataclasses.replace(given, model=model, batch=32, seq_len=50, **steps)
+    epoch = given.batches(corpus).per_epoch
+    return dataclasses.replace(
+        given,
+        model=dataclasses.replace(given.model, dtype="bfloat16"),
+        steps=EPOCHS * epoch,
+        log_every=epoch // 6,
+        eval_every=3 * (epoch // 6),
+    )
 
 
 def write(params: jaxrnn.Params, mark: str, seed: int) -> list[str]:
@@ -196,52 +172,8 @@ def percent(shares: np.ndarray) -> str:
     return f"{np.median(found):.0f}% ({found.min():.0f} to {found.max():.0f})"
 
 
-def summary(numbers: dict[str, Any], seeds: list[int], measures: list[str]) -> str:
-    """Return the losses, how many epochs were read, and some of the measures, in words."""
-    losses = []
-    for name, program in numbers["programs"].items():
-        last = np.array(program["validation_loss"])[:, -1]
-        seconds = program["characters"][-1] / np.median(program["characters_per_second"])
-        read = f"{program['epochs']:.2g} epochs"
-        if name in EPOCHS:
-            read += f" (in the lecture {EPOCHS[name]})"
-        losses.append(f"{name}: {np.median(last):.3f} after {seconds:.0f} s and {read}")
-    writers = numbers["measures"]
-    shares = []
-    for measure in measures:
-        medians = [
-            percent(np.array(shares_of[measure], float)).split(" (")[0]
-            for shares_of in writers.values()
-        ]
-        shares.append(f"{measure}: {' / '.join(medians)}")
-    return (
-        f"Validation loss in nats per character, median of {len(seeds)} seeds:"
-        f"{bullets(losses)}\n\nShares in the texts of {' / '.join(writers)}:{bullets(shares)}"
-    )
-
-
-def outcome(study: Study, language: str, figure: Figure) -> Outcome:
-    """Return the table, the numbers and the samples of a study."""
-    names = list(study.writers[HELD_OUT].measures)
-    rows = [
-        ["writer", "parameters", "training, s", "epochs", "validation loss, nats", *names],
-    ]
-    for name, writer in study.writers.items():
-        shares = [percent(each) for each in writer.measures.values()]
-        if not writer.runs:
-            rows.append([name, "-", "-", "-", "-", *shares])
-            continue
-        lasts = study.losses(name)[:, -1]
-        rows.append(
-            [
-                name,
-                f"{charlm.count(writer.runs[0].params):,}",
-                f"{study.seconds(name)[-1]:.0f}",
-                f"{study.epochs(name):.2g}",
-                f"{np.median(lasts):.3f} ({lasts.min():.3f} to {lasts.max():.3f})",
-                *shares,
-            ]
-        )
+def outcome(study: Study, language: str) -> Outcome:
+    """Return the numbers and the samples of a study."""
     numbers: dict[str, Any] = {"measures": {}, "programs": {}, "texts": TEXTS, "length": LENGTH}
     for name, writer in study.writers.items():
         numbers["measures"][name] = {
@@ -249,16 +181,53 @@ def outcome(study: Study, language: str, figure: Figure) -> Outcome:
             for measure, shares in writer.measures.items()
         }
         if writer.runs:
+            settings, first = study.settings[name], writer.runs[0]
             numbers["programs"][name] = {
-                "settings": dataclasses.asdict(study.settings[name]),
-                "epochs": study.epochs(name),
-                "characters": study.characters(name).tolist(),
-                "validation_loss": study.losses(name).round(5).tolist(),
-                "characters_per_second": [round(run.speed) for run in writer.runs],
+                "settings": dataclasses.asdict(settings),
+                "parameters": charlm.count(first.params),
+                "steps": first.val_steps.tolist(),
+                "epochs": (first.val_steps * EPOCHS / first.val_steps[-1]).round(3).tolist(),
+                "validation_loss": [run.val_losses.round(5).tolist() for run in writer.runs],
+                "seconds_per_step": study.step_seconds[name],
                 "seconds_with_validation": [round(run.seconds, 1) for run in writer.runs],
             }
-    pages = {"samples.md": samples(study, language)}
-    return Outcome(rows, numbers, study.seeds, figure, pages)
+    return Outcome(numbers, study.seeds, {"samples.md": samples(study, language)})
+
+
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    """Return the table: a row for each writer."""
+    rows = [["writer", "parameters", "learning rate", "epochs", "training, s"]]
+    rows[0] += ["last validation loss, nats", "smallest", *numbers["measures"][HELD_OUT]]
+    for name, shares in numbers["measures"].items():
+        percents = [percent(np.array(each, float)) for each in shares.values()]
+        if name not in numbers["programs"]:
+            rows.append([name, *"------", *percents])
+            continue
+        program = numbers["programs"][name]
+        losses = np.array(program["validation_loss"])
+        rows.append(
+            [
+                name,
+                f"{program['parameters']:,}",
+                f"{program['settings']['learning_rate']:g}",
+                f"{program['epochs'][-1]:g}",
+                f"{program['steps'][-1] * program['seconds_per_step']:.0f}",
+                spread(losses[:, -1]),
+                spread(losses.min(1)),
+                *percents,
+            ]
+        )
+    return rows
+
+
+def spread(losses: np.ndarray) -> str:
+    """Return median and range of the losses of the seeds."""
+    return f"{np.median(losses):.3f} ({losses.min():.3f} to {losses.max():.3f})"
+
+
+def median(numbers: dict[str, Any], name: str, measure: str) -> float:
+    """Return the median of a measure of a writer over the seeds, 0 to 1; NaN if it has no items."""
+    return float(np.nanmedian(np.array(numbers["measures"][name][measure], float)))
 
 
 def samples(study: Study, language: str, length: int = 900) -> str:
@@ -271,92 +240,62 @@ def samples(study: Study, language: str, length: int = 900) -> str:
     return "\n".join(parts)
 
 
-def curves(study: Study, axes: Any, whole: Mapping[str, Any]) -> None:
-    """Draw the validation loss against seconds and against characters read, side by side.
-
-    whole: (characters, losses, label) of a longer run by program, drawn on the right.
-    """
-    by_time, by_characters = axes
-    ends = []
-    for name in PROGRAMS:
-        colour = PROGRAMS[name].colour
-        losses = study.losses(name)
-        seconds = study.seconds(name)
-        _drawing.band(
-            by_characters, study.characters(name), losses, colour, marker="o", markersize=3
-        )
-        middle = _drawing.band(by_time, seconds, losses, colour, marker="o", markersize=3)
-        ends.append((middle[-1], f"{name}  {middle[-1]:.2f}", colour))
-        share = EPOCHS.get(name, np.inf) / study.epochs(name)
-        if share < 1:
-            # The program has done all its epochs in the lecture before the end.
-            place = (share * seconds[-1], np.interp(share * seconds[-1], seconds, middle))
-            by_time.plot(*place, "o", color=colour, markerfacecolor="white", markersize=8)
-            by_time.annotate(
-                f"its {EPOCHS[name]} epochs", place, (8, 4), textcoords="offset points",
-                color=colour, fontsize=9,
-            )  # fmt: skip
-    for name, (characters, losses, label) in whole.items():
-        how = {"color": PROGRAMS[name].colour}
-        by_characters.plot(characters, losses, ":", linewidth=1, **how)
-        by_characters.annotate(
-            label, (characters[-1], losses[-1]), (5, 0), textcoords="offset points",
-            fontsize=9, va="center", annotation_clip=False, **how,
-        )  # fmt: skip
-    least = min([y for y, _, _ in ends] + [min(losses) for _, losses, _ in whole.values()])
-    first = max(study.losses(name)[:, 0].max() for name in PROGRAMS)
-    for each in axes:
-        each.set_ylim(least - 0.05, max(least + 0.5, min(2 * least, first)))
-    by_time.set_xlim(0, max(study.seconds(name)[-1] for name in PROGRAMS))
-    by_characters.set_xscale("log")
-    decades = np.log10(by_characters.dataLim.intervalx)
-    by_characters.set_xlim(10 ** np.floor(decades[0]), 10 ** np.ceil(decades[1]))
-    by_characters.xaxis.set_minor_formatter(NullFormatter())
-    _drawing.label_ends(by_time, ends)
-    loss = "validation loss, nats per character"
-    title = f"By time of training (median and range of {len(study.seeds)} seeds)"
-    _drawing.name_axes(by_time, title, "seconds of training", loss)
-    title = "By characters read" + ("; dotted: longer runs, one seed" * bool(whole))
-    _drawing.name_axes(by_characters, title, "characters read", loss)
-
-
-def shares(study: Study, axes: Any) -> None:
-    """Draw each measure: a dot for the median of each writer and a line for the range of the seeds."""
-    colours = {name: program.colour for name, program in PROGRAMS.items()}
-    colours |= {HELD_OUT: _drawing.BLACK, UNTRAINED: _drawing.GREY}
-    for each, measure in zip(axes, study.writers[HELD_OUT].measures, strict=True):
-        for place, (name, writer) in enumerate(study.writers.items()):
-            found = 100 * writer.measures[measure][~np.isnan(writer.measures[measure])]
-            how = {"color": colours[name]}
-            if not len(found):
-                each.text(2, place, "none", va="center", fontsize=9, **how)
-                continue
-            if name == HELD_OUT:
-                each.axvline(np.median(found), linestyle="--", linewidth=1, color=_drawing.GREY)
-            each.plot([found.min(), found.max()], [place, place], linewidth=4, alpha=0.3, **how)
-            each.plot(np.median(found), place, "o", **how)
-            left = np.median(found) > 50
-            each.annotate(
-                f"{np.median(found):.0f}", (found.min() if left else found.max(), place),
-                (-8 if left else 8, 0), textcoords="offset points", va="center",
-                ha="right" if left else "left", fontsize=9,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, **how,
-            )  # fmt: skip
-        each.set(xlim=(0, 101), ylim=(len(study.writers) - 0.5, -0.5))
-        each.set_yticks(range(len(study.writers)), list(study.writers))
-        _drawing.name_axes(each, measure, "% (dashed: held-out text)", "")
-    for each in axes[1:]:
-        each.tick_params(labelleft=False)
-
-
-def picture(study: Study, whole: Mapping[str, Any]) -> Figure:
-    """Draw the curves above and the measures below."""
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1])
-    upper = above.subplots(1, 2)
-    lower = np.atleast_1d(below.subplots(1, len(study.writers[HELD_OUT].measures)))
-    for each in [*upper, *lower]:
-        each.spines[["top", "right"]].set_visible(False)
-    curves(study, upper, whole)
-    shares(study, lower)
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    """Draw the validation loss against epochs and seconds, and below it each measure of the texts."""
+    measures = list(numbers["measures"][HELD_OUT])
+    heights = [1.5, 1.5] + [1] * len(measures)
+    figure, panels = _drawing.figure(len(heights), height=2.4, height_ratios=heights)
+    for axes, unit in zip(panels, ("epochs", "seconds"), strict=False):
+        _draw_losses(axes, numbers, unit)
+    _drawing.name_axes(
+        panels[0], f"Loss on held-out text ({len(seeds)} seeds)", "epochs", "nats per character"
+    )
+    _drawing.name_axes(panels[1], "The same by time", "seconds of training", "nats per character")
+    for axes, measure in zip(panels[2:], measures, strict=True):
+        _draw_measure(axes, numbers["measures"], measure)
     return figure
+
+
+def _draw_losses(axes: Axes, numbers: dict[str, Any], unit: str) -> None:
+    ends = []
+    for name, program in numbers["programs"].items():
+        x = np.array(program["epochs"])
+        if unit == "seconds":
+            x = np.array(program["steps"]) * program["seconds_per_step"]
+        middle = _drawing.band(axes, x, program["validation_loss"], COLOURS[name])
+        ends.append((middle[-1], name.removeprefix("lecture, "), COLOURS[name]))
+        if unit == "seconds":
+            axes.plot(x[-1], middle[-1], "o", color=COLOURS[name])
+    lowest = min(np.min(program["validation_loss"]) for program in numbers["programs"].values())
+    highest = max(
+        np.median(program["validation_loss"], 0)[0] for program in numbers["programs"].values()
+    )
+    axes.set_ylim(lowest - 0.03, min(highest, lowest + 0.7))
+    axes.set_xlim(0)
+    if unit == "epochs":
+        axes.set_xlim(0, EPOCHS)
+    _drawing.label_ends(axes, ends)
+
+
+def _draw_measure(axes: Axes, shares: dict[str, Any], measure: str) -> None:
+    """Draw a dot for the median of each writer and a line for the range of the seeds."""
+    for place, name in enumerate(shares):
+        found = 100 * np.array(shares[name][measure], float)
+        found = found[~np.isnan(found)]
+        how: dict[str, Any] = {"color": COLOURS[name]}
+        if not len(found):
+            axes.text(2, place, "none", va="center", fontsize=11, **how)
+            continue
+        if name == HELD_OUT:
+            axes.axvline(np.median(found), linestyle="--", linewidth=1, **how)
+        axes.plot([found.min(), found.max()], [place, place], linewidth=5, alpha=0.35, **how)
+        axes.plot(np.median(found), place, "o", markersize=7, **how)
+        left = np.median(found) > 50
+        axes.annotate(
+            f"{np.median(found):.0f}", (found.min() if left else found.max(), place),
+            (-9 if left else 9, 0), textcoords="offset points", va="center",
+            ha="right" if left else "left", fontsize=11, **how,
+        )  # fmt: skip
+    axes.set(xlim=(0, 101), ylim=(len(shares) - 0.5, -0.5))
+    axes.set_yticks(range(len(shares)), [name.removeprefix("lecture, ") for name in shares])
+    _drawing.name_axes(axes, measure.capitalize(), "%, dashed: held-out text", "")

@@ -9,11 +9,14 @@ and settings loads it. Delete the folder to train again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn
@@ -22,7 +25,7 @@ from jaxrnn.data import sources
 from jaxrnn.data.corpus import Corpus, make_corpus
 from jaxrnn.devices import storage
 from jaxrnn.runs.train_options import TrainOptions
-from jaxrnn.training import metrics, run_description
+from jaxrnn.training import metrics, optimizers, run_description, stepping
 from jaxrnn.training.config import TrainingConfig
 
 MODELS = Path(__file__).parent.parent / "runs" / "experiments"
@@ -98,6 +101,16 @@ def beginning(text: Text, size: int) -> Text:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return Text(text.label, (str(path),), bytes=text.bytes)
+
+
+def training_step(config: TrainingConfig, corpus: Corpus) -> Callable[[], Any]:
+    """Return a function that runs one compiled training step, always the same one, to time it."""
+    optimizer = optimizers.make_optimizer(config, config.steps or 1)
+    state = stepping.create(config, optimizer, corpus.vocabulary)
+    starts = config.batches(corpus).starts(0)
+    tokens = jnp.int32(corpus.tokens[starts + np.arange(config.seq_len + 1)[:, None]])
+    step = jax.jit(functools.partial(stepping.train_step, optimizer))
+    return lambda: jax.block_until_ready(step(state, tokens, jnp.array(True)))
 
 
 def learn(text: Text, settings: TrainingConfig) -> Run:

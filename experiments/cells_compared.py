@@ -16,7 +16,7 @@ not used again. The loss of that run also shows how near the plateau the budget 
 XLA counts for one step of the forward pass. Time is that of a whole training step, measured in turns in
 one process, which makes ratios reliable even on a machine with other work.
 
-    python -m experiments cells_compared      about 80 min on two CPU cores; continues where it was stopped
+    python -m experiments cells_compared      80 min on two CPU cores; continues after a stop
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from experiments import Holds, Outcome, Verdict, _drawing, _text
 from jaxrnn import charlm
-from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
-from jaxrnn.training import optimizers, stepping
 from jaxrnn.training.config import TrainingConfig
 
 ROW = 8
@@ -81,16 +79,6 @@ def operations(params: charlm.Params) -> float:
     return jax.jit(step).lower(*given, jnp.zeros(1, jnp.int32)).cost_analysis()["flops"]
 
 
-def training_step(config: TrainingConfig, corpus: Corpus) -> Any:
-    """Return a function that runs one compiled training step, always the same one."""
-    optimizer = optimizers.make_optimizer(config, config.steps)
-    state = stepping.create(config, optimizer, corpus.vocabulary)
-    starts = config.batches(corpus).starts(0)
-    tokens = jnp.int32(corpus.tokens[starts + np.arange(LENGTH + 1)[:, None]])
-    step = jax.jit(functools.partial(stepping.train_step, optimizer))
-    return lambda: jax.block_until_ready(step(state, tokens, jnp.array(True)))
-
-
 class Budget(NamedTuple):
     """What each comparison may spend: the LSTM's width and steps, learning rates to try, and seeds."""
 
@@ -113,7 +101,7 @@ def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
     contenders = [(WIDTH, cell, budget.hidden) for cell in CELLS]
     contenders += [(PARAMETERS, cell, width(cell, target, vocabulary)) for cell in ("rnn", "gru")]
     calls = {
-        (cell, hidden): training_step(settings(cell, hidden, budget.steps, 0.01, 0), corpus)
+        (cell, hidden): _text.training_step(settings(cell, hidden, budget.steps, 0.01, 0), corpus)
         for _, cell, hidden in contenders
     }
     times = measure.in_turns(calls, 25 if len(budget.seeds) > 1 else 1)
