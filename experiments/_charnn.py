@@ -84,10 +84,11 @@ class Writer(NamedTuple):
 
 
 class Study(NamedTuple):
-    """The writers by name, the settings and seconds of a step by program, and the seeds."""
+    """The writers by name; by program the settings, steps of an epoch and seconds of a step; the seeds."""
 
     writers: dict[str, Writer]
     settings: dict[str, TrainingConfig]
+    epoch_steps: dict[str, int]
     step_seconds: dict[str, float]
     seeds: list[int]
 
@@ -119,7 +120,8 @@ def study(source: _text.Text, quick: bool, mark: str, measure: Measure) -> Study
     calls = {name: _text.training_step(program, corpus) for name, program in programs.items()}
     times = timing.in_turns(calls, 1 if quick else 9)
     step_seconds = {name: float(np.median(each["seconds"])) for name, each in times.items()}
-    return Study(writers, programs, step_seconds, seeds)
+    epoch_steps = {name: program.batches(corpus).per_epoch for name, program in programs.items()}
+    return Study(writers, programs, epoch_steps, step_seconds, seeds)
 
 
 def settings(program: TrainingConfig, corpus: Corpus, quick: bool) -> TrainingConfig:
@@ -186,7 +188,7 @@ def outcome(study: Study, language: str) -> Outcome:
                 "settings": dataclasses.asdict(settings),
                 "parameters": charlm.count(first.params),
                 "steps": first.val_steps.tolist(),
-                "epochs": (first.val_steps * EPOCHS / first.val_steps[-1]).round(3).tolist(),
+                "epochs": (first.val_steps / study.epoch_steps[name]).round(3).tolist(),
                 "validation_loss": [run.val_losses.round(5).tolist() for run in writer.runs],
                 "seconds_per_step": study.step_seconds[name],
                 "seconds_with_validation": [round(run.seconds, 1) for run in writer.runs],
@@ -210,7 +212,7 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
                 name,
                 f"{program['parameters']:,}",
                 f"{program['settings']['learning_rate']:g}",
-                f"{program['epochs'][-1]:g}",
+                f"{program['epochs'][-1]:.2g}",
                 f"{program['steps'][-1] * program['seconds_per_step']:.0f}",
                 spread(losses[:, -1]),
                 spread(losses.min(1)),
@@ -226,8 +228,8 @@ def spread(losses: np.ndarray) -> str:
 
 
 def median(numbers: dict[str, Any], name: str, measure: str) -> float:
-    """Return the median of a measure of a writer over the seeds, 0 to 1; NaN if it has no items."""
-    return float(np.nanmedian(np.array(numbers["measures"][name][measure], float)))
+    """Return the median of a measure of a writer over the seeds, 0 to 1; 0 if it has no items."""
+    return float(np.median([share or 0 for share in numbers["measures"][name][measure]]))
 
 
 def samples(study: Study, language: str, length: int = 900) -> str:
