@@ -84,7 +84,12 @@ class Writer(NamedTuple):
 
 
 class Study(NamedTuple):
-    """The writers by name; by program the settings, steps of an epoch and seconds of a step; the seeds."""
+    """The texts and models of a study.
+
+    writers: all writers, by name.
+    settings, epoch_steps, step_seconds: of each program its settings, the steps of an epoch, and the
+      seconds of a step.
+    """
 
     writers: dict[str, Writer]
     settings: dict[str, TrainingConfig]
