@@ -189,15 +189,17 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
 def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
     figure, (by_rate, loss, norm, fit) = _drawing.figure(4, height=2.9)
     draw_ends(by_rate, numbers)
-    # The rate at which most runs are lost without clipping.
-    lost = (np.array(numbers["last_loss"]["not clipped"]) >= FAILED).sum(0)
-    shown = int(lost.argmax()) if lost.any() else len(lost) - 1
+    # The smallest rate at which a run is lost without clipping.
+    lost = {way: np.array(ends) >= FAILED for way, ends in numbers["last_loss"].items()}
+    rates = np.flatnonzero(lost["not clipped"].any(0))
+    shown = int(rates[0]) if len(rates) else len(numbers["rates"]) - 1
+    width = numbers["steps_per_point"]
     rate = f"learning rate {numbers['rates'][shown]:g}"
     for axes, what, top in ((loss, "loss", FAILED), (norm, "norm", 1e4)):
         for way, runs in numbers[what].items():
-            for run in np.array(runs, float)[:, shown]:
-                draw_run(axes, run, numbers["steps_per_point"], COLOURS[way], top)
-        axes.set(yscale="log", xlim=(0, numbers["steps"]))
+            for run, ended in zip(np.array(runs, float), lost[way], strict=True):
+                draw_run(axes, run[shown], ended[shown], width, COLOURS[way], top)
+        axes.set(xscale="log", yscale="log", xlim=(0.9 * width, numbers["steps"]))
     loss.set(ylim=(1.2, 1.5 * FAILED))
     norm.set(ylim=(0.1, 2e4))
     clip_line(norm, numbers["clip"])
@@ -238,13 +240,13 @@ def draw_ends(axes: Any, numbers: dict[str, Any]) -> None:
     _drawing.name_axes(axes, title, "learning rate", "loss, nats per character")
 
 
-def draw_run(axes: Any, run: Any, width: int, colour: str, top: float) -> None:
-    """Draw a curve, with a cross where it leaves the panel for the first time."""
+def draw_run(axes: Any, run: Any, lost: bool, width: int, colour: str, top: float) -> None:
+    """Draw a curve; one of a lost run ends with a cross where it leaves the panel."""
     steps = width * (1 + np.arange(len(run)))
-    gone = np.flatnonzero(~(run < top))
-    end = gone[0] if len(gone) else len(run)
+    beyond = np.flatnonzero(~(run < top))
+    end = int(beyond[0]) if lost and len(beyond) else len(run)
     axes.plot(steps[:end], run[:end], color=colour, linewidth=1.2, alpha=0.8)
-    if len(gone):
+    if end < len(run):
         axes.plot(steps[end], top, "x", color=colour, markersize=9, markeredgewidth=2.5)
 
 
