@@ -1,4 +1,4 @@
-"""Clipping the gradient keeps training alive where a steep place would throw the weights away.
+"""Clipping the gradient prevents the divergence that large learning rates cause without it.
 
     g <- g min(1, c / ||g||),   ||g|| the norm over all parameters together
 
@@ -7,7 +7,7 @@ same weights and on the same batches, at learning rates from small to too large.
 the example that the lecture links: the line y = 2x through (1,2) (2,4) (3,6) (4,8), one point per
 step in turn, 1000 steps of gradient descent at rate 0.01, clipped to 5.
 
-    python -m experiments clipping      41 s on two CPU cores
+    python -m experiments clipping      about 1 min on two CPU cores
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
-from experiments import Outcome, _drawing
+from experiments import Holds, Outcome, Verdict, _drawing
 from jaxrnn import charlm
 from jaxrnn.data import play
 from jaxrnn.data.corpus import Batches, make_corpus
@@ -32,8 +33,12 @@ LENGTH = 50
 CLIP = 1.0
 LINE_CLIP = 5.0
 LINE_RATE = 0.01
-# A loss in nats above this, or one that is not finite, counts as lost and is drawn here.
+# A run is lost when its loss in nats is above this or not finite; the loss is then recorded as this.
 FAILED = 10.0
+# Points of a recorded curve, each of several steps.
+POINTS = 60
+WAYS = {"clipped": CLIP, "not clipped": None}
+COLOURS = dict(zip(WAYS, (_drawing.GREEN, _drawing.PINK), strict=True))
 
 
 def descend(rate: float, clip: float | None) -> optax.GradientTransformation:
@@ -87,63 +92,46 @@ def line(clip: float | None, steps: int, seeds: list[int]) -> tuple[Any, Any, An
 
 
 def run(quick: bool) -> Outcome:
-    seeds, steps = ([0], 5) if quick else ([0, 1, 2], 600)
+    seeds, steps = ([0], 5) if quick else ([0, 1, 2, 3, 4], 600)
     rates = np.array([0.1, 1.0] if quick else [0.03, 0.1, 0.3, 1.0, 3.0])
     corpus = make_corpus(play.write(50_000 if quick else 1_000_000).text)
-    ways = {"clipped": CLIP, "not clipped": None}
-    found: dict[str, Any] = {way: [] for way in ways}
+    found: dict[str, Any] = {way: [] for way in WAYS}
     for seed in seeds:
         reads = Batches(corpus.train_size, BATCH, LENGTH, shuffle=True, seed=seed)
         # [steps, B]
         starts = np.stack([reads.starts(n) for n in range(steps)])
         windows = corpus.tokens[starts[:, None] + np.arange(LENGTH + 1)[None, :, None]]
         params = charlm.init(MODEL, corpus.vocabulary, seed)
-        for way, clip in ways.items():
+        for way, clip in WAYS.items():
             found[way].append(read_play(clip, jnp.float32(rates), params, jnp.int32(windows)))
+    # [seeds, rates, steps]
     losses = {way: np.array([run[0] for run in runs]) for way, runs in found.items()}
     norms = {way: np.array([run[1] for run in runs]) for way, runs in found.items()}
-    # [seeds, rates]
-    ends = {way: last(each) for way, each in losses.items()}
-    lines = {way: line(clip and LINE_CLIP, 1000, seeds) for way, clip in ways.items()}
-
-    heads = [f"{way}: final loss (range)" for way in ways]
-    rows = [["learning rate", *heads, "runs lost without clipping"]]
-    for index, rate in enumerate(rates):
-        cells = [f"{np.median(e[:, index]):.3f} ({span(e[:, index])})" for e in ends.values()]
-        lost = (ends["not clipped"][:, index] >= FAILED).sum()
-        rows.append([f"{rate:g}", *cells, f"{lost} of {len(seeds)}"])
+    lines = {way: line(clip and LINE_CLIP, 1000, seeds) for way, clip in WAYS.items()}
+    # The maximum of each pass over the four points.
+    passes = {
+        way: np.array(each[2]).reshape(len(seeds), -1, 4).max(-1) for way, each in lines.items()
+    }
     numbers = {
         "rates": rates.tolist(),
-        "last_loss": {way: plain(each) for way, each in ends.items()},
-        "loss": {way: plain(each[..., :: max(1, steps // 100)]) for way, each in losses.items()},
-        "norm": {way: plain(each[..., :: max(1, steps // 100)]) for way, each in norms.items()},
+        "last_loss": {way: plain(last(each)) for way, each in losses.items()},
+        "steps_per_point": max(1, steps // POINTS),
+        "loss": {way: plain(gather(each, np.mean)) for way, each in losses.items()},
+        "norm": {way: plain(gather(each, np.max)) for way, each in norms.items()},
         "line": {way: np.array(each[0]).tolist() for way, each in lines.items()},
+        "line_norm": {way: plain(each) for way, each in passes.items()},
         "line_steps_clipped": int((np.array(lines["clipped"][2]) > LINE_CLIP).sum(1).max()),
         "clip": CLIP,
         "steps": steps,
     }
-    return Outcome(rows, numbers, seeds, draw(rates, losses, norms, ends, lines))
+    return Outcome(numbers, seeds)
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    ends = {way: np.array(losses, float) for way, losses in numbers["last_loss"].items()}
-    lost = {way: f"{(each >= FAILED).sum()} of {each.size}" for way, each in ends.items()}
-    best = []
-    for way, each in ends.items():
-        medians = np.median(each, axis=0)
-        at = int(medians.argmin())
-        best.append(f"{medians[at]:.3f} {way} (at rate {numbers['rates'][at]:g})")
-    slopes = [
-        f"{np.median(np.array(runs)[:, 0]):.4f} {way}" for way, runs in numbers["line"].items()
-    ]
-    return (
-        f"Of the runs on the play (all learning rates, {len(seeds)} seeds), {lost['not clipped']} "
-        f"were lost without clipping and {lost['clipped']} with it. The smallest losses after "
-        f"{numbers['steps']} steps, in nats per character: {' and '.join(best)}. In the linked "
-        f"example the slope 2 is learnt as {' and '.join(slopes)}; at most "
-        f"{numbers['line_steps_clipped']} of its 1000 steps were clipped."
-    )
+def gather(values: Any, how: Any) -> Any:
+    """Return one value [..., points] for each group of steps [..., steps]."""
+    width = max(1, values.shape[-1] // POINTS)
+    points = values.shape[-1] // width
+    return how(values[..., : points * width].reshape(*values.shape[:-1], points, width), axis=-1)
 
 
 def last(losses: Any) -> Any:
@@ -153,63 +141,122 @@ def last(losses: Any) -> Any:
 
 
 def plain(values: Any) -> Any:
-    """Return lists for JSON, with None where a number is not finite."""
-    return np.where(np.isfinite(values), np.round(values, 5), None).tolist()
+    """Return lists for JSON, with four digits, and None where a number is not finite."""
+    rounded = np.vectorize(lambda value: float(f"{value:.4g}"), otypes=[object])(values)
+    return np.where(np.isfinite(values), rounded, None).tolist()
+
+
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    heads = [head for way in WAYS for head in (f"{way}: final loss, nats", "runs lost")]
+    rows = [["learning rate", *heads]]
+    for index, rate in enumerate(numbers["rates"]):
+        cells = []
+        for way in WAYS:
+            ends = np.array(numbers["last_loss"][way])[:, index]
+            kept = ends[ends < FAILED]
+            cells += [span(kept), f"{len(ends) - len(kept)} of {len(seeds)}"]
+        rows.append([f"{rate:g}", *cells])
+    return rows
 
 
 def span(values: Any) -> str:
-    return f"{values.min():.3f} to {values.max():.3f}"
+    """Return the median and the range of some values, which may be none."""
+    if not len(values):
+        return ""
+    return f"{np.median(values):.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
-def draw(rates: Any, losses: Any, norms: Any, ends: Any, lines: Any) -> Any:
-    figure, ((loss, norm), (by_rate, fit)) = _drawing.figure(2, 12, 8, rows=2)
-    colours = dict(zip(ends, (_drawing.BLUE, _drawing.RED), strict=True))
-    lost = np.flatnonzero((ends["not clipped"] >= FAILED).any(0))
-    # The rate at which the two begin to differ.
-    shown = int(lost[0]) if len(lost) else len(rates) - 1
-    steps = losses["clipped"].shape[-1]
-    window = max(1, steps // 60)
-    x = window * (1 + np.arange(steps // window))
-    for axes, kind, cap, gather in ((loss, losses, FAILED, np.mean), (norm, norms, 1e4, np.max)):
-        labels = []
-        for way, each in kind.items():
-            runs = np.where(np.isfinite(each[:, shown]), np.minimum(each[:, shown], cap), cap)
-            runs = gather(runs[:, : len(x) * window].reshape(len(runs), -1, window), axis=-1)
-            labels.append((_drawing.band(axes, x, runs, colours[way])[-1], way, colours[way]))
-        # Below every tick, since ticks would move the limits.
-        low = 1.3 if axes is loss else None
-        axes.set(yscale="log", ylim=(low, 1.1 * cap), xlim=(0, steps))
-        _drawing.label_ends(axes, labels)
-    norm.axhline(CLIP, color=_drawing.GREY, linestyle="--", linewidth=1)
-    norm.annotate("c", (0, CLIP), (2, 2), textcoords="offset points", color=_drawing.GREY)
-    title = f"The play at learning rate {rates[shown]:g}"
-    _drawing.name_axes(loss, title, "step", "loss, nats per character (10: lost)")
-    title = f"The gradient before clipping, maximum of {window} steps"
-    _drawing.name_axes(norm, title, "step", "global norm (10⁴: more, or not finite)")
-    labels = []
-    for way, each in ends.items():
-        middle = _drawing.band(by_rate, rates, each, colours[way], marker="o", markersize=5)
-        labels.append((middle[-1], way, colours[way]))
-    by_rate.set(xscale="log", yscale="log", ylim=(1.3, 1.1 * FAILED))
-    by_rate.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    by_rate.minorticks_off()
-    for axes in (loss, by_rate):
-        axes.set_yticks([1.5, 2, 3, 5, 10], ["1.5", "2", "3", "5", "10"])
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    ends = {way: np.array(losses) for way, losses in numbers["last_loss"].items()}
+    lost = {way: int((each >= FAILED).sum()) for way, each in ends.items()}
+    best = {way: float(np.median(each, axis=0).min()) for way, each in ends.items()}
+    alive = lost["clipped"] < lost["not clipped"]
+    better = best["clipped"] < best["not clipped"]
+    runs = ends["clipped"].size
+    return Verdict(
+        Holds.YES if alive and better else Holds.PARTLY if alive or better else Holds.NO,
+        f"of {runs} runs at learning rates from {numbers['rates'][0]:g} to "
+        f"{numbers['rates'][-1]:g}, {lost['not clipped']} are lost without clipping and "
+        f"{lost['clipped'] or 'none'} with it.",
+        f"학습률 {numbers['rates'][0]:g}~{numbers['rates'][-1]:g}의 실행 {runs}개 중 클리핑이 없으면 "
+        f"{lost['not clipped']}개가 발산하고, 클리핑하면 "
+        + (
+            f"{lost['clipped']}개가 발산합니다." if lost["clipped"] else "하나도 발산하지 않습니다."
+        ),
+    )
+
+
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, (by_rate, loss, norm, fit) = _drawing.figure(4, height=2.9)
+    draw_ends(by_rate, numbers)
+    # The smallest rate at which a run is lost without clipping.
+    lost = {way: np.array(ends) >= FAILED for way, ends in numbers["last_loss"].items()}
+    rates = np.flatnonzero(lost["not clipped"].any(0))
+    shown = int(rates[0]) if len(rates) else len(numbers["rates"]) - 1
+    width = numbers["steps_per_point"]
+    rate = f"learning rate {numbers['rates'][shown]:g}"
+    for axes, what, top in ((loss, "loss", FAILED), (norm, "norm", 1e4)):
+        for way, runs in numbers[what].items():
+            for run, ended in zip(np.array(runs, float), lost[way], strict=True):
+                draw_run(axes, run[shown], ended[shown], width, COLOURS[way], top)
+        axes.set(xscale="log", yscale="log", xlim=(0.9 * width, numbers["steps"]))
+    loss.set(ylim=(1.2, 1.5 * FAILED))
+    norm.set(ylim=(0.1, 2e4))
+    clip_line(norm, numbers["clip"])
+    name_clipped(loss)
+    name_clipped(norm)
+    _drawing.name_axes(loss, f"Every run at {rate} (×: lost)", "training steps", "loss, nats")
+    title = f"Gradient before clipping at {rate}"
+    _drawing.name_axes(norm, title, "training steps", "global norm")
+    for way, runs in numbers["line_norm"].items():
+        _drawing.band(fit, 1 + np.arange(len(runs[0])), runs, COLOURS[way])
+    fit.set(xscale="log", yscale="log", xlim=(1, len(runs[0])))
+    clip_line(fit, LINE_CLIP)
+    name_clipped(fit)
+    title = "The linked example y = 2x, gradient before clipping"
+    _drawing.name_axes(fit, title, "passes over the four points", "largest norm")
+    for axes in (by_rate, loss):
+        axes.set_yticks([1.5, 2, 3, 5, FAILED], ["1.5", "2", "3", "5", "lost"])
         axes.minorticks_off()
-    _drawing.label_ends(by_rate, labels)
-    title = f"The play after {steps} steps"
-    _drawing.name_axes(by_rate, title, "learning rate", "loss, nats per character (10: lost)")
-    labels = []
-    for way, (_, _, each) in lines.items():
-        # The maximum of each pass over the four points.
-        runs = np.asarray(each).reshape(len(each), -1, 4).max(-1)
-        middle = _drawing.band(fit, 1 + np.arange(runs.shape[1]), runs, colours[way])
-        labels.append((middle[-1], way, colours[way]))
-    fit.set(xscale="log", yscale="log", xlim=(1, runs.shape[1]))
-    fit.axhline(LINE_CLIP, color=_drawing.GREY, linestyle="--", linewidth=1)
-    fit.annotate("c", (1, LINE_CLIP), (2, 2), textcoords="offset points", color=_drawing.GREY)
-    _drawing.label_ends(fit, labels)
-    title = "The linked example, y = 2x, before clipping"
-    y = "largest global norm of the gradient"
-    _drawing.name_axes(fit, title, "pass over the four points", y)
     return figure
+
+
+def draw_ends(axes: Any, numbers: dict[str, Any]) -> None:
+    """Draw the final loss of every run by its learning rate."""
+    rates = np.array(numbers["rates"])
+    for (way, ends), shift, marker in zip(
+        numbers["last_loss"].items(), (0.93, 1.07), "os", strict=True
+    ):
+        # Lost runs lie side by side, to be counted.
+        places = np.array([shift * rates] * len(ends))
+        lost = np.array(ends) >= FAILED
+        places[lost] *= (1.09 ** (np.cumsum(lost, axis=0) - 1))[lost]
+        style = {"color": COLOURS[way], "alpha": 0.7, "markersize": 6}
+        axes.plot(places.ravel(), np.ravel(ends), marker, **style)
+    axes.set(xscale="log", yscale="log", ylim=(1.2, 1.5 * FAILED))
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    name_clipped(axes)
+    title = f"Loss after {numbers['steps']} training steps, every run"
+    _drawing.name_axes(axes, title, "learning rate", "loss, nats per character")
+
+
+def draw_run(axes: Any, run: Any, lost: bool, width: int, colour: str, top: float) -> None:
+    """Draw a curve; one of a lost run ends with a cross where it leaves the panel."""
+    steps = width * (1 + np.arange(len(run)))
+    beyond = np.flatnonzero(~(run < top))
+    end = int(beyond[0]) if lost and len(beyond) else len(run)
+    axes.plot(steps[:end], run[:end], color=colour, linewidth=1.2, alpha=0.8)
+    if end < len(run):
+        axes.plot(steps[end], top, "x", color=colour, markersize=9, markeredgewidth=2.5)
+
+
+def clip_line(axes: Any, clip: float) -> None:
+    axes.axhline(clip, color=_drawing.INK, linestyle="--", linewidth=1)
+    axes.annotate(f"c = {clip:g}", (1, clip), (3, 3), xycoords=("axes fraction", "data"),
+                  textcoords="offset points")  # fmt: skip
+
+
+def name_clipped(axes: Any) -> None:
+    """Write the names of the contenders beside the axes, in their colours."""
+    for (way, colour), place in zip(COLOURS.items(), (0.9, 0.76), strict=True):
+        axes.annotate(way, (1.03, place), xycoords="axes fraction", color=colour, fontsize=11)

@@ -22,9 +22,10 @@ import re
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import jaxrnn
-from experiments import Outcome, _drawing, _text
+from experiments import Holds, Outcome, Verdict, _drawing, _text
 from jaxrnn import charlm
 from jaxrnn.training.config import TrainingConfig
 
@@ -44,16 +45,17 @@ WAYS: dict[str, dict[str, Any]] = {
     **{f"top-p {p}": {"top_p": p} for p in (0.5, 0.8, 0.9)},
 }
 REAL = "the real text"
+# The modes that the lecture names, with their colours and line styles.
 SHOWN = {
-    "argmax": _drawing.RED,
-    "after-space": _drawing.BLUE,
-    "softmax": _drawing.GREEN,
-    REAL: _drawing.BLACK,
+    "argmax": (_drawing.RED, "-"),
+    "after-space": (_drawing.BLUE, "--"),
+    "softmax": (_drawing.GREEN, "-"),
 }
+# The measures, with their colours and markers.
 MEASURES = {
-    "pieces used before": _drawing.RED,
-    "words not in the training text": _drawing.ORANGE,
-    "pieces not in the training text": _drawing.PINK,
+    "pieces used before": (_drawing.RED, "o"),
+    "words not in the training text": (_drawing.BLUE, "s"),
+    "pieces not in the training text": (_drawing.ORANGE, "^"),
 }
 
 
@@ -130,10 +132,6 @@ def run(quick: bool) -> Outcome:
         for way, each in texts.items()
     }
     loops = {way: [[loop(text) for text in some] for some in each] for way, each in texts.items()}
-    ended = {way: [sum(map(bool, some)) for some in each] for way, each in loops.items()}
-    rows = [["mode", f"of {count} texts, end in a loop", *MEASURES]]
-    for way, each in shares.items():
-        rows.append([way, span(ended[way], ".0f"), *[span(column, ".3f") for column in each.T]])
     numbers = {
         "measures": {
             way: dict(zip(MEASURES, e.T.tolist(), strict=True)) for way, e in shares.items()
@@ -143,26 +141,36 @@ def run(quick: bool) -> Outcome:
         "validation_loss": [float(run.val_losses[-1]) for run in runs],
         "seconds_of_training": [run.seconds for run in runs],
     }
-    figure = draw(texts, shares)
-    return Outcome(rows, numbers, seeds, figure, {"samples.md": samples(texts, openings)})
+    return Outcome(numbers, seeds, {"samples.md": samples(texts, openings)})
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    count, length = (numbers["texts"][name] for name in ("count", "length"))
-    loops = {
-        mode: [loop for texts in numbers["loops"][mode] for loop in texts if loop] for mode in SHOWN
-    }
-    start, period = np.median(loops["argmax"] or [(0, 0)], 0)
-    repeated = [
-        f"{mode} {np.median(numbers['measures'][mode]['pieces used before']):.1%}" for mode in SHOWN
-    ]
-    return (
-        f"Each of {len(seeds)} models continues {count} openings by {length} characters. With "
-        f"argmax, {len(loops['argmax'])} of {count * len(seeds)} texts end in a loop (in the "
-        f"median from character {start:.0f} on, with a period of {period:.0f}); with after-space "
-        f"{len(loops['after-space'])}, with softmax {len(loops['softmax'])}. Share of pieces of "
-        f"{PIECE} characters that the text has used before: {', '.join(repeated)}."
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    rows = [["mode", f"of {numbers['texts']['count']} texts, end in a loop", *MEASURES]]
+    for way, measures in numbers["measures"].items():
+        ended = [sum(map(bool, some)) for some in numbers["loops"][way]]
+        rows.append([way, span(ended, ".0f"), *(span(measures[name], ".3f") for name in MEASURES)])
+    return rows
+
+
+def starts_of_loops(numbers: dict[str, Any], way: str) -> list[int]:
+    """Return the characters at which the loops of a mode begin, of all seeds."""
+    return [loop[0] for texts in numbers["loops"][way] for loop in texts if loop]
+
+
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    starts = {way: starts_of_loops(numbers, way) for way in SHOWN}
+    argmax, others = len(starts["argmax"]), len(starts["softmax"]) + len(starts["after-space"])
+    texts = numbers["texts"]["count"] * len(seeds)
+    often, never = argmax > texts / 2, others == 0
+    return Verdict(
+        Holds.YES if often and never else Holds.PARTLY if argmax > others else Holds.NO,
+        f"with argmax, {argmax} of {texts} texts end in a loop; with draws from the softmax, or "
+        f"draws only after a space, {others or 'none'} of {2 * texts} do.",
+        f"argmax로는 글 {texts}개 중 {argmax}개가 같은 구절의 반복으로 끝나고, softmax 분포나 공백 "
+        f"뒤에서만 샘플링하면 {2 * texts}개 중 {others}개만 그렇습니다."
+        if others
+        else f"argmax로는 글 {texts}개 중 {argmax}개가 같은 구절의 반복으로 끝나고, softmax 분포나 "
+        f"공백 뒤에서만 샘플링하면 {2 * texts}개 중 하나도 그렇지 않습니다.",
     )
 
 
@@ -175,7 +183,8 @@ def span(values: Any, form: str) -> str:
 def samples(texts: Any, openings: list[str]) -> str:
     """Return a page with the beginnings and ends of texts by the first model, side by side."""
     page = ["# The same openings, continued by one model in every mode\n"]
-    ways = [*SHOWN, *[way for way in texts if way not in SHOWN]]
+    main = [*SHOWN, REAL]
+    ways = [*main, *[way for way in texts if way not in main]]
     for place in (0, len(openings) // 2):
         page.append(f"## After\n\n```text\n{openings[place]}\n```\n")
         for first in range(0, len(ways), 4):
@@ -190,35 +199,37 @@ def samples(texts: Any, openings: list[str]) -> str:
     return "\n".join(page)
 
 
-def draw(texts: Any, shares: Any) -> Any:
-    figure, ((along, dots, real), below) = _drawing.figure(3, 16, 10, rows=2)
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, (loops, dots) = _drawing.figure(2, height=4.3, height_ratios=[2.8, 5.8])
+    length, texts = numbers["texts"]["length"], numbers["texts"]["count"] * len(seeds)
+    written = np.geomspace(1, length, 200)
     ends = []
-    for way, colour in SHOWN.items():
-        used = np.array([[used_before(text) for text in some] for some in texts[way]]).mean(1)
-        width = used.shape[1] // 20
-        curves = used[:, : 20 * width].reshape(len(used), 20, width).mean(-1)
-        middle = _drawing.band(along, width * (0.5 + np.arange(20)), curves, colour)
-        ends.append((middle[-1], way, colour))
-    along.set(ylim=(0, 1), xlim=(0, used.shape[1]))
-    _drawing.label_ends(along, ends)
-    name = f"share of {PIECE}-character pieces used before"
-    _drawing.name_axes(along, "Does a text repeat itself?", "characters written", name)
-    order = sorted(shares, key=lambda way: np.median(shares[way][:, 0]))
-    for index, (name, colour) in enumerate(MEASURES.items()):
-        each = [shares[way][:, index] for way in order]
-        dots.hlines(
-            range(len(order)), *zip(*[(e.min(), e.max()) for e in each], strict=True), colour
-        )
-        dots.plot([np.median(e) for e in each], range(len(order)), "o", color=colour, markersize=4)
-        dots.axvline(shares[REAL][0, index], color=colour, ymax=0.87, linestyle="--", linewidth=1)
-        place = {"ha": "right", "va": "top", "transform": dots.transAxes}
-        dots.text(1, 1 - 0.045 * index, name, color=colour, **place)
-    dots.set_yticks(range(len(order)), order)
-    dots.set(ylim=(-1, len(order) + 2), xlim=(-0.02, 1))
-    _drawing.name_axes(dots, "Every mode; dashed: the real text", "share of pieces or words", "")
-    for axes, way in zip([*below, real], SHOWN, strict=True):
-        lines = [line[:52] for line in texts[way][0][0][-1500:].split("\n")][-26:]
-        axes.axis("off")
-        axes.text(0, 1, "\n".join(lines), family="monospace", fontsize=8, va="top")
-        axes.set_title(f"{way}, the end of a text", loc="left", color=SHOWN[way], fontsize=11)
+    for way, (colour, style) in reversed(SHOWN.items()):
+        starts = np.array(starts_of_loops(numbers, way))
+        share = (starts[:, None] <= written).sum(0) / texts
+        loops.plot(written, share, color=colour, linestyle=style)
+        ends.append((share[-1], way, colour))
+    loops.set(xscale="log", xlim=(1, length), ylim=(-0.04, 1.04))
+    _drawing.label_ends(loops, ends, gap=0.12)
+    title = f"Share of {texts} texts that have entered a loop"
+    _drawing.name_axes(loops, title, "characters written", "share of texts")
+    measures = numbers["measures"]
+    order = sorted(measures, key=lambda way: np.median(measures[way]["pieces used before"]))
+    rows = np.arange(len(order))
+    for name, (colour, marker) in MEASURES.items():
+        each = [measures[way][name] for way in order]
+        low, middle, high = ([f(values) for values in each] for f in (min, np.median, max))
+        dots.hlines(rows, low, high, colour)
+        dots.plot(middle, rows, marker, color=colour, markersize=6, label=name)
+    # The rows are lines, to be followed by the eye.
+    dots.hlines(rows, 0, 1, _drawing.INK, linewidth=0.5, alpha=0.4, zorder=0)
+    dots.set_yticks(rows, order)
+    dots.set(ylim=(-0.7, len(order) - 0.3), xlim=(-0.02, 1.02))
+    dots.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13))
+    _drawing.name_axes(
+        dots,
+        "Every mode, and the real text",
+        f"share of words, or of pieces of {PIECE} characters",
+        "",
+    )
     return figure

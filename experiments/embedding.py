@@ -8,7 +8,7 @@ char-RNN learns the source of Linux, and the nearest neighbour (by cosine) of ea
 determined: is it of the same kind (vowel, consonant, capital, digit, punctuation) more often than
 before training?
 
-    python -m experiments embedding      about 3 min on two CPU cores, or 39 s with trained models
+    python -m experiments embedding      about 3 min on two CPU cores
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import measure
-from experiments import Outcome, _drawing, _text
+from experiments import Holds, Outcome, Verdict, _drawing, _text
 from jaxrnn import charlm
 from jaxrnn.training.config import TrainingConfig
 
 ROW = 9
+# The third size is the lecture's.
 SIZES = [(65, 64), (1_000, 100), (10_000, 250), (50_000, 250)]
+LECTURE = 2
 # Symbols that are looked up at once.
 SYMBOLS = 1_024
 # Occurrences that a character must have to be considered.
@@ -99,6 +102,13 @@ def neighbours(embedding: Any) -> Any:
     return (rows @ rows.T - 2 * np.eye(len(rows))).argmax(1)
 
 
+def components(embedding: Any) -> tuple[Any, float]:
+    """Return the first two principal components [V, 2] of the directions, and their variance share."""
+    rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    u, widths, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    return u[:, :2] * widths[:2], float((widths[:2] ** 2).sum() / (widths**2).sum())
+
+
 def run(quick: bool) -> Outcome:
     seeds, repeats = ([0], 2) if quick else ([0, 1, 2], 7)
     sizes = [compare(size, seeds, repeats) for size in SIZES[: 2 if quick else None]]
@@ -115,53 +125,23 @@ def run(quick: bool) -> Outcome:
     for seed in seeds:
         run = _text.learn(source, settings(seed, quick))
         first = charlm.init(run.params.config, corpus.vocabulary, seed)
-        losses.append(float(run.val_losses[-1]))
+        losses.append(round(float(run.val_losses[-1]), 4))
         embeddings.append([np.asarray(p.embedding)[seen] for p in (first, run.params)])
-    same = [[share(kinds, embedding) for embedding in pair] for pair in embeddings]
+    before, after = np.transpose([[share(kinds, e) for e in pair] for pair in embeddings])
     chance = float(np.mean([(kinds == k).sum() - 1 for k in kinds]) / (len(kinds) - 1))
-
-    ms, scratch = ([f"{way}, {unit}" for way in WAYS] for unit in ("ms", "scratch MB"))
-    rows = [["V x E", *ms, "ratio", *scratch, "error of values", "error of gradient"]]
-    for each in sizes:
-        took = [1e3 * statistics.median(s) for s in each["seconds"].values()]
-        scratch = [f"{bytes / 1e6:.2f}" for bytes in each["scratch_bytes"].values()]
-        worst = [f"{error:.1e}" for error in np.max(each["errors"], axis=0)]
-        size = "{:,} x {}".format(*each["size"])
-        rows.append(
-            [size, *[f"{ms:.3f}" for ms in took], f"{took[1] / took[0]:.1f}", *scratch, *worst]
-        )
-    before, after = np.transpose(same)
+    places, variance = components(embeddings[0][1])
     numbers: dict[str, Any] = {
         "symbols": SYMBOLS,
         "sizes": sizes,
         "same_kind": {"before": before.tolist(), "after": after.tolist(), "random": chance},
         "steps": settings(0, quick).steps,
         "validation_loss": losses,
-        "nearest": [
-            {c: characters[n] for c, n in zip(characters, neighbours(pair[1]), strict=True)}
-            for pair in embeddings
-        ],
+        "characters": characters,
+        "nearest": ["".join(characters[n] for n in neighbours(pair[1])) for pair in embeddings],
+        "components_of_first_seed": places.round(4).tolist(),
+        "variance_share": round(variance, 4),
     }
-    return Outcome(rows, numbers, seeds, draw(sizes, characters, embeddings[0][1]))
-
-
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    sizes = numbers["sizes"]
-    kinds = numbers["same_kind"]
-    values, gradients = np.max([each["errors"] for each in sizes], axis=(0, 1))
-    # The third size is the lecture's.
-    lecture = sizes[min(2, len(sizes) - 1)]
-    lookup, product = (1e3 * statistics.median(lecture["seconds"][way]) for way in WAYS)
-    return (
-        f"Product and lookup differ by at most {values:.1e} of the largest value and "
-        f"{gradients:.1e} of the largest gradient. At {lecture['size'][0]:,} x "
-        f"{lecture['size'][1]} and {numbers['symbols']:,} symbols, the product takes "
-        f"{product:.1f} ms and the lookup {lookup:.2f} ms. Characters of C source whose nearest "
-        f"neighbour is of their own kind: {span(kinds['before'])} before training, "
-        f"{span(kinds['after'])} after {numbers['steps']} steps (shares, range of {len(seeds)} "
-        f"seeds; by chance {kinds['random']:.2f})."
-    )
+    return Outcome(numbers, seeds)
 
 
 def share(kinds: Any, embedding: Any) -> float:
@@ -169,42 +149,84 @@ def share(kinds: Any, embedding: Any) -> float:
     return float((kinds == kinds[neighbours(embedding)]).mean())
 
 
-def span(values: Any) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    ms, scratch = ([f"{way}, {unit}" for way in WAYS] for unit in ("ms", "temporary MB"))
+    rows = [["V x E", *ms, "ratio", *scratch, "error of values", "error of gradient"]]
+    for each in numbers["sizes"]:
+        took = [1e3 * statistics.median(s) for s in each["seconds"].values()]
+        scratch = [f"{bytes / 1e6:.2f}" for bytes in each["scratch_bytes"].values()]
+        worst = [f"{error:.1e}" for error in np.max(each["errors"], axis=0)]
+        size = "{:,} x {}".format(*each["size"])
+        times = [f"{ms:.3f}" for ms in took]
+        rows.append([size, *times, f"{took[1] / took[0]:.1f}", *scratch, *worst])
+    return rows
 
 
-def draw(sizes: Any, characters: str, embedding: Any) -> Any:
-    figure, panels = _drawing.figure(3, 15, 5, width_ratios=[1, 1, 1.5])
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    sizes, kinds = numbers["sizes"], numbers["same_kind"]
+    equal = max(np.max(each["errors"]) for each in sizes) < 1e-5
+    shown = sizes[min(LECTURE, len(sizes) - 1)]
+    lookup, product = (statistics.median(shown["seconds"][way]) for way in WAYS)
+    size = "{:,} x {}".format(*shown["size"])
+    related = min(kinds["after"]) > max(kinds["random"], statistics.median(kinds["before"]))
+    same, chance = statistics.median(kinds["after"]), kinds["random"]
+    return Verdict(
+        Holds.YES if equal and related else Holds.PARTLY if equal or related else Holds.NO,
+        f"product and lookup {'agree' if equal else 'differ'}, and at {size} the lookup is "
+        f"{product / lookup:.0f} times as fast. After training, the nearest neighbour of "
+        f"{same:.0%} of the characters is of their own kind (by chance: {chance:.0%}).",
+        f"행렬 곱과 룩업의 결과는 {'같고' if equal else '다르고'}, {size}에서 룩업이 "
+        f"{product / lookup:.0f}배 빠릅니다. 학습 후 글자의 {same:.0%}는 가장 가까운 글자가 같은 "
+        f"종류이며, 우연이라면 {chance:.0%}입니다.",
+    )
+
+
+def apart(places: Any, gap: float) -> Any:
+    """Return places [V, 2], moved a little where two are closer than the gap."""
+    places = np.array(places)
+    for _ in range(100):
+        away = places[:, None] - places[None]
+        distance = np.linalg.norm(away, axis=-1, keepdims=True) + np.eye(len(places))[..., None]
+        places += (np.maximum(gap / distance - 1, 0) / 2 * away).sum(1)
+    return places
+
+
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, (times, shares, axes) = _drawing.figure(3, height=3.6, height_ratios=[3.2, 1.9, 5.7])
+    sizes = numbers["sizes"]
     entries = [size["size"][0] * size["size"][1] for size in sizes]
-    names = ["{:,}\n× {}".format(*size["size"]) for size in sizes]
-    for axes, unit in zip(panels, ("seconds", "scratch_bytes"), strict=False):
-        labels = []
-        for way, colour in zip(WAYS, _drawing.COLOURS, strict=False):
-            values = np.array([size[unit][way] for size in sizes], float).reshape(len(sizes), -1).T
-            values = 1e3 * values if unit == "seconds" else np.maximum(values, 1) / 1e6
-            end = _drawing.band(axes, entries, values, colour, marker="o", markersize=4)[-1]
-            labels.append((end, way, colour))
-        axes.set(xscale="log", yscale="log")
-        axes.set_xticks(entries, names, fontsize=8)
-        axes.minorticks_off()
-        _drawing.label_ends(axes, labels)
-    title = f"Time, {SYMBOLS:,} symbols, value and gradient"
-    _drawing.name_axes(panels[0], title, "V × E, entries of the matrix", "milliseconds")
-    _drawing.name_axes(panels[1], "Memory besides inputs and results", "V × E", "megabytes")
-    rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-    u, widths, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    places = u[:, :2] * widths[:2]
-    axes = panels[2]
-    for character, (x, y) in zip(characters, places, strict=True):
+    ends = []
+    for way, colour, marker in zip(WAYS, (_drawing.BLUE, _drawing.ORANGE), "os", strict=True):
+        runs = 1e3 * np.transpose([size["seconds"][way] for size in sizes])
+        middle = _drawing.band(times, entries, runs, colour, marker=marker, markersize=5)
+        ends.append((middle[-1], way, colour))
+    times.set(xscale="log", yscale="log")
+    times.set_xticks(entries, ["{:,}\n× {}".format(*size["size"]) for size in sizes])
+    times.minorticks_off()
+    _drawing.label_ends(times, ends)
+    title = f"Value and gradient of {numbers['symbols']:,} symbols"
+    _drawing.name_axes(times, title, "size of the matrix, V × E", "milliseconds")
+    kinds = numbers["same_kind"]
+    for row, when in enumerate(("after", "before")):
+        style = {"color": _drawing.BLUE, "alpha": 0.7, "markersize": 8}
+        shares.plot(kinds[when], [row] * len(kinds[when]), "o", **style)
+    shares.axvline(kinds["random"], color=_drawing.INK, linestyle="--", linewidth=1)
+    shares.annotate("chance", (kinds["random"], 1.45), (4, 0), textcoords="offset points")
+    shares.set(xlim=(0, 1), ylim=(-0.5, 1.9))
+    shares.set_yticks([0, 1], ["after training", "before training"])
+    title = f"Nearest neighbour of the same kind ({len(seeds)} seeds)"
+    _drawing.name_axes(shares, title, "share of characters", "")
+    places = np.array(numbers["components_of_first_seed"])
+    width = np.ptp(places, axis=0).max()
+    for character, (x, y) in zip(numbers["characters"], apart(places, 0.045 * width), strict=True):
         how = {"ha": "center", "va": "center", "weight": "bold", "parse_math": False}
         axes.text(x, y, character, color=KINDS[kind(character)], **how)
-    axes.set(xlim=1.15 * np.array([places[:, 0].min(), places[:, 0].max()]))
-    axes.set(ylim=1.15 * np.array([places[:, 1].min(), places[:, 1].max()]))
+    low, high = places.min(0) - 0.04 * width, places.max(0) + 0.04 * width
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     for line, (name, colour) in enumerate(KINDS.items()):
-        axes.annotate(
-            name, (1.02, 0.97 - 0.05 * line), xycoords="axes fraction", color=colour, fontsize=9
-        )
-    share = (widths[:2] ** 2).sum() / (widths**2).sum()
-    name = f"first principal component (the two hold {share:.0%} of the variance)"
-    _drawing.name_axes(axes, "Embedding learnt from C source, seed 0", name, "second")
+        place = (1.03, 0.95 - 0.07 * line)
+        axes.annotate(name, place, xycoords="axes fraction", color=colour, fontsize=11)
+    title = f"Embedding learnt from C source, seed {seeds[0]}"
+    x = f"first component (both: {numbers['variance_share']:.0%} of the variance)"
+    _drawing.name_axes(axes, title, x, "second component")
     return figure

@@ -13,7 +13,7 @@ that keep the symbol: those whose cell, after the symbol, up to the last cue and
 correlates with it at r^2 > 0.9. A network has learnt the task when the error of the last hundredth of
 its training is below 0.01 per cue (always answering 0 gives 0.556).
 
-    python -m experiments gates      46 s on two CPU cores
+    python -m experiments gates      about 1 min on two CPU cores
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 import jaxrnn
-from experiments import Outcome, _drawing, _training, bullets
+from experiments import Holds, Outcome, Verdict, _drawing, _training
 
 ROW = 5
 # The symbols.
@@ -123,110 +123,138 @@ def as_in_figure(means: Any) -> Any:
 def run(quick: bool) -> Outcome:
     seeds, steps = ([0, 1], 20) if quick else (list(range(10)), 5000)
     seen, _ = task(jax.random.key(10_000), WATCHED)
-    rows = [["units", "networks that learnt the task", "units that keep the symbol", *FIGURE]]
-    losses: dict[int, Any] = {}
-    keeping: dict[int, Any] = {}
-    drawn: dict[int, Any] = {}
-    counts: dict[int, dict[str, int]] = {}
-    for units in (1, 2) if quick else (1, 2, 4):
+    losses: dict[str, Any] = {}
+    keeping: dict[str, Any] = {}
+    examples: dict[str, Any] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for units in (1, 2, 4):
         net, every, each = train(units, steps, seeds)
-        losses[units] = each[:, -max(1, steps // 100) :].mean(1)
-        learnt = [index for index, loss in enumerate(losses[units]) if loss < LEARNT]
+        last = each[:, -max(1, steps // 100) :].mean(1)
+        learnt = [index for index, loss in enumerate(last) if loss < LEARNT]
         networks = [jax.tree.map(lambda p, at=index: p[at], every) for index in learnt or [0]]
-        drawn[units] = watch(net, networks[0], example()[0])
+        shown = jax.device_get(watch(net, networks[0], example()[0]))
         found = [measure(watch(net, params, seen), seen) for params in networks[: len(learnt)]]
         # Means [5, units that keep the symbol] by network.
         means = [means[:, squared > KEEPS] for squared, means in found]
-        keeping[units] = np.concatenate([np.zeros((len(FIGURE), 0)), *means], axis=1)
-        right, of_seeds = as_in_figure(keeping[units]), f"{len(learnt)} of {len(seeds)}"
-        pairs = zip(keeping[units], right, strict=True)
-        cells = [f"{span(mean)}; {ok.sum()} as in the figure" for mean, ok in pairs]
-        rows.append([f"{units}", of_seeds, f"{right.shape[1]}", *cells])
         stores = [as_in_figure(each)[:3].all(0) for each in means]
         tells = [as_in_figure(each)[3:].all(0) for each in means]
-        counts[units] = {
+        key = str(units)
+        losses[key] = last.tolist()
+        keeping[key] = np.concatenate([np.zeros((len(FIGURE), 0)), *means], axis=1).T.tolist()
+        examples[key] = {name: value[:, 0].round(4).tolist() for name, value in shown.items()}
+        counts[key] = {
             "learnt": len(learnt),
             "input and forget": sum(int(np.any(each)) for each in stores),
             "output": sum(int(np.any(each)) for each in tells),
             "all": sum(int((a & b).any()) for a, b in zip(stores, tells, strict=True)),
         }
     numbers = {
-        "loss": {str(units): each.tolist() for units, each in losses.items()},
-        "means_by_keeping_unit": {str(units): each.T.tolist() for units, each in keeping.items()},
+        "loss": losses,
+        "means_by_keeping_unit": keeping,
         "means": list(FIGURE),
-        "networks": {str(units): each for units, each in counts.items()},
+        "networks": counts,
+        "example_inputs": np.asarray(example()[0])[:, 0].round(4).tolist(),
+        "example": examples,
         "training_steps": steps,
         "learning_rate": RATE,
     }
-    return Outcome(rows, numbers, seeds, draw(drawn, keeping))
+    return Outcome(numbers, seeds)
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    parts = [
-        f"{plural(int(units))}: {each['learnt']} of {len(seeds)} networks learnt the task; among "
-        f"these, input and forget gate behave as in the figure in {each['input and forget']}, the "
-        f"output gate in {each['output']}, and all three gates of one unit in {each['all']}"
-        for units, each in numbers["networks"].items()
-    ]
-    return (
-        "Networks that learnt the task, and those in which a unit that keeps the symbol behaves as "
-        f"in the figure:{bullets(parts)}"
-    )
+def means_of(numbers: dict[str, Any], units: str) -> Any:
+    """Return the means of FIGURE of the units that keep the symbol [5, N]."""
+    return np.reshape(numbers["means_by_keeping_unit"][units], (-1, len(FIGURE))).T
+
+
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    head = ["units", "networks that learnt the task", "of these, with a unit as in the figure"]
+    rows = [[*head, "units that keep the symbol", *FIGURE]]
+    for units, counts in numbers["networks"].items():
+        means = means_of(numbers, units)
+        pairs = zip(means, as_in_figure(means), strict=True)
+        cells = [f"{span(mean)}; {right.sum()} as in the figure" for mean, right in pairs]
+        learnt = f"{counts['learnt']} of {len(seeds)}"
+        rows.append([units, learnt, str(counts["all"]), str(means.shape[1]), *cells])
+    return rows
 
 
 def span(values: Any) -> str:
     return f"{values.min():.2f} to {values.max():.2f}" if len(values) else "none"
 
 
-def plural(units: int) -> str:
-    return f"{units} unit{'s' * (units > 1)}"
+def plural(units: str) -> str:
+    return f"{units} unit{'s' * (units != '1')}"
 
 
-def draw(drawn: Any, keeping: Any) -> Any:
-    figure, (*reading, axes) = _drawing.figure(1, 12, 13, rows=3, height_ratios=[5, 7.5, 5])
-    for panel, units in zip(reading, (1, 2), strict=True):
-        draw_units(panel, drawn[units])
-        title = f"A trained LSTM of {plural(units)}: gates open (o) or closed (-), cells by value"
-        _drawing.name_axes(panel, title, "step", "")
-    for place, up in enumerate(FIGURE.values()):
-        low, high = (OPEN, 1) if up else (0, OPEN)
-        axes.fill_between([place - 0.45, place + 0.45], low, high, color=_drawing.GREY, alpha=0.15)
-        for shift, units, colour in zip((-0.3, 0, 0.3), keeping, _drawing.COLOURS, strict=False):
-            means = keeping[units][place]
-            x = place + shift + np.linspace(-0.08, 0.08, len(means))
-            axes.plot(x, means, "o", color=colour, alpha=0.6, markersize=5)
-            axes.text(place + shift, 1.04, plural(units), color=colour, ha="center", fontsize=9)
-    axes.set(xlim=(-0.5, 4.5), ylim=(-0.02, 1.02))
-    axes.set_xticks(range(len(FIGURE)), list(FIGURE))
-    title = (
-        "Units that keep the symbol, in networks that learnt the task; grey: as in the lecture\n"
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    networks = numbers["networks"]
+    single, several = networks["1"], networks["4"]
+    right, learnt = (sum(each[what] for each in networks.values()) for what in ("all", "learnt"))
+    holds = Holds.NO if not right else Holds.YES if right >= 0.9 * learnt else Holds.PARTLY
+    return Verdict(
+        holds,
+        f"of {single['learnt']} LSTMs of one unit that learnt the task, {single['all']} open and "
+        f"close their gates as in the figure, but of {several['learnt']} LSTMs of four units only "
+        f"{several['all']} have such a unit.",
+        f"과제를 학습한 유닛 1개짜리 LSTM {single['learnt']}개 중 {single['all']}개는 그림처럼 "
+        f"게이트를 열고 닫지만, 유닛 4개짜리 LSTM {several['learnt']}개 중에서 그런 유닛이 있는 것은 "
+        f"{several['all']}개뿐입니다.",
     )
-    _drawing.name_axes(axes, title, "", "gate, mean of 500 sequences")
+
+
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, panels = _drawing.figure(3, height=3.5, height_ratios=[7, 10.5, 9])
+    *reading, axes = panels
+    for panel, units in zip(reading, (1, 2), strict=True):
+        draw_units(panel, numbers["example_inputs"], numbers["example"][str(units)])
+        name = f"{plural(str(units))}: gates open (o), closed (–)"
+        _drawing.name_axes(panel, name, "step", "")
+    kinds = zip(numbers["networks"], "os^", (0.22, 0, -0.22), _drawing.COLOURS[2:], strict=True)
+    for units, marker, shift, colour in kinds:
+        means = means_of(numbers, units)
+        places = np.broadcast_to(shift - np.arange(len(FIGURE))[:, None], means.shape)
+        style = {"color": colour, "alpha": 0.7, "markersize": 6, "label": plural(units)}
+        axes.plot(means.ravel(), places.ravel(), marker, **style)
+    for place, up in enumerate(FIGURE.values()):
+        low, high = (OPEN, 1.02) if up else (-0.02, OPEN)
+        style = {"color": _drawing.INK, "alpha": 0.2, "linewidth": 0}
+        bar = axes.fill_between([low, high], -place - 0.42, -place + 0.42, **style)
+    bar.set_label("lecture")
+    axes.set_yticks(-np.arange(len(FIGURE)), list(FIGURE))
+    axes.set(xlim=(-0.03, 1.03), ylim=(0.5 - len(FIGURE), 0.5))
+    axes.legend(ncols=4, loc="upper right", bbox_to_anchor=(1.02, -0.2), columnspacing=1)
+    _drawing.name_axes(axes, "Units that keep the symbol", "gate, mean of 500 sequences", "")
     return figure
 
 
-def draw_units(axes: Any, inside: dict[str, Any]) -> None:
-    """Draw units as the lecture does: input gate below the cell, forget gate left, output above."""
-    units = inside["cell"].shape[-1]
-    names = ["input gate", "forget gate and cell", "output gate"]
-    largest = np.abs(inside["cell"]).max((0, 1))
-    rows = [f"{name}{f', unit {u + 1}' * (units > 1)}" for u in range(units) for name in names]
-    axes.set(xlim=(0.3, STEPS + 0.7), ylim=(-0.7, len(rows) + 2.3), xticks=range(1, STEPS + 1))
-    axes.set_yticks(range(len(rows) + 2), ["symbol shown", *rows, "output"])
-    for step, (shown, keep, tell) in enumerate(np.asarray(example()[0])[:, 0]):
-        x = step + 1
-        if keep or tell:
-            colour, flag = (_drawing.RED, "keep") if keep else (_drawing.GREEN, "tell")
-            axes.axvspan(x - 0.28, x + 0.28, color=colour, alpha=0.15, linewidth=0)
-            axes.text(x, len(rows) + 1.7, flag, color=colour, ha="center")
-        for y, number in ((0, shown), (len(rows) + 1, inside["y"][step, 0])):
-            axes.text(x, y, f"{float(number):z.2f}", ha="center", va="center", fontsize=9)
-        for unit in range(units):
-            i, f, o, cell = (inside[name][step, 0, unit] for name in ("i", "f", "o", "cell"))
-            y = 3 * unit + 2
-            shade = colormaps["PuOr"](0.5 + 0.5 * cell / largest[unit])
-            axes.plot(x, y, "o", color=shade, markeredgecolor=_drawing.BLACK, markersize=17)
-            for place, gate in (((x, y - 1), i), ((x - 0.5, y), f), ((x, y + 1), o)):
-                mark = {"marker": "o", "mfc": "white"} if gate > OPEN else {"marker": "_"}
-                axes.plot(*place, color=_drawing.BLUE, markersize=9, mew=2, **mark)
+def draw_units(axes: Any, inputs: Any, inside: dict[str, Any]) -> None:
+    """Draw an example: each unit as its gates, open or closed, and its cell; values are colours."""
+    cells = np.array(inside["cell"])
+    units, top = cells.shape[1], 4 * cells.shape[1] + 1
+    shown, keep, tell = np.array(inputs).T
+    steps = np.arange(1, len(shown) + 1)
+    names = ["input gate", "forget gate", "cell", "output gate"]
+    rows = [f"{f'unit {u + 1}: ' * (units > 1)}{name}" for u in range(units) for name in names]
+    values = [shown, *(cells / np.abs(cells).max(0)).T, np.array(inside["y"])]
+    for y, row in zip([0, *range(3, top, 4), top], values, strict=True):
+        colours = [_drawing.BLUE if value > 0 else _drawing.ORANGE for value in row]
+        # The frame shows that a value is near 0; the fill shows the value.
+        axes.scatter(steps, np.full(len(steps), y), 90, facecolors="none", edgecolors=_drawing.INK,
+                     marker="s", linewidths=0.5)  # fmt: skip
+        axes.scatter(steps, np.full(len(steps), y), 90, c=colours, marker="s", linewidths=0,
+                     alpha=np.clip(np.abs(row), 0, 1))  # fmt: skip
+    for unit in range(units):
+        for y, gate in enumerate(("i", "f", "", "o"), 4 * unit + 1):
+            if gate:
+                opened = np.array(inside[gate])[:, unit] > OPEN
+                for which, marker in ((opened, "o"), (~opened, "_")):
+                    style = {"color": _drawing.INK, "mfc": "none", "mew": 1.7, "markersize": 6}
+                    axes.plot(steps[which], np.full(which.sum(), y), marker, **style)
+    for flags, name, colour in ((keep, "keep", _drawing.RED), (tell, "tell", _drawing.GREEN)):
+        for x in steps[flags > 0]:
+            axes.axvspan(x - 0.5, x + 0.5, color=colour, alpha=0.15, linewidth=0, zorder=0)
+            axes.text(x, top + 0.75, name, color=colour, ha="center")
+    axes.set(xlim=(0.4, len(shown) + 0.6), ylim=(-0.7, top + 1.6), xticks=steps)
+    axes.set_yticks(range(top + 1), ["symbol shown", *rows, "output"])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)

@@ -26,8 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import Outcome, _drawing
+from experiments import Holds, Outcome, Verdict, _drawing
 from jaxrnn import charlm
 from jaxrnn.data import play
 from jaxrnn.data.corpus import Corpus, make_corpus
@@ -139,9 +140,7 @@ def run(quick: bool) -> Outcome:
     seeds, steps, count = ([0], 60, 1) if quick else ([0, 1, 2], 600, 3)
     written = play.write()
     corpus = make_corpus(written.text, written.nats)
-    rows = [["seed", "killed at step", "resumed from", "lines", "equal lines", "last checkpoints"]]
     whole: list[Any] = []
-    again: list[Any] = []
     killed: list[Any] = []
     second_halves: list[dict[str, Any]] = []
     equal = 0
@@ -154,16 +153,10 @@ def run(quick: bool) -> Outcome:
             finish(config, undisturbed, [])
             killed.append(finish(config, disturbed, kills))
             whole.append(lines(undisturbed))
-            again.append(lines(disturbed))
-            pairs = [a == b for a, b in zip(whole[-1], again[-1], strict=True)]
-            same = bool(digests(disturbed)) and digests(undisturbed) == digests(disturbed)
-        equal, checkpoints = equal + sum(pairs), checkpoints + same
-        places = zip(*((there[-1]["step"], saved) for there, saved in killed[-1]), strict=True)
-        steps_of = [", ".join(map(str, each)) for each in places]
-        verdict = "equal" if same else "different"
-        rows.append([str(seed), *steps_of, str(len(pairs)), str(sum(pairs)), verdict])
+            pairs = zip(whole[-1], lines(disturbed), strict=True)
+            equal += sum(a == b for a, b in pairs)
+            checkpoints += bool(digests(disturbed)) and digests(undisturbed) == digests(disturbed)
         second_halves.append(second_half(config, corpus))
-    off = {n: np.array([each[n] - each["nothing"] for each in second_halves]) for n in LEFT_OUT}
     numbers = {
         "steps": steps,
         "killed": [[[there[-1]["step"], saved] for there, saved in each] for each in killed],
@@ -172,56 +165,70 @@ def run(quick: bool) -> Outcome:
         "equal_checkpoints": checkpoints,
         "second_half_without": {n: [e[n].tolist() for e in second_halves] for n in LEFT_OUT},
     }
-    return Outcome(rows, numbers, seeds, draw(whole[0], again[0], killed[0], off))
+    return Outcome(numbers, seeds)
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    lines_written = sum(map(len, numbers["undisturbed"]))
+def lines_of(numbers: dict[str, Any]) -> int:
+    """Return the number of lines of losses of all runs."""
+    return sum(map(len, numbers["undisturbed"]))
+
+
+def excess(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return by how much the loss is higher without a part of the state [seeds, steps / 2]."""
     losses = {name: np.array(each) for name, each in numbers["second_half_without"].items()}
-    whole = losses.pop("nothing")
-    parts = [
-        f"without {name} by up to {(each - whole).max():.3f} ({(each - whole).mean():.4f} in the mean)"
-        for name, each in losses.items()
-    ]
-    return (
-        f"In {len(seeds)} runs of {numbers['steps']} steps, killed {len(numbers['killed'][0])} "
-        f"times each, {numbers['equal_lines']} of {lines_written} lines of losses and "
-        f"{numbers['equal_checkpoints']} of {len(seeds)} last checkpoints are bit-identical to "
-        "those of the uninterrupted run. Restored at half-time with a part left out, the loss of "
-        f"the following {numbers['steps'] // 2} steps is higher: {'; '.join(parts)}, in nats per "
-        "character."
+    return {name: each - losses["nothing"] for name, each in losses.items() if name != "nothing"}
+
+
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    rows = [["seed", "killed at step", "resumed from", "bit-identical lines", "last checkpoints"]]
+    for seed, kills in zip(seeds, numbers["killed"], strict=True):
+        rows.append([str(seed), *(", ".join(map(str, each)) for each in zip(*kills, strict=True))])
+        rows[-1] += ["", ""]
+    lines = f"{numbers['equal_lines']} of {lines_of(numbers)}"
+    rows.append(["all", "", "", lines, f"{numbers['equal_checkpoints']} of {len(seeds)}"])
+    return rows
+
+
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    equal, every = numbers["equal_lines"], lines_of(numbers)
+    checkpoints = numbers["equal_checkpoints"]
+    lost = excess(numbers)["the recurrent state"].max()
+    return Verdict(
+        Holds.YES if equal == every and checkpoints == len(seeds) else Holds.NO,
+        f"{equal} of {every} lines of losses are bit-identical, although each run was killed "
+        f"{len(numbers['killed'][0])} times. Resumed without the recurrent state, the loss would be "
+        f"up to {lost:.2f} nats higher.",
+        f"실행마다 {len(numbers['killed'][0])}번 강제 종료했지만 손실 {every}줄 중 {equal}줄이 비트 "
+        f"단위까지 같습니다. 순환 상태 없이 재개하면 손실이 최대 {lost:.2f} nats 높아집니다.",
     )
 
 
-def draw(whole: Any, again: Any, killed: Any, off: Any) -> Any:
-    figure, (left, right) = _drawing.figure(2)
-
-    def curve(some: Any, begin: int) -> Any:
-        some = [line for line in some if line["step"] > begin]
-        return [line["step"] for line in some], [line["loss"] for line in some]
-
-    left.plot(*curve(whole, 0), color=_drawing.SKY, linewidth=7, alpha=0.6)
-    begun = 0
-    for there, saved in killed:
-        x, y = curve(there, begun)
-        left.plot(x, y, color=_drawing.BLACK, linewidth=1)
-        left.plot(x[-1], y[-1], "x", color=_drawing.RED, markersize=10, markeredgewidth=2)
-        begun = saved
-    left.plot(*curve(again, begun), color=_drawing.BLACK, linewidth=1)
-    note = {"xycoords": "axes fraction", "fontsize": 9}
-    left.annotate("thick: uninterrupted", (0.5, 0.9), color=_drawing.SKY, **note)
-    left.annotate("thin: killed and resumed", (0.5, 0.84), color=_drawing.BLACK, **note)
-    left.annotate("×  SIGKILL", (0.5, 0.78), color=_drawing.RED, **note)
-    title = "Killed and resumed, compared with uninterrupted, seed 0"
-    _drawing.name_axes(left, title, "step", "loss, nats per character")
-    steps, ends = 1 + np.arange(off["nothing"].shape[1]), []
-    for (name, each), colour in zip(off.items(), _drawing.COLOURS, strict=False):
-        ends.append((_drawing.band(right, steps, each, colour)[-1], f"{name} lost", colour))
-    right.set(xscale="log", xlim=(1, steps[-1]))
-    _drawing.label_ends(right, ends)
-    title = f"Restored at half-time without a part (median and range of {len(each)} seeds)"
-    _drawing.name_axes(
-        right, title, "steps since then", "loss minus that of the uninterrupted run, nats"
-    )
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, (curve, without) = _drawing.figure(2, height=3.4)
+    written = numbers["undisturbed"][0]
+    steps, losses = ([line[name] for line in written] for name in ("step", "loss"))
+    curve.plot(steps, losses, color=_drawing.BLUE)
+    note = "loss of the uninterrupted run"
+    curve.annotate(note, (0.98, 0.35), xycoords="axes fraction", ha="right", color=_drawing.BLUE)
+    for row, (killed, saved) in enumerate(numbers["killed"][0]):
+        height = max(losses) * (1 - 0.09 * row)
+        curve.plot([saved, killed], [height, height], color=_drawing.INK, linewidth=1)
+        curve.plot(killed, height, "x", color=_drawing.RED, markersize=9, markeredgewidth=2.5)
+        curve.plot(saved, height, "o", color=_drawing.GREEN, markersize=6)
+        note = f"killed at {killed}"
+        curve.annotate(note, (killed, height), (10, 0), textcoords="offset points", va="center")
+    title = f"Killed (×), resumed at the checkpoint (o), seed {seeds[0]}"
+    _drawing.name_axes(curve, title, "training steps", "loss, nats per character")
+    ends = []
+    for (name, each), colour in zip(
+        excess(numbers).items(), (_drawing.ORANGE, _drawing.PINK), strict=True
+    ):
+        after = 1 + np.arange(each.shape[1])
+        middle = _drawing.band(without, after, each, colour)
+        ends.append((middle[-1], f"{name.removeprefix('the ')}\nlost", colour))
+    without.set(xscale="log", xlim=(1, after[-1]))
+    without.axhline(0, color=_drawing.INK, linestyle="--", linewidth=1)
+    _drawing.label_ends(without, ends, gap=0.2)
+    title = f"Resumed without a part of the state ({len(seeds)} seeds)"
+    _drawing.name_axes(without, title, "training steps since then", "excess loss, nats")
     return figure
