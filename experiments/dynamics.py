@@ -19,12 +19,13 @@ Where k do not, it is a saddle with k unstable directions, on the border between
 Three bits that are stored independently of each other, each with two stable points and one saddle
 between them, give 3^3 = 27 points: 8 stable ones at the corners of a cube, 12 saddles with one unstable
 direction at its edges, 6 with two at its faces and 1 with three in its centre. The verdict counts the
-stable points only.
+stable points only. In the picture, the green lines begin at the saddles with one unstable direction and
+follow the network without a pulse; the grey line is the state during the sequence of the first panel.
 
 All networks have the same width, learning rate and number of training steps, and the cells are not
 compared. A bit lasts if its output has the right sign after 1000 steps without a pulse.
 
-    python -m experiments dynamics      1 CPU minute
+    python -m experiments dynamics      80 s of CPU time
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ SAME = 0.1
 LASTING = 1000
 # Numbers of points with 0, 1, 2 and 3 unstable directions, if each bit is stored on its own.
 CUBE = (8, 12, 6, 1)
+# Weights of the first three principal components in both directions of the picture: an oblique view, in
+# which no corner of a cube hides another.
+VIEW = np.array([[1, 0, 0.5], [0, 1, -0.3]])
 # Label, colour and marker of the points with 0, 1, 2 and 3 unstable directions.
 KINDS = (
     ("stable", _drawing.BLUE, "o"),
@@ -386,28 +390,27 @@ def draw_task(axes: Any, shown: dict[str, Any]) -> None:
         axes.vlines(
             times, base, base + pulses[times, bit], color=_drawing.INK, linewidth=4, alpha=0.6
         )
-        axes.step(np.arange(len(outputs)), base + outputs[:, bit], _drawing.BLUE, where="mid")
+        axes.step(
+            np.arange(len(outputs)), base + outputs[:, bit], _drawing.CELLS[DRAWN], where="mid"
+        )
     axes.set_yticks([3 * bit for bit in range(BITS)], [f"bit {BITS - bit}" for bit in range(BITS)])
-    axes.set_xlim(-1, len(outputs))
+    axes.set(xlim=(-1, len(outputs)), ylim=(-1.5, 3 * BITS - 1.5))
     title = f"Pulses (bars), and what the {DRAWN} gives (lines)"
     _drawing.name_axes(axes, title, "steps", "")
 
 
 def draw_plane(axes: Any, network: dict[str, Any]) -> None:
     shown = network["picture"]
-    axes.plot(*np.array(shown["visited"])[:, :2].T, color=_drawing.INK, linewidth=0.8, alpha=0.5)
+    axes.plot(*VIEW @ np.transpose(shown["visited"]), color=_drawing.INK, linewidth=0.9, alpha=0.7)
     for path in shown["paths"]:
-        axes.plot(*np.array(path)[:, :2].T, color=_drawing.GREEN, linewidth=1.5)
-    points, unstable = (
-        np.array(shown["points"]).reshape(-1, 3)[:, :2],
-        np.array(network["unstable"]),
-    )
+        axes.plot(*VIEW @ np.transpose(path), color=_drawing.CELLS[DRAWN], linewidth=1.5)
+    points, unstable = np.reshape(shown["points"], (-1, 3)), np.array(network["unstable"])
     for count, (label, colour, marker) in enumerate(KINDS):
-        chosen = points[unstable == count].T
+        chosen = VIEW @ points[unstable == count].T
         axes.plot(*chosen, marker, color=colour, markersize=9, label=label, zorder=3)
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    title = f"Fixed points of the {DRAWN}, first two principal components"
-    _drawing.name_axes(axes, title, "first component", "second component")
+    x, y = (f"component {n} {weight:+g} × component 3" for n, weight in enumerate(VIEW[:, 2], 1))
+    _drawing.name_axes(axes, f"Fixed points of the {DRAWN}, principal components", x, y)
 
 
 def draw_kinds(axes: Any, networks: dict[str, Any]) -> None:
@@ -419,8 +422,10 @@ def draw_kinds(axes: Any, networks: dict[str, Any]) -> None:
         axes.plot([], [], "o^s"[place], color=_drawing.CELLS[name], label=name)
     for count, expected in enumerate(CUBE):
         axes.plot([count - 0.4, count + 0.4], [expected] * 2, color=_drawing.INK, linewidth=1)
-    axes.set_xticks(range(len(CUBE)))
-    axes.set_ylim(0)
+    parts = ("corners", "edges", "faces", "centre")
+    axes.set_xticks(range(len(CUBE)), [f"{count}\n({part})" for count, part in enumerate(parts)])
+    axes.set_yticks(CUBE)
+    axes.set_ylim(0, 1.1 * max(CUBE))
     axes.legend()
-    title = f"Fixed points of {len(each)} networks per cell; lines: a cube"
+    title = f"{len(each)} networks of each cell (lines: parts of a cube)"
     _drawing.name_axes(axes, title, "unstable directions", "fixed points")

@@ -80,4 +80,4 @@ def test_the_verdict_counts_the_networks_that_track_the_parity() -> None:
     assert judge([1.0, 0.5], [0.5, 0.9]).holds is Holds.NO
     assert judge([1.0, 1.0], [0.5, 0.995]).holds is Holds.NO
     for words in (judge([1.0, 0.995], [0.5, 0.9]).english, judge([1.0, 0.995], [0.5, 0.9]).korean):
-        assert all(figure in words for figure in ("6", "0.99", "0"))
+        assert words.count("6") == 3 and "0" in words
