@@ -163,6 +163,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "run one in N of each test's costly cases, but at least one, beginning with case K modulo N"
     )
     parser.addoption("--share", type=fraction, default=(0, 1), metavar="K/N", help=words)
+    words = "the same of each test's other cases"
+    parser.addoption("--fast-share", type=fraction, default=(0, 1), metavar="K/N", help=words)
 
 
 def fraction(words: str) -> tuple[int, int]:
@@ -173,21 +175,24 @@ def fraction(words: str) -> tuple[int, int]:
 
 # Fixtures that take long, once in each process that needs them.
 COSTLY = {"place", "trained", "on_meshes", "plain", "workplace"}
+# Cases of which --share chooses; --fast-share chooses of the others.
+COSTLY_MARKS = ("slow", "process", "peers", "tpu_aot", "gpu_aot")
 
 
 # Before pytest chooses tests by their marks, and before pytest-xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the cases after the first of `first_case` tests as slow, and apply --every and --share.
+    """Mark the cases after the first of `first_case` tests as slow, and apply the options that choose.
 
-    All tests that share a costly fixture run in the same process.
+    The tests marked `rare` count together as the cases of one test. All tests that share a costly
+    fixture run in the same process.
     """
     for item in items:
         for name in COSTLY.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(name))
     seen: set[str] = set()
     slow: list[pytest.Item] = []
-    costly: dict[str, list[pytest.Item]] = {}
+    shared: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
         test = item.nodeid.partition("[")[0]
         if test in seen and item.get_closest_marker("first_case"):
@@ -195,12 +200,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seen.add(test)
         if any(map(item.get_closest_marker, ("slow", "process"))):
             slow.append(item)
-        if any(map(item.get_closest_marker, ("slow", "process", "tpu_aot", "gpu_aot"))):
-            costly.setdefault(test, []).append(item)
+        option = "share" if any(map(item.get_closest_marker, COSTLY_MARKS)) else "fast_share"
+        test = "rare" if item.get_closest_marker("rare") else test
+        shared.setdefault((option, test), []).append(item)
     first, parts = config.getoption("every")
     left_out = set(slow) - set(slow[first::parts])
-    first, parts = config.getoption("share")
-    for cases in costly.values():
+    for (option, _), cases in shared.items():
+        first, parts = config.getoption(option)
         left_out.update(set(cases) - set(cases[first % len(cases) :: parts]))
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))

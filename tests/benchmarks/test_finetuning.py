@@ -66,6 +66,7 @@ def test_the_text_has_characters_that_are_new(tmp_path: Path) -> None:
     assert set("[]()=*_") <= set(text)
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.process
 def test_every_way_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -836,6 +836,7 @@ def sanitizer() -> list[str]:
     return paths if all(os.path.isabs(path) for path in paths) else []
 
 
+@pytest.mark.rare
 @pytest.mark.process
 @pytest.mark.once
 @pytest.mark.timeout(600)
@@ -1108,6 +1109,7 @@ def test_an_ascii_locale(tmp_path: Path) -> None:
     assert ask(tmp_path, **how).stdout.startswith("native: ")
 
 
+@pytest.mark.rare
 @pytest.mark.process
 @pytest.mark.once
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="waits for a processor with AVX")

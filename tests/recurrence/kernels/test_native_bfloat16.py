@@ -91,6 +91,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.rare
 @pytest.mark.process
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_instructions(variant: str, tmp_path: Path) -> None:
@@ -128,6 +129,7 @@ numpy.savez(sys.argv[1], *(numpy.asarray(a, "float32") for a in found))
 """
 
 
+@pytest.mark.rare
 @pytest.mark.process
 @pytest.mark.parametrize("option", ["", "-DJAXRNN_EMULATE_TILES"], ids=["vectors", "tiles"])
 def test_any_number_of_threads_gives_the_same_bits(option: str, tmp_path: Path) -> None:
@@ -176,6 +178,7 @@ def test_the_processors_instructions_are_used() -> None:
     assert instructions(LIBRARY.path()).count("vdpbf16ps") > 100
 
 
+@pytest.mark.rare
 @pytest.mark.process
 def test_tiles_are_compiled_with_their_instructions(tmp_path: Path) -> None:
     """Compiled for a processor with AMX, on any."""
