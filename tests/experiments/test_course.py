@@ -99,7 +99,8 @@ def test_every_experiment_is_shown_with_its_verdict_and_a_described_picture(page
     assert sorted(name for _, name, _ in _course.VERDICT.findall(text)) == sorted(names)
     described = {target: words for words, target in PICTURE.findall(text)}
     for name in names:
-        assert f"\n### {name}\n" in text
+        (section,) = [each for each in sections(page) if f"\n### {name}\n" in each]
+        assert section.startswith(f"## {runner._row_and_docstring(name)[0]}. "), name
         assert len(described[f"results/{name}/picture.png"]) > 30
     assert len(described) == len(names)
 
