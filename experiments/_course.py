@@ -86,10 +86,10 @@ def verdict(name: str, record: dict[str, Any]) -> Verdict:
     return found
 
 
-def update(folder: Path = HERE) -> None:
+def update() -> None:
     """Write both languages of the course again, with what the results and the code now say."""
     for name, language in PAGES.items():
-        page = folder / name
+        page = HERE / name
         page.write_text(filled(page.read_text(encoding="utf-8"), language), encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ import jax
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import Outcome, _drawing, _text
+from experiments import Holds, Outcome, Verdict, _course, _drawing, _text
 from experiments import __main__ as runner
 from jaxrnn import charlm
 from jaxrnn.training.config import TrainingConfig
@@ -25,26 +25,43 @@ pytestmark = pytest.mark.once
 
 NAMES = runner.names()
 FORMER = "of an earlier run"
-PLACES = {name: getattr(runner, name) for name in ("RESULTS", "QUICK", "GALLERY")}
+# A course of one experiment, whose verdict is not filled in.
+PAGE = "# Title\n\n<!-- verdict hello -->\n<!-- end -->\n"
 
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put earlier results and trained models in a temporary folder."""
+    """Put earlier results, trained models and the course in a temporary folder."""
     monkeypatch.setattr(_text, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(_course, "HERE", tmp_path)
+    monkeypatch.setattr(_course, "RESULTS", tmp_path / "results")
+    for page in _course.PAGES:
+        (tmp_path / page).write_text(PAGE)
     for place in "results", "quick":
         monkeypatch.setattr(runner, "RESULTS" if place == "results" else "QUICK", tmp_path / place)
         for name in NAMES:
             (tmp_path / place / name).mkdir(parents=True)
             (tmp_path / place / name / "table.md").write_text(FORMER)
-    monkeypatch.setattr(runner, "GALLERY", tmp_path / "README.md")
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, run: Any, holds: Holds = Holds.YES) -> None:
     """Replace `hello` by an experiment that runs this."""
-    summary = lambda numbers, seeds: f"a = {numbers['a']}, {len(seeds)} seeds"  # noqa: E731
-    module = SimpleNamespace(run=run, summary=summary)
+
+    def verdict(numbers: Any, seeds: Any) -> Verdict:
+        return Verdict(holds, f"a is {numbers['a']}.", f"a는 {numbers['a']}입니다.")
+
+    module = SimpleNamespace(
+        run=run,
+        table=lambda numbers, seeds: [["a", "|b|"], [str(numbers["a"]), str(len(seeds))]],
+        draw=lambda numbers, seeds: _drawing.figure(1)[0],
+        verdict=verdict,
+    )
     monkeypatch.setitem(sys.modules, "experiments.hello", module)
+
+
+def pages(folder: Path) -> list[str]:
+    """Return the course in both languages."""
+    return [(folder / page).read_text(encoding="utf-8") for page in _course.PAGES]
 
 
 @contextmanager
@@ -54,9 +71,7 @@ def as_people_run_it() -> Iterator[None]:
 
 
 def outcome(quick: bool) -> Outcome:
-    figure, _ = _drawing.figure(1)
-    pages = {"samples.md": "What it wrote.\n"}
-    return Outcome([["a", "|b|"], ["1", "2"]], {"a": [1.5]}, [0, 1, 2], figure, pages)
+    return Outcome({"a": 1.5}, [0, 1, 2], {"samples.md": "What it wrote.\n"})
 
 
 def test_the_list_names_every_experiment_with_its_claim(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,28 +102,62 @@ def test_a_quick_run_writes_its_files_and_leaves_the_full_results(
     record = json.loads((folder / "result.json").read_text())
     assert record["quick"] and record["numbers"] and record["versions"]["jax"] and record["seeds"]
     assert {"device", "commit", "date"} <= record.keys()
-    assert len(runner.read(folder)["summary"]) > 40
+    verdict = _course.verdict(name, record)
+    assert len(verdict.english) > 40 and len(verdict.korean) > 20
+    assert verdict.english.endswith(".") and verdict.korean.endswith(".")
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     head, *body = (folder / "table.md").read_text().splitlines()
     assert body and {line.count("|") for line in [head, *body]} == {head.count("|")}
     assert (tmp_path / "results" / name / "table.md").read_text() == FORMER
-    assert not (tmp_path / "README.md").exists()
+    assert pages(tmp_path) == [PAGE, PAGE]
 
 
-def test_a_full_run_replaces_the_folder_and_writes_the_gallery(
+def test_a_full_run_replaces_the_folder_and_writes_its_verdict_into_the_course(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, outcome)
     assert runner.main(["hello"]) == 0
     folder = tmp_path / "results" / "hello"
-    assert (folder / "table.md").read_text() == "| a | \\|b\\| |\n|---|---|\n| 1 | 2 |\n"
-    assert json.loads((folder / "result.json").read_text())["numbers"] == {"a": [1.5]}
+    assert (folder / "table.md").read_text() == "| a | \\|b\\| |\n|---|---|\n| 1.5 | 3 |\n"
+    assert json.loads((folder / "result.json").read_text())["numbers"] == {"a": 1.5}
     assert (folder / "samples.md").read_text() == "What it wrote.\n"
-    gallery = (tmp_path / "README.md").read_text()
-    assert "a = [1.5], 3 seeds" in gallery and runner.claim("hello") in gallery
-    assert "[samples](results/hello/samples.md)" in gallery
+    english, korean = pages(tmp_path)
+    assert "**Holds: a is 1.5.**" in english and "**성립합니다: a는 1.5입니다.**" in korean
+    assert "[code](hello.py), [table](results/hello/table.md), [numbers](" in english
+    assert "[생성 예](results/hello/samples.md)" in korean
     assert (tmp_path / "quick" / "hello" / "table.md").read_text() == FORMER
     assert {path.name for path in (tmp_path / "results").iterdir()} == set(NAMES)
+
+
+def test_presenting_writes_from_the_recorded_numbers_and_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(quick: bool) -> Outcome:
+        raise AssertionError("it measures")
+
+    pretend(monkeypatch, outcome)
+    assert runner.main(["hello"]) == 0
+    folder = tmp_path / "results" / "hello"
+    record = json.loads((folder / "result.json").read_text())
+    record["numbers"]["a"] = 2.5
+    (folder / "result.json").write_text(json.dumps(record))
+    (folder / "picture.png").unlink()
+    pretend(monkeypatch, refuse, Holds.NO)
+    capsys.readouterr()
+    assert runner.main(["hello", "--present"]) == 0
+    assert json.loads((folder / "result.json").read_text()) == record
+    assert "| 2.5 | 3 |" in (folder / "table.md").read_text()
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (folder / "samples.md").read_text() == "What it wrote.\n"
+    assert "**Does not hold here: a is 2.5.**" in pages(tmp_path)[0]
+    assert "  Does not hold here: a is 2.5.\n" in capsys.readouterr().out
+
+
+def test_presenting_and_a_quick_run_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        runner.main(["hello", "--quick", "--present"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --quick measures and --present does not")
 
 
 @pytest.mark.parametrize("moment", ["running", "drawing"])
@@ -182,14 +231,3 @@ def test_without_matplotlib(
         runner.main(["hello"])
     assert exit.value.code == 2
     assert capsys.readouterr().err.endswith('matplotlib: pip install "jaxrnn[plot]"\n')
-
-
-def test_the_gallery_is_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, path in PLACES.items():
-        monkeypatch.setattr(runner, name, path)
-    assert PLACES["GALLERY"].read_text(encoding="utf-8") == runner.gallery()
-
-
-def test_every_experiment_is_in_the_table_of_the_lecture() -> None:
-    introduction = runner.INTRODUCTION.read_text(encoding="utf-8")
-    assert all(f"[{name}](#{name})" in introduction for name in NAMES)
