@@ -66,7 +66,7 @@ def hide_shakespeare(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
 
 
-@pytest.mark.rare
+# Each run of CI takes one of the two cases.
 @pytest.mark.process
 @pytest.mark.parametrize("offline", [False, True])
 def test_the_notebook_runs_and_shows_one_bar_for_each_training(
