@@ -44,7 +44,7 @@ import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
 from experiments._training import train
 
-ROW = 19
+ROW = 21
 BITS = 3
 HIDDEN = 24
 BATCH = 32

@@ -54,7 +54,7 @@ import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
 from jaxrnn.recurrence.variants.linear import MinGRU, MinParams
 
-ROW = 18
+ROW = 20
 HIDDEN = 32
 BATCH = 32
 # Bits of a sequence in training and in the test, and sequences of the test.
