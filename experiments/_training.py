@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import jaxrnn
+
+
+class State(NamedTuple):
+    """What training changes.
+
+    params: the parameters.
+    memory: the state of the optimizer.
+    key: the key of the batches to come.
+    """
+
+    params: Any
+    memory: Any
+    key: Any
+
+
+class Training(NamedTuple):
+    """A network and what it learns, trained with global-norm clipping and Adam.
+
+    net: the network, initialised by `net.init`.
+    loss: function of (params, batch) that returns a scalar.
+    task: function of a key that returns a new batch.
+    clip: largest global norm of the gradient.
+    """
+
+    net: jaxrnn.Network
+    loss: Callable[[Any, Any], Any]
+    task: Callable[[Any], Any]
+    clip: float = 1.0
+
+    def begin(self, seed: int) -> State:
+        """Return the state before the first step."""
+        key = jax.random.key(seed)
+        params = self.net.init(key)
+        return State(params, self._optimizer(0).init(params), jax.random.fold_in(key, 1))
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def advance(self, state: State, rate: Any, steps: int) -> tuple[State, Any]:
+        """Return the state after some training steps, and the loss before each of them [steps]."""
+        return self._advance(state, rate, steps)
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def advance_all(self, states: State, rates: Any, steps: int) -> tuple[State, Any]:
+        """Do the same for several states and rates at once; this is faster for networks of few units."""
+        return jax.vmap(functools.partial(self._advance, steps=steps))(states, rates)
+
+    def _advance(self, state: State, rate: Any, steps: int) -> tuple[State, Any]:
+        optimizer = self._optimizer(rate)
+
+        def step(now: tuple[Any, Any], key: Any) -> tuple[tuple[Any, Any], Any]:
+            params, memory = now
+            loss, gradient = jax.value_and_grad(self.loss)(params, self.task(key))
+            updates, memory = optimizer.update(gradient, memory)
+            return (optax.apply_updates(params, updates), memory), loss
+
+        keys = jax.random.split(state.key, steps)
+        (params, memory), losses = jax.lax.scan(step, (state.params, state.memory), keys)
+        return State(params, memory, jax.random.fold_in(state.key, steps)), losses
+
+    def _optimizer(self, rate: Any) -> Any:
+        return optax.chain(optax.clip_by_global_norm(self.clip), optax.adam(rate))
 
 
 def train(
@@ -21,37 +82,27 @@ def train(
     rate: float = 3e-3,
     clip: float = 1.0,
 ) -> tuple[Any, Any]:
-    """Train a network from each seed, with global-norm clipping and Adam.
+    """Train a network from each seed.
 
     Args:
-      net: the network, initialised by `net.init`.
-      loss: function of (params, batch) that returns a scalar.
-      task: function of a key that returns a new batch.
-      steps: number of updates.
+      net, loss, task, clip: as in `Training`.
+      steps: number of training steps.
       seeds: random seeds of the initial parameters and the batches.
       rate: learning rate of Adam.
-      clip: largest global norm of the gradient.
 
     Returns:
       (params, losses): the final parameters of all seeds, stacked [seeds, ...], and the loss before each
       step [seeds, steps].
     """
-    optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
-
-    def step(state: Any, key: Any) -> Any:
-        params, memory = state
-        now, gradient = jax.value_and_grad(loss)(params, task(key))
-        updates, memory = optimizer.update(gradient, memory)
-        return (optax.apply_updates(params, updates), memory), now
-
-    @jax.jit
-    def run(params: Any, key: Any) -> Any:
-        keys = jax.random.split(key, steps)
-        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        return params, losses
-
+    training = Training(net, loss, task, clip)
     runs = []
     for seed in seeds:
-        key = jax.random.key(seed)
-        runs.append(jax.device_get(run(net.init(key), jax.random.fold_in(key, 1))))
-    return jax.tree.map(lambda *each: jnp.stack(each), *runs)
+        state, losses = training.advance(training.begin(seed), rate, steps)
+        runs.append(jax.device_get((state.params, losses)))
+    params, losses = jax.tree.map(lambda *each: jnp.stack(each), *runs)
+    return params, losses
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Return trees of arrays as one, with a new first axis."""
+    return jax.tree.map(lambda *each: jnp.stack(each), *trees)

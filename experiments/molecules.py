@@ -16,16 +16,17 @@ molecules than that of the others: on the last tenth of the text, not on lines c
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import jaxrnn
-from experiments import Outcome, _drawing, _molecules
+from experiments import Holds, Outcome, Verdict, _drawing, _molecules
+from jaxrnn import charlm
 
 ROW = 19
 MOLECULES = 10_000
@@ -34,6 +35,7 @@ HIDDEN = 256
 BATCH = 64
 SEQ_LEN = 64
 PASSES = 8
+RATE = 6e-3
 # The settings in which the ways to read the molecules differ.
 KINDS: dict[str, dict[str, Any]] = {
     "text": {},
@@ -57,7 +59,7 @@ def learn(path: Path, kind: str, seed: int, steps: int | None) -> jaxrnn.Run:
         hidden_size=HIDDEN,
         batch=BATCH,
         seq_len=SEQ_LEN,
-        learning_rate=6e-3,
+        learning_rate=RATE,
         schedule="linear",
         sample_every=0,
         seed=seed,
@@ -97,6 +99,7 @@ def run(quick: bool) -> Outcome:
     seeds, count, steps = ([0], 400, 3) if quick else ([0, 1, 2], MOLECULES, None)
     molecules = _molecules.molecules(count)
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    parameters: dict[str, int] = {}
     pages = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "molecules.txt")
@@ -109,15 +112,18 @@ def run(quick: bool) -> Outcome:
                 found[kind].append(
                     measured(drawn, set(molecules)) | {"nats_per_molecule": per_molecule}
                 )
+            parameters[kind] = charlm.count(trained.params)
             pages[f"{kind.replace(', ', '-')}.txt"] = "\n".join(drawn[:100]) + "\n"
-    rows = [["read as", "nats per molecule", "well formed", "valid", "different", "new"]]
-    for kind, each in found.items():
-        shares = [share(each, name) for name in ("well_formed", "valid", "different", "new")]
-        nats = [one["nats_per_molecule"] for one in each]
-        rows.append([kind, f"{np.median(nats):.2f}", *shares])
-    numbers = {"molecules": count, "found": found}
-    lengths = [len(molecule) for molecule in molecules]
-    return Outcome(rows, numbers, seeds, draw(found, lengths), pages)
+    numbers = {
+        "molecules": count,
+        # How many molecules of the file have 0, 1, 2, ... characters.
+        "lengths": np.bincount([len(molecule) for molecule in molecules]).tolist(),
+        "parameters": parameters,
+        "learning_rate": RATE,
+        "passes": PASSES,
+        "found": found,
+    }
+    return Outcome(numbers, seeds, pages)
 
 
 def tokens_per_line(run: jaxrnn.Run, molecules: list[str]) -> float:
@@ -126,55 +132,84 @@ def tokens_per_line(run: jaxrnn.Run, molecules: list[str]) -> float:
     return len(run.params.vocabulary.encode(text)) / len(molecules)
 
 
+def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
+    rows = [
+        ["read as", "parameters", "nats per molecule", "well formed", "valid", "different", "new"]
+    ]
+    for kind, each in numbers["found"].items():
+        shares = [share(each, name) for name in ("well_formed", "valid", "different", "new")]
+        nats = [one["nats_per_molecule"] for one in each]
+        rows.append([kind, str(numbers["parameters"][kind]), f"{np.median(nats):.2f}", *shares])
+    return rows
+
+
 def share(each: list[dict[str, Any]], name: str) -> str:
     """Return the median over the seeds of a share, with the range, in percent."""
     values = [100 * one[name] for one in each]
     return f"{np.median(values):.1f}% ({min(values):.1f} to {max(values):.1f})"
 
 
-def summary(numbers: dict[str, Any], seeds: list[int]) -> str:
-    """Return the result in words."""
-    found = numbers["found"]
-    middle = functools.partial(_median, found)
-    return (
-        f"Drawn from one text, {middle('text', 'valid'):.1%} of the molecules are valid, from lines "
-        f"{middle('lines', 'valid'):.1%}, and from lines of tokens "
-        f"{middle('lines, tokens', 'valid'):.1%} (medians of {len(seeds)} seeds). Of the valid ones, "
-        f"{middle('text', 'new'):.1%}, {middle('lines', 'new'):.1%} and "
-        f"{middle('lines, tokens', 'new'):.1%} are new. The differences are small: a text of lines that "
-        f"is read as one text draws nearly as well."
+def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
+    valid = {kind: [one["valid"] for one in each] for kind, each in numbers["found"].items()}
+    text, lines, tokens = (float(np.median(each)) for each in valid.values())
+    new = min(one["new"] for each in numbers["found"].values() for one in each)
+    draws = min(text, lines, tokens) > 0.8 and new > 0.5
+    helps = clearly_more(valid["text"], valid["lines"])
+    helps_too = clearly_more(valid["lines"], valid["lines, tokens"])
+    together = clearly_more(valid["text"], valid["lines, tokens"])
+    effect, effect_ko = (
+        ("each step is a clear gain", "단계마다 뚜렷이 나아집니다")
+        if helps and helps_too
+        else ("only both together are a clear gain", "둘을 함께 쓸 때만 뚜렷이 나아집니다")
+        if together and not helps and not helps_too
+        else ("not every step is a clear gain", "모든 단계가 뚜렷이 나은 것은 아닙니다")
+    )
+    return Verdict(
+        Holds.NO if not draws else Holds.YES if helps and helps_too else Holds.PARTLY,
+        f"{text:.1%} of the molecules are valid when the file is one text, {lines:.1%} with separate "
+        f"lines, {tokens:.1%} with tokens as well ({len(seeds)} seeds); {effect}.",
+        f"파일을 하나의 텍스트로 읽으면 생성한 분자의 {text:.1%}가 유효하고, 줄을 나누면 {lines:.1%}, "
+        f"토큰까지 쓰면 {tokens:.1%}가 유효합니다(시드 {len(seeds)}개). {effect_ko}.",
     )
 
 
-def _median(found: dict[str, list[dict[str, Any]]], kind: str, name: str) -> float:
-    return float(np.median([one[name] for one in found[kind]]))
+def clearly_more(some: list[float], others: list[float]) -> bool:
+    """Return whether shares are greater in every seed and by a percentage point in the median."""
+    return min(others) > max(some) and float(np.median(others) - np.median(some)) >= 0.01
 
 
-def draw(found: dict[str, list[dict[str, Any]]], lengths: list[int]) -> Any:
-    """Return a picture of the shares and of the lengths."""
-    figure, (left, right) = _drawing.figure(2, 11, width_ratios=[1.2, 1])
+def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
+    figure, (shares, sizes) = _drawing.figure(2, height=3.3)
     names = {"well_formed": "well formed", "valid": "valid", "new": "valid and new"}
-    for number, (kind, colour) in enumerate(zip(found, _drawing.COLOURS, strict=False)):
-        values = [_shares(one) for one in found[kind]]
+    styles = dict(zip(KINDS, ("o", "s", "^"), strict=True))
+    colours = dict(zip(KINDS, (_drawing.BLUE, _drawing.ORANGE, _drawing.PINK), strict=True))
+    for number, (kind, each) in enumerate(numbers["found"].items()):
+        # [seeds, names]
+        values = np.array([_percentages(one) for one in each])
+        places = np.arange(len(names)) + 0.22 * (number - 1)
         middle = np.median(values, axis=0)
-        places = np.arange(len(names)) + 0.27 * (number - 1)
-        left.bar(places, middle, 0.25, color=colour, label=kind)
-        for place, *seen in zip(places, *values, strict=True):
-            left.plot([place] * len(seen), seen, ".", color=_drawing.BLACK, markersize=3)
-    left.set_xticks(range(len(names)), list(names.values()))
-    left.set_ylim(0, 100)
-    left.legend(loc="upper right", frameon=False)
-    _drawing.name_axes(left, "Drawn molecules (dots: seeds)", "", "percent of the drawn molecules")
+        how = {"color": colours[kind], "linestyle": "none"}
+        shares.plot(places, middle, styles[kind], markersize=9, label=kind, **how)
+        for value in values:
+            shares.plot(places, value, styles[kind], markersize=4, **how)
+        shares.vlines(places, values.min(0), values.max(0), color=colours[kind], linewidth=1)
+    shares.set_xticks(range(len(names)), list(names.values()))
+    shares.set_xlim(-0.5, len(names) - 0.5)
+    shares.legend(loc="lower left")
+    title = f"Drawn molecules ({len(seeds)} seeds; large: median)"
+    _drawing.name_axes(shares, title, "", "percent of the drawn")
     bins = np.arange(0, 70, 4)
-    right.hist(lengths, bins, density=True, color="0.85", label="training file")
-    for kind, colour in zip(found, _drawing.COLOURS, strict=False):
-        drawn = [length for one in found[kind] for length in one["lengths"]]
-        right.hist(drawn, bins, density=True, histtype="step", color=colour, label=kind)
-    right.legend(frameon=False)
-    _drawing.name_axes(right, "Length of a molecule", "characters", "density")
+    given = np.repeat(np.arange(len(numbers["lengths"])), numbers["lengths"])
+    sizes.hist(given, bins, density=True, color=_drawing.INK, alpha=0.35, label="training file")
+    for (kind, each), line in zip(numbers["found"].items(), ("-", "--", ":"), strict=True):
+        drawn = [length for one in each for length in one["lengths"]]
+        how = {"color": colours[kind], "linestyle": line, "linewidth": 2}
+        sizes.hist(drawn, bins, density=True, histtype="step", label=kind, **how)
+    sizes.legend()
+    _drawing.name_axes(sizes, "Length of the molecules", "characters", "density")
     return figure
 
 
-def _shares(one: dict[str, Any]) -> list[float]:
+def _percentages(one: dict[str, Any]) -> list[float]:
     """Return the percentages of the picture."""
     return [100 * one["well_formed"], 100 * one["valid"], 100 * one["valid"] * one["new"]]

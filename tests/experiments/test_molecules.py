@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments import _molecules
+from experiments import Holds, _molecules, molecules
 
 pytestmark = pytest.mark.once
 
@@ -80,3 +80,23 @@ def test_the_fault_of_an_invalid_molecule(smiles: str, fault: str) -> None:
 def test_an_atom_with_too_many_bonds(smiles: str, fault: str) -> None:
     assert _molecules.fault(smiles, valences=False) is None
     assert _molecules.fault(smiles) == fault
+
+
+@pytest.mark.parametrize(
+    ("valid", "new", "holds"),
+    [
+        ((0.85, 0.88, 0.91), 0.8, Holds.YES),
+        ((0.85, 0.852, 0.87), 0.8, Holds.PARTLY),
+        ((0.9, 0.88, 0.85), 0.8, Holds.PARTLY),
+        ((0.85, 0.88, 0.91), 0.2, Holds.NO),
+        ((0.5, 0.6, 0.7), 0.8, Holds.NO),
+    ],
+)
+def test_the_claim_needs_valid_and_new_molecules_and_two_gains(
+    valid: tuple[float, float, float], new: float, holds: Holds
+) -> None:
+    found = {
+        kind: [{"valid": share, "new": new}, {"valid": share + 0.002, "new": new}]
+        for kind, share in zip(molecules.KINDS, valid, strict=True)
+    }
+    assert molecules.verdict({"found": found}, [0, 1]).holds is holds
