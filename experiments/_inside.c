@@ -54,6 +54,18 @@ static int jar_add(struct jar *jar, const char *label, unsigned long beans)
 	return 0;
 }
 
+/* Take beans from a shelf, if it has enough. */
+static int jar_take(struct shelf *shelf, int n)
+{
+	if (shelf->beans < n) {
+		/* Not enough beans. */
+		pr_warn("jar: only %lu", shelf->beans);
+		return -ENOENT;
+	}
+	shelf->beans -= n;
+	return 0;
+}
+
 static ssize_t jar_show(struct device *dev, struct device_attribute *attr,
 			char *buf)
 {

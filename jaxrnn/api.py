@@ -13,6 +13,7 @@ from jaxrnn.errors import InputError
 from jaxrnn.formats.safetensors_file import save
 from jaxrnn.models import (
     activations,
+    inspect_units,
     sample,
     sample_bytes,
     sample_bytes_many,
@@ -62,6 +63,7 @@ __all__ = [
     "gru",
     "indrnn",
     "init",
+    "inspect_units",
     "layer_norm_gru",
     "layer_norm_lstm",
     "load",

@@ -15,6 +15,7 @@ from jaxrnn import charlm
 from jaxrnn.charlm import inspection, lines, sampling, scoring
 from jaxrnn.runs.run import Run
 from jaxrnn.training.run_description import load
+from jaxrnn.units import inspecting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +51,7 @@ def of_any_model(
 
 
 activations = of_any_model(inspection.activations)
+inspect_units = of_any_model(inspecting.inspect_units)
 sample = of_any_model(sampling.sample)
 sample_bytes = of_any_model(sampling.sample_bytes)
 sample_bytes_many = of_any_model(sampling.sample_bytes_many)

@@ -21,12 +21,12 @@ README = ROOT / "README.md"
 # Imports run downwards, from one of these packages and modules to those in a line below it.
 FLOORS = (
     ("__main__",),
-    ("train", "generate", "prepare", "export", "evaluate", "completion"),
+    ("train", "generate", "prepare", "export", "evaluate", "inspect", "completion"),
     ("api", "commands"),
     ("models", "scores"),
     ("runs",),
     ("presets",),
-    ("training", "serialization", "arguments"),
+    ("training", "serialization", "arguments", "units"),
     ("formats",),
     ("charlm", "interop"),
     ("layers",),

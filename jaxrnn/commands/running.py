@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "Generate text with a trained model.",
     "prepare": "Make token files of a text of any size, to train on.",
     "evaluate": "Measure how well a trained model predicts a text.",
+    "inspect": "Show what the units of a trained model do while it reads a text.",
     "export": "Write a trained model to files for other programs.",
     "completion": "Print a script that completes commands and flags in a shell.",
 }

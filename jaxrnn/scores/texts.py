@@ -94,11 +94,11 @@ def of_run(run: Path) -> Text:
       InputError: if the path is not a run directory, or the text cannot be found or has changed.
     """
     if run.is_file():
-        raise InputError(f"{run} holds a model without its text; name a text to evaluate it on")
+        raise InputError(f"{run} holds a model without its text; name a text")
     try:
         options, name, corpus = run_text.read(run)
     except InputError as error:
-        raise InputError(f"{error}; name a text to evaluate it on") from None
+        raise InputError(f"{error}; name a text") from None
     vocabulary, training = corpus.vocabulary, options.training
     first = max(0, corpus.split - 1 - WARM_UP)
     before = corpus.tokens[first : corpus.split]

@@ -1,0 +1,1 @@
+"""The units of a char-RNN: which of them follow a feature of the text; see README.md."""
