@@ -75,8 +75,8 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "metrics.jsonl"
     written = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [json.loads(line) for line in written if line.endswith("\n")]
-    clock = ("chars_per_second", "seconds")
-    return [{k: v for k, v in line.items() if k not in clock} for line in kept]
+    clock = ("seconds", "per_second")
+    return [{k: v for k, v in line.items() if not k.endswith(clock)} for line in kept]
 
 
 def finish(config: TrainingConfig, workdir: Path, kills: list[int]) -> list[Any]:
