@@ -197,14 +197,12 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     first = claimed[0] if claimed else next(iter(r))
     trained, untrained = (float(np.median(each)) for each in r[first])
     english = f"the best unit for “{first}” has a median |r| of {trained:.2f} on other text"
-    korean = (
-        f"“{FEATURES[first]}”을 가장 잘 따르는 유닛의 |r| 중앙값은 다른 텍스트에서 {trained:.2f}"
-    )
+    korean = f"“{FEATURES[first]}”에 가장 잘 맞는 유닛의 |r| 중앙값은 다른 텍스트에서 {trained:.2f}"
     english += f" ({untrained:.2f} without training)"
     korean += f"(학습 전 {untrained:.2f})입니다"
     if claimed[1:]:
         english += f"; units also track {listed(claimed[1:], 'and')}"
-        korean += f". {', '.join(FEATURES[n] for n in claimed[1:])}도 따릅니다"
+        korean += f". {', '.join(FEATURES[n] for n in claimed[1:])}에 대해서도 그런 유닛이 있습니다"
     if missed:
         english += f"; no unit reliably tracks {listed(missed, 'or')}"
         korean += f". {', '.join(FEATURES[n] for n in missed)}에 대해서는 그런 유닛이 없습니다"

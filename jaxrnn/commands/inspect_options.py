@@ -36,10 +36,10 @@ class InspectOptions:
     """Find units for this regular expression (of Python; ^ and $ match at every line): a feature that is
     1 inside of its matches and 0 outside. Several are given as --find A --find B."""
     unit: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Show this unit in any case, and first: LAYER:UNIT, both counted from 1. May be repeated."""
+    """Show this unit in any case, and first: LAYER:UNIT, both counted from 1."""
     record: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Show and search only these values of a unit: cell, hidden, i, f, g or o of an LSTM; hidden, z, r
-    or n of a GRU; hidden of a plain RNN. By default all that the cell has. May be repeated."""
+    or n of a GRU; hidden of a plain RNN. By default all that the cell has."""
     length: int = 20_000
     """Characters to read and to show, from the beginning of the text. A page of many units and
     characters shows the best units only, so that it has about 20 MB at most."""

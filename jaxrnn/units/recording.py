@@ -56,13 +56,16 @@ def names(config: charlm.ModelConfig) -> dict[str, int]:
             f"the cell {type(cell).__name__} has no method `activations`, so its units cannot be shown"
         )
 
-    def step() -> dict[str, Array]:
+    widths: dict[str, int] = {}
+
+    def step() -> None:
         params = cell.init(jax.random.key(0), config.hidden_size)
         gx = cell.project(params, jnp.zeros((1, config.hidden_size)))
-        found: dict[str, Array] = cell.activations(params, cell.initial_state(1), gx)
-        return found
+        found = cell.activations(params, cell.initial_state(1), gx)
+        # Noted here, because JAX would return the dictionary sorted.
+        widths.update({name: a.shape[1] for name, a in found.items() if a.ndim == 2})
 
-    widths = {name: a.shape[1] for name, a in jax.eval_shape(step).items() if len(a.shape) == 2}
+    jax.eval_shape(step)
     return {name: widths[name] for name in (*filter(widths.get, STATES), *widths)}
 
 

@@ -22,6 +22,7 @@ from jaxrnn import (
     evaluate,
     export,
     generate,
+    inspect,
     prepare,
     progress,
     stopping,
@@ -269,6 +270,7 @@ COMMANDS: list[tuple[Any, list[str], tuple[Any, ...]]] = [
     (prepare.PrepareOptions, ["--data", "a"], ()),
     (export.ExportOptions, ["run"], ()),
     (evaluate.EvaluateOptions, ["run", "text"], ()),
+    (inspect.InspectOptions, ["run", "text"], ()),
     (train.TrainOptions, [], (tyro.conf.OmitArgPrefixes,)),
 ]
 WORDS = ["None", "none", "a b", "\udce9", "", "=", "-"]
@@ -290,10 +292,12 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
     flags = arguments._text_flags(kind) - {"--run", "--text", "--data", "--coordinator", "--freeze"}
     wanted = {
         "--encoding",
+        "--find",
         "--glob",
         "--output",
         "--prime",
         "--prime-file",
+        "--record",
         "--sample-prime",
         "--stop",
         "--mesh",
@@ -307,6 +311,7 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
         "--surprisal",
         "--title",
         "--tokens",
+        "--unit",
     }
     assert wanted & values(arguments.parse(kind, "", needed, markers=markers)).keys() == flags
     for word in WORDS:
@@ -316,7 +321,7 @@ def test_every_word_is_a_text(kind: Any, needed: list[str], markers: Any) -> Non
         ):
             got = values(arguments.parse(kind, "", [*needed, *argv], markers=markers))
             for flag in flags:
-                one = got[flag][0] if flag == "--stop" else got[flag]
+                one = got[flag][0] if isinstance(got[flag], tuple) else got[flag]
                 assert one == (Path(word) if isinstance(one, Path) else word)
 
 

@@ -116,6 +116,12 @@ def test_a_model_that_has_diverged() -> None:
         list(Recorder(params).windows("6 green"))
 
 
+def test_a_cell_that_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxrnn.ModelConfig, "make_cell", lambda config: object())
+    with pytest.raises(InputError, match="the cell object has no method `activations`"):
+        recording.names(LSTM)
+
+
 # --- correlations ---
 
 
