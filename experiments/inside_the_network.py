@@ -12,7 +12,8 @@ median of at least 0.5 and every trained network is above every untrained one.
 `page.html` shows every unit of one model on C code written for it (after Karpathy's picture);
 `python -m jaxrnn.inspect` writes such a page for any model and text.
 
-    python -m experiments inside_the_network      9 min on two CPU cores, of which training takes 8
+    python -m experiments inside_the_network      45 min on two CPU cores that had much other work,
+                                                  of which training took 41
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def features_of(code: str) -> dict[str, Any]:
     return {name: found[name] for name in FEATURES}
 
 
-def find(params: jaxrnn.Params, text: str) -> dict[str, list[Found]]:
-    """Return the best cells of each feature, chosen on the first half of a text."""
-    return correlations(Recorder(params, ["cell"]), text, features_of(text)).best(3)
+def find(params: jaxrnn.Params, text: str, wanted: dict[str, Any]) -> dict[str, list[Found]]:
+    """Return the best cells for each feature [T] of a text, chosen on its first half."""
+    return correlations(Recorder(params, ["cell"]), text, wanted).best(3)
 
 
 def settings(quick: bool, seed: int) -> TrainingConfig:
@@ -86,11 +87,12 @@ def run(quick: bool) -> Outcome:
     held_out = plain[corpus.split :].encode("ascii", "replace").decode()
     # Begin between two functions.
     held_out = held_out[held_out.index("\n}\n") + 3 :][:size]
+    wanted = features_of(held_out)
     runs = [_text.learn(source, settings(quick, seed)) for seed in seeds]
-    trained = [find(run.params, held_out) for run in runs]
+    trained = [find(run.params, held_out, wanted) for run in runs]
     config = runs[0].params.config
     vocabulary = runs[0].params.vocabulary
-    fresh = [find(jaxrnn.init(config, vocabulary, seed), held_out) for seed in seeds]
+    fresh = [find(jaxrnn.init(config, vocabulary, seed), held_out, wanted) for seed in seeds]
     best = int(
         np.argmax([np.mean([abs(f[0].r_chosen) for f in found.values()]) for found in trained])
     )
@@ -101,7 +103,7 @@ def run(quick: bool) -> Outcome:
         "trained": [recorded(found) for found in trained],
         "untrained": [recorded(found) for found in fresh],
         "characters_read": len(held_out),
-        "share_or_mean": {n: round(float(f.mean()), 5) for n, f in features_of(held_out).items()},
+        "share_or_mean": {n: round(float(f.mean()), 5) for n, f in wanted.items()},
         "parameters": charlm.count(runs[0].params),
         "learning_rate": settings(quick, 0).learning_rate,
         "validation_loss": [round(float(run.val_losses[-1]), 5) for run in runs],
@@ -201,24 +203,29 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     english += f" ({untrained:.2f} without training)"
     korean += f"(학습 전 {untrained:.2f})입니다"
     if claimed[1:]:
-        english += f"; units also track {listed(claimed[1:], 'and')}"
+        english += f"; units also track {listed(claimed[1:])}"
         korean += f". {', '.join(FEATURES[n] for n in claimed[1:])}에 대해서도 그런 유닛이 있습니다"
     if missed:
-        english += f"; no unit reliably tracks {listed(missed, 'or')}"
-        korean += f". {', '.join(FEATURES[n] for n in missed)}에 대해서는 그런 유닛이 없습니다"
+        english += (
+            f"; the units for {listed(missed)} fall short of {TRACKS:g}, or of an untrained network"
+        )
+        korean += (
+            f". {', '.join(FEATURES[n] for n in missed)}의 유닛은 {TRACKS:g}나 학습하지 않은 망의 값에 "
+            "미치지 못합니다"
+        )
     return Verdict(holds, english + ".", korean + ".")
 
 
-def listed(names: list[str], last: str) -> str:
-    """Return names in quotation marks as a list in words, with "and" or "or" before the last."""
+def listed(names: list[str]) -> str:
+    """Return names in quotation marks as a list in words."""
     quoted = [f"“{name}”" for name in names]
-    return f" {last} ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
 
 
 def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
     r = sizes(numbers)
     shown = numbers["shown"]
-    strongest = [*r][:PANELS]
+    strongest = [name for name in r if name in CLAIMED][:PANELS]
     lines = numbers["excerpt"].count("\n")
     ratios = [3.3, *[0.21 * lines] * len(strongest)]
     figure, panels = _drawing.figure(

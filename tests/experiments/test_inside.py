@@ -58,7 +58,10 @@ def test_a_part_of_the_claim() -> None:
     made["trained"][0]["indentation"]["r"] = 0.1
     found = inside.verdict(made, [0, 1])
     assert found.holds is Holds.PARTLY
-    assert "no unit reliably tracks “indentation”" in found.english and "들여쓰기에" in found.korean
+    assert (
+        "the units for “indentation” fall short of 0.5" in found.english
+        and "들여쓰기의" in found.korean
+    )
 
 
 @pytest.mark.slow
@@ -67,7 +70,7 @@ def test_the_values_of_the_excerpt() -> None:
     params = jaxrnn.init(config, jaxrnn.Vocabulary.of_bytes(), 3)
     recorder = Recorder(params, ["cell"])
     values = recorder.values(inside.CODE, recorder.units)
-    found = inside.find(params, inside.CODE)
+    found = inside.find(params, inside.CODE, inside.features_of(inside.CODE))
     shown = inside.excerpt_values(values, recorder, found)
     best = found["in a comment"][0].unit
     cells = jaxrnn.activations(params, inside.CODE, ["cell"])[best.layer - 1]["cell"]
