@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import Holds
 from experiments import memory_task as task
 from tests.support.oracle import TOLERANCES, assert_close
 
@@ -181,18 +182,18 @@ def test_the_cue_is_learnt_with_memory_only(name: str) -> None:
         np.testing.assert_allclose(reached, task.CHANCE, atol=0.03)
 
 
-def test_the_summary_names_both_agents_and_chance() -> None:
-    levels = zip(task.AGENTS, (1, 0.25), strict=True)
-    curves = {name: [[0.0] * 9 + [level]] * 2 for name, level in levels}
-    numbers = {
-        "success_by_update": curves,
-        "success_by_delay": {name: [[0.5, 0.75], [0.5, 0.25]] for name in task.AGENTS},
-        "delays": {"training": [5, 20], "tested": [5, 160]},
-        "difference": dict.fromkeys(task.AGENTS, 1e-6),
-        "chance": task.CHANCE,
-        "updates": 10,
+@pytest.mark.parametrize(
+    ("levels", "holds"),
+    [((1, 0.25), Holds.YES), ((0.95, 0.5), Holds.PARTLY), ((0.3, 0.25), Holds.NO)],
+)
+def test_the_claim_holds_where_only_agents_with_memory_recall(
+    levels: tuple[float, float], holds: Holds
+) -> None:
+    curves = {
+        name: [[0.0] * 9 + [level]] * 2 for name, level in zip(task.AGENTS, levels, strict=True)
     }
-    words = task.summary(numbers, [0, 1])
-    assert "chance is 0.25" in words
-    assert "- with memory: 1.00 (1.00 to 1.00); after 160 steps 0.50 (0.25 to 0.75)" in words
-    assert "- without memory: 0.25 (0.25 to 0.25)" in words
+    numbers = {"success_by_update": curves, "chance": task.CHANCE}
+    verdict = task.verdict(numbers, [0, 1])
+    assert verdict.holds is holds
+    for sentence in (verdict.english, verdict.korean):
+        assert all(f"{level:.0%}" in sentence for level in levels)
