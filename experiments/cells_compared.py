@@ -180,7 +180,7 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         holds,
         f"of {every} comparisons on two texts, the RNN is last in {last} and the LSTM first in "
         f"{best}; the GRU is closer to the LSTM than to the RNN in {near}.",
-        f"두 텍스트에서 비교한 {every}가지 중 RNN이 꼴찌인 경우는 {last}가지, LSTM이 1위인 경우는 "
+        f"두 텍스트에서 비교한 {every}가지 중 RNN이 꼴찌인 경우는 {last}가지, LSTM이 가장 좋은 경우는 "
         f"{best}가지이고, GRU가 RNN보다 LSTM에 가까운 경우는 {near}가지입니다.",
     )
 

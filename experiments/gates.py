@@ -196,8 +196,8 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         f"of {single['learnt']} LSTMs of one unit that learnt the task, {single['all']} open and "
         f"close their gates as in the figure, but of {several['learnt']} LSTMs of four units only "
         f"{several['all']} have such a unit.",
-        f"과제를 학습한 유닛 1개짜리 LSTM {single['learnt']}개 중 {single['all']}개는 그림처럼 "
-        f"게이트를 열고 닫지만, 유닛 4개짜리 LSTM {several['learnt']}개 중에서 그런 유닛이 있는 것은 "
+        f"과제를 학습한 유닛이 하나인 LSTM {single['learnt']}개 중 {single['all']}개는 그림처럼 "
+        f"게이트를 열고 닫지만, 유닛이 넷인 LSTM {several['learnt']}개 중에서 그런 유닛이 있는 것은 "
         f"{several['all']}개뿐입니다.",
     )
 

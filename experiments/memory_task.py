@@ -357,7 +357,7 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         f"in the last tenth of training, agents with memory recall the cue in "
         f"{np.median(with_memory):.0%} of the episodes, and agents without in "
         f"{np.median(without):.0%} (medians of {len(seeds)} seeds), where chance gives 25%.",
-        "학습의 마지막 10분의 1에서, 기억이 있는 에이전트는 에피소드의 "
+        "학습의 마지막 구간에서, 기억이 있는 에이전트는 에피소드의 "
         f"{np.median(with_memory):.0%}에서, 기억이 없는 에이전트는 {np.median(without):.0%}에서 "
         f"단서를 맞힙니다(시드 {len(seeds)}개의 중앙값). 우연히 맞힐 확률은 25%입니다.",
     )
