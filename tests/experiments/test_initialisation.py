@@ -1,0 +1,112 @@
+"""Test the tasks, the initial weights and the comparisons of `initialisation` by hand and numpy."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrnn
+from experiments import Holds, initialisation
+
+pytestmark = pytest.mark.once
+
+
+def test_adding() -> None:
+    xs, sums = map(np.asarray, initialisation.add(jax.random.key(5), 500, False))
+    assert xs.shape == (initialisation.STEPS, 500, 2)
+    for row in range(500):
+        first, second = np.flatnonzero(xs[:, row, 1])
+        assert first < initialisation.STEPS // 2 <= second
+        assert sums[row] == pytest.approx(xs[first, row, 0] + xs[second, row, 0])
+    ones = np.ones((initialisation.STEPS, 500, 1), np.float32)
+    assert float(initialisation.squares(ones, sums)) == pytest.approx(1, rel=0.15)
+
+
+def test_the_targets_of_the_text_are_the_next_characters() -> None:
+    task = initialisation.reading(quick=True)
+    for held_out in (True, False):
+        xs, targets = map(np.asarray, task.batch(jax.random.key(0), 7, held_out))
+        assert xs.shape == (initialisation.STEPS, 7, task.inputs)
+        np.testing.assert_array_equal(xs[1:].argmax(-1), targets[:-1])
+    uniform = np.zeros((*targets.shape, task.outputs), np.float32)
+    assert float(task.loss(uniform, targets)) == pytest.approx(math.log(task.outputs), rel=1e-5)
+
+
+def test_identity_and_chrono_change_what_they_name_alone() -> None:
+    key = jax.random.key(1)
+    before = jaxrnn.rnn(4, activation="relu").init(key, 2)
+    after = initialisation.identity(key, before)
+    np.testing.assert_array_equal(after.w_h, np.eye(4))
+    np.testing.assert_array_equal(after.w_x, before.w_x)
+    before = jaxrnn.lstm(1000).init(key, 2)
+    after = initialisation.chrono(key, before)
+    i, f, g, o = np.split(np.asarray(after.b), 4)
+    np.testing.assert_array_equal(i, -f)
+    assert not g.any() and not o.any()
+    times = np.exp(f)
+    assert 1 <= times.min() < 1.5 and 48 < times.max() <= 49.01
+    # The mean of a uniform number in [1, T - 1].
+    assert times.mean() == pytest.approx(25, rel=0.06)
+    np.testing.assert_array_equal(after.w_h, before.w_h)
+
+
+def test_parameters_are_counted() -> None:
+    task = initialisation.Task(initialisation.add, initialisation.squares, 8, 2, 1, 1, 1, "")
+    count = initialisation.parameters(task, initialisation.STARTS["lstm, bias 1"])
+    assert count == 4 * (8 * 8 + 2 * 8 + 8) + 8 + 1
+
+
+def test_intervals_and_ratios() -> None:
+    losses = [0.1, 0.2, 0.4]
+    middle, low, high = initialisation.interval(losses)
+    assert middle == pytest.approx(0.2)
+    # Student's t of 2 degrees of freedom at 97.5% is 4.3027.
+    assert high / middle == pytest.approx(2 ** (4.3027 / 3**0.5), rel=1e-4)
+    assert low * high == pytest.approx(middle**2)
+    assert initialisation.interval([0.1, None]) == (math.inf, 0, math.inf)
+    starts = {
+        "a": {"loss": losses},
+        "b": {"loss": [0.2, 0.4, 0.8]},
+        "c": {"loss": [1.0, 1.0, None]},
+    }
+    assert initialisation.ratio(starts, "a", "b") == pytest.approx((0.5, 0.5, 0.5))
+    for pair in (("a", "c"), ("c", "a"), ("c", "c")):
+        assert initialisation.ratio(starts, *pair)[2] == math.inf
+
+
+def test_the_verdict_follows_the_numbers() -> None:
+    def judge(better: set[str], text: float | None = 1.02, slow: float = 0.05) -> Any:
+        adding = {
+            name: {
+                "loss": [0.1, 0.11] if name in better else [0.2, 0.22],
+                "curve": [[1, 0.09], [1, slow]],
+            }
+            for name in initialisation.STARTS
+        }
+        texts = {name: {"loss": [2.0, 2.0]} for name in initialisation.STARTS}
+        texts["lstm, bias -2"] = {"loss": [2.0, text and 2 * text**2]}
+        numbers = {
+            "tasks": {"adding": {"starts": adding, "updates": 50}, "text": {"starts": texts}}
+        }
+        return initialisation.verdict(numbers, [0, 1])
+
+    recommended = {one for _, _, one, _ in initialisation.ADVICE}
+    found = judge(recommended)
+    assert found.holds is Holds.YES
+    assert "2.0%" in found.english and "2.0%" in found.korean
+    assert "did not" not in found.english and "50 updates" in found.english
+    part = judge({"lstm, bias 1"})
+    assert part.holds is Holds.PARTLY
+    assert part.english.startswith("a forget bias of 1 reliably") and "tanh" in part.english
+    none = judge(set(), None, slow=0.5)
+    assert none.holds is Holds.NO and none.english.startswith("none of the starts")
+    assert "updates" not in none.english
+
+
+def test_the_updates_to_a_tenth_are_counted_at_the_end_of_each_point() -> None:
+    curves = [[1, 0.5, 0.09, 0.2], [1, 0.01, 0.01, 0.01], [1, 1, 1, None]]
+    assert initialisation.reached(curves, 40) == 30
+    assert initialisation.reached(curves[2:], 40) == math.inf
+    assert initialisation.reached(curves[1:], 40) == math.inf
