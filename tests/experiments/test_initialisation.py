@@ -14,7 +14,7 @@ pytestmark = pytest.mark.once
 
 
 def test_adding() -> None:
-    xs, sums = map(np.asarray, initialisation.adding(jax.random.key(5), 500, False))
+    xs, sums = map(np.asarray, initialisation.add(jax.random.key(5), 500, False))
     assert xs.shape == (initialisation.STEPS, 500, 2)
     for row in range(500):
         first, second = np.flatnonzero(xs[:, row, 1])
@@ -53,7 +53,7 @@ def test_identity_and_chrono_change_what_they_name_alone() -> None:
 
 
 def test_parameters_are_counted() -> None:
-    task = initialisation.Task(initialisation.adding, initialisation.squares, 8, 2, 1, 1, 1, "")
+    task = initialisation.Task(initialisation.add, initialisation.squares, 8, 2, 1, 1, 1, "")
     count = initialisation.parameters(task, initialisation.STARTS["lstm, bias 1"])
     assert count == 4 * (8 * 8 + 2 * 8 + 8) + 8 + 1
 
@@ -77,23 +77,36 @@ def test_intervals_and_ratios() -> None:
 
 
 def test_the_verdict_follows_the_numbers() -> None:
-    def judge(better: set[str], text: float | None = 1.02) -> Any:
+    def judge(better: set[str], text: float | None = 1.02, slow: float = 0.05) -> Any:
         adding = {
-            name: {"loss": [0.1, 0.11] if name in better else [0.2, 0.22]}
+            name: {
+                "loss": [0.1, 0.11] if name in better else [0.2, 0.22],
+                "curve": [[1, 0.09], [1, slow]],
+            }
             for name in initialisation.STARTS
         }
         texts = {name: {"loss": [2.0, 2.0]} for name in initialisation.STARTS}
         texts["lstm, bias -2"] = {"loss": [2.0, text and 2 * text**2]}
-        numbers = {"tasks": {"adding": {"starts": adding}, "text": {"starts": texts}}}
+        numbers = {
+            "tasks": {"adding": {"starts": adding, "updates": 50}, "text": {"starts": texts}}
+        }
         return initialisation.verdict(numbers, [0, 1])
 
     recommended = {one for _, _, one, _ in initialisation.ADVICE}
     found = judge(recommended)
     assert found.holds is Holds.YES
     assert "2.0%" in found.english and "2.0%" in found.korean
-    assert "reliably" not in found.english
+    assert "did not" not in found.english and "50 updates" in found.english
     part = judge({"lstm, bias 1"})
     assert part.holds is Holds.PARTLY
-    assert part.english.startswith("a forget bias of 1 lowered") and "tanh" in part.english
-    none = judge(set(), None)
-    assert none.holds is Holds.NO and none.english.startswith("none of the advice lowered")
+    assert part.english.startswith("a forget bias of 1 reliably") and "tanh" in part.english
+    none = judge(set(), None, slow=0.5)
+    assert none.holds is Holds.NO and none.english.startswith("none of the starts")
+    assert "updates" not in none.english
+
+
+def test_the_updates_to_a_tenth_are_counted_at_the_end_of_each_point() -> None:
+    curves = [[1, 0.5, 0.09, 0.2], [1, 0.01, 0.01, 0.01], [1, 1, 1, None]]
+    assert initialisation.reached(curves, 40) == 30
+    assert initialisation.reached(curves[2:], 40) == math.inf
+    assert initialisation.reached(curves[1:], 40) == math.inf
