@@ -38,6 +38,7 @@ from scipy import stats
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing, _text
+from experiments._training import best_rate
 
 ROW = 6
 STEPS = 50
@@ -220,7 +221,7 @@ def run(quick: bool) -> Outcome:
         for kind, start in STARTS.items():
             learn = learner(task, start)
             tried = [learn(TUNING_SEED, rate)["loss"] for rate in rates]
-            best = rates[int(np.argmin(finite(tried)))]
+            best = best_rate(rates, tried)
             runs = [learn(seed, best) for seed in seeds]
             found[kind] = {
                 "rate": best,
@@ -295,11 +296,12 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         which = [pair for pair, found in zip(ADVICE, helps, strict=True) if found == good]
         said.append([[pair[language] for pair in which] for language in (0, 1)])
     (yes, yes_korean), (no, no_korean) = said
-    english = f"{' and '.join(yes) or 'none of the advice'} lowered the loss on the adding problem"
-    korean = f"덧셈 과제에서 {', '.join(yes_korean) or '어떤 권고'}의 손실"
-    korean += "이 낮아졌습니다" if yes else "도 낮아지지 않았습니다"
+    advice = " and ".join(yes) or "none of the advice"
+    english = f"{advice} reliably lowered the loss on the adding problem"
+    korean = "덧셈 과제에서 손실을 확실히 낮춘 권고는 "
+    korean += f"{', '.join(yes_korean)}입니다" if yes else "없습니다"
     if yes and no:
-        english += f", and {' and '.join(no)} did not reliably"
+        english += f", and {' and '.join(no)} did not"
         korean += f". {', '.join(no_korean)}에서는 차이가 확실하지 않습니다"
     return Verdict(
         Holds.YES if all(helps) else Holds.PARTLY if any(helps) else Holds.NO,

@@ -182,12 +182,9 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
     for name, (trained, untrained) in sizes(numbers).items():
         best = numbers["trained"][shown][name]
         unit = f"layer {best['layer']}, unit {best['unit']}: {best['r']:.2f}"
-        rows.append([name, span(trained), span(untrained), unit])
+        measured = [_drawing.spread(values, ".2f") for values in (trained, untrained)]
+        rows.append([name, *measured, unit])
     return rows
-
-
-def span(values: Any) -> str:
-    return f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
