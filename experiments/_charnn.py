@@ -34,8 +34,6 @@ TEXTS = 5
 LENGTH = 4000
 HELD_OUT = "held-out text"
 UNTRAINED = "untrained"
-
-
 SEEDS = [0, 1, 2]
 OURS, OLDER, NEWER = "ours", "lecture, older", "lecture, newer"
 PROGRAMS = {
@@ -218,17 +216,12 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
                 f"{program['settings']['learning_rate']:g}",
                 f"{program['epochs'][-1]:.2g}",
                 f"{program['steps'][-1] * program['seconds_per_step']:.0f}",
-                spread(losses[:, -1]),
-                spread(losses.min(1)),
+                _drawing.spread(losses[:, -1]),
+                _drawing.spread(losses.min(1)),
                 *percents,
             ]
         )
     return rows
-
-
-def spread(losses: np.ndarray) -> str:
-    """Return median and range of the losses of the seeds."""
-    return f"{np.median(losses):.3f} ({losses.min():.3f} to {losses.max():.3f})"
 
 
 def median(numbers: dict[str, Any], name: str, measure: str) -> float:

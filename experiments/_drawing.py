@@ -115,6 +115,16 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float 
         )
 
 
+def spread(values: Any, form: str = ".3f") -> str:
+    """Return the median and the range of some numbers, such as those of the seeds; "" for none."""
+    if not len(values):
+        return ""
+    middle, low, high = (
+        format(each, form) for each in (np.median(values), min(values), max(values))
+    )
+    return f"{middle} ({low} to {high})"
+
+
 def decades(value: float) -> str:
     """Return a number with three digits, as a power of ten where it is small."""
     return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxrnn
@@ -99,8 +100,13 @@ def train(
     for seed in seeds:
         state, losses = training.advance(training.begin(seed), rate, steps)
         runs.append(jax.device_get((state.params, losses)))
-    params, losses = jax.tree.map(lambda *each: jnp.stack(each), *runs)
+    params, losses = stack(runs)
     return params, losses
+
+
+def best_rate(rates: Sequence[float], losses: Any) -> float:
+    """Return the learning rate with the smallest loss; NaN and None count as the largest."""
+    return rates[int(np.nan_to_num(np.array(losses, float), nan=np.inf).argmin())]
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure
 from experiments import Holds, Outcome, Verdict, _drawing, _text
+from experiments._training import best_rate
 from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.training.config import TrainingConfig
@@ -110,7 +111,7 @@ def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
         kind, shapes = (cell, hidden), model(cell, hidden, vocabulary)
         record: dict[str, Any] = {"term": term, "cell": cell, "hidden": hidden}
         scan = [loss(cell, hidden, budget.scan_steps, rate, SCAN_SEED) for rate in budget.rates]
-        rate = budget.rates[int(np.argmin(scan))]
+        rate = best_rate(budget.rates, scan)
         record |= {"learning_rate": rate, "scan": scan, "steps": budget.steps}
         record["losses"] = [loss(cell, hidden, budget.steps, rate, seed) for seed in budget.seeds]
         record |= {"parameters": charlm.count(shapes), "operations": operations(shapes)}
@@ -159,7 +160,7 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
             losses = each["losses"]
             rows.append([label, each["term"], each["cell"], f"{each['hidden']}"])
             rows[-1] += [f"{each['learning_rate']:g}", f"{each['steps']:,}"]
-            rows[-1] += [f"{np.median(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"]
+            rows[-1] += [_drawing.spread(losses)]
             rows[-1] += [f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
             rows[-1] += [f"{each['milliseconds']:.1f}"]
             rows[-1] += [f"{each['milliseconds'] * each['steps'] / 1e3:.0f}"]
@@ -178,9 +179,9 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         holds = Holds.PARTLY if last == every or best > every / 2 else Holds.NO
     return Verdict(
         holds,
-        f"of {every} comparisons on two texts, the RNN is last in {last} and the LSTM first in "
+        f"of {every} comparisons, the RNN is last in {last} and the LSTM first in "
         f"{best}; the GRU is closer to the LSTM than to the RNN in {near}.",
-        f"두 텍스트에서 비교한 {every}가지 중 RNN이 꼴찌인 경우는 {last}가지, LSTM이 가장 좋은 경우는 "
+        f"비교 {every}가지 중 RNN이 꼴찌인 경우는 {last}가지, LSTM이 가장 좋은 경우는 "
         f"{best}가지이고, GRU가 RNN보다 LSTM에 가까운 경우는 {near}가지입니다.",
     )
 

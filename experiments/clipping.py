@@ -154,16 +154,9 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
         for way in WAYS:
             ends = np.array(numbers["last_loss"][way])[:, index]
             kept = ends[ends < FAILED]
-            cells += [span(kept), f"{len(ends) - len(kept)} of {len(seeds)}"]
+            cells += [_drawing.spread(kept), f"{len(ends) - len(kept)} of {len(seeds)}"]
         rows.append([f"{rate:g}", *cells])
     return rows
-
-
-def span(values: Any) -> str:
-    """Return the median and the range of some values, which may be none."""
-    if not len(values):
-        return ""
-    return f"{np.median(values):.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:

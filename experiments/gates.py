@@ -33,7 +33,7 @@ from experiments import Holds, Outcome, Verdict, _drawing, _training
 ROW = 5
 # The symbols.
 LEVELS = np.linspace(-1, 1, 4, dtype=np.float32)
-# T, the first steps of which one shows the symbol, and the number of cues.
+# T, the number of first steps one of which shows the symbol, and the number of cues.
 STEPS = 16
 EARLY = 4
 CUES = 2
@@ -190,15 +190,17 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     networks = numbers["networks"]
     single, several = networks["1"], networks["4"]
     right, learnt = (sum(each[what] for each in networks.values()) for what in ("all", "learnt"))
+    # Whether the networks of four units do worse.
+    fewer = several["all"] < several["learnt"]
     holds = Holds.NO if not right else Holds.YES if right >= 0.9 * learnt else Holds.PARTLY
     return Verdict(
         holds,
         f"of {single['learnt']} LSTMs of one unit that learnt the task, {single['all']} open and "
-        f"close their gates as in the figure, but of {several['learnt']} LSTMs of four units only "
-        f"{several['all']} have such a unit.",
+        f"close their gates as in the figure, {'but' if fewer else 'and'} of {several['learnt']} LSTMs "
+        f"of four units {'only ' * fewer}{several['all']} have such a unit.",
         f"과제를 학습한 유닛이 하나인 LSTM {single['learnt']}개 중 {single['all']}개는 그림처럼 "
-        f"게이트를 열고 닫지만, 유닛이 넷인 LSTM {several['learnt']}개 중에서 그런 유닛이 있는 것은 "
-        f"{several['all']}개뿐입니다.",
+        f"게이트를 {'열고 닫지만' if fewer else '열고 닫으며'}, 유닛이 넷인 LSTM {several['learnt']}개 "
+        f"중에서 그런 유닛이 있는 것은 {several['all']}개{'뿐' * fewer}입니다.",
     )
 
 

@@ -83,13 +83,12 @@ def run(quick: bool) -> Outcome:
 def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
     rows = [["network", "final loss, nats", "lower bound", "p(O) at the second L", "HELLO spelt"]]
     for name, (_, forgets) in KINDS.items():
-        ends = np.array(numbers["last_loss"][name])
+        ends = _drawing.spread(numbers["last_loss"][name], ".4f")
         predicted = np.array(numbers["softmax"][name])
         spelt = sum("H" + ALPHABET.decode(each.argmax(-1)) == WORD for each in predicted)
         right = predicted[:, 3, token("O")]
-        spread = f"{np.median(ends):.4f} ({ends.min():.4f} to {ends.max():.4f})"
         floor = f"{FLOOR:.4f}" if forgets else "0"
-        rows.append([name, spread, floor, f"{np.median(right):.3f}", f"{spelt} of {len(seeds)}"])
+        rows.append([name, ends, floor, f"{np.median(right):.3f}", f"{spelt} of {len(seeds)}"])
     return rows
 
 
@@ -99,11 +98,11 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     without = float(np.median(last[NO_MEMORY]))
     return Verdict(
         Holds.YES if worst < 0.01 and without > 0.95 * FLOOR else Holds.NO,
-        f"in each of {len(seeds)} seeds, RNN, LSTM and GRU spell HELLO with a loss of at most "
-        f"{worst:.4f} nats per letter; an LSTM without a memory stays at {without:.3f}, because it "
+        f"in each of {len(seeds)} seeds, RNN, LSTM and GRU reach a loss of at most {worst:.4f} nats "
+        f"per letter on HELLO; an LSTM without a memory stays at {without:.3f}, because it "
         "cannot know which L it reads.",
-        f"시드 {len(seeds)}개 모두에서 RNN, LSTM, GRU는 글자당 손실 {worst:.4f} nats 이하로 "
-        f"HELLO를 맞힙니다. 기억이 없는 LSTM은 두 L을 구별할 수 없어 {without:.3f}에 머뭅니다.",
+        f"시드 {len(seeds)}개 모두에서 RNN, LSTM, GRU는 HELLO의 글자당 손실 {worst:.4f} nats "
+        f"이하에 도달합니다. 기억이 없는 LSTM은 두 L을 구별할 수 없어 {without:.3f}에 머뭅니다.",
     )
 
 

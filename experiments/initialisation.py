@@ -45,6 +45,7 @@ from scipy import stats
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing, _text
+from experiments._training import best_rate
 
 ROW = 6
 STEPS = 50
@@ -230,7 +231,7 @@ def run(quick: bool) -> Outcome:
         for kind, start in starts.items():
             learn = learner(task, start)
             tried = [learn(TUNING_SEED, rate)["loss"] for rate in rates]
-            best = rates[int(np.argmin(finite(tried)))]
+            best = best_rate(rates, tried)
             runs = [learn(seed, best) for seed in seeds]
             found[kind] = {
                 "rate": best,
@@ -347,11 +348,11 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     )
     if np.isfinite([one, zero]).all():
         english += (
-            f"; the LSTM reached a tenth of the baseline after {one:.0f} updates with forget bias 1 "
+            f"; the LSTM reached 10% of the baseline after {one:.0f} updates with forget bias 1 "
             f"and after {zero:.0f} with 0"
         )
         korean += (
-            f". 기준 손실의 10분의 1에는 포겟 게이트 편향이 1일 때 {one:.0f}번, 0일 때 {zero:.0f}번의 "
+            f". 기준 손실의 10%에는 포겟 게이트 편향이 1일 때 {one:.0f}번, 0일 때 {zero:.0f}번의 "
             "업데이트 후에 도달했습니다"
         )
     return Verdict(

@@ -182,12 +182,9 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
     for name, (trained, untrained) in sizes(numbers).items():
         best = numbers["trained"][shown][name]
         unit = f"layer {best['layer']}, unit {best['unit']}: {best['r']:.2f}"
-        rows.append([name, span(trained), span(untrained), unit])
+        measured = [_drawing.spread(values, ".2f") for values in (trained, untrained)]
+        rows.append([name, *measured, unit])
     return rows
-
-
-def span(values: Any) -> str:
-    return f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
@@ -210,7 +207,7 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
             f"; the units for {listed(missed)} fall short of {TRACKS:g}, or of an untrained network"
         )
         korean += (
-            f". {', '.join(FEATURES[n] for n in missed)}의 유닛은 {TRACKS:g}나 학습하지 않은 망의 값에 "
+            f". {', '.join(FEATURES[n] for n in missed)}의 유닛은 {TRACKS:g}나 학습하지 않은 신경망의 값에 "
             "미치지 못합니다"
         )
     return Verdict(holds, english + ".", korean + ".")

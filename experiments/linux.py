@@ -145,12 +145,13 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     }
     share = {each: _charnn.median(numbers, best, each) for each in real}
     near = [share[each] > 0.75 * real[each] for each in (*measures, FUNCTIONS)]
+    whole = near[-1]
     return Verdict(
         Holds.YES if all(near) else Holds.PARTLY if any(near) else Holds.NO,
         f"in the texts of the best program ({best}), {share[BRACKETS]:.0%} of the brackets have a "
-        f"partner and {share[COMMENTS]:.0%} of the comments are closed, but only "
-        f"{share[FUNCTIONS]:.0%} of the functions balance as a whole.",
+        f"partner and {share[COMMENTS]:.0%} of the comments are closed, "
+        f"{'and' if whole else 'but only'} {share[FUNCTIONS]:.0%} of the functions balance as a whole.",
         f"가장 좋은 프로그램({_charnn.KOREAN[best]})의 텍스트에서 괄호의 {share[BRACKETS]:.0%}는 짝이 "
-        f"맞고 주석의 {share[COMMENTS]:.0%}는 닫히지만, 함수 전체의 괄호가 맞는 경우는 "
-        f"{share[FUNCTIONS]:.0%}뿐입니다.",
+        f"맞고 주석의 {share[COMMENTS]:.0%}는 {'닫히고' if whole else '닫히지만'}, 함수 전체의 "
+        f"괄호가 맞는 경우는 {share[FUNCTIONS]:.0%}{'입니다' if whole else '뿐입니다'}.",
     )

@@ -13,7 +13,7 @@ since (Arjovsky et al. 2016), with half as many symbols. Every batch is new:
              and the 5 symbols. Mean cross-entropy of all steps; without a memory it is
              5 ln 8 / (T + 10).
 
-Every network begins anew at each T and trains with Adam, gradients of a norm of at most 1 and batches
+A new network is trained at each T, with Adam, gradients of a norm of at most 1 and batches
 of 16. It has solved a task when the mean loss of 100 training steps is below a tenth of the loss
 without a memory; then training ends. There are at most 2000 training steps, for copying 6000. The
 learning rate is the better of 0.003 and 0.01 on another seed, chosen for each cell, task and T: the

@@ -11,9 +11,9 @@ beta = 1 the rest arrives through the hidden state.
 Two timing tasks after Gers, Schraudolph and Schmidhuber (2002) test the peepholes, with few units, so
 that a network without peepholes has no spare units to count with:
 
-    measure    Two spikes come in. At the second, a single unit tells the steps between them: F to
-               F + F/10, each equally likely. Squared error. Solved: in 99% of 500 new sequences the
-               answer is closer to the true number than to any other.
+    measure    Two spikes come in. At the second, a single unit outputs the number of steps
+               between them: F to F + F/10, each equally likely. Squared error. Solved: in 99% of 500
+               new sequences the answer is closer to the true number than to any other.
     generate   Nothing comes in. Four units produce a spike at every F-th step, for 4 F steps.
                Cross-entropy. Solved: the output is right at each of 10 F steps.
 
@@ -152,8 +152,8 @@ def measuring(net: jaxrnn.Network, interval: int) -> tuple[Training, Any]:
     def errors(params: Any, batch: Any) -> Any:
         # In steps; the output of the network is -1 for the shortest and 1 for the longest time.
         shown, second, longer = batch
-        told = half * (1 + net.apply(params, shown)[1][..., 0])
-        return jnp.where(second, told - longer[None], 0).sum(0)
+        answers = half * (1 + net.apply(params, shown)[1][..., 0])
+        return jnp.where(second, answers - longer[None], 0).sum(0)
 
     def loss(params: Any, batch: Any) -> Any:
         return (errors(params, batch) ** 2).mean() / half**2

@@ -332,11 +332,12 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
     rows[0] += [f"delay {delay}" for delay in tested]
     rows[0] += ["parameters", "first learning rate", "seconds"]
     rows[0] += ["single steps and unroll differ by at most"]
+    by_delay = numbers["success_by_delay"]
     for name, curve in numbers["success_by_update"].items():
         rows.append([
             name,
-            span(end(curve)),
-            *map(span, np.array(numbers["success_by_delay"][name]).T),
+            _drawing.spread(end(curve), ".2f"),
+            *(_drawing.spread(each, ".2f") for each in np.array(by_delay[name]).T),
             str(numbers["parameters"]),
             str(numbers["first_learning_rate"]),
             f"{numbers['seconds_of_training'][name]:.0f}",
@@ -356,10 +357,10 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         holds,
         f"in the last tenth of training, agents with memory recall the cue in "
         f"{np.median(with_memory):.0%} of the episodes, and agents without in "
-        f"{np.median(without):.0%} (medians of {len(seeds)} seeds), where chance gives 25%.",
+        f"{np.median(without):.0%} (medians of {len(seeds)} seeds), where chance gives {chance:.0%}.",
         "학습의 마지막 구간에서, 기억이 있는 에이전트는 에피소드의 "
         f"{np.median(with_memory):.0%}에서, 기억이 없는 에이전트는 {np.median(without):.0%}에서 "
-        f"단서를 맞힙니다(시드 {len(seeds)}개의 중앙값). 우연히 맞힐 확률은 25%입니다.",
+        f"단서를 맞힙니다(시드 {len(seeds)}개의 중앙값). 우연히 맞힐 확률은 {chance:.0%}입니다.",
     )
 
 
@@ -367,11 +368,6 @@ def end(curve: Any) -> Any:
     """Return the mean of the last tenth of curves [seeds, points]."""
     curve = np.asarray(curve)
     return curve[:, -max(1, curve.shape[1] // 10) :].mean(1)
-
-
-def span(runs: Any) -> str:
-    """Return the median and the range."""
-    return f"{np.median(runs):.2f} ({np.min(runs):.2f} to {np.max(runs):.2f})"
 
 
 def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:

@@ -10,7 +10,7 @@ benchmarks/README.md.
 
 The texts that they write are compared with the training text: which words occur in it, which names
 above a speech are names in it, and which lines do not occur in it. The held-out text is from other
-plays and has speakers of its own.
+plays, and some of its speakers do not occur in the training text.
 
     python -m experiments shakespeare      23 min on two CPU cores that had other work too
 """

@@ -52,6 +52,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
+from experiments._training import best_rate
 from jaxrnn.recurrence.variants.linear import MinGRU, MinParams
 
 ROW = 20
@@ -64,7 +65,7 @@ SEQUENCES = 2048
 # Largest global norm of the gradient.
 CLIP = 1.0
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
-# Seeds of the tuning and of the test, which no training uses.
+# Seeds of the tuning and of the test, which the trainings that are tested do not use.
 TUNING_SEEDS = (100, 101, 102)
 TEST_SEED = 103
 # Accuracy above which a network tracks the parity.
@@ -193,7 +194,7 @@ def measure(tracker: Tracker, rates: tuple[float, ...], steps: int, seeds: list[
         rate: [round(float(learn(tracker, rate, seed, steps)[1]), 5) for seed in TUNING_SEEDS]
         for rate in rates
     }
-    rate = min(rates, key=lambda rate: sum(tuning[rate]))
+    rate = best_rate(rates, [sum(tuning[rate]) for rate in rates])
     begin = time.perf_counter()
     trained = [jax.block_until_ready(learn(tracker, rate, seed, steps)) for seed in seeds]
     seconds = (time.perf_counter() - begin) / len(seeds)
@@ -245,16 +246,14 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
                 f"{measured['rate']:g}",
                 f"{measured['parameters']:,}",
                 f"{measured['seconds']:.1f}",
-                spread(measured["loss"]),
-                *(spread(measured["accuracy"][part]) for part in ("within", "beyond", "last")),
+                _drawing.spread(measured["loss"]),
+                *(
+                    _drawing.spread(measured["accuracy"][part])
+                    for part in ("within", "beyond", "last")
+                ),
             ]
         )
     return rows
-
-
-def spread(runs: Any) -> str:
-    """Return the median and the range."""
-    return f"{np.median(runs):.3f} ({min(runs):.3f} to {max(runs):.3f})"
 
 
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:

@@ -162,14 +162,14 @@ def learn(net: Any, xs: Any, steps: int, seeds: list[int], rate: float) -> Any:
     return _training.train(net, loss, task, steps, seeds, rate)[0]
 
 
-def best_rate(net: Any, xs: Any, steps: int, rates: tuple[float, ...]) -> float:
+def tuned_rate(net: Any, xs: Any, steps: int, rates: tuple[float, ...]) -> float:
     """Return the learning rate with the smallest error on the last quarter of xs [T, 1]."""
-    cut, errors = len(xs) * 3 // 4, {}
+    cut, errors = len(xs) * 3 // 4, []
     for rate in rates:
         params = learn(net, xs[:cut], steps, [TUNING_SEED], rate)
         _, outputs = net.apply(jax.tree.map(lambda p: p[0], params), xs[cut - SETTLE : -1, None])
-        errors[rate] = float(((outputs[SETTLE:, 0] - xs[cut + 1 :]) ** 2).mean())
-    return min(errors, key=errors.__getitem__)
+        errors.append(float(((outputs[SETTLE:, 0] - xs[cut + 1 :]) ** 2).mean()))
+    return _training.best_rate(rates, errors)
 
 
 def forecast(net: Any, every: Any, known: Any, seeds: list[int]) -> Any:
@@ -192,7 +192,7 @@ def compare(name: str, steps: int, seeds: list[int], rates: tuple[float, ...]) -
         net = jaxrnn.network(cell, 1, 1)
         learnt = jnp.asarray(xs[:TRAIN, None], jnp.float32)
         rate = (
-            best_rate(net, learnt, min(steps, TUNING_STEPS), rates) if len(rates) > 1 else rates[0]
+            tuned_rate(net, learnt, min(steps, TUNING_STEPS), rates) if len(rates) > 1 else rates[0]
         )
         start = time.perf_counter()
         every = learn(net, learnt, steps, seeds, rate)

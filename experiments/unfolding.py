@@ -144,10 +144,10 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     length, roundings, times = numbers["lengths"][-1], worst / ROUNDING, written / scan
     return Verdict(
         Holds.YES if roundings < AGREES else Holds.NO,
-        f"all implementations agree with the unfolded network to within {roundings:.1f} float32 "
+        f"all implementations differ from the unfolded network by at most {roundings:.1f} float32 "
         f"rounding errors. Written out, {length} layers take {times:.0f} times as long to compile "
         "as the scan.",
-        f"모든 구현이 펼친 신경망과 float32 반올림 오차의 {roundings:.1f}배 이내로 일치합니다. "
+        f"모든 구현과 펼친 신경망의 차이는 float32 반올림 오차의 {roundings:.1f}배 이하입니다. "
         f"{length}개 층을 펼쳐 쓰면 컴파일 시간이 scan의 {times:.0f}배입니다.",
     )
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
-from experiments._training import train
+from experiments._training import best_rate, train
 
 ROW = 4
 SYMBOLS = 4
@@ -123,7 +123,7 @@ def run(quick: bool) -> Outcome:
         cell, rate = CELLS[name], rates[0]
         if len(rates) > 1:
             tried = [learn(cell, rate, steps, [TUNING_SEED])[1][0] for rate in rates]
-            rate = rates[int(np.nan_to_num(tried, nan=np.inf).argmin())]
+            rate = best_rate(rates, tried)
         params, losses = learn(cell, rate, steps, seeds)
         flows = flow(cell, params, seeds)
         found = rate, losses.tolist(), flows.round(3).tolist(), [[*map(below, f)] for f in flows]
@@ -186,18 +186,22 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     )
     fades = all(max(first[name]) < STEPS for name in first if name.startswith("rnn"))
     longer = min(first[FORGET_1]) > max(*first[FORGET_0], *first[TANH])
-    remains = np.median(last[FORGET_1]) >= np.median(last[TANH])
+    after = {name: np.median(last[name]) for name in (FORGET_1, TANH)}
+    remains = after[FORGET_1] >= after[TANH]
     tanh, opened = (f"{np.median(first[name]):g}" for name in (TANH, FORGET_1))
     lasting = f"not within {STEPS}" if opened == str(STEPS) else f"only after {opened}"
     korean = "스텝 안에는 줄지 않습니다" if opened == str(STEPS) else "스텝 후에 줄어듭니다"
+    if after[FORGET_1] == after[TANH]:
+        ended, ended_korean = "equally long in both", "둘에서 똑같이 오래 남습니다"
+    else:
+        longest = "LSTM" if remains else "RNN"
+        ended, ended_korean = f"longer in the {longest}", f"{longest}에서 더 오래 남습니다"
     return Verdict(
         (Holds.YES if remains else Holds.PARTLY) if fades and longer else Holds.NO,
         f"before training, the influence of an input falls below 1% after {tanh} steps in a tanh "
-        f"RNN, but {lasting} in an LSTM with forget bias 1. After training, it lasts longer in the "
-        f"{'LSTM' if remains else 'RNN'}.",
+        f"RNN, but {lasting} in an LSTM with forget bias 1. After training, it lasts {ended}.",
         f"학습 전에 인풋의 영향력은 tanh RNN에서 {tanh}스텝 후에 1% 아래로 줄지만, 포겟 게이트 "
-        f"바이어스가 1인 LSTM에서는 {opened}{korean}. 학습 후에는 "
-        f"{'LSTM' if remains else 'RNN'}에서 더 오래 남습니다.",
+        f"편향이 1인 LSTM에서는 {opened}{korean}. 학습 후에는 {ended_korean}.",
     )
 
 

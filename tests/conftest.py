@@ -163,7 +163,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "run one in N of each test's costly cases, but at least one, beginning with case K modulo N"
     )
     parser.addoption("--share", type=fraction, default=(0, 1), metavar="K/N", help=words)
-    words = "the same of each test's other cases"
+    words = "like --share, but for the cases that are not costly"
     parser.addoption("--fast-share", type=fraction, default=(0, 1), metavar="K/N", help=words)
 
 

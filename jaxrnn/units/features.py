@@ -21,8 +21,8 @@ from jaxrnn.shapes import Float
 TAB = 8
 # Quoted strings: straight double quotes, with C's escapes, and typographic ones. A string ends at an
 # empty line at the latest, so that a quote which is never closed does no harm beyond its paragraph. A
-# quote between two apostrophes is a character constant. Apostrophes themselves are no quotes, because
-# most of them stand within words.
+# quote between two apostrophes is a character constant. Apostrophes do not count as quotes,
+# because most of them are within words.
 _GAP = r"\n[ \t\r]*\n"
 _QUOTES = re.compile(
     rf"""(?s:'\\?"'|(?P<quoted>"(?:(?!{_GAP})(?:\\.|[^"\\]))*"|“(?:(?!{_GAP})[^”])*”"""

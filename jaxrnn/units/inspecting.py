@@ -1,8 +1,10 @@
 """The best units for the features of a text, and the page that shows them.
 
-inspection = Inspection(params, text, find=["[0-9]+"])
-inspection.found                               # the best units of each feature
-inspection.write(Path("page.html"), "A title")
+    inspection = Inspection(params, text, find=["[0-9]+"])
+    inspection.found                               # the best units of each feature
+    inspection.write(Path("page.html"), "A title")
+
+`inspect_units` does the same in one call.
 """
 
 from __future__ import annotations

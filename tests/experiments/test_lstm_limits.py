@@ -42,7 +42,7 @@ def test_the_equation_is_the_cells_recurrence() -> None:
         np.testing.assert_allclose(made, np.stack(cells), rtol=1e-12, atol=1e-12)
 
 
-def test_the_spikes_are_as_far_from_each_other_as_is_to_be_told() -> None:
+def test_the_answer_is_the_number_of_steps_between_the_spikes() -> None:
     shown, second, longer = jax.device_get(lstm_limits.spikes(jax.random.key(0), 30, 300))
     for row in range(300):
         first, last = np.flatnonzero(shown[:, row, 0])
@@ -63,12 +63,12 @@ def test_measuring_is_not_solved_by_one_answer_for_all() -> None:
     training, solves = lstm_limits.measuring(network, 10)
     shown, second, longer = training.task(jax.random.key(0))
     steps = shown.shape[0]
-    told = jnp.full(steps, 0.5)
+    answers = jnp.full(steps, 0.5)
     wanted = np.where(longer == 1, 1, -1)
-    assert training.loss(told, (shown, second, longer)) == pytest.approx(
+    assert training.loss(answers, (shown, second, longer)) == pytest.approx(
         np.mean((0.5 - wanted) ** 2)
     )
-    assert not solves(told)
+    assert not solves(answers)
 
 
 def test_generating_is_solved_by_a_spike_at_every_interval_only() -> None:
