@@ -207,8 +207,8 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
             f"; the units for {listed(missed)} fall short of {TRACKS:g}, or of an untrained network"
         )
         korean += (
-            f". {', '.join(FEATURES[n] for n in missed)}의 유닛은 {TRACKS:g}나 학습하지 않은 신경망의 값에 "
-            "미치지 못합니다"
+            f". {', '.join(FEATURES[n] for n in missed)}의 유닛은 {TRACKS:g}나 "
+            "학습하지 않은 신경망의 값에 미치지 못합니다"
         )
     return Verdict(holds, english + ".", korean + ".")
 
