@@ -28,7 +28,7 @@ WORDS_PER_MINUTE = 150
 
 
 class Language(NamedTuple):
-    """What the generated parts say in a language.
+    """The words and templates of the generated parts in one language.
 
     index: 0 for English, 1 for Korean, as in `Holds`.
     sentence: the attribute of `Verdict`.

@@ -15,7 +15,7 @@ import jaxrnn
 
 
 class State(NamedTuple):
-    """What training changes.
+    """The state of a training, which each step replaces.
 
     params: the parameters.
     memory: the state of the optimizer.

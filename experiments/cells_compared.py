@@ -80,7 +80,7 @@ def operations(params: charlm.Params) -> float:
 
 
 class Budget(NamedTuple):
-    """What each comparison may spend: the LSTM's width and steps, learning rates to try, and seeds."""
+    """The settings of a comparison: width and steps of the LSTM, learning rates to try, and seeds."""
 
     hidden: int
     steps: int

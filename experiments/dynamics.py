@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
+from experiments._fixed_points import Found, search
 from experiments._training import train
 
 ROW = 21
@@ -59,11 +60,6 @@ DRAWN = "gru"
 SEQUENCES = 256
 TEST_SEED = 100
 STARTS = 400
-ITERATIONS = 50
-# Largest q of a fixed point and of a slow point, and the distance below which two points are the same.
-FIXED = 1e-10
-SLOW = 1e-4
-SAME = 0.1
 # Steps without a pulse after which the bits are read.
 LASTING = 1000
 # Numbers of points with 0, 1, 2 and 3 unstable directions, if each bit is stored on its own.
@@ -92,57 +88,6 @@ def flip_flop(key: Any, length: int = LENGTH, rows: int = BATCH) -> tuple[Any, A
         return bits, bits
 
     return pulses, jax.lax.scan(step, pulses[0], pulses)[1]
-
-
-class Points(NamedTuple):
-    """Points of the state space, sorted by q.
-
-    places: [P, N].
-    speeds: q at each [P].
-    jacobians: [P, N, N].
-    """
-
-    places: Any
-    speeds: Any
-    jacobians: Any
-
-
-def minimise(evaluate: Callable[[Any], tuple[Any, Any]], starts: Any) -> Points:
-    """Return the minima of q that Levenberg and Marquardt's method reaches from `starts` [P, N].
-
-    Args:
-      evaluate: function that returns F(s) - s [P, N] and dF/ds [P, N, N] for states [P, N].
-      starts: the starting points.
-    """
-    places = np.asarray(starts, np.float64)
-    identity = np.eye(places.shape[1])
-    damping = np.full(len(places), 1e-2)
-    gaps, jacobians = evaluate(places)
-    speeds = (gaps**2).sum(1) / 2
-    for _ in range(ITERATIONS):
-        slopes = jacobians - identity
-        transposed = slopes.swapaxes(1, 2)
-        curvature = transposed @ slopes + damping[:, None, None] * identity
-        moves = np.linalg.solve(curvature, transposed @ gaps[..., None])[..., 0]
-        tried = places - moves
-        gaps_there, jacobians_there = evaluate(tried)
-        speeds_there = (gaps_there**2).sum(1) / 2
-        # A step that does not reduce q is not taken, and the next one is shorter.
-        better = speeds_there < speeds
-        places[better], gaps[better] = tried[better], gaps_there[better]
-        jacobians[better], speeds[better] = jacobians_there[better], speeds_there[better]
-        damping = np.clip(np.where(better, damping / 4, damping * 4), 1e-12, 1e6)
-    order = np.argsort(speeds, kind="stable")
-    return Points(places[order], speeds[order], jacobians[order])
-
-
-def distinct(points: Points) -> Points:
-    """Return the points without those that are near to one of smaller q."""
-    kept: list[int] = []
-    for index, place in enumerate(points.places):
-        if all(np.linalg.norm(place - points.places[other]) > SAME for other in kept):
-            kept.append(index)
-    return Points(*(array[kept] for array in points))
 
 
 @functools.partial(jax.jit, static_argnames="net")
@@ -209,31 +154,6 @@ def starting_points(states: Any, count: int) -> Any:
     share = random.random((count, 1))
     share[: count // 2] = 0
     return one + share * (other - one)
-
-
-class Found(NamedTuple):
-    """The fixed points of a network.
-
-    points: all that differ.
-    unstable: number of unstable directions of each [P].
-    largest: largest absolute eigenvalue of each [P].
-    slow: number of slow points.
-    """
-
-    points: Points
-    unstable: Any
-    largest: Any
-    slow: int
-
-
-def search(evaluate: Callable[[Any], tuple[Any, Any]], starts: Any) -> Found:
-    """Return the fixed points that are reached from `starts` [P, N]; `evaluate` as for `minimise`."""
-    points = distinct(minimise(evaluate, starts))
-    fixed = points.speeds < FIXED
-    slow = int((points.speeds < SLOW).sum() - fixed.sum())
-    points = Points(*(array[fixed] for array in points))
-    sizes = np.abs(np.linalg.eigvals(points.jacobians))
-    return Found(points, (sizes >= 1).sum(1), sizes.max(1), slow)
 
 
 def evaluator(net: jaxrnn.Network, params: Any) -> Callable[[Any], tuple[Any, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from experiments import Holds, dynamics
+from experiments import Holds, _fixed_points, dynamics
 
 pytestmark = pytest.mark.once
 
@@ -33,7 +33,7 @@ def separate(places: Any) -> tuple[Any, Any]:
 
 def test_the_search_finds_all_points_of_a_cube_and_their_kinds() -> None:
     starts = np.random.default_rng(0).uniform(-1.3, 1.3, size=(400, 3))
-    found = dynamics.search(separate, starts)
+    found = _fixed_points.search(separate, starts)
     places = found.points.places
     wanted = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), axis=-1).reshape(-1, 3)
     assert len(places) == 27 and found.slow == 0
@@ -54,10 +54,10 @@ def test_a_minimum_of_q_that_is_not_zero_is_a_slow_point() -> None:
         return (places**2 + 0.01) / 2, (1 + places)[:, :, None]
 
     starts = np.linspace(-1, 1, 20)[:, None]
-    points = dynamics.distinct(dynamics.minimise(evaluate, starts))
+    points = _fixed_points.distinct(_fixed_points.minimise(evaluate, starts))
     np.testing.assert_allclose(points.places, [[0]], atol=0.02)
     np.testing.assert_allclose(points.speeds, [0.005**2 / 2], rtol=1e-2)
-    found = dynamics.search(evaluate, starts)
+    found = _fixed_points.search(evaluate, starts)
     assert len(found.points.places) == 0 and found.slow == 1
 
 

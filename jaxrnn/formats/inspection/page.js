@@ -25,7 +25,7 @@ let steps = null;
 let most = STEPS;
 // The marked character, and whether its value is shown, which a pointer or a key begins.
 let here = 0;
-let told = false;
+let shownValue = false;
 
 // --- the text ---
 
@@ -101,7 +101,7 @@ function draw() {
     button.setAttribute("aria-pressed", pressed);
   }
   mark(here);
-  if (told) show(here);
+  if (shownValue) show(here);
 }
 
 const buttons = [];
@@ -135,7 +135,7 @@ function mark(place) {
 }
 
 function show(place) {
-  told = true;
+  shownValue = true;
   mark(place);
   const value = group.scale * steps[here] / STEPS;
   byId("here").textContent = `Line ${lines[here] + 1}, ${named(letters[here])}: ${shown(value)}`;
