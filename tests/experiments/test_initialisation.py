@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from experiments import Holds, initialisation
+from experiments import Holds, _starts, initialisation
 
 pytestmark = pytest.mark.once
 
@@ -37,11 +37,11 @@ def test_the_targets_of_the_text_are_the_next_characters() -> None:
 def test_identity_and_chrono_change_what_they_name_alone() -> None:
     key = jax.random.key(1)
     before = jaxrnn.rnn(4, activation="relu").init(key, 2)
-    after = initialisation.identity(key, before)
+    after = _starts.identity(key, before)
     np.testing.assert_array_equal(after.w_h, np.eye(4))
     np.testing.assert_array_equal(after.w_x, before.w_x)
     before = jaxrnn.lstm(1000).init(key, 2)
-    after = initialisation.chrono(key, before)
+    after = _starts.chrono(key, before)
     i, f, g, o = np.split(np.asarray(after.b), 4)
     np.testing.assert_array_equal(i, -f)
     assert not g.any() and not o.any()
@@ -54,7 +54,7 @@ def test_identity_and_chrono_change_what_they_name_alone() -> None:
 
 def test_parameters_are_counted() -> None:
     task = initialisation.Task(initialisation.add, initialisation.squares, 8, 2, 1, 1, 1, "")
-    count = initialisation.parameters(task, initialisation.STARTS["lstm, bias 1"])
+    count = initialisation.parameters(task, _starts.STARTS["lstm, bias 1"])
     assert count == 4 * (8 * 8 + 2 * 8 + 8) + 8 + 1
 
 
@@ -83,16 +83,16 @@ def test_the_verdict_follows_the_numbers() -> None:
                 "loss": [0.1, 0.11] if name in better else [0.2, 0.22],
                 "curve": [[1, 0.09], [1, slow]],
             }
-            for name in initialisation.STARTS
+            for name in _starts.STARTS
         }
-        texts = {name: {"loss": [2.0, 2.0]} for name in initialisation.STARTS}
+        texts = {name: {"loss": [2.0, 2.0]} for name in _starts.STARTS}
         texts["lstm, bias -2"] = {"loss": [2.0, text and 2 * text**2]}
         numbers = {
             "tasks": {"adding": {"starts": adding, "updates": 50}, "text": {"starts": texts}}
         }
         return initialisation.verdict(numbers, [0, 1])
 
-    recommended = {one for _, _, one, _ in initialisation.ADVICE}
+    recommended = {one for _, _, one, _ in _starts.ADVICE}
     found = judge(recommended)
     assert found.holds is Holds.YES
     assert "2.0%" in found.english and "2.0%" in found.korean
