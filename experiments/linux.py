@@ -3,7 +3,7 @@
     p(x^{t+1} | x^1 .. x^t) = softmax(h^t W_out + b_out),   x^{t+1} drawn from it, 4000 times
 
 The text is the first million bytes of Linux's folder kernel/, with the last tenth held out. The three
-programs of `shakespeare` (settings in `_charnn.py`) are trained on it for about the same time each.
+programs of `shakespeare` (settings in `_charnn.py`) read it ten times each.
 
 Measured in the texts that they write, outside of comments and strings: functions (everything that
 ends in a brace at the left margin) whose brackets balance, brackets that have a partner, comments
@@ -11,7 +11,7 @@ that are closed, names that are keywords or occur in the training text, and line
 as many tabs as there are open braces, where the previous line was complete. The held-out text is cut
 to the same length, since a cut leaves brackets and comments open.
 
-    python -m experiments linux      22 min on two CPU cores that had other work too
+    python -m experiments linux      about 70 min on two CPU cores with AMX
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ import numpy as np
 from experiments import Holds, Outcome, Verdict, _charnn, _text
 
 ROW = 12
-# Seconds of training of each program and seed, on a machine without other work.
-SECONDS = 60.0
 # Bytes of the source; Tiny Shakespeare has about as many.
 SIZE = 1_000_000
 QUICK_SIZE = 200_000
@@ -126,7 +124,7 @@ def run(quick: bool) -> Outcome:
     text = _text.beginning(_text.find("linux", quick), QUICK_SIZE if quick else SIZE)
     corpus, _ = text.read()
     learned = corpus.vocabulary.decode(corpus.tokens[: corpus.split])
-    return _charnn.outcome(_charnn.study(text, SECONDS, quick, FUNCTION, against(learned)), "c")
+    return _charnn.outcome(_charnn.study(text, quick, FUNCTION, against(learned)), "c")
 
 
 table = _charnn.table

@@ -52,7 +52,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
-from experiments._training import best_rate
+from experiments._training import Training, best_rate
 from jaxrnn.recurrence.variants.linear import MinGRU, MinParams
 
 ROW = 20
@@ -62,8 +62,6 @@ BATCH = 32
 TRAINED = 40
 TESTED = 256
 SEQUENCES = 2048
-# Largest global norm of the gradient.
-CLIP = 1.0
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 # Seeds of the tuning and of the test, which the trainings that are tested do not use.
 TUNING_SEEDS = (100, 101, 102)
@@ -151,29 +149,20 @@ def parities(bits: Any) -> Any:
     return jnp.cumsum(bits, axis=0) % 2
 
 
-@functools.partial(jax.jit, static_argnames=("tracker", "steps"))
-def learn(tracker: Tracker, rate: Any, seed: Any, steps: int) -> tuple[Any, Any]:
-    """Return the final parameters, and the mean loss of the last tenth of the training steps.
-
-    One compiled program serves all learning rates and seeds of a contender.
-    """
-    key = jax.random.key(seed)
-    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate))
+def training(tracker: Tracker) -> Training:
+    """Return the training of a contender; one compiled program serves all learning rates and seeds."""
 
     def loss(params: Any, bits: Any) -> Any:
         logits = tracker.logits(params, bits)
         return optax.sigmoid_binary_cross_entropy(logits, parities(bits)).mean()
 
-    def step(state: Any, key: Any) -> Any:
-        params, memory = state
-        now, gradient = jax.value_and_grad(loss)(params, draw_bits(key, TRAINED, BATCH))
-        updates, memory = optimizer.update(gradient, memory)
-        return (optax.apply_updates(params, updates), memory), now
+    return Training(tracker, loss, functools.partial(draw_bits, length=TRAINED, rows=BATCH))
 
-    params = tracker.init(key)
-    keys = jax.random.split(jax.random.fold_in(key, 1), steps)
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-    return params, losses[-max(1, steps // 10) :].mean()
+
+def learn(training: Training, rate: float, seed: int, steps: int) -> tuple[Any, float]:
+    """Return the final parameters, and the mean loss of the last tenth of the training steps."""
+    state, losses = training.advance(training.begin(seed), rate, steps)
+    return state.params, float(losses[-max(1, steps // 10) :].mean())
 
 
 @functools.partial(jax.jit, static_argnames="tracker")
@@ -190,13 +179,14 @@ def factors(cell: Any, params: Any) -> Any:
 
 def measure(tracker: Tracker, rates: tuple[float, ...], steps: int, seeds: list[int]) -> Any:
     """Return what is measured of a contender, by the names under which `run` records it."""
+    to_learn = training(tracker)
     tuning = {
-        rate: [round(float(learn(tracker, rate, seed, steps)[1]), 5) for seed in TUNING_SEEDS]
+        rate: [round(learn(to_learn, rate, seed, steps)[1], 5) for seed in TUNING_SEEDS]
         for rate in rates
     }
     rate = best_rate(rates, [sum(tuning[rate]) for rate in rates])
     begin = time.perf_counter()
-    trained = [jax.block_until_ready(learn(tracker, rate, seed, steps)) for seed in seeds]
+    trained = [learn(to_learn, rate, seed, steps) for seed in seeds]
     seconds = (time.perf_counter() - begin) / len(seeds)
     params = [each for each, _ in trained]
     found = np.stack([examine(tracker, each) for each in params]).astype(float)
@@ -205,7 +195,7 @@ def measure(tracker: Tracker, rates: tuple[float, ...], steps: int, seeds: list[
         "rate": rate,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params[0])),
         "seconds": round(seconds, 2),
-        "loss": [round(float(loss), 5) for _, loss in trained],
+        "loss": [round(loss, 5) for _, loss in trained],
         "accuracy_by_step": found[:, SHOWN - 1].round(4).tolist(),
         "accuracy": {
             "within": found[:, :TRAINED].mean(1).round(5).tolist(),
