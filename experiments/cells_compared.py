@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure
 from experiments import Holds, Outcome, Verdict, _drawing, _text
-from experiments._training import best_rate
+from experiments._training import best_rate, grid
 from jaxrnn import charlm
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.training.config import TrainingConfig
@@ -159,20 +159,32 @@ def claims(records: dict[str, dict[str, Any]]) -> dict[str, bool]:
 
 
 def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
-    rows = [
-        ["text", "on", "cell", "width", "learning rate", "steps", "validation loss, nats (range)"]
+    rates = grid(numbers["rates"], numbers["scan_steps"])
+    rows = [["text", "on", "cell", "width", rates, "steps", "validation loss, nats (range)"]]
+    rows[0] += [
+        "after a training of half the steps",
+        "parameters",
+        "operations per character",
+        "ms per step",
+        "seconds of training",
     ]
-    rows[0] += ["parameters", "operations per character", "ms per step", "seconds of training"]
     for label, records in numbers["models"].items():
         for each in records:
             losses = each["losses"]
             rows.append([label, each["term"], each["cell"], f"{each['hidden']}"])
             rows[-1] += [f"{each['learning_rate']:g}", f"{each['steps']:,}"]
-            rows[-1] += [_drawing.spread(losses)]
+            rows[-1] += [_drawing.spread(losses), half(each)]
             rows[-1] += [f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
             rows[-1] += [f"{each['milliseconds']:.1f}"]
             rows[-1] += [f"{each['milliseconds'] * each['steps'] / 1e3:.0f}"]
     return rows
+
+
+def half(each: dict[str, Any]) -> str:
+    """Return the loss of the trial with the chosen learning rate, which had half of the steps."""
+    if each["term"] == TIME:
+        return "-"
+    return f"{np.nanmin(each['scan']):.3f}"
 
 
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:

@@ -1,4 +1,4 @@
-"""At its limits alpha = 0 and beta = 0 an LSTM's cell keeps or forgets exactly; peepholes help timing.
+"""At its limits alpha = 0 and beta = 0 an LSTM's cell keeps or forgets exactly.
 
     s^t = alpha s^{t-1} + beta g^t   =>   s^t = alpha^t s^0 + beta sum_k alpha^{t-k} g^k
 
@@ -18,7 +18,7 @@ that a network without peepholes has no spare units to count with:
                Cross-entropy. Solved: the output is right at each of 10 F steps.
 
 Adam, 4000 training steps; the loss of `measure` is the mean of a batch of 8. The learning rate is the
-best of 0.003, 0.01 and 0.03 on four other seeds, chosen for each task, interval and kind of LSTM: most
+best of RATES on four other seeds, chosen for each task, interval and kind of LSTM: most
 seeds that solve it, then the smallest median loss. The peepholes begin at zero.
 
     python -m experiments lstm_limits      16 minutes on two CPU cores that did other work, too
@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
-from experiments._training import Training, stack
+from experiments._training import Training, grid, stack
 from jaxrnn.recurrence.cells import LSTMState
 
 ROW = 6
@@ -63,7 +63,7 @@ CELL = jaxrnn.lstm(UNITS, peephole=True)
 INTERVALS = {"measure": [10, 20, 30, 50], "generate": [5, 10, 15, 20]}
 HIDDEN = {"measure": 1, "generate": 4}
 KINDS = {"peepholes": True, "no peepholes": False}
-RATES = [0.003, 0.01, 0.03]
+RATES = [0.001, 0.003, 0.01, 0.03, 0.1]
 # Seeds on which the learning rate is chosen.
 TRIALS = [100, 101, 102, 103]
 # `measure`: steps of which one has the first spike, sequences in a batch, and in the test.
@@ -252,14 +252,15 @@ def run(quick: bool) -> Outcome:
         "intervals": INTERVALS,
         "hidden": HIDDEN,
         "training_steps": steps,
-        "grid": RATES,
+        "rates": RATES,
         "trials": TRIALS,
     }
     return Outcome(numbers, seeds)
 
 
 def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
-    rows = [["case, or task and interval", "LSTM", "parameters", "learning rate"]]
+    rates = grid(numbers["rates"], numbers["training_steps"], len(numbers["trials"]))
+    rows = [["case, or task and interval", "LSTM", "parameters", rates]]
     rows[0] += [
         "solved (95% interval)",
         "after half the steps",

@@ -28,11 +28,11 @@ states that attract their neighbours (see the experiment `dynamics`), so that d 
 
 All contenders have the same width and train on 40 new bits with the loss at each step, which is a
 curriculum for all: the parity of the first bits is learned first. The learning rate of Adam is tuned for
-each contender on three seeds that are not used later: it is the one of 0.003, 0.01, 0.03 and 0.1 with
-the smallest loss in the last tenth of the training steps, averaged over these seeds. One seed is not
-enough: a rate can give the smallest loss with one seed and fail with another. The test is on 256 bits,
-and a network tracks the parity if its accuracy after the first 40 is above 0.99. The seconds are those
-of a training, without compilation.
+each contender on three seeds that are not used later: it is the one of RATES with the smallest loss in
+the last tenth of the training steps, averaged over these seeds. One seed is not enough: a rate can give
+the smallest loss with one seed and fail with another. The test is on 256 bits, and a network tracks the
+parity if its accuracy after the first 40 is above 0.99. The seconds are those of a training, without
+compilation.
 
     python -m experiments state_tracking      4 min of CPU time
 """
@@ -52,7 +52,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing
-from experiments._training import Training, best_rate
+from experiments._training import Training, best_rate, grid
 from jaxrnn.recurrence.variants.linear import MinGRU, MinParams
 
 ROW = 20
@@ -62,7 +62,7 @@ BATCH = 32
 TRAINED = 40
 TESTED = 256
 SEQUENCES = 2048
-RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 # Seeds of the tuning and of the test, which the trainings that are tested do not use.
 TUNING_SEEDS = (100, 101, 102)
 TEST_SEED = 103
@@ -217,6 +217,7 @@ def run(quick: bool) -> Outcome:
         "batch": BATCH,
         "lengths": {"training": TRAINED, "tested": TESTED},
         "rates": rates,
+        "tuning_seeds": TUNING_SEEDS,
         "contenders": {
             name: measure(tracker, rates, steps, seeds) for name, tracker in CONTENDERS.items()
         },
@@ -226,7 +227,8 @@ def run(quick: bool) -> Outcome:
 
 def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
     trained, tested = numbers["lengths"]["training"], numbers["lengths"]["tested"]
-    head = ["contender", "learning rate", "parameters", "seconds per seed", "final loss, nats"]
+    rates = grid(numbers["rates"], numbers["steps"], len(numbers["tuning_seeds"]))
+    head = ["contender", rates, "parameters", "seconds per seed", "final loss, nats"]
     spans = [f"bits 1 to {trained}", f"bits {trained + 1} to {tested}", f"bit {tested}"]
     rows = [head + [f"accuracy, {span}" for span in spans]]
     for name, measured in numbers["contenders"].items():
