@@ -109,16 +109,17 @@ def best_rate(rates: Sequence[float], losses: Any) -> float:
     return rates[int(np.nan_to_num(np.array(losses, float), nan=np.inf).argmin())]
 
 
-def grid(rates: Sequence[float], steps: int, seeds: int = 1) -> str:
+def grid(rates: Sequence[float], budget: int | str, seeds: int = 1) -> str:
     """Return the heading of a column of chosen learning rates: which ones were tried, and for how long.
 
     Args:
       rates: the learning rates that each contender tried.
-      steps: training steps of a trial.
+      budget: training steps of a trial, or their number in other words.
       seeds: number of trials of each rate.
     """
     tried = ", ".join(f"{rate:g}" for rate in rates)
-    each = f"{steps:,} steps" + (f", {seeds} seeds" if seeds > 1 else "")
+    each = f"{budget:,} steps" if isinstance(budget, int) else budget
+    each += f", {seeds} seeds" if seeds > 1 else ""
     return f"learning rate (tried: {tried}; {each} each)"
 
 

@@ -110,7 +110,7 @@ def write(params: jaxrnn.Params, openings: list[str], length: int, how: dict[str
 
 
 def run(quick: bool) -> Outcome:
-    seeds, count, length = ([0, 1], 2, 200) if quick else ([0, 1, 2], 10, 2000)
+    seeds, count, length = ([0, 1], 2, 200) if quick else ([0, 1, 2, 3, 4], 10, 2000)
     source = _text.find("shakespeare", quick)
     corpus, plain = source.read()
     learnt = plain[: corpus.split]

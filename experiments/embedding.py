@@ -110,7 +110,7 @@ def components(embedding: Any) -> tuple[Any, float]:
 
 
 def run(quick: bool) -> Outcome:
-    seeds, repeats = ([0], 2) if quick else ([0, 1, 2], 7)
+    seeds, repeats = ([0], 2) if quick else ([0, 1, 2, 3, 4], 7)
     sizes = [compare(size, seeds, repeats) for size in SIZES[: 2 if quick else None]]
     source = _text.find("linux", quick)
     corpus, _ = source.read()

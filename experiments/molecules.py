@@ -10,6 +10,7 @@ Each reads the file equally often and then draws 1000 molecules. A drawn molecul
 brackets, branches, bonds and ring closures are right and no atom has more bonds than it can have; it is
 new if it is not among the molecules of the file. The loss of the first char-RNN is measured on other
 molecules than that of the others: on the last tenth of the text, not on lines chosen at random.
+The learning rate of each is the one of RATES with the smallest loss, from a seed that is not used again.
 
     python -m experiments molecules      17 minutes on two CPU cores that did other work, too
 """
@@ -17,6 +18,7 @@ molecules than that of the others: on the last tenth of the text, not on lines c
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments import Holds, Outcome, Verdict, _drawing, _molecules
+from experiments._training import best_rate, grid
 from jaxrnn import charlm
 
 ROW = 19
@@ -35,7 +38,11 @@ HIDDEN = 256
 BATCH = 64
 SEQ_LEN = 64
 PASSES = 8
-RATE = 6e-3
+RATES = (3e-3, 6e-3, 1.2e-2)
+# The seed with which the learning rates are chosen.
+TUNING_SEED = 99
+# Seeds, learning rates to choose from, molecules, and training steps (those of PASSES).
+SETTINGS = ([0, 1, 2, 3, 4], RATES, MOLECULES, None)
 # The settings in which the ways to read the molecules differ.
 KINDS: dict[str, dict[str, Any]] = {
     "text": {},
@@ -44,12 +51,13 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def learn(path: Path, kind: str, seed: int, steps: int | None) -> jaxrnn.Run:
+def learn(path: Path, kind: str, rate: float, seed: int, steps: int | None) -> jaxrnn.Run:
     """Train a char-RNN on a file of molecules.
 
     Args:
       path: the file.
       kind: one of KINDS.
+      rate: the learning rate.
       seed: the random seed.
       steps: the number of training steps; None for PASSES passes.
     """
@@ -59,7 +67,7 @@ def learn(path: Path, kind: str, seed: int, steps: int | None) -> jaxrnn.Run:
         hidden_size=HIDDEN,
         batch=BATCH,
         seq_len=SEQ_LEN,
-        learning_rate=RATE,
+        learning_rate=rate,
         schedule="linear",
         sample_every=0,
         seed=seed,
@@ -96,17 +104,28 @@ def measured(drawn: list[str], known: set[str]) -> dict[str, Any]:
 
 def run(quick: bool) -> Outcome:
     """Train the char-RNNs and draw molecules from them."""
-    seeds, count, steps = ([0], 400, 3) if quick else ([0, 1, 2], MOLECULES, None)
+    seeds, rates, count, steps = ([0], RATES[:1], 400, 3) if quick else SETTINGS
     molecules = _molecules.molecules(count)
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     parameters: dict[str, int] = {}
+    chosen: dict[str, float] = {}
+    tuning: dict[str, list[float]] = {}
+    seconds: dict[str, float] = {}
     pages = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "molecules.txt")
         path.write_text("".join(f"{molecule}\n" for molecule in molecules), encoding="ascii")
         for kind in KINDS:
+            chosen[kind] = rates[0]
+            if len(rates) > 1:
+                trials = [learn(path, kind, rate, TUNING_SEED, steps) for rate in rates]
+                tuning[kind] = [float(trial.val_loss) for trial in trials]
+                chosen[kind] = best_rate(rates, tuning[kind])
+            seconds[kind] = 0
             for seed in seeds:
-                trained = learn(path, kind, seed, steps)
+                begin = time.perf_counter()
+                trained = learn(path, kind, chosen[kind], seed, steps)
+                seconds[kind] += (time.perf_counter() - begin) / len(seeds)
                 drawn = draw_molecules(trained, kind, 20 if quick else DRAWN, seed)
                 per_molecule = float(trained.val_loss) * tokens_per_line(trained, molecules)
                 found[kind].append(
@@ -119,7 +138,10 @@ def run(quick: bool) -> Outcome:
         # How many molecules of the file have 0, 1, 2, ... characters.
         "lengths": np.bincount([len(molecule) for molecule in molecules]).tolist(),
         "parameters": parameters,
-        "learning_rate": RATE,
+        "rates": rates,
+        "tuning_loss": tuning,
+        "learning_rate": chosen,
+        "seconds": seconds,
         "passes": PASSES,
         "found": found,
     }
@@ -133,13 +155,16 @@ def tokens_per_line(run: jaxrnn.Run, molecules: list[str]) -> float:
 
 
 def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
-    rows = [
-        ["read as", "parameters", "nats per molecule", "well formed", "valid", "different", "new"]
-    ]
+    rates = grid(numbers["rates"], f"{numbers['passes']} passes")
+    rows = [["read as", "parameters", rates, "seconds of training", "nats per molecule"]]
+    rows[0] += ["well formed", "valid", "different", "new"]
     for kind, each in numbers["found"].items():
         shares = [share(each, name) for name in ("well_formed", "valid", "different", "new")]
         nats = [one["nats_per_molecule"] for one in each]
-        rows.append([kind, str(numbers["parameters"][kind]), f"{np.median(nats):.2f}", *shares])
+        rows.append(
+            [kind, f"{numbers['parameters'][kind]:,}", f"{numbers['learning_rate'][kind]:g}"]
+        )
+        rows[-1] += [f"{numbers['seconds'][kind]:.0f}", f"{np.median(nats):.2f}", *shares]
     return rows
 
 

@@ -137,7 +137,7 @@ def second_half(config: TrainingConfig, corpus: Corpus) -> dict[str, Any]:
 
 
 def run(quick: bool) -> Outcome:
-    seeds, steps, count = ([0], 60, 1) if quick else ([0, 1, 2], 600, 3)
+    seeds, steps, count = ([0], 60, 1) if quick else ([0, 1, 2, 3, 4], 600, 3)
     written = play.write()
     corpus = make_corpus(written.text, written.nats)
     whole: list[Any] = []
