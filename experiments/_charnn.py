@@ -196,7 +196,12 @@ def outcome(study: Study, language: str) -> Outcome:
                 "seconds_per_step": study.step_seconds[name],
                 "seconds_with_validation": [round(run.seconds, 1) for run in writer.runs],
             }
-    return Outcome(numbers, study.seeds, {"samples.md": samples(study, language)})
+    pages = {"samples.md": samples(study, language)}
+    seconds = sum(
+        len(study.seeds) * program["steps"][-1] * program["seconds_per_step"]
+        for program in numbers["programs"].values()
+    )
+    return Outcome(numbers, study.seeds, pages, seconds)
 
 
 def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:

@@ -128,6 +128,12 @@ def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
     return found
 
 
+def trained_steps(record: dict[str, Any], budget: Budget) -> int:
+    """Return the training steps behind a record: those of all seeds, and those that chose its rate."""
+    chosen: int = budget.scan_steps * len(record.get("scan", []))
+    return chosen + record["steps"] * len(budget.seeds)
+
+
 def run(quick: bool) -> Outcome:
     names = ["shakespeare", "linux"]
     budget = Budget(HIDDEN, 5000, 2500, RATES, [0, 1, 2, 3, 4])
@@ -139,7 +145,12 @@ def run(quick: bool) -> Outcome:
     found = {text.label: compare(text, budget) for text in texts}
     numbers = {"models": found, "rates": budget.rates, "scan_seed": SCAN_SEED}
     numbers |= {"scan_steps": budget.scan_steps, "batch": BATCH, "seq_len": LENGTH}
-    return Outcome(numbers, budget.seeds)
+    seconds = sum(
+        each["milliseconds"] / 1e3 * trained_steps(each, budget)
+        for records in found.values()
+        for each in records
+    )
+    return Outcome(numbers, budget.seeds, training_seconds=seconds)
 
 
 def trio(records: list[dict[str, Any]], term: str) -> dict[str, dict[str, Any]]:
