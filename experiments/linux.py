@@ -25,8 +25,6 @@ import numpy as np
 from experiments import Holds, Outcome, Verdict, _charnn, _text
 
 ROW = 12
-# Bytes of the source; Tiny Shakespeare has about as many.
-SIZE = 1_000_000
 QUICK_SIZE = 200_000
 # The end of a function.
 FUNCTION = "\n}\n"
@@ -121,7 +119,7 @@ def against(learned: str) -> _charnn.Measure:
 
 
 def run(quick: bool) -> Outcome:
-    text = _text.beginning(_text.find("linux", quick), QUICK_SIZE if quick else SIZE)
+    text = _text.beginning(_text.find("linux", quick), QUICK_SIZE if quick else _text.MILLION)
     corpus, _ = text.read()
     learned = corpus.vocabulary.decode(corpus.tokens[: corpus.split])
     return _charnn.outcome(_charnn.study(text, quick, FUNCTION, against(learned)), "c")
