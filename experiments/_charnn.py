@@ -267,23 +267,33 @@ def _draw_losses(axes: Axes, numbers: dict[str, Any], unit: str) -> None:
         x = np.array(program["epochs"])
         if unit == "seconds":
             x = np.array(program["steps"]) * program["seconds_per_step"]
-        middle = _drawing.band(axes, x, program["validation_loss"], COLOURS[name])
-        ends.append((middle[-1], name.removeprefix("lecture, "), COLOURS[name]))
-        if unit == "seconds":
-            axes.plot(x[-1], middle[-1], "o", color=COLOURS[name])
+        colour, label = COLOURS[name], name.removeprefix("lecture, ")
+        middle = _drawing.band(axes, x, program["validation_loss"], colour)
+        if unit == "epochs":
+            ends.append((middle[-1], label, colour))
+            continue
+        # The programs end at different times, so each has its name where it ends.
+        last = x[-1], middle[-1]
+        axes.plot(*last, "o", color=colour)
+        axes.annotate(
+            label, last, (6, -2), textcoords="offset points", va="center", fontsize=10, color=colour
+        )  # fmt: skip
     lowest = min(np.min(program["validation_loss"]) for program in numbers["programs"].values())
     highest = max(
         np.median(program["validation_loss"], 0)[0] for program in numbers["programs"].values()
     )
     axes.set_ylim(lowest - 0.03, min(highest, lowest + 0.7))
-    axes.set_xlim(0)
-    if unit == "epochs":
-        axes.set_xlim(0, EPOCHS)
+    if unit == "seconds":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        return
+    axes.set_xlim(0, max(program["epochs"][-1] for program in numbers["programs"].values()))
     _drawing.label_ends(axes, ends)
 
 
 def _draw_measure(axes: Axes, shares: dict[str, Any], measure: str) -> None:
     """Draw a dot for the median of each writer and a line for the range of the seeds."""
+    held_out = 100 * np.median(shares[HELD_OUT][measure])
     for place, name in enumerate(shares):
         found = 100 * np.array(shares[name][measure], float)
         found = found[~np.isnan(found)]
@@ -295,7 +305,8 @@ def _draw_measure(axes: Axes, shares: dict[str, Any], measure: str) -> None:
             axes.axvline(np.median(found), linestyle="--", linewidth=1, **how)
         axes.plot([found.min(), found.max()], [place, place], linewidth=5, alpha=0.35, **how)
         axes.plot(np.median(found), place, "o", markersize=7, **how)
-        left = np.median(found) > 50
+        # To the left of the dot in the right half, unless the number would be on the dashed line.
+        left = np.median(found) > 50 and abs(found.min() - 5 - held_out) > 4
         axes.annotate(
             f"{np.median(found):.0f}", (found.min() if left else found.max(), place),
             (-9 if left else 9, 0), textcoords="offset points", va="center",
