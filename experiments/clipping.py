@@ -162,12 +162,10 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     ends = {way: np.array(losses) for way, losses in numbers["last_loss"].items()}
     lost = {way: int((each >= FAILED).sum()) for way, each in ends.items()}
-    best = {way: float(np.median(each, axis=0).min()) for way, each in ends.items()}
-    alive = lost["clipped"] < lost["not clipped"]
-    better = best["clipped"] < best["not clipped"]
+    fewer = lost["clipped"] < lost["not clipped"]
     runs = ends["clipped"].size
     return Verdict(
-        Holds.YES if alive and better else Holds.PARTLY if alive or better else Holds.NO,
+        Holds.NO if not fewer else Holds.PARTLY if lost["clipped"] else Holds.YES,
         f"of {runs} runs at learning rates from {numbers['rates'][0]:g} to "
         f"{numbers['rates'][-1]:g}, {lost['not clipped']} are lost without clipping and "
         f"{lost['clipped'] or 'none'} with it.",

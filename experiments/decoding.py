@@ -166,11 +166,9 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         Holds.YES if often and never else Holds.PARTLY if argmax > others else Holds.NO,
         f"with argmax, {argmax} of {texts} texts end in a loop; with draws from the softmax, or "
         f"draws only after a space, {others or 'none'} of {2 * texts} do.",
-        f"argmax로는 글 {texts}개 중 {argmax}개가 같은 구절의 반복으로 끝나고, softmax 분포나 공백 "
-        f"뒤에서만 샘플링하면 {2 * texts}개 중 {others}개만 그렇습니다."
-        if others
-        else f"argmax로는 글 {texts}개 중 {argmax}개가 같은 구절의 반복으로 끝나고, softmax 분포나 "
-        f"공백 뒤에서만 샘플링하면 {2 * texts}개 중 하나도 그렇지 않습니다.",
+        f"argmax로는 글 {texts}개 중 {argmax}개가 같은 구절의 반복으로 끝나고, softmax 분포에서 뽑거나 "
+        f"공백 뒤에서만 뽑으면 {2 * texts}개 중 "
+        + (f"{others}개만 그렇습니다." if others else "하나도 그렇지 않습니다."),
     )
 
 

@@ -228,7 +228,8 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     else:
         english = f"a tanh saturates, so its gradients explode only above a radius of {starts:.2f}"
         korean = f"tanh는 포화되므로 스펙트럼 반지름이 {starts:.2f}보다 커야 경사도가 폭발합니다"
-    holds = Holds.YES if follows and vanish and starts is not None else Holds.PARTLY
+    explodes = starts is not None and starts >= 1
+    holds = Holds.YES if follows and vanish and explodes else Holds.PARTLY
     return Verdict(
         holds if follows or vanish else Holds.NO,
         f"in a linear network the gradient grows per step by the spectral radius, to within "

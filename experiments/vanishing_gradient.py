@@ -102,8 +102,11 @@ def flow(cell: Any, params: Any, seeds: list[int]) -> Any:
 
 
 def below(flow: Any) -> int | None:
-    """Return the first lag from which the influence stays below LOST, or None."""
-    above = np.flatnonzero(flow - flow[0] >= math.log10(LOST))
+    """Return the first lag from which the influence stays below LOST; None if there is none.
+
+    There is none in a network that diverged, either, whose influence is NaN.
+    """
+    above = np.flatnonzero(~(flow - flow[0] < math.log10(LOST)))
     return None if above[-1] == len(flow) - 1 else int(above[-1]) + 1
 
 
@@ -188,9 +191,9 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     longer = min(first[FORGET_1]) > max(*first[FORGET_0], *first[TANH])
     after = {name: np.median(last[name]) for name in (FORGET_1, TANH)}
     remains = after[FORGET_1] >= after[TANH]
-    tanh, opened = (f"{np.median(first[name]):g}" for name in (TANH, FORGET_1))
-    lasting = f"not within {STEPS}" if opened == str(STEPS) else f"only after {opened}"
-    korean = "스텝 안에는 줄지 않습니다" if opened == str(STEPS) else "스텝 후에 줄어듭니다"
+    lags = [np.median(first[name]) for name in (TANH, FORGET_1)]
+    tanh, opened = (f"{lag:g}" if lag < STEPS else f"more than {STEPS - 1}" for lag in lags)
+    korean = [f"{lag:g}스텝 후" if lag < STEPS else f"{STEPS - 1}스텝보다 뒤" for lag in lags]
     if after[FORGET_1] == after[TANH]:
         ended, ended_korean = "equally long in both", "둘에서 똑같이 오래 남습니다"
     else:
@@ -199,9 +202,9 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     return Verdict(
         (Holds.YES if remains else Holds.PARTLY) if fades and longer else Holds.NO,
         f"before training, the influence of an input falls below 1% after {tanh} steps in a tanh "
-        f"RNN, but {lasting} in an LSTM with forget bias 1. After training, it lasts {ended}.",
-        f"학습 전에 인풋의 영향력은 tanh RNN에서 {tanh}스텝 후에 1% 아래로 줄지만, 포겟 게이트 "
-        f"편향이 1인 LSTM에서는 {opened}{korean}. 학습 후에는 {ended_korean}.",
+        f"RNN, and after {opened} in an LSTM with forget bias 1. After training, it lasts {ended}.",
+        f"학습 전에 인풋의 영향력이 1% 아래로 줄어드는 시점은 tanh RNN에서 {korean[0]}, 포겟 게이트 "
+        f"편향이 1인 LSTM에서 {korean[1]}입니다. 학습 후에는 {ended_korean}.",
     )
 
 

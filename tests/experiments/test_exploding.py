@@ -85,4 +85,5 @@ def test_the_verdict_follows_the_numbers() -> None:
     never = judge(radii, 0.4 * radii, 0.7 * radii)
     assert never.holds is Holds.PARTLY and "no radius up to 2" in never.english
     assert judge(radii, 3 * radii, radii).holds is Holds.PARTLY
+    assert judge(radii, [0.9, 1.2, 2.0], 0.7 * radii).holds is Holds.PARTLY
     assert judge(2 * radii, 3 * radii, radii).holds is Holds.NO

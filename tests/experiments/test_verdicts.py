@@ -1,0 +1,46 @@
+"""Test the verdicts of some experiments on numbers that a measurement seldom gives."""
+
+import numpy as np
+import pytest
+
+from experiments import Holds, clipping, vanishing_gradient
+
+pytestmark = pytest.mark.once
+
+
+def test_the_influence_of_a_network_that_diverged_falls_at_no_lag() -> None:
+    fading = -np.arange(10.0)
+    assert vanishing_gradient.below(fading) == 3
+    assert vanishing_gradient.below(np.zeros(10)) is None
+    assert vanishing_gradient.below(np.full(10, np.nan)) is None
+    assert vanishing_gradient.below(np.array([0, -5, np.nan])) is None
+
+
+@pytest.mark.parametrize(
+    "tanh, words", [(44, "after 44 steps"), (None, "after more than 59 steps")]
+)
+def test_an_influence_that_does_not_fall_is_not_given_a_lag(tanh: int | None, words: str) -> None:
+    lags = {
+        vanishing_gradient.TANH: [[tanh, None]],
+        vanishing_gradient.FORGET_0: [[13, 20]],
+        vanishing_gradient.FORGET_1: [[None, None]],
+    }
+    found = vanishing_gradient.verdict({"below_1_percent": lags}, [0])
+    assert f"{words} in a tanh RNN, and after more than 59 in an LSTM" in found.english
+    assert "59스텝보다 뒤" in found.korean
+    assert found.holds is (Holds.NO if tanh is None else Holds.YES)
+
+
+@pytest.mark.parametrize(
+    "clipped, free, holds",
+    [
+        ([1.0, 2.0], [99.0, 2.0], Holds.YES),
+        ([99.0, 2.0], [99.0, 99.0], Holds.PARTLY),
+        ([1.0, 2.0], [0.5, 1.0], Holds.NO),
+    ],
+)
+def test_clipping_has_to_prevent_every_divergence(
+    clipped: list[float], free: list[float], holds: Holds
+) -> None:
+    losses = {"clipped": [clipped], "not clipped": [free]}
+    assert clipping.verdict({"rates": [0.1, 1.0], "last_loss": losses}, [0]).holds is holds
