@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from jaxrnn import arguments, stopping
 from jaxrnn.commands import running
 from jaxrnn.commands.evaluate_options import EvaluateOptions
-from jaxrnn.errors import InputError, UnknownSymbols
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evaluate") -> int:
@@ -19,15 +18,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.evalua
         # Imported here because it imports JAX, for which --help need not wait.
         from jaxrnn.commands import evaluator
 
-        with stopping.catching(stopping.stop):
-            try:
-                evaluator.run(options)
-            except UnknownSymbols as error:
-                raise InputError(f"{error}; `unknown=skip` leaves them out") from None
-            except InputError as error:
-                # The model decides whether the text is read as bytes.
-                message = str(error).replace("; `as_bytes` reads it as it is", "")
-                raise InputError(message) from None
+        with stopping.catching(stopping.stop), running.reading_text():
+            evaluator.run(options)
             sys.stdout.flush()
         return 0
 

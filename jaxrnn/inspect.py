@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from jaxrnn import arguments, stopping
 from jaxrnn.commands import running
 from jaxrnn.commands.inspect_options import InspectOptions
-from jaxrnn.errors import InputError, UnknownSymbols
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.inspect") -> int:
@@ -20,15 +19,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxrnn.inspec
         # Imported here because it imports JAX, for which --help need not wait.
         from jaxrnn.commands import inspector
 
-        with stopping.catching(stopping.stop):
-            try:
-                inspector.run(options)
-            except UnknownSymbols as error:
-                raise InputError(f"{error}; `unknown=skip` leaves them out") from None
-            except InputError as error:
-                # The model decides whether the text is read as bytes.
-                message = str(error).replace("; `as_bytes` reads it as it is", "")
-                raise InputError(message) from None
+        with stopping.catching(stopping.stop), running.reading_text():
+            inspector.run(options)
             sys.stdout.flush()
         return 0
 

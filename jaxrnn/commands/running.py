@@ -7,11 +7,18 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from jaxrnn import arguments, console, stopping
-from jaxrnn.errors import Failure, InputError, RemoteError, first_line, is_out_of_memory
+from jaxrnn.errors import (
+    Failure,
+    InputError,
+    RemoteError,
+    UnknownSymbols,
+    first_line,
+    is_out_of_memory,
+)
 from jaxrnn.training import orbax_messages
 
 T = TypeVar("T")
@@ -91,6 +98,22 @@ def out_of_memory(advice: str = "") -> Callable[[Exception], str | None]:
         return f"{line}; {advice}" if advice else line
 
     return explain
+
+
+@contextlib.contextmanager
+def reading_text() -> Iterator[None]:
+    """Let the errors of a text that a model cannot read name settings that the commands have.
+
+    Raises:
+      InputError: if the text has characters that the model does not know, or is not text.
+    """
+    try:
+        yield
+    except UnknownSymbols as error:
+        raise InputError(f"{error}; `unknown=skip` leaves them out") from None
+    except InputError as error:
+        # The model decides whether the text is read as bytes.
+        raise InputError(str(error).replace("; `as_bytes` reads it as it is", "")) from None
 
 
 def _print_error(error: object, kind: type[Any]) -> None:

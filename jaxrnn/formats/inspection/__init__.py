@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
-import json
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +16,7 @@ import numpy as np
 
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
+from jaxrnn.formats import pages
 from jaxrnn.shapes import Float
 
 # Most bytes of a page with a text that is not very long, and the bytes around the activations.
@@ -100,16 +98,14 @@ def write(path: Path, content: Content, title: str, note: str = "") -> int:
 
 def page(content: Content, title: str, note: str = "") -> str:
     """Return a page; the arguments are those of `write`."""
-    # "<" would end the script that holds the data.
-    data = json.dumps(_data(content), separators=(",", ":")).replace("<", "\\u003c")
     parts = {
-        "title": html.escape(_valid(title)),
-        "note": html.escape(_valid(note)),
-        "style": _file("page.css") + _colours(),
-        "data": data,
-        "script": _file("page.js"),
+        "title": html.escape(pages.valid(title)),
+        "note": html.escape(pages.valid(note)),
+        "style": pages.read(__package__, "page.css") + _colours(),
+        "data": pages.data(_data(content)),
+        "script": pages.read(__package__, "page.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))
+    return pages.filled(pages.template(__package__), parts)
 
 
 def _data(content: Content) -> dict[str, Any]:
@@ -122,11 +118,11 @@ def _data(content: Content) -> dict[str, Any]:
         best = [units[0][0] for units in content.found.values() if units]
         first = (best or content.units)[0]
     return {
-        "text": _valid(content.text),
+        "text": pages.valid(content.text),
         "labels": {record: LABELS.get(record, record) for record, _ in places},
         "groups": [_group(content, *key, places[key]) for key in places],
         "features": [
-            {"name": _valid(name), "units": [_found(*each) for each in units]}
+            {"name": pages.valid(name), "units": [_found(*each) for each in units]}
             for name, units in content.found.items()
         ],
         "first": _named(first),
@@ -165,12 +161,3 @@ def _colours() -> str:
         for name in ("plus", "minus")
         for n in range(1, COLOURS + 1)
     )
-
-
-def _valid(text: str) -> str:
-    """Return a text with U+FFFD for what a page cannot hold: NUL and halves of surrogate pairs."""
-    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import os
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -24,6 +21,7 @@ from jaxrnn.charlm.sampling import default_prime
 from jaxrnn.data.vocabulary import Vocabulary, code_points
 from jaxrnn.devices.storage import atomic_write
 from jaxrnn.errors import InputError
+from jaxrnn.formats import pages
 from jaxrnn.formats.page import quality
 from jaxrnn.formats.page.weights import Weights, encoded, rounded, values
 
@@ -128,18 +126,17 @@ def _page(
     model: charlm.Params, parameters: int, weights: Weights, loss: quality.Loss, title: str
 ) -> str:
     """Return the page of a model from `weights.rounded`."""
-    # "<" would end the script that holds the model.
-    data = json.dumps(_content(model), separators=(",", ":")).replace("<", "\\u003c")
     parts = {
-        # UTF-8 has no halves of surrogate pairs.
-        "title": html.escape(re.sub("[\ud800-\udfff]", "\ufffd", title)),
+        "title": html.escape(pages.valid(title)),
         "model": _described(model, parameters),
         "quality": _quality(model, weights, loss),
-        "style": _file("page.css"),
-        "data": data,
-        "scripts": "\n".join(f"<script>\n{_file(name)}</script>" for name in SCRIPTS),
+        "style": pages.read(__package__, "page.css"),
+        "data": pages.data(_content(model)),
+        "scripts": "\n".join(
+            f"<script>\n{pages.read(__package__, name)}</script>" for name in SCRIPTS
+        ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))
+    return pages.filled(pages.template(__package__), parts)
 
 
 def _content(model: charlm.Params) -> dict[str, Any]:
@@ -189,7 +186,3 @@ def _quality(model: charlm.Params, weights: Weights, loss: quality.Loss) -> str:
         f"Rounding the weights to {weights} adds {divergence} nats per {unit} (KL divergence). The most "
         f"likely {unit} stays the same at {100 * loss.same:.1f}% of positions."
     )
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

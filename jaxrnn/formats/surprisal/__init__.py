@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import html
 import math
-import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +21,7 @@ import numpy as np
 
 from jaxrnn.devices.storage import atomic_file
 from jaxrnn.errors import InputError
+from jaxrnn.formats import pages
 from jaxrnn.shapes import Float
 
 # Surprisal in bits from which each colour on is used, and the class of the colour. The first has none.
@@ -56,19 +55,19 @@ def writing(path: Path, title: str) -> Iterator[Page]:
     Raises:
       OSError: if the file cannot be written; it then keeps its old content.
     """
-    before, after = _file("page.html").split("{{text}}")
+    before, after = pages.template(__package__).split("{{text}}")
     parts = {
-        "title": html.escape(_valid(title)),
-        "style": _file("page.css"),
+        "title": html.escape(pages.valid(title)),
+        "style": pages.read(__package__, "page.css"),
         "legend": _legend(),
-        "script": _file("page.js"),
+        "script": pages.read(__package__, "page.js"),
     }
     with atomic_file(path) as file:
         page = Page(file, path)
-        page.write(_filled(before, parts))
+        page.write(pages.filled(before, parts))
         yield page
         page.finish()
-        page.write(_filled(after, parts | {"summary": page.summary()}))
+        page.write(pages.filled(after, parts | {"summary": page.summary()}))
 
 
 class Page:
@@ -148,13 +147,8 @@ def _run(text: str, level: int, codes: str) -> str:
     """Return the element of a run."""
     name = f" class={[*LEVELS.values()][level - 1]}" if level else ""
     # A browser would read a carriage return as a line break.
-    content = html.escape(_valid(text), quote=False).replace("\r", "&#13;")
+    content = html.escape(pages.valid(text), quote=False).replace("\r", "&#13;")
     return f"<i{name} data-b={codes}>{content}</i>"
-
-
-def _valid(text: str) -> str:
-    """Return a text with U+FFFD for what HTML cannot hold: NUL and halves of surrogate pairs."""
-    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
 
 
 def _legend() -> str:
@@ -165,11 +159,3 @@ def _legend() -> str:
         label = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
         entries.append(f'<li><i class="{name}" aria-hidden="true">&nbsp;</i> {label}</li>')
     return "\n".join(entries)
-
-
-def _filled(template: str, parts: dict[str, str]) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
