@@ -37,11 +37,14 @@ class Outcome(NamedTuple):
     numbers: everything that was measured, as JSON can hold it.
     seeds: the random seeds.
     pages: further files by name, as text: samples, a page for the browser.
+    training_seconds: seconds of all trainings, from those of one step, where an experiment may load
+      models that were trained before.
     """
 
     numbers: dict[str, Any]
     seeds: list[int]
     pages: Mapping[str, str] = MappingProxyType({})
+    training_seconds: float = 0.0
 
 
 class Holds(enum.Enum):

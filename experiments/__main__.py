@@ -50,7 +50,7 @@ def run(name: str, quick: bool) -> Path:
     record = {
         "name": name,
         "quick": quick,
-        "seconds": round(seconds, 1),
+        "seconds": round(max(seconds, outcome.training_seconds), 1),
         "seeds": outcome.seeds,
         **measure.surroundings(["flax", "optax", "matplotlib"]),
         "numbers": outcome.numbers,

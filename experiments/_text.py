@@ -30,6 +30,8 @@ from jaxrnn.training.config import TrainingConfig
 
 MODELS = Path(__file__).parent.parent / "runs" / "experiments"
 LINUX_FILE = "linux-kernel.txt"
+# Bytes of the source of Linux that are about as many as Tiny Shakespeare has.
+MILLION = 1_000_000
 LINUX_ADVICE = (
     "{file} is missing: the C files of Linux's folder kernel/ in one file; fetch them with: "
     "mkdir -p {folder} && curl -L https://cdn.kernel.org/pub/linux/kernel/v6.x/linux-6.6.tar.xz | "

@@ -109,6 +109,20 @@ def best_rate(rates: Sequence[float], losses: Any) -> float:
     return rates[int(np.nan_to_num(np.array(losses, float), nan=np.inf).argmin())]
 
 
+def grid(rates: Sequence[float], budget: int | str, seeds: int = 1) -> str:
+    """Return the heading of a column of chosen learning rates: which ones were tried, and for how long.
+
+    Args:
+      rates: the learning rates that each contender tried.
+      budget: training steps of a trial, or their number in other words.
+      seeds: number of trials of each rate.
+    """
+    tried = ", ".join(f"{rate:g}" for rate in rates)
+    each = f"{budget:,} steps" if isinstance(budget, int) else budget
+    each += f", {seeds} seeds" if seeds > 1 else ""
+    return f"learning rate (tried: {tried}; {each} each)"
+
+
 def stack(trees: Sequence[Any]) -> Any:
     """Return trees of arrays as one, with a new first axis."""
     return jax.tree.map(lambda *each: jnp.stack(each), *trees)

@@ -27,8 +27,6 @@ from experiments import Holds, Outcome, Verdict, _charnn, _text
 ROW = 12
 # Seconds of training of each program and seed, on a machine without other work.
 SECONDS = 60.0
-# Bytes of the source; Tiny Shakespeare has about as many.
-SIZE = 1_000_000
 QUICK_SIZE = 200_000
 # The end of a function.
 FUNCTION = "\n}\n"
@@ -123,7 +121,7 @@ def against(learned: str) -> _charnn.Measure:
 
 
 def run(quick: bool) -> Outcome:
-    text = _text.beginning(_text.find("linux", quick), QUICK_SIZE if quick else SIZE)
+    text = _text.beginning(_text.find("linux", quick), QUICK_SIZE if quick else _text.MILLION)
     corpus, _ = text.read()
     learned = corpus.vocabulary.decode(corpus.tokens[: corpus.split])
     return _charnn.outcome(_charnn.study(text, SECONDS, quick, FUNCTION, against(learned)), "c")
