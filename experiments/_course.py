@@ -48,7 +48,7 @@ ENGLISH = Language(
     0,
     "english",
     "*Reading: {minutes} min.*",
-    "Running: {seconds} on {cores} CPU cores ({cpu}, {date}).",
+    "Running: {seconds} on {cores} CPU core{plural} ({cpu}, {date}).",
     "code",
     {
         "table.md": "table",
@@ -127,6 +127,7 @@ def _result(name: str, language: Language) -> str:
     running = language.running.format(
         seconds=duration(record["seconds"], language),
         cores=record["cores"],
+        plural="s" if record["cores"] > 1 else "",
         cpu=record["cpu"].split(" @")[0],
         date=record["date"][:10],
     )

@@ -16,7 +16,7 @@ not used again. The loss of that run also shows how near the plateau the budget 
 XLA counts for one step of the forward pass. Time is that of a whole training step, measured in turns in
 one process, which makes ratios reliable even on a machine with other work.
 
-    python -m experiments cells_compared      80 min on two CPU cores; continues after a stop
+    python -m experiments cells_compared      2 hours on one CPU core; continues after a stop
 """
 
 from __future__ import annotations
