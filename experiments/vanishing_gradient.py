@@ -104,7 +104,7 @@ def flow(cell: Any, params: Any, seeds: list[int]) -> Any:
 def below(flow: Any) -> int | None:
     """Return the first lag from which the influence stays below LOST; None if there is none.
 
-    There is none in a network that diverged, either, whose influence is NaN.
+    The influence in a network that diverged is NaN, which gives None as well.
     """
     above = np.flatnonzero(~(flow - flow[0] < math.log10(LOST)))
     return None if above[-1] == len(flow) - 1 else int(above[-1]) + 1

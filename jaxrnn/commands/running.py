@@ -102,7 +102,7 @@ def out_of_memory(advice: str = "") -> Callable[[Exception], str | None]:
 
 @contextlib.contextmanager
 def reading_text() -> Iterator[None]:
-    """Let the errors of a text that a model cannot read name settings that the commands have.
+    """Change the advice in errors about an unreadable text to options that these commands have.
 
     Raises:
       InputError: if the text has characters that the model does not know, or is not text.

@@ -1,6 +1,7 @@
-"""What all pages for a browser share: their frame, their security policy, and how they are filled.
+"""Functions to build the HTML pages: the common frame with its security policy, and templates.
 
-A page is a package with page.html, in which {{name}} stands for a part, page.css and scripts.
+Each kind of page is a package that contains page.css, scripts, and the template page.html. In a
+template, {{name}} is replaced by the part of that name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 
 def template(package: str) -> str:
-    """Return the template of the page in a package, in the frame."""
+    """Return frame.html with the page.html of a package as its body."""
     return read(__package__, "frame.html").replace("{{body}}", read(package, "page.html"))
 
 
@@ -22,12 +23,12 @@ def read(package: str, name: str) -> str:
 
 
 def filled(template: str, parts: dict[str, str]) -> str:
-    """Return a template with its parts."""
+    """Return a template with each {{name}} replaced by the part of that name."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def data(content: Any) -> str:
-    """Return JSON for a script element, which a "<" could end."""
+    """Return content as JSON for a script element, with "<" escaped because it could end the element."""
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 

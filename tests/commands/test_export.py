@@ -262,6 +262,8 @@ def test_a_full_disk(file: Path, tmp_path: Path) -> None:
 import resource, signal, sys
 from jaxrnn import export
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# Under this limit, older versions of Python truncate the bytecode that they write, with no error.
+sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 sys.exit(export.main(sys.argv[1:]))
 """

@@ -53,3 +53,19 @@ def test_the_claims_are_compared_with_the_losses(losses: Any, held: list[bool]) 
         for cell, loss in zip(compared.CELLS, losses, strict=True)
     }
     assert list(compared.claims(records).values()) == held
+
+
+def test_the_cost_of_a_record_counts_all_seeds_and_trials() -> None:
+    budget = compared.Budget(
+        hidden=8, steps=100, scan_steps=50, rates=[0.1, 0.2, 0.3], seeds=[0, 1]
+    )
+    assert (
+        compared.trained_steps({"steps": 100, "scan": [3.0, 1.0, 2.0]}, budget) == 2 * 100 + 3 * 50
+    )
+    # In equal time, the learning rate was chosen by an earlier record.
+    assert compared.trained_steps({"steps": 225}, budget) == 2 * 225
+
+
+def test_the_loss_of_the_trial_is_that_of_the_chosen_rate() -> None:
+    assert compared.half({"term": compared.WIDTH, "scan": [1.8, 1.7512, float("nan")]}) == "1.751"
+    assert compared.half({"term": compared.TIME}) == "-"

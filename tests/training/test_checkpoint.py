@@ -567,13 +567,16 @@ def assert_one_line(error: BaseException, run: Path) -> None:
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """No file may grow beyond a size: to the writer, as a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    """Let no file grow beyond `size` bytes: to the writer, this looks like a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    # Under this limit, older versions of Python truncate the bytecode that they write, with no error.
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[0][1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        sys.dont_write_bytecode = before[1]
 
 
 ENDINGS: dict[str, Callable[[Checkpoints], None]] = {  # what first hears of it
