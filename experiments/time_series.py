@@ -15,7 +15,7 @@ quarter. All forecast the validation part, which comes later, from 100 known val
 root mean square, in standard deviations of the training part. The noise floor is the error of the best
 possible forecast: the mean of 200 continuations by the equation of the series.
 
-    python -m experiments time_series      about 4 min on two CPU cores
+    python -m experiments time_series      6 min on one CPU core
 """
 
 from __future__ import annotations
