@@ -16,7 +16,16 @@ not used again. The loss of that run also shows how near the plateau the budget 
 XLA counts for one step of the forward pass. Time is that of a whole training step, measured in turns in
 one process, which makes ratios reliable even on a machine with other work.
 
-    python -m experiments cells_compared      2 hours on one CPU core; continues after a stop
+A reason for the order is looked for, too. The state of a GRU is a mean of values in (-1, 1). The cell of
+an LSTM is a sum without a bound: where a forget gate stays open, it can grow over thousands of
+characters, much further than gradients reach through a window of LENGTH. Where tanh(c) has arrived at 1
+or -1, it stays there, and the unit stores nothing. These saturated units are counted: tanh(c) has a
+standard deviation below 0.05 in the first characters of the validation text. If they are the reason,
+what keeps weights and so gates from drifting must help the LSTM: both gated cells are trained once more
+with a weight decay of 0.01 (AdamW), at equal width and with the learning rate chosen without it. This
+is no part of the verdict.
+
+    python -m experiments cells_compared      2.5 hours on one CPU core; continues after a stop
 """
 
 from __future__ import annotations
@@ -34,22 +43,31 @@ from benchmarks import measure
 from experiments import Holds, Outcome, Verdict, _drawing, _text
 from experiments._training import best_rate, grid
 from jaxrnn import charlm
+from jaxrnn.data.corpus import Corpus
 from jaxrnn.data.vocabulary import Vocabulary
 from jaxrnn.training.config import TrainingConfig
 
 ROW = 8
 CELLS = ("rnn", "lstm", "gru")
 TERMS = WIDTH, PARAMETERS, TIME = "equal width", "equal parameters", "equal time"
+DECAY = "equal width, weight decay"
 HIDDEN = 96
 BATCH = 32
 LENGTH = 64
 RATES = [3e-3, 1e-2, 3e-2]
 # The seed with which the learning rates are chosen.
 SCAN_SEED = 99
+# Characters in which saturated units are counted.
+READ = 20_000
 
 
-def settings(cell: str, hidden: int, steps: int, rate: float, seed: int) -> TrainingConfig:
-    how = {"learning_rate": rate, "eval_every": steps, "sample_every": 0, "seed": seed}
+def settings(
+    cell: str, hidden: int, steps: int, rate: float, seed: int, term: str = WIDTH
+) -> TrainingConfig:
+    how: dict[str, Any] = {"learning_rate": rate, "eval_every": steps, "sample_every": 0}
+    how |= {"seed": seed}
+    if term == DECAY:
+        how |= {"optimizer": "adamw", "weight_decay": 0.01}
     return TrainingConfig(charlm.ModelConfig(cell, hidden_size=hidden), BATCH, LENGTH, steps, **how)
 
 
@@ -80,6 +98,14 @@ def operations(params: charlm.Params) -> float:
     return jax.jit(step).lower(*given, jnp.zeros(1, jnp.int32)).cost_analysis()["flops"]
 
 
+def saturated(params: charlm.Params, corpus: Corpus) -> float:
+    """Return the share of an LSTM's units whose tanh(c) hardly changes while it reads."""
+    tokens = jnp.asarray(corpus.tokens[corpus.split :][:READ], jnp.int32)[:, None]
+    carry = charlm.initial_carry(params.config, 1)
+    _, _, [layer] = charlm.record(params, tokens, carry, ["cell"])
+    return float((jnp.tanh(layer["cell"]).std((0, 1)) < 0.05).mean())
+
+
 class Budget(NamedTuple):
     """The settings of a comparison: width and steps of the LSTM, learning rates to try, and seeds."""
 
@@ -95,8 +121,8 @@ def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
     corpus, _ = text.read()
     vocabulary = corpus.vocabulary
 
-    def loss(*which: Any) -> float:
-        return float(_text.learn(text, settings(*which)).val_losses[-1])
+    def learn(*which: Any) -> _text.Run:
+        return _text.learn(text, settings(*which))
 
     target = charlm.count(model("lstm", budget.hidden, vocabulary))
     contenders = [(WIDTH, cell, budget.hidden) for cell in CELLS]
@@ -108,20 +134,28 @@ def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
     times = measure.in_turns(calls, 25 if len(budget.seeds) > 1 else 1)
     seconds = {kind: float(np.median(times[kind]["seconds"])) for kind in calls}
     contenders += [(TIME, cell, budget.hidden) for cell in ("rnn", "gru")]
+    contenders += [(DECAY, cell, budget.hidden) for cell in ("lstm", "gru")]
     rates: dict[tuple[str, int], float] = {}
     found = []
     for term, cell, hidden in contenders:
         kind, shapes = (cell, hidden), model(cell, hidden, vocabulary)
         record: dict[str, Any] = {"term": term, "cell": cell, "hidden": hidden}
         if kind not in rates:
-            scan = [loss(cell, hidden, budget.scan_steps, rate, SCAN_SEED) for rate in budget.rates]
+            scan = [
+                float(learn(cell, hidden, budget.scan_steps, rate, SCAN_SEED).val_losses[-1])
+                for rate in budget.rates
+            ]
             rates[kind] = best_rate(budget.rates, scan)
             record["scan"] = scan
         # In quarters, so that a run that was stopped finds its models again.
         share = max(1.0, round(4 * seconds["lstm", budget.hidden] / seconds[kind]) / 4)
         steps = round(budget.steps * share) if term == TIME else budget.steps
         record |= {"learning_rate": rates[kind], "steps": steps}
-        record["losses"] = [loss(cell, hidden, steps, rates[kind], seed) for seed in budget.seeds]
+        runs = [learn(cell, hidden, steps, rates[kind], seed, term) for seed in budget.seeds]
+        record["losses"] = [float(run.val_losses[-1]) for run in runs]
+        record["training_losses"] = [float(run.losses[-10:].mean()) for run in runs]
+        if cell == "lstm":
+            record["saturated"] = [saturated(run.params, corpus) for run in runs]
         record |= {"parameters": charlm.count(shapes), "operations": operations(shapes)}
         record["milliseconds"] = 1e3 * seconds[kind]
         found.append(record)
@@ -174,6 +208,8 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
     rows = [["text", "on", "cell", "width", rates, "steps", "validation loss, nats (range)"]]
     rows[0] += [
         "after a training of half the steps",
+        "training loss, nats (range)",
+        "saturated units (range)",
         "parameters",
         "operations per character",
         "ms per step",
@@ -185,6 +221,7 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
             rows.append([label, each["term"], each["cell"], f"{each['hidden']}"])
             rows[-1] += [f"{each['learning_rate']:g}", f"{each['steps']:,}"]
             rows[-1] += [_drawing.spread(losses), half(each)]
+            rows[-1] += [_drawing.spread(each["training_losses"]), share(each)]
             rows[-1] += [f"{each['parameters']:,}", f"{each['operations']:,.0f}"]
             rows[-1] += [f"{each['milliseconds']:.1f}"]
             rows[-1] += [f"{each['milliseconds'] * each['steps'] / 1e3:.0f}"]
@@ -193,9 +230,15 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
 
 def half(each: dict[str, Any]) -> str:
     """Return the loss of the trial with the chosen learning rate, which had half of the steps."""
-    if each["term"] == TIME:
+    return f"{np.nanmin(each['scan']):.3f}" if "scan" in each else "-"
+
+
+def share(each: dict[str, Any]) -> str:
+    """Return the share of saturated units."""
+    if "saturated" not in each:
         return "-"
-    return f"{np.nanmin(each['scan']):.3f}"
+    shares = [100 * part for part in each["saturated"]]
+    return f"{np.median(shares):.0f}% ({min(shares):.0f} to {max(shares):.0f})"
 
 
 def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:

@@ -1,11 +1,15 @@
 """Test the counts of `cells_compared` against the equations in its docstring."""
 
+import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import cells_compared as compared
 from jaxrnn import Vocabulary, charlm
+from jaxrnn.data.corpus import make_corpus
 
 pytestmark = pytest.mark.once
 
@@ -69,3 +73,18 @@ def test_the_cost_of_a_record_counts_all_seeds_and_trials() -> None:
 def test_the_loss_of_the_trial_is_that_of_the_chosen_rate() -> None:
     assert compared.half({"term": compared.WIDTH, "scan": [1.8, 1.7512, float("nan")]}) == "1.751"
     assert compared.half({"term": compared.TIME}) == "-"
+
+
+def test_a_unit_is_saturated_if_its_cell_has_grown() -> None:
+    """The forget gates of three units of eight stay open, and their cells grow at each character."""
+    corpus = make_corpus("to be or not to be " * 100)
+    params = charlm.init(charlm.ModelConfig("lstm", hidden_size=8), corpus.vocabulary)
+    assert compared.saturated(params, corpus) == 0
+    [layer] = params.layers
+    i, f, g, o = np.split(np.array(layer.b), 4)
+    f[:3], i[:3], g[:3] = 20, 20, [20, -20, 20]
+    grown = layer._replace(b=jnp.concatenate([i, f, g, o]))
+    changed = dataclasses.replace(params, layers=(grown,))
+    assert compared.saturated(changed, corpus) == 3 / 8
+    assert compared.share({"saturated": [0.25, 0.5, 0.375]}) == "38% (25 to 50)"
+    assert compared.share({}) == "-"
