@@ -26,7 +26,7 @@ useful elsewhere belongs in `jaxrnn`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -67,3 +67,8 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.holds.value[0]}: {self.english}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return one or more names as a list in words: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

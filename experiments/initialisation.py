@@ -44,7 +44,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import jaxrnn
-from experiments import Holds, Outcome, Verdict, _drawing, _text, _training
+from experiments import Holds, Outcome, Verdict, _drawing, _text, _training, listed
 from experiments._memory_tasks import adding, squares
 from experiments._starts import ADVICE, BIASES, KINDS, STARTS, Start
 from experiments._training import State, Training, best_rate, stack
@@ -284,12 +284,12 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
         which = [pair for pair, found in zip(ADVICE, helps, strict=True) if found == good]
         said.append([[pair[language] for pair in which] for language in (0, 1)])
     (yes, yes_korean), (no, no_korean) = said
-    english = f"{' and '.join(yes) or 'none of the starts'} reliably lowered the loss on adding"
+    english = f"{listed(yes or ['none of the starts'])} reliably lowered the loss on adding"
     korean = f"덧셈 과제에서 {', '.join(yes_korean) or '어떤 초기화'}"
     korean += "의 손실이 확실히 낮아졌습니다" if yes else "도 손실을 확실히 낮추지 못했습니다"
     if yes and no:
-        english += f", and {' and '.join(no)} did not"
-        korean += f". {', '.join(no_korean)}의 차이는 확실하지 않습니다"
+        english += f"; {listed(no)} did not"
+        korean += f". {', '.join(no_korean)}에서는 확실히 낮아지지 않았습니다"
     chrono, one, zero = (
         learned(starts[name]["loss"]) for name in ("lstm, chrono", "lstm, bias 1", "lstm, bias 0")
     )

@@ -28,7 +28,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 import jaxrnn
-from experiments import Holds, Outcome, Verdict, _drawing, _text
+from experiments import Holds, Outcome, Verdict, _drawing, _text, listed
 from jaxrnn import charlm
 from jaxrnn.formats import inspection
 from jaxrnn.training.config import TrainingConfig
@@ -200,12 +200,11 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     english += f" ({untrained:.2f} without training)"
     korean += f"(학습 전 {untrained:.2f})입니다"
     if claimed[1:]:
-        english += f"; units also track {listed(claimed[1:])}"
+        english += f"; units also track {listed(quoted(claimed[1:]))}"
         korean += f". {', '.join(FEATURES[n] for n in claimed[1:])}에 대해서도 그런 유닛이 있습니다"
     if missed:
-        english += (
-            f"; the units for {listed(missed)} fall short of {TRACKS:g}, or of an untrained network"
-        )
+        english += f"; the units for {listed(quoted(missed))} fall short of {TRACKS:g}, or of an "
+        english += "untrained network"
         korean += (
             f". {', '.join(FEATURES[n] for n in missed)}의 유닛은 {TRACKS:g}나 "
             "학습하지 않은 신경망의 값에 미치지 못합니다"
@@ -213,10 +212,8 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     return Verdict(holds, english + ".", korean + ".")
 
 
-def listed(names: list[str]) -> str:
-    """Return names in quotation marks as a list in words."""
-    quoted = [f"“{name}”" for name in names]
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+def quoted(names: list[str]) -> list[str]:
+    return [f"“{name}”" for name in names]
 
 
 def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:

@@ -30,7 +30,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxrnn
-from experiments import Holds, Outcome, Verdict, _drawing, _training
+from experiments import Holds, Outcome, Verdict, _drawing, _training, listed
 
 ROW = 16
 TRAIN = 4000
@@ -265,10 +265,9 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     english = [f"up to {count} steps ahead on {spelt(first)}"]
     english += [f"{count} on {spelt(name)}" for name, count in others]
     korean = [f"{KOREAN[name]}에서 {count}스텝" for name, count in steps.items()]
-    listed = " and ".join([", ".join(english[:-1]), english[-1]] if others else english)
     return Verdict(
         holds,
-        f"LSTM and GRU are better than both baselines {listed}.",
+        f"LSTM and GRU are better than both baselines {listed(english)}.",
         f"LSTM과 GRU가 두 기준 예측보다 정확한 것은 {', '.join(korean)} 앞까지입니다.",
     )
 
