@@ -26,7 +26,7 @@ ratio on the adding problem is below 1.
 T and the updates were chosen in a trial on the separate seeds, such that some of the networks learn the
 task and others do not. A network has learned to add if its loss is below a tenth of the baseline.
 
-    python -m experiments initialisation      12 min on two CPU cores
+    python -m experiments initialisation      15 min on one CPU core
 """
 
 from __future__ import annotations
@@ -290,16 +290,17 @@ def verdict(numbers: dict[str, Any], seeds: list[int]) -> Verdict:
     if yes and no:
         english += f"; {listed(no)} did not"
         korean += f". {', '.join(no_korean)}에서는 확실히 낮아지지 않았습니다"
-    chrono, one, zero = (
-        learned(starts[name]["loss"]) for name in ("lstm, chrono", "lstm, bias 1", "lstm, bias 0")
-    )
-    english += (
-        f"; of {len(seeds)} LSTMs each, {chrono} learned to add with chrono biases, {one} with forget "
-        f"bias 1 and {zero} with 0"
-    )
+    counts = {
+        name.removeprefix("lstm, bias "): learned(starts[name]["loss"])
+        for name in BIASES
+        if name in starts
+    }
+    (bias, count), *others = counts.items()
+    with_bias = [f"{count} with forget bias {bias}", *(f"{n} with {b}" for b, n in others)]
+    korean_counts = ", ".join(f"{b}에서 {n}개" for b, n in counts.items())
+    english += f"; of {len(seeds)} LSTMs each, {listed(with_bias)} learned to add"
     korean += (
-        f". 각각 LSTM {len(seeds)}개 중 덧셈을 배운 것은 chrono 편향에서 {chrono}개, 포겟 게이트 편향 "
-        f"1에서 {one}개, 0에서 {zero}개입니다"
+        f". 각각 LSTM {len(seeds)}개 중 덧셈을 배운 것은 포겟 게이트 편향 {korean_counts}입니다"
     )
     return Verdict(
         Holds.YES if all(helps) else Holds.PARTLY if any(helps) else Holds.NO,

@@ -104,8 +104,8 @@ def test_the_verdict_follows_the_numbers() -> None:
     found = judge({"lstm, chrono", "tanh, orthogonal", "relu, identity"})
     assert found.holds is Holds.PARTLY
     assert "2.0%" in found.english and "2.0%" in found.korean
-    assert "a forget bias of 1 did not" in found.english
-    assert "of 2 LSTMs each, 2 learned to add with chrono" in found.english
+    assert "; a forget bias of 1 did not" in found.english
+    assert "of 2 LSTMs each, 0 with forget bias -2, 0 with 0, 0 with 1" in found.english
     part = judge({"lstm, bias 1"})
     assert part.holds is Holds.PARTLY
     assert part.english.startswith("a forget bias of 1 reliably") and "tanh" in part.english
