@@ -236,9 +236,11 @@ def median(numbers: dict[str, Any], name: str, measure: str) -> float:
 
 
 def samples(study: Study, language: str, length: int = 900) -> str:
-    """Return a page with the beginning of the first text of each writer."""
+    """Return a page with the beginning of the first text of each model."""
     parts = ["# Samples\n\nThe beginning of the first text of seed 0, at temperature 1.\n"]
     for name, writer in study.writers.items():
+        if name == HELD_OUT:
+            continue
         shown = whole_lines(writer.texts[0][0][:length]).strip("\n")
         shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in shown)
         parts.append(f"## {name}\n\n~~~{language}\n{shown}\n~~~\n")
@@ -268,16 +270,12 @@ def _draw_losses(axes: Axes, numbers: dict[str, Any], unit: str) -> None:
         if unit == "seconds":
             x = np.array(program["steps"]) * program["seconds_per_step"]
         colour, label = COLOURS[name], name.removeprefix("lecture, ")
-        middle = _drawing.band(axes, x, program["validation_loss"], colour)
+        middle = _drawing.band(axes, x, program["validation_loss"], colour, label=label)
         if unit == "epochs":
             ends.append((middle[-1], label, colour))
-            continue
-        # The programs end at different times, so each has its name where it ends.
-        last = x[-1], middle[-1]
-        axes.plot(*last, "o", color=colour)
-        axes.annotate(
-            label, last, (6, -2), textcoords="offset points", va="center", fontsize=10, color=colour
-        )  # fmt: skip
+        else:
+            # The programs end at different times.
+            axes.plot(x[-1], middle[-1], "o", color=colour)
     lowest = min(np.min(program["validation_loss"]) for program in numbers["programs"].values())
     highest = max(
         np.median(program["validation_loss"], 0)[0] for program in numbers["programs"].values()
@@ -286,6 +284,7 @@ def _draw_losses(axes: Axes, numbers: dict[str, Any], unit: str) -> None:
     if unit == "seconds":
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="upper right")
         return
     axes.set_xlim(0, max(program["epochs"][-1] for program in numbers["programs"].values()))
     _drawing.label_ends(axes, ends)

@@ -11,7 +11,7 @@ that are closed, names that are keywords or occur in the training text, and line
 as many tabs as there are open braces, where the previous line was complete. The held-out text is cut
 to the same length, since a cut leaves brackets and comments open.
 
-    python -m experiments linux      about 70 min on two CPU cores with AMX
+    python -m experiments linux      160 min on one CPU core with AMX
 """
 
 from __future__ import annotations

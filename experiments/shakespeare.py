@@ -10,7 +10,7 @@ The texts that they write are compared with the training text: which words occur
 above a speech are names in it, and which lines do not occur in it. The held-out text is from other
 plays, and some of its speakers do not occur in the training text.
 
-    python -m experiments shakespeare      about 70 min on two CPU cores with AMX
+    python -m experiments shakespeare      144 min on one CPU core with AMX
 """
 
 from __future__ import annotations
