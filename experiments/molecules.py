@@ -12,7 +12,7 @@ new if it is not among the molecules of the file. The loss of the first char-RNN
 molecules than that of the others: on the last tenth of the text, not on lines chosen at random.
 The learning rate of each is the one of RATES with the smallest loss, from a seed that is not used again.
 
-    python -m experiments molecules      17 minutes on two CPU cores that did other work, too
+    python -m experiments molecules      19 min on one CPU core
 """
 
 from __future__ import annotations
