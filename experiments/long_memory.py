@@ -300,5 +300,5 @@ def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
         names = {"adding": "Adding", "order": "Temporal order", "copy": "Copying"}
         title = f"{names[name]} ({len(seeds)} seeds, {task['hidden']} units)"
         _drawing.name_axes(axes, title, "T, steps", "training steps to learn it")
-    panels[0].legend(ncols=2)
+    panels[-1].legend(loc="lower right", ncols=2)
     return figure

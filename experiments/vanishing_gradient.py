@@ -217,6 +217,10 @@ def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
         for name, flows in numbers["log10_influence"].items():
             each = np.array(flows)[:, when]
             colour = _drawing.CELLS[name.split(",")[0]]
+            # In a network that diverged, or whose units all died, there is no influence to compare with.
+            each = each[np.isfinite(each[:, 0])]
+            if not len(each):
+                continue
             share = 10.0 ** (each - each[:, :1])
             # After training, the ranges of seven cells would hide each other.
             runs = np.median(share, axis=0, keepdims=True) if when else share

@@ -1,5 +1,8 @@
 """Test the verdicts of some experiments on numbers that a measurement seldom gives."""
 
+import math
+import warnings
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,24 @@ def test_an_influence_that_does_not_fall_is_not_given_a_lag(tanh: int | None, wo
     assert f"{words} in a tanh RNN, and after more than 59 in an LSTM" in found.english
     assert "59스텝보다 뒤" in found.korean
     assert found.holds is (Holds.NO if tanh is None else Holds.YES)
+
+
+def test_a_network_that_diverged_is_left_out_of_the_picture() -> None:
+    fading = (-0.1 * np.arange(60.0)).tolist()
+    lost = [float("nan")] * 60
+    influence = {
+        "rnn, tanh": [[fading, lost], [fading, fading]],
+        "rnn, relu": [[fading, lost], [fading, lost]],
+        "gru": [[fading, [0.0] + [-math.inf] * 59]] * 2,
+    }
+    numbers = {"log10_influence": influence, "loss": {name: [0.01, 2.0] for name in influence}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before, after = vanishing_gradient.draw(numbers, [0, 1]).axes
+    # One line for each network, and that at 1%.
+    assert len(before.lines) == 4
+    assert len(after.lines) == 3
+    assert all(np.isfinite(line.get_ydata()).all() for line in (*before.lines, *after.lines))
 
 
 @pytest.mark.parametrize(
