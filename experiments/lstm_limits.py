@@ -21,7 +21,7 @@ Adam, 4000 training steps; the loss of `measure` is the mean of a batch of 8. Th
 best of RATES on four other seeds, chosen for each task, interval and kind of LSTM: most
 seeds that solve it, then the smallest median loss. The peepholes begin at zero.
 
-    python -m experiments lstm_limits      16 minutes on two CPU cores that did other work, too
+    python -m experiments lstm_limits      5 min on one CPU core
 """
 
 from __future__ import annotations
