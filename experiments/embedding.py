@@ -8,7 +8,7 @@ char-RNN learns the source of Linux, and the nearest neighbour (by cosine) of ea
 determined: is it of the same kind (vowel, consonant, capital, digit, punctuation) more often than
 before training?
 
-    python -m experiments embedding      about 3 min on two CPU cores
+    python -m experiments embedding      4 min on one CPU core
 """
 
 from __future__ import annotations
