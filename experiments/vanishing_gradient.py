@@ -10,7 +10,7 @@ the last step the network has to say which symbol it was. Chance is ln 4 = 1.386
 The learning rate of each cell is the one of RATES with the smallest final loss, in one run of 600
 training steps per rate, from a seed that is not among those measured.
 
-    python -m experiments vanishing_gradient      about 4 min on two CPU cores
+    python -m experiments vanishing_gradient      6 min on one CPU core
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def table(numbers: dict[str, Any], seeds: list[int]) -> list[list[str]]:
             "seeds that learnt the task",
         ]
     ]
-    for name, losses in numbers["loss"].items():
+    for name, last in numbers["loss"].items():
+        # A network whose weights have become NaN has diverged, too.
+        losses = np.nan_to_num(last, nan=math.inf).tolist()
         lags = [span(when) for when in zip(*numbers["below_1_percent"][name], strict=True)]
         loss = "{} ({} to {})".format(*(words(f(losses)) for f in (np.median, min, max)))
         rate = f"{numbers['learning_rate'][name]:g}"

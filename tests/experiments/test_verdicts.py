@@ -19,6 +19,19 @@ def test_the_influence_of_a_network_that_diverged_falls_at_no_lag() -> None:
     assert vanishing_gradient.below(np.array([0, -5, np.nan])) is None
 
 
+def test_a_network_whose_loss_is_nan_counts_as_diverged() -> None:
+    numbers = {
+        "rates": [0.01],
+        "training_steps": 600,
+        "learning_rate": {"gru": 0.01},
+        "loss": {"gru": [0.01, math.nan, 0.02]},
+        "below_1_percent": {"gru": [[1, 2], [1, None], [1, 2]]},
+    }
+    *_, loss, seen = vanishing_gradient.table(numbers, [0, 1, 2])[1]
+    assert loss == "0.020 (0.010 to diverged)"
+    assert seen == "2 of 3; 1 diverged"
+
+
 @pytest.mark.parametrize(
     "tanh, words", [(44, "after 44 steps"), (None, "after more than 59 steps")]
 )
