@@ -25,6 +25,7 @@ CellName = Literal[
 Activation = Literal["tanh", "relu", "sigmoid"]
 Reset = Literal["before", "after"]
 RecurrentInit = Literal["orthogonal", "glorot"]
+ProductDType = Literal["auto", "float32", "bfloat16"]
 
 # Texts, checkpoints and files.
 Newlines = Literal["keep", "lf"]

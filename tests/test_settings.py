@@ -13,6 +13,7 @@ from jaxrnn.errors import InputError
 from jaxrnn.settings import Rules, nested, rules_of, setting
 from jaxrnn.training import run_description
 from jaxrnn.training.config import TrainingConfig
+from tests.support.oracle import unchecked
 
 pytestmark = pytest.mark.once
 
@@ -124,6 +125,13 @@ def test_python_and_the_command_line_name_a_setting_in_their_own_way(
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: --batch 5 cannot be computed in --accumulate 2 equal parts")
     assert second == "error: --hidden-size must be at least 1, not 0"
+
+
+@pytest.mark.parametrize("name", ["optimizer", "schedule", "average", "output_bias"])
+def test_a_choice_that_does_not_exist_is_refused(name: str) -> None:
+    """It must not be taken for one of the others."""
+    with unchecked(), pytest.raises(InputError, match=rf"^{name} must be one of .*, not 'adamw'$"):
+        TrainingConfig(**{name: "adamw"})
 
 
 # --- no side effects ---

@@ -6,10 +6,10 @@ The methods import modules that need JAX, so that commands can read configuratio
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from jaxrnn.errors import InputError, whole_number
-from jaxrnn.literals import Activation, CellName, RecurrentInit, Reset
+from jaxrnn.errors import InputError, one_of, whole_number
+from jaxrnn.literals import Activation, CellName, ProductDType, RecurrentInit, Reset
 from jaxrnn.settings import setting
 
 
@@ -47,7 +47,7 @@ class ModelConfig:
     (cuDNN)."""
     recurrent_init: RecurrentInit = "orthogonal"
     """Distribution of the initial recurrent weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: ProductDType = "float32"
     """Dtype of the matrix products; parameters, states and sums stay float32. auto takes bfloat16 where
     the hardware multiplies it faster."""
     lines: bool = False
@@ -59,6 +59,7 @@ class ModelConfig:
         """Convert integers of any type to int. Raises InputError for an invalid value."""
         try:
             self._check_cell()
+            one_of(ProductDType)("dtype", self.dtype)
             for name, least in (("layers", 1), ("hidden_size", 1), ("embedding_size", 0)):
                 object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         except ValueError as error:

@@ -11,7 +11,7 @@ from tyro.conf import Fixed, Suppress
 from jaxrnn.charlm.config import ModelConfig
 from jaxrnn.data.corpus import Batches, Corpus
 from jaxrnn.data.lines import LineBatches
-from jaxrnn.errors import InputError
+from jaxrnn.errors import InputError, one_of
 from jaxrnn.literals import MemoryMap
 from jaxrnn.recurrence.kernels import Implementation
 from jaxrnn.settings import nested, rules_of, setting
@@ -104,6 +104,13 @@ class TrainingConfig:
         # In one order and as a tuple, so that equal settings are equal; JSON has lists.
         words = {word.strip() for text in self.freeze for word in text.split(",")} - {""}
         object.__setattr__(self, "freeze", tuple(sorted(words)))
+        choices = {"optimizer": Optimizer, "schedule": Schedule}
+        choices |= {"average": Average, "output_bias": OutputBias}
+        for name, allowed in choices.items():
+            try:
+                one_of(allowed)(name, getattr(self, name))
+            except ValueError as error:
+                raise InputError(str(error)) from None
         least = {"batch": 1, "seq_len": 1, "accumulate": 1, "log_every": 1, "eval_every": 1}
         least |= {
             "steps": 1,

@@ -476,6 +476,7 @@ def test_embedding_dropout_drops_numbers_of_the_embedding(tie: bool) -> None:
         ({"embedding_size": -1}, "embedding_size must be at least 0, not -1"),
         ({"hidden_size": 2.5}, "hidden_size must be a whole number, not 2.5"),
         ({"layers": True}, "layers must be a whole number, not True"),
+        ({"dtype": "float16"}, "dtype must be one of auto, float32, bfloat16, not 'float16'"),
         ({"dropout": 1.0}, "dropout .* not 1.0"),
         ({"dropout": -0.1}, "dropout .* not -0.1"),
         ({"dropout": math.nan}, "dropout .* not nan"),

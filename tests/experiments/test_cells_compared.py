@@ -90,8 +90,8 @@ def test_a_unit_is_saturated_if_its_cell_has_grown() -> None:
     assert compared.share({}) == "-"
 
 
-def test_the_check_with_weight_decay_is_no_comparison_of_its_own() -> None:
-    """The verdict counts it on its own, and the other terms take the LSTM of equal width."""
+def test_the_checks_are_no_comparisons() -> None:
+    """The verdict counts Muon on its own, and the other terms take the LSTM of equal width."""
 
     def record(term: str, cell: str, loss: float) -> dict[str, Any]:
         return {"term": term, "cell": cell, "losses": [loss, loss + 1, loss - 1]}
@@ -100,9 +100,11 @@ def test_the_check_with_weight_decay_is_no_comparison_of_its_own() -> None:
     records += [record(compared.WIDTH, "gru", 1.5)]
     for term in (compared.PARAMETERS, compared.TIME):
         records += [record(term, "rnn", 1.9), record(term, "gru", 1.5)]
-    records += [record(compared.DECAY, "lstm", 1.3), record(compared.DECAY, "gru", 1.4)]
+    records += [record(compared.BIAS, "lstm", 1.0)]
+    records += [record(compared.MUON, "lstm", 1.3), record(compared.MUON, "gru", 1.4)]
     found = compared.verdict({"models": {"shakespeare": records}}, [0, 1, 2])
     assert "of 3 comparisons, the RNN is last in 3 and the LSTM first in 0" in found.english
     assert "the LSTM is ahead of the GRU on 1 of 1 texts" in found.english
     assert compared.trio(records, compared.TIME)["lstm"]["term"] == compared.WIDTH
-    assert compared.trio(records, compared.DECAY)["lstm"]["term"] == compared.DECAY
+    assert set(compared.of(records, compared.BIAS)) == {"lstm"}
+    assert compared.of(records, compared.MUON)["lstm"]["term"] == compared.MUON
