@@ -38,7 +38,7 @@ HIDDEN = 256
 BATCH = 64
 SEQ_LEN = 64
 PASSES = 8
-RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
+RATES = (3e-3, 6e-3, 1.2e-2)
 # The seed with which the learning rates are chosen.
 TUNING_SEED = 99
 # Seeds, learning rates to choose from, molecules, and training steps (those of PASSES).
