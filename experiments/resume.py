@@ -9,7 +9,7 @@ metrics.jsonl and the digests of the last checkpoint, both of the parameters and
 state. To show what the rest is for, the second half of the run is repeated with a part of the state
 left out.
 
-    python -m experiments resume      2 min on two CPU cores
+    python -m experiments resume      14 min on one CPU core that did other work, too
 """
 
 from __future__ import annotations

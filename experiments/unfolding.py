@@ -9,7 +9,7 @@ every implementation of `jaxrnn.unroll` that this machine has are compared with 
 writing the layers out is the time to compile them; it is compared with the time to compile the scan,
 as T grows.
 
-    python -m experiments unfolding      85 s on two CPU cores
+    python -m experiments unfolding      4 min on one CPU core that did other work, too
 """
 
 from __future__ import annotations
