@@ -12,7 +12,7 @@ times or more, up to the last character), which of its pieces of 10 characters i
 which of them are not in the training text, and which words are not. The real text is measured for
 comparison.
 
-    python -m experiments decoding      5 min on two CPU cores, of which training takes 4.5
+    python -m experiments decoding      26 min on one CPU core that did other work, too
 """
 
 from __future__ import annotations
