@@ -27,7 +27,7 @@ cells trained by Muon (with a weight decay of 0.1), which replaces the gradient 
 an orthogonal one. In a trial with SCAN_SEED on Linux, a weight decay of 0.1 with Adam made the LSTM no
 better.
 
-    python -m experiments cells_compared      131 min on one CPU core; continues after a stop
+    python -m experiments cells_compared      2 hours on one CPU core; continues after a stop
 """
 
 from __future__ import annotations
