@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     numbers: everything that was measured, as JSON can hold it.
     seeds: the random seeds.
     pages: further files by name, as text: samples, a page for the browser.
-    training_seconds: estimate of the seconds of all trainings, from the seconds of one step. It is
+    training_seconds: the seconds of all trainings, if need be estimated from those of one step. It is
       recorded if the run itself was shorter, because it loaded models that were trained before.
     """
 

@@ -12,8 +12,7 @@ median of at least 0.5 and every trained network is above every untrained one.
 `page.html` shows every unit of one model on C code written for it (after Karpathy's picture);
 `python -m jaxrnn.inspect` writes such a page for any model and text.
 
-    python -m experiments inside_the_network      45 min on two CPU cores that had much other work,
-                                                  of which training took 41
+    python -m experiments inside_the_network      41 min on two CPU cores that did other work, too
 """
 
 from __future__ import annotations
@@ -123,7 +122,10 @@ def run(quick: bool) -> Outcome:
         "this page. Its units were chosen and judged on held-out source of Linux."
     )
     return Outcome(
-        numbers, seeds, {"page.html": inspection.page(content, "Inside the network", note)}
+        numbers,
+        seeds,
+        {"page.html": inspection.page(content, "Inside the network", note)},
+        training_seconds=sum(run.seconds for run in runs),
     )
 
 
