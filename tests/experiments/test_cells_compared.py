@@ -108,3 +108,13 @@ def test_the_checks_are_no_comparisons() -> None:
     assert compared.trio(records, compared.TIME)["lstm"]["term"] == compared.WIDTH
     assert set(compared.of(records, compared.BIAS)) == {"lstm"}
     assert compared.of(records, compared.MUON)["lstm"]["term"] == compared.MUON
+
+
+def test_the_table_has_no_time_where_none_was_measured() -> None:
+    each = {"term": compared.MUON, "cell": "gru", "hidden": 8, "learning_rate": 0.01, "steps": 50}
+    each |= {"losses": [1.5], "training_losses": [1.4], "parameters": 100, "operations": 200.0}
+    timed = each | {"term": compared.WIDTH, "milliseconds": 2.0}
+    numbers = {"models": {"play": [timed, each]}, "rates": [0.01], "scan_steps": 25}
+    head, first, second = compared.table(numbers, [0])
+    assert len(head) == len(first) == len(second)
+    assert first[-2:] == ["2.0", "0"] and second[-2:] == ["-", "-"]
