@@ -173,7 +173,7 @@ def measure(
         found = judge(training, task, task.lengths[start.kind], states)
         return np.array(found), np.array(losses), seconds
 
-    # As many trainings at once as are compared, so that one compiled program serves both.
+    # Tune with as many trainings at once as are compared later, so that JAX compiles only once.
     pairs = [(seed, rate) for rate in rates for seed in TUNING_SEEDS]
     parts = [pairs[at : at + len(seeds)] for at in range(0, len(pairs), len(seeds))]
     tried = np.concatenate([learn(*map(list, zip(*part, strict=True)))[0] for part in parts])
@@ -199,9 +199,9 @@ def plain_number(value: Any) -> float | None:
 
 
 def run(quick: bool) -> Outcome:
-    # With quick as many seeds as TUNING_SEEDS, because each number of trainings is compiled anew.
     seeds, rates, updates = list(range(10)), RATES, 600
     if quick:
+        # JAX compiles again for every other number of seeds, so use as many here as for the tuning.
         seeds, rates, updates = seeds[: len(TUNING_SEEDS)], RATES[:1], 3
     lengths = {kind: 5 for kind in KINDS} if quick else LENGTHS
     compared = {name for _, _, *pair in ADVICE for name in pair}
