@@ -37,8 +37,8 @@ class Outcome(NamedTuple):
     numbers: everything that was measured, as JSON can hold it.
     seeds: the random seeds.
     pages: further files by name, as text: samples, a page for the browser.
-    training_seconds: the seconds of all trainings, if need be estimated from those of one step. It is
-      recorded if the run itself was shorter, because it loaded models that were trained before.
+    training_seconds: the seconds of all trainings, or an estimate. They are recorded as the duration of
+      a run that was shorter because it loaded models that were trained before.
     """
 
     numbers: dict[str, Any]

@@ -274,7 +274,7 @@ def _draw_losses(axes: Axes, numbers: dict[str, Any], unit: str) -> None:
         if unit == "epochs":
             ends.append((middle[-1], label, colour))
         else:
-            # The programs end at different times.
+            # Mark where the program ends; the programs take different times.
             axes.plot(x[-1], middle[-1], "o", color=colour)
     lowest = min(np.min(program["validation_loss"]) for program in numbers["programs"].values())
     highest = max(

@@ -114,7 +114,7 @@ def grid(rates: Sequence[float], budget: int | str, seeds: int = 1) -> str:
 
     Args:
       rates: the learning rates that each contender tried.
-      budget: training steps of a trial, or their number in other words.
+      budget: number of training steps of a trial, or a string such as "8 passes".
       seeds: number of trials of each rate.
     """
     tried = ", ".join(f"{rate:g}" for rate in rates)

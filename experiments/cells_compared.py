@@ -16,14 +16,15 @@ not used again. The loss of that run also shows how near the plateau the budget 
 XLA counts for one step of the forward pass. Time is that of a whole training step, measured in turns in
 one process, which makes ratios reliable even on a machine with other work.
 
-A reason for the order is looked for, too. The state of a GRU is a mean of values in (-1, 1). The cell of
-an LSTM is a sum without a bound: where a forget gate stays open, it can grow over thousands of
-characters, much further than gradients reach through a window of LENGTH. Where tanh(c) has arrived at 1
-or -1, it stays there, and the unit stores nothing. These saturated units are counted: tanh(c) has a
-standard deviation below 0.05 in the first characters of the validation text. If they are the reason,
-what keeps the cells small must help the LSTM. Two checks at equal width, with the learning rate chosen
-before, are no part of the verdict: an LSTM whose forget gates start at -2, nearly closed, and both gated
-cells trained by Muon, which replaces the gradient of each gate's matrix by an orthogonal one (learning
+The experiment also looks for the reason for the order. The state of a GRU is a mean of values in (-1,
+1). The cell c of an LSTM is a sum without a bound: while a forget gate stays open, c can grow over
+thousands of characters, many more than the LENGTH that gradients reach back. Where c is so large that
+tanh(c) stays at 1 or -1, the unit is saturated and stores nothing. A unit is counted as saturated if
+tanh(c) has a standard deviation below 0.05 in the first READ characters of the validation text. If
+saturation is the reason, an LSTM with smaller cells must be better. Two checks test this at equal
+width, with the learning rate chosen before; the verdict does not count them as comparisons. In the
+first, the forget gates of the LSTM start nearly closed, at a bias of -2. In the second, LSTM and GRU
+are trained by Muon, which replaces the gradient of each gate's matrix by an orthogonal one (learning
 rate of the matrices 0.02, weight decay 0.1). The time of Muon's steps is not measured.
 
     python -m experiments cells_compared      2 hours on one CPU core; continues after a stop
@@ -51,7 +52,7 @@ from jaxrnn.training.config import TrainingConfig
 ROW = 8
 CELLS = ("rnn", "lstm", "gru")
 TERMS = WIDTH, PARAMETERS, TIME = "equal width", "equal parameters", "equal time"
-# Checks that are no part of the verdict.
+# Trainings that look for the reason for the order; they are not compared as TERMS are.
 CHECKS = BIAS, MUON = "equal width, forget bias -2", "equal width, Muon"
 HIDDEN = 96
 BATCH = 32
@@ -152,7 +153,7 @@ def compare(text: _text.Text, budget: Budget) -> list[dict[str, Any]]:
             ]
             rates[kind] = best_rate(budget.rates, scan)
             record["scan"] = scan
-        # In quarters, so that a run that was stopped finds its models again.
+        # Round to quarters: a run that was stopped must find its models again, and times vary.
         share = max(1.0, round(4 * seconds["lstm", budget.hidden] / seconds[kind]) / 4)
         steps = round(budget.steps * share) if term == TIME else budget.steps
         record |= {"learning_rate": rates[kind], "steps": steps}
@@ -185,7 +186,7 @@ def run(quick: bool) -> Outcome:
     found = {text.label: compare(text, budget) for text in texts}
     numbers = {"models": found, "rates": budget.rates, "scan_seed": SCAN_SEED}
     numbers |= {"scan_steps": budget.scan_steps, "batch": BATCH, "seq_len": LENGTH}
-    # A step of Muon is counted as one of Adam.
+    # Muon's steps were not timed, so count them as long as Adam's.
     seconds = sum(
         each.get("milliseconds", of(records, WIDTH)[each["cell"]]["milliseconds"])
         / 1e3
@@ -300,7 +301,7 @@ def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
                 places.append(place)
                 names.append(f"{cell} {each['hidden']}")
                 place += 1
-            # A row for the name of the next term.
+            # Leave a row for the name of the next term.
             place += 1
         axes.set_yticks(places, names)
         axes.set_ylim(max(places) + 0.7, -1.2)

@@ -11,17 +11,17 @@ identity does so in a ReLU network (Le et al. 2015); Glorot-uniform weights are 
 Every network has to learn, in the same number of updates of Adam with clipping to a global norm of 1:
 
     adding    The sum of two marked numbers out of T (Hochreiter & Schmidhuber 1997), in 600 updates:
-              T = 100 for LSTMs and ReLU networks, T = 20 for tanh, which learns no more than that.
-              Squared error, as a multiple of that of always answering 1, which is 1/6.
+              T = 100 for LSTMs and ReLU networks, and T = 20 for tanh networks, which is hard
+              for them already. Squared error, as a multiple of that of always answering 1, which is 1/6.
     text      The next character in windows of 50 of Tiny Shakespeare, from the zero state, in 300
               updates. Cross-entropy in nats per character.
 
-The loss is measured at the end on held-out data. A loss above that of an answer that does not depend on
-the inputs counts as that: so large losses of networks that diverge do not outweigh all others. The
-learning rate of each network and task is the best of RATES in trainings from five separate seeds. The
-intervals are 95% t-intervals over the seeds of the mean logarithm of the loss; two initialisations are
-compared by the ratio of their losses, seed by seed. A recommendation holds where the interval of its
-ratio on the adding problem is below 1.
+The loss is measured at the end on held-out data. The baseline is the loss of an answer that ignores the
+inputs. A loss above the baseline is replaced by the baseline, because otherwise one network that
+diverges would outweigh all others. The learning rate of each network and task is the best of RATES in
+trainings from five separate seeds. The intervals are 95% t-intervals over the seeds of the mean
+logarithm of the loss; two initialisations are compared by the ratio of their losses, seed by seed. A
+recommendation holds where the interval of its ratio on the adding problem is below 1.
 
 T and the updates were chosen in a trial on the separate seeds, such that some of the networks learn the
 task and others do not. A network has learned to add if its loss is below a tenth of the baseline.
@@ -72,7 +72,7 @@ class Task(NamedTuple):
     lengths: T for each kind of network.
     updates, rows: number of updates, and batch size.
     unit: of the loss.
-    baseline: the loss of an answer that does not depend on the inputs.
+    baseline: the loss of an answer that ignores the inputs.
     """
 
     batch: Callable[[Any, int, int, bool], tuple[Any, Any]]

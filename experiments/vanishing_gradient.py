@@ -219,7 +219,8 @@ def draw(numbers: dict[str, Any], seeds: list[int]) -> Figure:
         for name, flows in numbers["log10_influence"].items():
             each = np.array(flows)[:, when]
             colour = _drawing.CELLS[name.split(",")[0]]
-            # In a network that diverged, or whose units all died, there is no influence to compare with.
+            # Leave out networks that diverged or whose units all died: at lag 0, their influence is no
+            # number to divide by.
             each = each[np.isfinite(each[:, 0])]
             if not len(each):
                 continue
