@@ -4,11 +4,11 @@
     operations per character   2 H (G H + V), and some for each unit       G = 1, 4, 3 for rnn, lstm, gru
 
 (H is the width, V the number of characters, E = 64 the width of their embedding.) Each cell learns Tiny
-Shakespeare and a million bytes of the source of Linux on three terms, of which the LSTM is the measure:
+Shakespeare and a million bytes of the source of Linux on three terms, each compared with the LSTM:
 
     equal width         the same H and the same number of steps
     equal parameters    the H that gives as many parameters, the same number of steps
-    equal time          the same H, and as many steps as fit into the time of the LSTM's
+    equal time          the same H, and as many steps as take the time of the LSTM's training
 
 Batch, clipping and schedule are the same for all. The learning rate is chosen for each cell, width and
 text: the one of RATES with the smallest validation loss after half of the steps, from a seed that is
